@@ -1,0 +1,131 @@
+"""The tree of everything that can go wrong, with a public code for each.
+
+    Error
+    ├── Refused            the command cannot be done; nothing was written
+    │   ├── NotFound
+    │   ├── Invalid        the input breaks a rule
+    │   ├── Conflict       another command was faster (after all retries)
+    │   ├── StaleVersion   the caller expected another version
+    │   └── KeyReused      an Idempotency-Key came back with another request
+    ├── Away               a server cannot be reached now; nothing was lost
+    │   ├── StoreAway      PostgreSQL
+    │   ├── ReadModelAway  MongoDB
+    │   ├── BrokerAway     RabbitMQ
+    │   ├── FeedAway       the service that owns a feed
+    │   └── Busy           too many callers wait for the same thing
+    ├── NotAnEvent         a message that cannot be read as an event
+    ├── CannotApply        an event that a projection does not know how to apply
+    └── Misconfigured      settings or code that must not start
+
+`web.py` turns them into HTTP, in one table; nothing else knows status codes.
+"""
+
+
+class Error(Exception):
+    """The root: `str(error)` is one sentence for people, `code` one word for programs."""
+
+    code = "error"
+
+
+class Refused(Error):
+    """A command that cannot be done. Nothing was written."""
+
+    code = "refused"
+
+
+class NotFound(Refused):
+    """There is no such stream, or none at the time that was asked for."""
+
+    code = "not-found"
+
+
+class Invalid(Refused):
+    """The input breaks a rule; `title` names the rule in two or three words."""
+
+    code = "invalid"
+
+    def __init__(self, detail: str, title: str = "Invalid request") -> None:
+        super().__init__(detail)
+        self.title = title
+
+
+class Conflict(Refused):
+    """Another command changed the stream first; `actual` is its version where that is known."""
+
+    code = "conflict"
+
+    def __init__(self, detail: str, actual: int | None = None) -> None:
+        super().__init__(detail)
+        self.actual = actual
+
+
+class StaleVersion(Refused):
+    """The caller's `If-Match` names a version that is not the current one, `actual`."""
+
+    code = "stale-version"
+
+    def __init__(self, detail: str, actual: int) -> None:
+        super().__init__(detail)
+        self.actual = actual
+
+
+class KeyReused(Refused):
+    """An `Idempotency-Key` that stands for another request."""
+
+    code = "key-reused"
+
+
+class Away(Error):
+    """A server that cannot be reached now. Retry after `retry_after` seconds."""
+
+    code = "away"
+    retry_after = 2
+
+
+class StoreAway(Away):
+    """PostgreSQL cannot be reached, or does not answer within its time limit."""
+
+    code = "store-away"
+
+
+class ReadModelAway(Away):
+    """MongoDB cannot be reached, or does not answer within its time limit."""
+
+    code = "read-model-away"
+
+
+class BrokerAway(Away):
+    """RabbitMQ cannot be reached, or the connection to it was lost."""
+
+    code = "broker-away"
+
+
+class FeedAway(Away):
+    """The service that owns a feed cannot be reached."""
+
+    code = "feed-away"
+
+
+class Busy(Away):
+    """So many callers wait already that one more would not be served in time."""
+
+    code = "busy"
+    retry_after = 1
+
+
+class NotAnEvent(Error):
+    """Bytes that are not an event: no JSON, or JSON of another shape."""
+
+    code = "not-an-event"
+
+
+class CannotApply(Error):
+    """An event that is unknown to a projection, or newer than its code."""
+
+    code = "cannot-apply"
+
+
+class Misconfigured(Error):
+    """Settings or code with which a process must not start."""
+
+    code = "misconfigured"

@@ -1,0 +1,139 @@
+"""An event, and the two forms it takes outside of Python: a row and a message. Pure.
+
+In the store an event is a row (`init.sql`); on the broker it is one JSON object, the
+same schema for every event type (`SPEC`). JSON is camelCase, Python is snake_case, and
+this file is where one becomes the other. Numbers are kept as Decimal, never as binary
+floats: what was 0.10 in the request is 0.10 in every answer.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TypeAlias
+from uuid import UUID
+
+from eventcore.errors import NotAnEvent
+
+Json: TypeAlias = (
+    "str | int | Decimal | bool | None | datetime | list[Json] | tuple[Json, ...] | Mapping[str, Json]"
+)
+Data: TypeAlias = Mapping[str, Json]
+
+SPEC = 1
+"""The version of the message schema, `specVersion` in each message."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """An event that has been decided but has no place in a stream yet."""
+
+    event_id: UUID
+    event_type: str
+    schema_version: int
+    data: Data
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An immutable fact that has happened, at its place in its stream and its store."""
+
+    position: int
+    event_id: UUID
+    aggregate_type: str
+    aggregate_id: UUID
+    version: int
+    event_type: str
+    schema_version: int
+    data: Data
+    metadata: Data
+    recorded_at: datetime
+
+    @property
+    def routing_key(self) -> str:
+        """`user.created` for USER_CREATED: the aggregate type, then the rest in lower case."""
+        rest = self.event_type.lower().removeprefix(f"{self.aggregate_type}_")
+        return f"{self.aggregate_type}.{rest}"
+
+
+def to_message(event: Event) -> dict[str, Json]:
+    """The message's JSON object for an event; `from_message` is its inverse."""
+    return {
+        "specVersion": SPEC,
+        "eventId": str(event.event_id),
+        "eventType": event.event_type,
+        "schemaVersion": event.schema_version,
+        "aggregateType": event.aggregate_type,
+        "aggregateId": str(event.aggregate_id),
+        "version": event.version,
+        "position": event.position,
+        "recordedAt": to_timestamp(event.recorded_at),
+        "data": event.data,
+        "metadata": event.metadata,
+    }
+
+
+def from_message(message: object) -> Event:
+    """The event that a parsed message is; raises NotAnEvent with the reason.
+
+    A message with a newer `specVersion` is refused as well: its meaning is unknown.
+    """
+    if not isinstance(message, Mapping):
+        raise NotAnEvent(f"a message must be a JSON object, not {type(message).__name__}")
+    if message.get("specVersion") != SPEC:
+        raise NotAnEvent(f"specVersion must be {SPEC}, not {str(message.get('specVersion'))[:40]}")
+    return Event(
+        position=_natural(message, "position"),
+        event_id=_uuid(message, "eventId"),
+        aggregate_type=_text(message, "aggregateType"),
+        aggregate_id=_uuid(message, "aggregateId"),
+        version=_natural(message, "version"),
+        event_type=_text(message, "eventType"),
+        schema_version=_natural(message, "schemaVersion"),
+        data=_object(message, "data"),
+        metadata=_object(message, "metadata"),
+        recorded_at=_time(message, "recordedAt"),
+    )
+
+
+def to_timestamp(moment: datetime) -> str:
+    """RFC 3339 in UTC with six decimals, so that text order is time order."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _text(message: Mapping[str, object], name: str) -> str:
+    value = message.get(name)
+    if not isinstance(value, str) or not 0 < len(value) <= 200:
+        raise NotAnEvent(f"{name} must be a text of 1 to 200 characters")
+    return value
+
+
+def _natural(message: Mapping[str, object], name: str) -> int:
+    value = message.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**63:
+        raise NotAnEvent(f"{name} must be a whole number above 0")
+    return value
+
+
+def _uuid(message: Mapping[str, object], name: str) -> UUID:
+    try:
+        return UUID(_text(message, name))
+    except ValueError as error:
+        raise NotAnEvent(f"{name} must be a UUID") from error
+
+
+def _object(message: Mapping[str, object], name: str) -> Data:
+    value = message.get(name)
+    if not isinstance(value, Mapping):
+        raise NotAnEvent(f"{name} must be a JSON object")
+    return value
+
+
+def _time(message: Mapping[str, object], name: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(_text(message, name))
+    except ValueError as error:
+        raise NotAnEvent(f"{name} must be an RFC 3339 time") from error
+    if moment.tzinfo is None:
+        raise NotAnEvent(f"{name} must name its offset from UTC")
+    return moment
