@@ -16,7 +16,8 @@ from uuid import UUID
 from eventcore.errors import NotAnEvent
 
 Json: TypeAlias = (
-    "str | int | Decimal | bool | None | datetime | list[Json] | tuple[Json, ...] | Mapping[str, Json]"
+    "str | int | Decimal | bool | datetime | list[Json] | tuple[Json, ...]"
+    " | Mapping[str, Json] | None"
 )
 Data: TypeAlias = Mapping[str, Json]
 

@@ -71,7 +71,6 @@ class Settings:
     window: int
     delivery_limit: int
     queue_bytes: int
-    idempotency_hours: int
 
 
 SERVERS = {"store": "POSTGRES", "broker": "RABBITMQ", "readmodel": "MONGODB"}
@@ -119,7 +118,6 @@ def read_settings(
         window=reader.integer("WINDOW", 500),
         delivery_limit=reader.integer("DELIVERY_LIMIT", 20),
         queue_bytes=reader.integer("QUEUE_BYTES", 256 * 1024 * 1024),
-        idempotency_hours=reader.integer("IDEMPOTENCY_HOURS", 24),
     )
     reader.refuse_if_wrong(process)
     return settings

@@ -1,0 +1,128 @@
+"""One command: read its stream, fold, decide, append; again on a conflict."""
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+from uuid import UUID
+
+import uuid_utils.compat
+
+from eventcore.decider import Decider
+from eventcore.errors import Conflict, NotFound, Refused, StaleVersion
+from eventcore.event import Data, Event, NewEvent
+from eventcore.store import PAGE, Answer, Idempotency, Store, Stream
+
+State = TypeVar("State")
+Command = TypeVar("Command")
+Fact = TypeVar("Fact")
+
+ATTEMPTS = 8
+"""How often a command is decided anew when others keep changing its stream first."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What surrounds a command: who asked, under which ids and on which condition."""
+
+    metadata: Data
+    idempotency: Idempotency | None = None
+    if_match: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Handled:
+    """A command that succeeded: its answer, and whether that was given before."""
+
+    answer: Answer
+    version: int
+    events: tuple[NewEvent, ...]
+    replayed: bool = False
+
+
+def new_id() -> UUID:
+    """A UUID of version 7: they grow with time, so indexes grow at one end."""
+    return uuid_utils.compat.uuid7()
+
+
+def read_all(store: Store, stream: Stream, after: int = 0) -> list[Event]:
+    """Every event of a stream above version `after`; empty if there is none."""
+    events: list[Event] = []
+    while page := store.read_stream(stream, after):
+        events += page
+        after = page[-1].version
+        if len(page) < PAGE:
+            break
+    return events
+
+
+def handle(
+    store: Store,
+    decider: Decider[Command, State, Fact],
+    aggregate_id: UUID,
+    command: Command,
+    call: Call,
+    answer: Callable[[State, int], Answer],
+    *,
+    creates: bool = False,
+) -> Handled:
+    """Carry out `command`, exactly once where the call has an idempotency key.
+
+    `answer` makes, of the new state and version, what the caller is told. A command that
+    `creates` has an id of its own making, so there is no stream to read. Raises NotFound,
+    StaleVersion, Conflict, KeyReused, whatever `decide` refuses, and StoreAway; then
+    nothing was written.
+    """
+    stream = Stream(decider.aggregate_type, aggregate_id)
+    for attempt in range(ATTEMPTS):
+        try:
+            return _once(store, decider, stream, command, call, answer, creates)
+        except Conflict as conflict:
+            log.info("conflict, deciding again", extra={"stream": str(stream), "attempt": attempt})
+            if creates or attempt == ATTEMPTS - 1:
+                raise Conflict(
+                    f"{stream} is being changed by others; nothing was written"
+                ) from conflict
+            time.sleep(random.uniform(0, 0.002 * 2**attempt))  # full jitter, 0.25 s at most
+        except Refused:
+            # The same request, a moment earlier, may be why this one is refused now.
+            earlier = call.idempotency and store.recorded_answer(call.idempotency)
+            if not earlier:
+                raise
+            return Handled(earlier, 0, (), replayed=True)
+    raise AssertionError("unreachable")
+
+
+def _once(
+    store: Store,
+    decider: Decider[Command, State, Fact],
+    stream: Stream,
+    command: Command,
+    call: Call,
+    answer: Callable[[State, int], Answer],
+    creates: bool,
+) -> Handled:
+    history = [] if creates else read_all(store, stream)
+    if not history and not creates:
+        raise NotFound(f"There is no {stream.aggregate_type} {stream.aggregate_id}.")
+    version = history[-1].version if history else 0
+    if call.if_match and version not in call.if_match:
+        raise StaleVersion(
+            f"The {stream.aggregate_type} is at version {version}, not at the one in If-Match."
+            " Nothing was written. Read it again, then repeat the change.",
+            version,
+        )
+    state = decider.fold(decider.initial, history)
+    facts = decider.decide(command, state)
+    events = tuple(decider.to_new_event(fact, new_id()) for fact in facts)
+    for fact in facts:
+        state = decider.evolve(state, fact)
+    given = answer(state, version + len(events))
+    appended = store.append(stream, version, events, call.metadata, call.idempotency, given)
+    if appended.replayed:
+        return Handled(appended.replayed, appended.version, (), replayed=True)
+    return Handled(given, appended.version, events)

@@ -1,0 +1,104 @@
+"""The owner's feed over HTTP, as a projector reads it. The only client of `/internal`.
+
+A service serves its feed (see web.py); a projector, which has no PostgreSQL credentials,
+asks it for what the broker has not brought.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID
+
+import urllib3
+from urllib3.exceptions import HTTPError
+
+from eventcore import jsontext
+from eventcore.errors import FeedAway, NotAnEvent
+from eventcore.event import Event, from_message
+from eventcore.settings import Secret
+from eventcore.store import PAGE, Head, Store, Stream
+
+SWEEP_RANGE = 5000
+"""Positions that one page of heads covers at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadsPage:
+    """The streams that changed up to position `until`, and the settled position now."""
+
+    heads: tuple[Head, ...]
+    until: int
+    settled: int
+
+
+class Feed(Protocol):
+    """What a projector may ask the owner; every method may raise FeedAway."""
+
+    def stream(self, aggregate_id: str, after: int) -> list[Event]:
+        """All events of one stream above version `after`, oldest first."""
+
+    def heads(self, after: int, until: int) -> HeadsPage:
+        """The streams that changed above position `after`, up to `until` or a page's end."""
+
+
+class StoreFeed:
+    """A Feed straight from a store: what the owner itself serves."""
+
+    def __init__(self, store: Store, aggregate_type: str) -> None:
+        self._store = store
+        self._aggregate_type = aggregate_type
+
+    def stream(self, aggregate_id: str, after: int) -> list[Event]:
+        """See Feed; one page of it."""
+        return self._store.read_stream(Stream(self._aggregate_type, UUID(aggregate_id)), after)
+
+    def heads(self, after: int, until: int) -> HeadsPage:
+        """See Feed; never past what has settled."""
+        settled = self._store.settled()
+        until = min(until, settled, after + SWEEP_RANGE)
+        if until <= after:
+            return HeadsPage((), after, settled)
+        heads = self._store.read_heads(self._aggregate_type, after, until)
+        return HeadsPage(tuple(heads), until, settled)
+
+
+class HttpFeed:
+    """A Feed from the owner at `url`, by its token, which is read at each call."""
+
+    def __init__(self, url: str, token: Secret) -> None:
+        self._url = url.rstrip("/")
+        self._token = token
+        self._pool = urllib3.PoolManager(
+            timeout=urllib3.Timeout(connect=2, read=10), retries=False, maxsize=4
+        )
+
+    def stream(self, aggregate_id: str, after: int) -> list[Event]:
+        """See Feed."""
+        events: list[Event] = []
+        while True:
+            page = self._get("events", stream=aggregate_id, after=after)
+            events += [from_message(message) for message in page["events"]]
+            if len(page["events"]) < PAGE:
+                return events
+            after = events[-1].version
+
+    def heads(self, after: int, until: int) -> HeadsPage:
+        """See Feed."""
+        page = self._get("heads", after=after, until=until)
+        heads = tuple(Head(UUID(each["id"]), each["version"]) for each in page["heads"])
+        return HeadsPage(heads, page["until"], page["settled"])
+
+    def _get(self, what: str, **query: str | int) -> Any:
+        url = f"{self._url}/internal/{what}"
+        headers = {"Authorization": f"Bearer {self._token.read()}"}
+        try:
+            response = self._pool.request(
+                "GET",
+                url,
+                fields={name: str(value) for name, value in query.items()},
+                headers=headers,
+            )
+            if response.status != 200:
+                raise FeedAway(f"{url} answered {response.status}: {response.data[:200]!r}")
+            return jsontext.parse(response.data)
+        except (HTTPError, ValueError, KeyError, NotAnEvent) as error:
+            raise FeedAway(f"{url} cannot be read: {error}") from error

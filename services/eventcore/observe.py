@@ -1,0 +1,183 @@
+"""What a process shows of itself: log lines, metrics, and whether it is ready.
+
+The only file that imports prometheus-client. A log line is a fact with ids as fields: one
+JSON object a line, or readable text on a terminal.
+"""
+
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
+
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge
+from prometheus_client import generate_latest as _render
+from prometheus_client.multiprocess import MultiProcessCollector
+
+REQUESTS = Counter("http_requests", "Requests answered", ["method", "route", "status"])
+APPENDED = Counter("eventstore_events_appended", "Events appended", ["event_type"])
+CONFLICTS = Counter(
+    "eventstore_conflicts", "Commands refused after all retries", ["aggregate_type"]
+)
+PUBLISHED = Counter("relay_events_confirmed", "Events confirmed by the broker", ["store"])
+RETURNED = Counter("relay_events_returned", "Events the broker could not route at first", ["store"])
+CHECKPOINT = Gauge(
+    "relay_checkpoint_position", "Position up to which all is confirmed", ["store"],
+    multiprocess_mode="mostrecent",
+)  # fmt: skip
+APPLIED = Counter("projection_events_applied", "Events folded into documents", ["projection"])
+DUPLICATES = Counter("projection_events_duplicate", "Deliveries seen before", ["projection"])
+CAUGHT_UP = Counter(
+    "projection_events_caught_up",
+    "Events fetched from the feed, since the broker had not brought them",
+    ["projection"],
+)
+DEAD_LETTERS = Counter("projection_dead_letters", "Messages that are no events", ["projection"])
+PARKED = Gauge(
+    "projection_parked_streams", "Streams set aside", ["projection"],
+    multiprocess_mode="mostrecent",
+)  # fmt: skip
+POSITION = Gauge(
+    "projection_checkpoint_position", "Position up to which all is applied or parked",
+    ["projection"], multiprocess_mode="mostrecent",
+)  # fmt: skip
+
+_fields: ContextVar[Mapping[str, str]] = ContextVar("log fields", default=MappingProxyType({}))
+_STANDARD = {*logging.makeLogRecord({}).__dict__, "message", "asctime", "taskName"}
+_NAMES = {"store": "Postgres", "broker": "RabbitMQ", "readmodel": "MongoDB", "feed": "feed"}
+
+
+@contextmanager
+def log_fields(**fields: str) -> Iterator[None]:
+    """Every line logged within carries these fields."""
+    token = _fields.set({**_fields.get(), **fields})
+    try:
+        yield
+    finally:
+        _fields.reset(token)
+
+
+def start_logging(service: str, process: str, form: str, level: str) -> None:
+    """Log to stdout from now on; `form` is json, text, or auto: text on a terminal."""
+    as_text = form == "text" or (form == "auto" and sys.stdout.isatty())
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_Text() if as_text else _Json(service, process))
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # what it says, broker.py says in one line
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+
+
+class _Json(logging.Formatter):
+    def __init__(self, service: str, process: str) -> None:
+        super().__init__()
+        self._always = {"service": service, "process": process}
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            **self._always,
+            **_extra(record),
+        }
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+_ONE_LINE = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
+"""A line break in a name does not begin a second log line."""
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        fields = " ".join(f"{name}={value}" for name, value in _extra(record).items())
+        text = f"{record.levelname:<7} {record.getMessage()}  {fields}".rstrip()
+        text = text.translate(_ONE_LINE)
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+def _extra(record: logging.LogRecord) -> dict[str, object]:
+    own = {k: v for k, v in record.__dict__.items() if k not in _STANDARD}
+    return {**_fields.get(), **own}
+
+
+class Health:
+    """What a process still lacks, by part; each change of a part's state is one log line."""
+
+    def __init__(self, *parts: str) -> None:
+        self._problems: dict[str, str | None] = dict.fromkeys(parts, "not connected yet")
+        self._lock = threading.Lock()
+        self._log = logging.getLogger("eventcore.health")
+
+    def well(self, part: str) -> None:
+        """`part` works."""
+        with self._lock:
+            changed = self._problems.get(part, "") is not None
+            self._problems[part] = None
+        if changed:
+            self._log.info(f"Connected to {_NAMES.get(part, part)}")
+
+    def lacks(self, part: str, problem: str) -> None:
+        """`part` does not work now, for the reason `problem`."""
+        with self._lock:
+            known = self._problems.get(part)
+            changed = known is None or known == "not connected yet"
+            self._problems[part] = problem
+        if changed:
+            self._log.warning(f"Waiting for {_NAMES.get(part, part)}", extra={"reason": problem})
+
+    def missing(self) -> dict[str, str]:
+        """Each part that does not work, with the reason; empty when all is well."""
+        with self._lock:
+            return {part: problem for part, problem in self._problems.items() if problem}
+
+
+def render_metrics() -> tuple[bytes, str]:
+    """All metrics of this process, or of all workers of one server, and their content type."""
+    registry = REGISTRY
+    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return _render(registry), CONTENT_TYPE_LATEST
+
+
+def serve_probes(port: int, missing: Callable[[], Mapping[str, str]]) -> None:
+    """Serve /metrics, /healthz and /readyz on `port`, from a thread; 0: do not."""
+    if not port:
+        return
+
+    class Probes(BaseHTTPRequestHandler):
+        timeout = 5
+
+        def do_GET(self) -> None:
+            if self.path == "/metrics":
+                self._answer(200, *render_metrics())
+            elif self.path == "/healthz":
+                self._answer(200, b'{"status":"alive"}')
+            elif self.path == "/readyz":
+                lacking = missing()
+                body = {"status": "waiting" if lacking else "ready", "missing": lacking}
+                self._answer(503 if lacking else 200, json.dumps(body).encode())
+            else:
+                self._answer(404, b'{"title":"Not found"}')
+
+        def _answer(self, status: int, body: bytes, kind: str = "application/json") -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Probes are not worth a line."""
+
+    server = ThreadingHTTPServer(("", port), Probes)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, name="probes", daemon=True).start()

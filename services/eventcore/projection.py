@@ -1,0 +1,73 @@
+"""A projection: a named fold of events into the documents of a read model. Pure.
+
+A document belongs to one stream. Its `_id` is the aggregate's id, its `version` that of
+the last event folded into it; a step sees neither and sets neither.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeAlias
+
+from eventcore.errors import CannotApply
+from eventcore.event import Event, Json
+from eventcore.upcast import Upcaster, Upcasters
+
+Document: TypeAlias = dict[str, Json]
+Step: TypeAlias = Callable[[Document, Event], Document]
+"""A document and an event in, the next document out; before the first event it is empty."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What a projector needs to know of one read model.
+
+    `steps` holds a step for each event type it folds, `ignores` the types it knows and
+    passes over. Any other type, and a schema version above those in `schema_versions`
+    (1 where none is given), cannot be applied and parks its stream.
+    """
+
+    name: str
+    aggregate_type: str
+    queue: str
+    collection: str
+    says: str
+    steps: Mapping[str, Step]
+    ignores: frozenset[str] = frozenset()
+    indexes: tuple[tuple[str, ...], ...] = ()
+    schema_versions: Mapping[str, int] = field(default_factory=dict)
+    upcasters: Mapping[tuple[str, int], Upcaster] | None = None
+
+    def __post_init__(self) -> None:
+        assert self._upcast  # a broken chain of upcasters must not start
+
+    @property
+    def binding(self) -> str:
+        """The routing keys its queue is bound with: every event of its streams."""
+        return f"{self.aggregate_type}.#"
+
+    def apply(self, document: Document | None, event: Event) -> Document:
+        """The document after `event`, which must be the next of its stream.
+
+        Raises CannotApply for a type or schema version that is unknown, and whatever a step raises.
+        """
+        version = document["version"] if document else 0
+        if event.version != version + 1:  # type: ignore[operator]
+            raise CannotApply(f"version {event.version} does not follow version {version}")
+        document = document or {"_id": str(event.aggregate_id)}
+        if event.event_type not in self.ignores:
+            known = self._upcast(event)
+            document = {**document, **self.steps[known.event_type](document, known)}
+        return {**document, "version": event.version}
+
+    def fold(self, events: list[Event]) -> Document | None:
+        """The document after the events of one stream, from its first on; None without any."""
+        document = None
+        for event in events:
+            document = self.apply(document, event)
+        return document
+
+    @cached_property
+    def _upcast(self) -> Upcasters:
+        versions = {kind: self.schema_versions.get(kind, 1) for kind in self.steps}
+        return Upcasters(versions, self.upcasters)

@@ -1,0 +1,457 @@
+"""The projector: deliveries to documents, each event once, in the order of its stream.
+
+    guard     a document knows its version; event n is applied only onto n-1
+    catch up  what is missing in between is fetched from the owner's feed
+    park      a stream whose next event cannot be applied is set aside, alone
+    sweep     every few seconds, who holds the lease compares the feed with the documents,
+              catches up what the broker lost, and moves the checkpoint
+
+The broker makes it fast, the sweep makes it sure: a delivery that cannot be dealt with now
+may be acknowledged, since the checkpoint is not past it. Replicas need not agree on
+anything but the guard.
+"""
+
+import logging
+import random
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from threading import Event as Stop
+from time import monotonic, sleep
+
+from eventcore import jsontext
+from eventcore.broker import Consumer, Delivery
+from eventcore.errors import Away, BrokerAway, CannotApply, FeedAway, NotAnEvent, ReadModelAway
+from eventcore.event import Event, from_message
+from eventcore.feed import Feed
+from eventcore.observe import (
+    APPLIED,
+    CAUGHT_UP,
+    DEAD_LETTERS,
+    DUPLICATES,
+    PARKED,
+    POSITION,
+    Health,
+)
+from eventcore.projection import Document, Projection
+from eventcore.readmodel import Lease, Parked, ReadModel, Write
+
+log = logging.getLogger(__name__)
+
+BACKOFF = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+"""Seconds between tries while a server is away; the last one repeats."""
+
+RACES = 20
+"""How often a batch is folded anew because another replica wrote one of its documents first."""
+
+
+def backoff(failures: int) -> float:
+    """How long to wait after so many failures in a row; jittered, so replicas spread out."""
+    return BACKOFF[min(failures, len(BACKOFF) - 1)] * random.uniform(0.75, 1.25)
+
+
+@dataclass(slots=True)
+class Folded:
+    """What became of one stream's events: the document, and what stopped it, if anything."""
+
+    before: int
+    document: Document | None
+    highest: int
+    stopped_at: int = 0
+    error: str = ""
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether there are events that the log itself does not lead up to."""
+        return self.highest > self.version and not self.error
+
+    @property
+    def version(self) -> int:
+        """The version of the document now."""
+        version = self.document["version"] if self.document else 0
+        assert isinstance(version, int)
+        return version
+
+
+class Folder:
+    """Applies events to the documents of one projection, whatever order they come in."""
+
+    def __init__(
+        self,
+        projection: Projection,
+        readmodel: ReadModel,
+        feed: Feed,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._projection = projection
+        self._readmodel = readmodel
+        self._feed = feed
+        self._clock = clock
+
+    def apply(self, streams: Mapping[str, Sequence[Event]], retry: bool = False) -> dict[str, int]:
+        """Apply events by stream, filling gaps from the feed, and park what cannot be applied.
+
+        When it returns, each event is applied, or its stream stands on the parked list, or
+        (the feed being away) it is left to the sweep. What comes back names the streams
+        whose events are ahead of the log itself, each with the version its document has. A
+        stream that is parked already only has its entry renewed, unless `retry`. Raises
+        ReadModelAway; then some may be applied, and it can be called again.
+        """
+        name = self._projection.name
+        parked = self._readmodel.parked(name, streams)
+        pending = dict(streams)
+        if not retry:
+            for stream in parked.keys() & pending.keys():
+                events = pending.pop(stream)
+                self.renew(parked[stream], max((e.version for e in events), default=0))
+        ahead: dict[str, int] = {}
+        for attempt in range(RACES):
+            documents = self._readmodel.find(self._projection.collection, pending)
+            folded: dict[str, Folded] = {}
+            for stream, events in pending.items():
+                try:
+                    folded[stream] = self._fold(stream, documents.get(stream), events)
+                except FeedAway as away:
+                    log.warning("Gap left to the sweep", extra={"id": stream, "reason": str(away)})
+            if self._write(folded):
+                self._settle(folded, parked)
+                ahead.update((s, f.version) for s, f in folded.items() if f.is_ahead)
+                return ahead
+            pending = {stream: pending[stream] for stream in folded}
+            sleep(backoff(attempt) / 50)  # a replica was faster with one of them
+        raise ReadModelAway(f"documents of {name} kept changing under {RACES} attempts")
+
+    def catch_up(self, stream: str) -> None:
+        """Bring one stream to where the feed is; parked, only its entry is renewed."""
+        version = self._readmodel.versions(self._projection.collection, [stream]).get(stream, 0)
+        events = self._feed.stream(stream, after=version)
+        CAUGHT_UP.labels(self._projection.name).inc(len(events))
+        self.apply({stream: events})
+
+    def retry(self, stream: str) -> bool:
+        """Try a parked stream again; True if it has been released, False if it stays parked.
+
+        It is released once its document has reached everything that is known of it.
+        """
+        name, collection = self._projection.name, self._projection.collection
+        for _ in range(RACES):
+            before = self._readmodel.versions(collection, [stream]).get(stream, 0)
+            self.apply({stream: self._feed.stream(stream, after=before)}, retry=True)
+            if not self._readmodel.parked(name, [stream]):
+                log.info("Stream released", extra={"projection": name, "id": stream})
+                return True
+            if self._readmodel.versions(collection, [stream]).get(stream, 0) == before:
+                return False
+        return False
+
+    def renew(self, parked: Parked, highest: int) -> None:
+        """Note on a parked stream's entry how far the stream is known to go."""
+        if highest > parked.highest:
+            self._readmodel.park(replace(parked, highest=highest))
+
+    def _fold(self, stream: str, document: Document | None, events: Sequence[Event]) -> Folded:
+        before = Folded(0, document, 0).version
+        highest = max((event.version for event in events), default=before)
+        result = Folded(before, document, highest)
+        for event in self._in_order(stream, before, events):
+            try:
+                result.document = self._projection.apply(result.document, event)
+            except Exception as error:  # noqa: BLE001 - whatever a step raises parks its stream
+                result.stopped_at, result.error = event.version, f"{type(error).__name__}: {error}"
+                log.error(
+                    "Stream parked",
+                    extra={
+                        "projection": self._projection.name,
+                        "id": stream,
+                        "version": event.version,
+                        "event_type": event.event_type,
+                        "error": result.error,
+                    },
+                )
+                break
+        return result
+
+    def _in_order(self, stream: str, after: int, events: Sequence[Event]) -> list[Event]:
+        """The events above version `after`, each once, with the gaps between them filled."""
+        known = {event.version: event for event in events if event.version > after}
+        DUPLICATES.labels(self._projection.name).inc(len(events) - len(known))
+        if known and max(known) - after > len(known):
+            fetched = self._feed.stream(stream, after)
+            CAUGHT_UP.labels(self._projection.name).inc(len(fetched))
+            known.update((event.version, event) for event in fetched)
+        ordered = []
+        while after + 1 in known:
+            after += 1
+            ordered.append(known[after])
+        return ordered
+
+    def _write(self, folded: Mapping[str, Folded]) -> bool:
+        """Write all documents that changed; False if someone else was faster with any."""
+        writes = {
+            stream: Write(each.document, each.before)
+            for stream, each in folded.items()
+            if each.document and each.version > each.before
+        }
+        if not writes:
+            return True
+        try:
+            complete = self._readmodel.write(self._projection.collection, list(writes.values()))
+        except CannotApply:
+            complete = self._write_each(folded, writes)
+        if complete:
+            applied = sum(folded[s].version - folded[s].before for s in writes)
+            APPLIED.labels(self._projection.name).inc(applied)
+            for stream in writes:
+                log.info(
+                    self._projection.says, extra={"id": stream, "version": folded[stream].version}
+                )
+        return complete
+
+    def _write_each(self, folded: Mapping[str, Folded], writes: dict[str, Write]) -> bool:
+        """Document by document; one that MongoDB cannot store stops its own stream."""
+        complete = True
+        for stream, write in list(writes.items()):
+            try:
+                complete &= self._readmodel.write(self._projection.collection, [write])
+            except CannotApply as error:
+                del writes[stream]
+                folded[stream].stopped_at = write.replaces + 1
+                folded[stream].error = str(error)
+        return complete
+
+    def _settle(self, folded: Mapping[str, Folded], parked: Mapping[str, Parked]) -> None:
+        """Park the streams that stopped, release those that have gone on."""
+        for stream, each in folded.items():
+            if each.error:
+                self._park(stream, each)
+            elif stream in parked:
+                self._readmodel.release(self._projection.name, stream, each.version)
+
+    def _park(self, stream: str, folded: Folded) -> None:
+        self._readmodel.park(
+            Parked(
+                projection=self._projection.name,
+                stream=stream,
+                version=folded.stopped_at,
+                highest=max(folded.highest, folded.stopped_at),
+                error=folded.error[:500],
+                when=self._clock(),
+            )
+        )
+
+
+class Sweep:
+    """Compares the feed with the documents, from the checkpoint on, while it has the lease.
+
+    It looks only at what had settled when it looked the last time, so that it does not do
+    again what the broker is about to bring.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        projection: Projection,
+        readmodel: ReadModel,
+        feed: Feed,
+        holder: str,
+        lease_seconds: float,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._folder = folder
+        self._projection = projection
+        self._readmodel = readmodel
+        self._feed = feed
+        self._holder = holder
+        self._lease_seconds = lease_seconds
+        self._clock = clock
+        self._seen: tuple[int, datetime] | None = None
+        self._retried = False
+
+    def run(self) -> bool:
+        """One page of it; True if there is more to sweep at once. Raises Away."""
+        lease = self._readmodel.take_lease(self._projection.name, self._holder, self._lease_seconds)
+        if lease is None:
+            self._seen = None
+            return False
+        self._retry_parked()
+        now = self._clock()
+        until, covered_at = self._seen or (0, None)
+        page = self._feed.heads(lease.position, until)
+        self._catch_up({str(head.aggregate_id): head.version for head in page.heads})
+        PARKED.labels(self._projection.name).set(len(self._readmodel.parked(self._projection.name)))
+        if page.until < until:
+            self._move(lease, page.until, None)
+            return True
+        self._seen = (page.settled, now)
+        self._move(lease, page.until, covered_at)
+        return False
+
+    def _move(self, lease: Lease, position: int, covered_at: datetime | None) -> None:
+        if self._readmodel.move_checkpoint(lease, position, covered_at):
+            POSITION.labels(self._projection.name).set(position)
+
+    def _catch_up(self, heads: Mapping[str, int]) -> None:
+        """Bring the streams whose document is behind to where the feed is."""
+        if not heads:
+            return
+        versions = self._readmodel.versions(self._projection.collection, heads)
+        lagging = [stream for stream, version in heads.items() if versions.get(stream, 0) < version]
+        if not lagging:
+            return
+        parked = self._readmodel.parked(self._projection.name, lagging)
+        for stream in lagging:
+            if stream in parked:
+                self._folder.renew(parked[stream], heads[stream])
+            else:
+                self._folder.catch_up(stream)
+
+    def _retry_parked(self) -> None:
+        """New code may know what the old did not: try the parked streams once at start."""
+        if not self._retried:
+            for stream in self._readmodel.parked(self._projection.name):
+                self._folder.retry(stream)
+            self._retried = True
+
+
+class Projector:
+    """Consumes one queue into one projection, and sweeps; as many replicas as are needed."""
+
+    def __init__(
+        self,
+        projection: Projection,
+        readmodel: ReadModel,
+        folder: Folder,
+        sweep: Sweep,
+        open_consumer: Callable[[], Consumer],
+        health: Health,
+        batch: int,
+        sweep_interval: float,
+    ) -> None:
+        self._projection = projection
+        self._readmodel = readmodel
+        self._folder = folder
+        self._sweep = sweep
+        self._open_consumer = open_consumer
+        self._health = health
+        self._batch = batch
+        self._sweep_interval = sweep_interval
+        self._consumer: Consumer | None = None
+        self._connect_at = 0.0
+        self._failures = 0
+
+    def run(self, stop: Stop) -> None:
+        """Project until `stop` is set, whatever servers come and go meanwhile."""
+        self._prepare(stop)
+        sweep_at = monotonic()
+        while not stop.is_set():
+            self._consume(stop, wait=max(0.0, min(0.25, sweep_at - monotonic())))
+            if monotonic() >= sweep_at and not stop.is_set():
+                sweep_at = monotonic() + (0 if self._swept() else self._sweep_interval)
+        self._disconnect()
+
+    def handle(self, deliveries: Sequence[Delivery], consumer: Consumer) -> None:
+        """Apply a batch and acknowledge it whole; raises ReadModelAway, BrokerAway."""
+        streams: defaultdict[str, list[Event]] = defaultdict(list)
+        carriers: dict[tuple[str, int], Delivery] = {}
+        for delivery in deliveries:
+            try:
+                event = self._read(delivery)
+            except NotAnEvent as error:
+                self._dead_letter(delivery, consumer, str(error))
+                continue
+            stream = str(event.aggregate_id)
+            streams[stream].append(event)
+            carriers[stream, event.version] = delivery
+        ahead = self._folder.apply(streams) if streams else {}
+        for (stream, version), delivery in carriers.items():
+            if version > ahead.get(stream, version):
+                self._dead_letter(delivery, consumer, f"version {version} is ahead of the log")
+        consumer.acknowledge(deliveries[-1])
+
+    def _read(self, delivery: Delivery) -> Event:
+        try:
+            event = from_message(jsontext.parse(delivery.message.body))
+        except ValueError as error:
+            raise NotAnEvent(str(error)) from error
+        if event.aggregate_type != self._projection.aggregate_type:
+            raise NotAnEvent(f"an event of {event.aggregate_type} has no place in this queue")
+        return event
+
+    def _dead_letter(self, delivery: Delivery, consumer: Consumer, reason: str) -> None:
+        log.error(
+            "Failed to parse message",
+            extra={"projection": self._projection.name, "id": delivery.message.id, "error": reason},
+        )
+        consumer.dead_letter(delivery, reason)
+        DEAD_LETTERS.labels(self._projection.name).inc()
+
+    def _prepare(self, stop: Stop) -> None:
+        failures = 0
+        while not stop.is_set():
+            try:
+                self._readmodel.prepare(self._projection.collection, self._projection.indexes)
+                self._health.well("readmodel")
+                return
+            except ReadModelAway as away:
+                self._health.lacks("readmodel", str(away))
+                stop.wait(backoff(failures))
+                failures += 1
+
+    def _consume(self, stop: Stop, wait: float) -> None:
+        """Take what is there and apply it; without a broker, let `wait` pass."""
+        try:
+            consumer = self._connected()
+            if consumer is None:
+                stop.wait(wait or 0.01)
+                return
+            deliveries = consumer.take(self._batch, wait)
+            if deliveries:
+                self._handle_until_done(deliveries, consumer, stop)
+        except BrokerAway as away:
+            self._health.lacks("broker", str(away))
+            self._disconnect()
+            self._connect_at = monotonic() + backoff(self._failures)
+            self._failures += 1
+
+    def _connected(self) -> Consumer | None:
+        if self._consumer is None and monotonic() >= self._connect_at:
+            self._consumer = self._open_consumer()
+            self._failures = 0
+            self._health.well("broker")
+        return self._consumer
+
+    def _disconnect(self) -> None:
+        if self._consumer is not None:
+            self._consumer.close()
+            self._consumer = None
+
+    def _handle_until_done(
+        self, deliveries: Sequence[Delivery], consumer: Consumer, stop: Stop
+    ) -> None:
+        """Retry in place while the read model is away, and take no more meanwhile."""
+        failures = 0
+        while not stop.is_set():
+            try:
+                self.handle(deliveries, consumer)
+                self._health.well("readmodel")
+                if failures:
+                    consumer.resume()
+                return
+            except ReadModelAway as away:
+                self._health.lacks("readmodel", str(away))
+                if not failures:
+                    consumer.pause()
+                stop.wait(backoff(failures))
+                failures += 1
+
+    def _swept(self) -> bool:
+        """Sweep one page; True if more is to be swept at once."""
+        try:
+            more = self._sweep.run()
+        except Away as away:
+            self._health.lacks("feed" if isinstance(away, FeedAway) else "readmodel", str(away))
+            return False
+        self._health.well("feed")
+        self._health.well("readmodel")
+        return more

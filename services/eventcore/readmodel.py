@@ -1,0 +1,368 @@
+"""Read models in MongoDB: documents, checkpoints with their lease, and the parked list.
+
+The only file that imports pymongo. Prices are kept as Decimal128, exactly. Every write is
+acknowledged by the journal of a majority before it counts.
+
+    <collection>   the documents of a projection: _id, version, and its own fields
+    checkpoints    one a projection: position, coveredAt, and who holds the lease, with its epoch
+    parked         one a stream that is set aside: no payload, only where it stopped and why
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, Protocol
+from urllib.parse import quote_plus
+
+from bson.codec_options import CodecOptions, TypeCodec, TypeRegistry
+from bson.decimal128 import Decimal128
+from bson.errors import BSONError
+from pymongo import ASCENDING, DESCENDING, InsertOne, MongoClient, ReplaceOne, ReturnDocument
+from pymongo.errors import (
+    BulkWriteError,
+    ConnectionFailure,
+    DocumentTooLarge,
+    DuplicateKeyError,
+    ExecutionTimeout,
+    OperationFailure,
+    PyMongoError,
+    WTimeoutError,
+)
+from pymongo.write_concern import WriteConcern
+
+from eventcore.errors import CannotApply, ReadModelAway
+from eventcore.projection import Document
+from eventcore.settings import Server
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A document that replaces the one at version `replaces` (0: there is none yet)."""
+
+    document: Document
+    replaces: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to move a projection's checkpoint, until someone has a higher epoch."""
+
+    projection: str
+    holder: str
+    epoch: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Up to `position` every event is applied or parked; that had settled at `covered_at`."""
+
+    position: int
+    covered_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A stream that one projection has set aside at `version`; `highest` is known to exist."""
+
+    projection: str
+    stream: str
+    version: int
+    highest: int
+    error: str
+    when: datetime
+
+
+class ReadModel(Protocol):
+    """The port; every method may raise ReadModelAway."""
+
+    def find(self, collection: str, ids: Iterable[str]) -> dict[str, Document]:
+        """The documents that exist among `ids`."""
+
+    def versions(self, collection: str, ids: Iterable[str]) -> dict[str, int]:
+        """Their versions alone."""
+
+    def page(
+        self, collection: str, where: Mapping[str, str], before: str | None, limit: int
+    ) -> list[Document]:
+        """Up to `limit` documents by descending `_id`, below `before`, that match `where`."""
+
+    def write(self, collection: str, writes: Sequence[Write]) -> bool:
+        """Write each document if it still is at the version it replaces.
+
+        True: all took effect; False: some did not, since someone else was faster; look
+        again. Raises CannotApply if a document cannot be stored at all; then some may be.
+        """
+
+    def prepare(self, collection: str, indexes: Sequence[Sequence[str]]) -> None:
+        """Make a collection's indexes; again at any time."""
+
+    def checkpoint(self, projection: str) -> Checkpoint:
+        """How far a projection has come; position 0 at first."""
+
+    def take_lease(self, projection: str, holder: str, seconds: float) -> Lease | None:
+        """Take or renew the lease; None while another holder has it. A new holder, a new epoch."""
+
+    def move_checkpoint(self, lease: Lease, position: int, covered_at: datetime | None) -> bool:
+        """Move forwards, if the lease's epoch is still the newest; False: it is not.
+
+        `covered_at` says when `position` had settled; None: unknown, what is there stays.
+        """
+
+    def park(self, parked: Parked) -> None:
+        """Put a stream on the parked list, or renew its entry; `highest` only grows."""
+
+    def parked(self, projection: str, streams: Iterable[str] | None = None) -> dict[str, Parked]:
+        """The parked streams of a projection, all or those among `streams`."""
+
+    def release(self, projection: str, stream: str, version: int) -> bool:
+        """Take a stream off the list if its document's `version` has reached all that is known."""
+
+    def ping(self) -> None:
+        """Return if the server answers."""
+
+
+class Mongo:
+    """A ReadModel on one MongoDB database. Nothing is opened before the first call."""
+
+    def __init__(self, server: Server, connections: int = 20) -> None:
+        self._server = server
+        self._connections = connections
+        self._client: MongoClient[Document] | None = None
+        self._password = ""
+
+    def find(self, collection: str, ids: Iterable[str]) -> dict[str, Document]:
+        """See ReadModel."""
+        with _translated():
+            found = self._of(collection).find({"_id": {"$in": list(ids)}})
+            return {str(document["_id"]): document for document in found}
+
+    def versions(self, collection: str, ids: Iterable[str]) -> dict[str, int]:
+        """See ReadModel."""
+        with _translated():
+            found = self._of(collection).find({"_id": {"$in": list(ids)}}, {"version": 1})
+            return {str(document["_id"]): _whole(document["version"]) for document in found}
+
+    def page(
+        self, collection: str, where: Mapping[str, str], before: str | None, limit: int
+    ) -> list[Document]:
+        """See ReadModel."""
+        query: dict[str, Any] = dict(where)
+        if before is not None:
+            query["_id"] = {"$lt": before}
+        with _translated():
+            return list(self._of(collection).find(query).sort("_id", DESCENDING).limit(limit))
+
+    def write(self, collection: str, writes: Sequence[Write]) -> bool:
+        """See ReadModel."""
+        operations = [_operation(write) for write in writes]
+        try:
+            with _translated():
+                result = self._of(collection).bulk_write(operations, ordered=False)
+        except BulkWriteError as error:
+            return _all_faster_elsewhere(error)
+        return bool(result.inserted_count + result.matched_count == len(operations))
+
+    def prepare(self, collection: str, indexes: Sequence[Sequence[str]]) -> None:
+        """See ReadModel."""
+        with _translated():
+            for fields in indexes:
+                keys = [(name, DESCENDING if name == "_id" else ASCENDING) for name in fields]
+                self._of(collection).create_index(keys)
+
+    def checkpoint(self, projection: str) -> Checkpoint:
+        """See ReadModel."""
+        with _translated():
+            found = self._of("checkpoints").find_one({"_id": projection})
+        if found is None:
+            return Checkpoint(0, None)
+        return Checkpoint(_whole(found["position"]), _moment(found.get("coveredAt")))
+
+    def take_lease(self, projection: str, holder: str, seconds: float) -> Lease | None:
+        """See ReadModel."""
+        now = datetime.now(UTC)
+        held = {"holder": holder, "expiresAt": now + timedelta(seconds=seconds)}
+        with _translated():
+            checkpoints = self._of("checkpoints")
+            found = checkpoints.find_one_and_update(
+                {"_id": projection, "holder": holder},
+                {"$set": held},
+                return_document=ReturnDocument.AFTER,
+            ) or checkpoints.find_one_and_update(
+                {"_id": projection, "expiresAt": {"$lt": now}},
+                {"$set": held, "$inc": {"epoch": 1}},
+                return_document=ReturnDocument.AFTER,
+            )
+            if found is None:
+                try:
+                    found = {"_id": projection, "position": 0, "epoch": 1, **held}
+                    checkpoints.insert_one(found)
+                except DuplicateKeyError:
+                    return None
+        return Lease(projection, holder, _whole(found["epoch"]), _whole(found["position"]))
+
+    def move_checkpoint(self, lease: Lease, position: int, covered_at: datetime | None) -> bool:
+        """See ReadModel."""
+        reached: dict[str, Any] = {"position": position}
+        if covered_at is not None:
+            reached["coveredAt"] = covered_at
+        with _translated():
+            result = self._of("checkpoints").update_one(
+                {"_id": lease.projection, "epoch": lease.epoch}, {"$max": reached}
+            )
+        return bool(result.matched_count == 1)
+
+    def park(self, parked: Parked) -> None:
+        """See ReadModel."""
+        with _translated():
+            self._of("parked").update_one(
+                {"_id": f"{parked.projection}/{parked.stream}"},
+                {
+                    "$set": {
+                        "projection": parked.projection,
+                        "stream": parked.stream,
+                        "version": parked.version,
+                        "error": parked.error,
+                    },
+                    "$max": {"highest": parked.highest},
+                    "$setOnInsert": {"when": parked.when},
+                },
+                upsert=True,
+            )
+
+    def parked(self, projection: str, streams: Iterable[str] | None = None) -> dict[str, Parked]:
+        """See ReadModel."""
+        query: dict[str, Any] = {"projection": projection}
+        if streams is not None:
+            query = {"_id": {"$in": [f"{projection}/{stream}" for stream in streams]}}
+        with _translated():
+            found = list(self._of("parked").find(query))
+        return {str(each["stream"]): _parked(each) for each in found}
+
+    def release(self, projection: str, stream: str, version: int) -> bool:
+        """See ReadModel."""
+        with _translated():
+            result = self._of("parked").delete_one(
+                {"_id": f"{projection}/{stream}", "highest": {"$lte": version}}
+            )
+        return bool(result.deleted_count == 1)
+
+    def ping(self) -> None:
+        """See ReadModel."""
+        with _translated():
+            self._database().command("ping")
+
+    def _of(self, collection: str) -> Any:
+        return self._database()[collection]
+
+    def _database(self) -> Any:
+        return self._connect().get_database(
+            self._server.name,
+            codec_options=_EXACT,
+            write_concern=WriteConcern(w="majority", wtimeout=5000),
+        )
+
+    def _connect(self) -> "MongoClient[Document]":
+        """The client; a new one when the password in its file has changed."""
+        password = self._server.password.read()
+        if self._client is None or password != self._password:
+            if self._client is not None:
+                self._client.close()
+            self._client = MongoClient(
+                _url(self._server, password),
+                maxPoolSize=self._connections,
+                serverSelectionTimeoutMS=1500,
+                connectTimeoutMS=1500,
+                socketTimeoutMS=6000,
+                waitQueueTimeoutMS=2000,
+                heartbeatFrequencyMS=5000,
+                appname="eventcore",
+            )
+            self._password = password
+        return self._client
+
+
+class _DecimalCodec(TypeCodec):
+    """Decimal in Python, Decimal128 in MongoDB: 0.10 stays 0.10."""
+
+    python_type = Decimal
+    bson_type = Decimal128
+
+    def transform_python(self, value: Decimal) -> Decimal128:
+        return Decimal128(value)
+
+    def transform_bson(self, value: Decimal128) -> Decimal:
+        return value.to_decimal()
+
+
+_EXACT: CodecOptions[Document] = CodecOptions(
+    tz_aware=True, tzinfo=UTC, type_registry=TypeRegistry([_DecimalCodec()])
+)
+
+
+def _operation(write: Write) -> InsertOne[Document] | ReplaceOne[Document]:
+    if write.replaces == 0:
+        return InsertOne(write.document)
+    return ReplaceOne({"_id": write.document["_id"], "version": write.replaces}, write.document)
+
+
+def _all_faster_elsewhere(error: BulkWriteError) -> bool:
+    """False if duplicate keys are all that went wrong; else raises what did."""
+    others = [e for e in error.details.get("writeErrors", ()) if e.get("code") != 11000]
+    if others:
+        raise CannotApply(str(others[0].get("errmsg", others[0]))[:300]) from error
+    if error.details.get("writeConcernErrors"):
+        raise ReadModelAway("MongoDB did not confirm a write by its majority") from error
+    return False
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turns the driver's errors into ours; duplicate keys pass, they are answers."""
+    try:
+        yield
+    except (BulkWriteError, DuplicateKeyError):
+        raise
+    except (DocumentTooLarge, BSONError, OverflowError) as error:
+        raise CannotApply(f"MongoDB cannot store the document: {error}") from error
+    except (ConnectionFailure, ExecutionTimeout, WTimeoutError) as error:
+        raise ReadModelAway(f"MongoDB cannot be reached: {_short(error)}") from error
+    except OperationFailure as error:
+        raise ReadModelAway(f"MongoDB refused an operation: {_short(error)}") from error
+    except PyMongoError as error:
+        raise ReadModelAway(f"MongoDB failed: {_short(error)}") from error
+
+
+def _short(error: Exception) -> str:
+    return str(error).split(", Timeout:")[0].split(", full error:")[0][:300]
+
+
+def _url(server: Server, password: str) -> str:
+    who = f"{quote_plus(server.user)}:{quote_plus(password)}@" if server.user else ""
+    options = [option for option in (server.options, "tls=true" if server.tls else "") if option]
+    if server.tls and server.ca_file:
+        options.append(f"tlsCAFile={quote_plus(server.ca_file)}")
+    return f"mongodb://{who}{server.host}:{server.port}/{server.name}?{'&'.join(options)}"
+
+
+def _parked(found: Mapping[str, Any]) -> Parked:
+    return Parked(
+        projection=found["projection"],
+        stream=found["stream"],
+        version=found["version"],
+        highest=found["highest"],
+        error=found["error"],
+        when=found["when"],
+    )
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int):
+        raise ReadModelAway(f"a read model holds {value!r} where a whole number belongs")
+    return value
+
+
+def _moment(value: object) -> datetime | None:
+    return value if isinstance(value, datetime) else None

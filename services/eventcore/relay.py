@@ -1,0 +1,170 @@
+"""The relay: moves one store's feed to the broker, in order, confirmed.
+
+It publishes by position with a window of unconfirmed messages, and moves its checkpoint to
+the last position below which everything is confirmed. After a nack or a lost connection it
+goes on from the checkpoint, so events may be published twice, and are never left out.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from threading import Event as Stop
+from time import monotonic
+
+from eventcore import jsontext
+from eventcore.broker import Message, Publisher
+from eventcore.errors import Away
+from eventcore.event import Event, to_message
+from eventcore.observe import CHECKPOINT, PUBLISHED, RETURNED, Health
+from eventcore.store import RelayStore
+
+log = logging.getLogger(__name__)
+
+BACKOFF = (0.1, 0.2, 0.5, 1.0, 2.0)
+"""Seconds between tries while a server is away; the last one repeats."""
+
+POLLS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+"""Seconds without a wake-up after which an idle relay looks for itself."""
+
+SAVE_EVERY = 0.2
+"""Seconds between two moves of the checkpoint while there is work."""
+
+EXPIRE_EVERY = 60.0
+"""Seconds between two rounds of deleting expired idempotency keys."""
+
+
+class Relay:
+    """One of them is active per store; others wait for its lock."""
+
+    def __init__(
+        self,
+        store_name: str,
+        open_store: Callable[[], RelayStore],
+        open_publisher: Callable[[], Publisher],
+        health: Health,
+    ) -> None:
+        self._name = store_name
+        self._open_store = open_store
+        self._open_publisher = open_publisher
+        self._health = health
+
+    def run(self, stop: Stop) -> None:
+        """Relay until `stop` is set, whatever servers come and go meanwhile."""
+        failures = 0
+        while not stop.is_set():
+            try:
+                self._with_store(stop)
+                failures = 0
+            except Away as away:
+                part = "broker" if away.code == "broker-away" else "store"
+                self._health.lacks(part, str(away))
+                stop.wait(BACKOFF[min(failures, len(BACKOFF) - 1)])
+                failures += 1
+
+    def _with_store(self, stop: Stop) -> None:
+        store = self._open_store()
+        try:
+            self._health.well("store")
+            while not store.lock():
+                self._health.well("broker")  # a standby is ready to take over
+                if stop.wait(1.0):
+                    return
+            publisher = self._open_publisher()
+            try:
+                self._health.well("broker")
+                log.info("Relaying", extra={"store": self._name, "from": store.checkpoint()})
+                Pump(self._name, store, publisher).run(stop)
+            finally:
+                publisher.close()
+        finally:
+            store.close()
+
+
+class Pump:
+    """The relay's work on connections that hold: feed in, messages out, checkpoint after."""
+
+    def __init__(self, name: str, store: RelayStore, publisher: Publisher) -> None:
+        self._name = name
+        self._store = store
+        self._publisher = publisher
+        self._checkpoint = self._sent = store.checkpoint()
+        self._saved = self._checkpoint
+        self._saved_at = 0.0
+        self._in_flight: deque[int] = deque()
+        self._confirmed = 0
+        self._returned = 0
+
+    def run(self, stop: Stop) -> None:
+        """Pump until stopped, then wait shortly for what is in flight, and save."""
+        idle = 0
+        expire_at = monotonic() + EXPIRE_EVERY
+        while not stop.is_set():
+            sent = self.turn()
+            if sent or self._in_flight:
+                idle = 0
+                if not sent:
+                    self._collect(wait=0.02)
+                continue
+            self.save()
+            if monotonic() > expire_at:
+                self._store.expire_idempotency_keys()
+                expire_at = monotonic() + EXPIRE_EVERY
+            if self._store.head > self._sent:
+                self._store.wait(0.003)  # a writer that drew a position is still at work
+            else:
+                self._store.wait(POLLS[min(idle, len(POLLS) - 1)])
+                idle += 1
+        deadline = monotonic() + 5
+        while self._in_flight and monotonic() < deadline:
+            self._collect(wait=0.1)
+        self.save()
+
+    def turn(self) -> int:
+        """Publish what has settled since, one page of it, and count it."""
+        settled = self._store.settled()
+        if settled <= self._sent:
+            return 0
+        page = self._store.read_feed(self._sent, settled)
+        if page:
+            self._publisher.publish([to_broker(event) for event in page])
+            self._in_flight.extend(event.position for event in page)
+            self._sent = page[-1].position
+        else:
+            self._sent = settled  # only gaps, that rolled back appends have left
+            if not self._in_flight:
+                self._checkpoint = settled
+        self._collect(wait=0)
+        if monotonic() - self._saved_at > SAVE_EVERY:
+            self.save()
+        return len(page)
+
+    def save(self) -> None:
+        """Move the checkpoint to the last position below which everything is confirmed."""
+        if self._checkpoint > self._saved:
+            self._store.move_checkpoint(self._checkpoint)
+            self._saved, self._saved_at = self._checkpoint, monotonic()
+            CHECKPOINT.labels(self._name).set(self._checkpoint)
+
+    def _collect(self, wait: float) -> None:
+        if wait:
+            confirmed = self._publisher.wait(self._confirmed, wait)
+        else:
+            confirmed = self._publisher.confirmed()
+        for _ in range(confirmed - self._confirmed):
+            self._checkpoint = self._in_flight.popleft()
+        PUBLISHED.labels(self._name).inc(confirmed - self._confirmed)
+        RETURNED.labels(self._name).inc(self._publisher.returned - self._returned)
+        self._confirmed, self._returned = confirmed, self._publisher.returned
+
+
+def to_broker(event: Event) -> Message:
+    """The message that carries an event: its id, its routing key, its JSON, its trace."""
+    headers = {}
+    if isinstance(traceparent := event.metadata.get("traceparent"), str):
+        headers["traceparent"] = traceparent
+    return Message(
+        id=str(event.event_id),
+        routing_key=event.routing_key,
+        body=jsontext.render(to_message(event)),
+        headers=headers,
+    )

@@ -1,0 +1,557 @@
+"""The event store on PostgreSQL: append, read a stream, read the feed.
+
+The schema and its functions are `init.sql`; this file calls them, matches their SQLSTATEs
+and keeps the one algorithm that is ours: settling. The only file that imports SQLAlchemy.
+"""
+
+import logging
+import select
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import UUID
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError, InvalidRequestError, TimeoutError
+from sqlalchemy.pool import NullPool
+
+from eventcore import jsontext
+from eventcore.errors import Away, Busy, Conflict, KeyReused, Misconfigured, StoreAway
+from eventcore.event import Data, Event, NewEvent
+from eventcore.settings import Server
+
+SCHEMA_VERSION = 1
+"""What `init.sql` must have recorded, at least, for this code to work."""
+
+PAGE = 500
+"""Events in one page of a stream or of the feed."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """All events of one aggregate."""
+
+    aggregate_type: str
+    aggregate_id: UUID
+
+    def __str__(self) -> str:
+        return f"{self.aggregate_type} {self.aggregate_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a command was answered, kept under its idempotency key."""
+
+    status: int
+    body: Data
+    headers: Data
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """The key that a command came with, and the hash of the request it stands for."""
+
+    key: str
+    request_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """The stream's version after an append, or the answer an earlier one was given."""
+
+    version: int
+    replayed: Answer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The last version of a stream within a range of positions."""
+
+    aggregate_id: UUID
+    version: int
+
+
+class Store(Protocol):
+    """The port that services use; every method may raise StoreAway."""
+
+    def append(
+        self,
+        stream: Stream,
+        expected_version: int,
+        events: Sequence[NewEvent],
+        metadata: Data,
+        idempotency: Idempotency | None = None,
+        answer: Answer | None = None,
+    ) -> Appended:
+        """Append `events` to `stream`, which must be at `expected_version` (0: new).
+
+        One transaction, one round trip, with the answer recorded under the key. A key that
+        is known already appends nothing and brings its answer. Raises Conflict, KeyReused.
+        Safe against a commit whose answer was lost: it is found again by its event ids.
+        """
+
+    def recorded_answer(self, idempotency: Idempotency) -> Answer | None:
+        """The answer under a key, if there is one; raises KeyReused for another request's."""
+
+    def read_stream(self, stream: Stream, after: int = 0, limit: int = PAGE) -> list[Event]:
+        """Up to `limit` events with a version above `after`, oldest first."""
+
+    def settled(self) -> int:
+        """The position up to which nothing can still appear."""
+
+    def read_feed(self, after: int, until: int, limit: int = PAGE) -> list[Event]:
+        """Events of all streams by position, above `after`, up to the settled `until`."""
+
+    def read_heads(self, aggregate_type: str, after: int, until: int) -> list[Head]:
+        """The streams that changed between two settled positions, with their last versions."""
+
+
+class RelayStore(Protocol):
+    """The port that a relay uses: one session, which holds the relay's lock while it lives."""
+
+    head: int
+    """The last position drawn, as `settled` saw it."""
+
+    def lock(self) -> bool:
+        """Whether this session is now the one relay of the store."""
+
+    def checkpoint(self) -> int:
+        """The position up to which everything is confirmed; 0 at first."""
+
+    def move_checkpoint(self, position: int) -> None:
+        """Record that everything up to `position` is confirmed."""
+
+    def settled(self) -> int:
+        """The position up to which nothing can still appear; does not wait for more."""
+
+    def read_feed(self, after: int, until: int, limit: int = PAGE) -> list[Event]: ...
+
+    def expire_idempotency_keys(self) -> int:
+        """Delete some of the keys that are older than 24 hours, and count them."""
+
+    def wait(self, timeout: float) -> None:
+        """Return when something was appended, or after `timeout` seconds."""
+
+    def close(self) -> None: ...
+
+
+class Settling:
+    """Which positions have settled: the algorithm, apart from the SQL that feeds it.
+
+    `observe` takes what the database's `settle()` answered. A position is settled once
+    none of the transactions that were writing when it was the head are left; a fresh head
+    is watched as soon as the one before has settled, so an unrelated or even an endless
+    transaction elsewhere never holds it back, and a slow writer only what came after it.
+    """
+
+    def __init__(self) -> None:
+        self.position = 0
+        self._watched = 0
+        self._holders: frozenset[str] = frozenset()
+
+    def observe(self, head: int, holders: Sequence[str]) -> int:
+        """The settled position after an observation of the head and its writers."""
+        if not self._holders & set(holders):
+            self.position = max(self.position, self._watched)
+            self._watched, self._holders = head, frozenset(holders)
+        if not holders:
+            self.position = max(self.position, head)
+        return self.position
+
+
+_EVENT_COLUMNS = (
+    "position, event_id, aggregate_type, aggregate_id, version, event_type,"
+    " schema_version, data::text, metadata::text, recorded_at"
+)
+
+
+class Postgres:
+    """A Store on one database, over a pool of `connections`.
+
+    Nothing is opened before the first call. `settled` waits up to `patience` seconds for
+    the writers it sees, then answers with what is known.
+    """
+
+    def __init__(self, server: Server, connections: int, patience: float = 0.25) -> None:
+        self._engine = connect(server, pool_size=connections)
+        self._settling = Settling()
+        self._settling_lock = threading.Lock()
+        self._patience = patience
+        self._wakeup = Wakeup(self._engine)
+
+    def append(
+        self,
+        stream: Stream,
+        expected_version: int,
+        events: Sequence[NewEvent],
+        metadata: Data,
+        idempotency: Idempotency | None = None,
+        answer: Answer | None = None,
+    ) -> Appended:
+        """See Store."""
+        if not events and idempotency is None:
+            return Appended(expected_version)
+        values = _append_values(stream, expected_version, events, metadata, idempotency, answer)
+        outcome_unknown = False
+        for last_try in (False, False, True):
+            try:
+                row = self._rows(_APPEND, values)[0]
+                break
+            except Conflict as conflict:
+                # Ours, if the connection broke between the commit and its answer.
+                if outcome_unknown and self._holds(events[0].event_id):
+                    row = (False, None, expected_version + len(events))
+                    break
+                raise Conflict(str(conflict)) from conflict
+            except StoreAway:
+                if last_try:
+                    raise
+                outcome_unknown = True
+        replayed, recorded, version = row
+        if replayed:
+            return Appended(version, _to_answer(recorded))
+        self._wakeup.ring()
+        return Appended(version)
+
+    def recorded_answer(self, idempotency: Idempotency) -> Answer | None:
+        """See Store."""
+        rows = self._rows(
+            "select request_hash, answer::text from idempotency_keys"
+            " where key = %s and recorded_at > clock_timestamp() - interval '24 hours'",
+            (idempotency.key,),
+        )
+        if not rows:
+            return None
+        request_hash, recorded = rows[0]
+        if request_hash != idempotency.request_hash:
+            raise KeyReused("this Idempotency-Key was used for another request")
+        return _to_answer(recorded)
+
+    def read_stream(self, stream: Stream, after: int = 0, limit: int = PAGE) -> list[Event]:
+        """See Store."""
+        return _to_events(
+            self._rows(
+                f"select {_EVENT_COLUMNS} from read_stream(%s, %s::uuid, %s, %s)",
+                (stream.aggregate_type, str(stream.aggregate_id), after, limit),
+            )
+        )
+
+    def settled(self) -> int:
+        """See Store."""
+        deadline = time.monotonic() + self._patience
+        wanted = 0
+        while True:
+            with self._settling_lock:  # observations must come in the order they were made
+                head, holders = self._rows("select head, holders from settle()")[0]
+                position = self._settling.observe(head, holders)
+            wanted = wanted or head
+            if position >= wanted or time.monotonic() > deadline:
+                return position
+            time.sleep(0.005)
+
+    def read_feed(self, after: int, until: int, limit: int = PAGE) -> list[Event]:
+        """See Store."""
+        return _read_feed(self._rows, after, until, limit)
+
+    def read_heads(self, aggregate_type: str, after: int, until: int) -> list[Head]:
+        """See Store."""
+        rows = self._rows(
+            "select aggregate_id, version from read_heads(%s, %s, %s)",
+            (aggregate_type, after, until),
+        )
+        return [Head(*row) for row in rows]
+
+    def schema_version(self) -> int:
+        """The version of `init.sql` that the database has; 0 without any."""
+        return _schema_version(self._rows)
+
+    def _holds(self, event_id: UUID) -> bool:
+        return bool(self._rows("select 1 from events where event_id = %s::uuid", (str(event_id),)))
+
+    def _rows(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:
+        with _translated(), self._engine.connect() as connection:
+            return list(connection.exec_driver_sql(statement, values))
+
+
+_APPEND = (
+    "select replayed, answer, version from append_events("
+    "%s, %s::uuid, %s, %s::uuid[], %s::text[], %s::int[], %s::text[], %s::jsonb, %s, %s, %s::jsonb)"
+)
+
+
+def _append_values(
+    stream: Stream,
+    expected_version: int,
+    events: Sequence[NewEvent],
+    metadata: Data,
+    idempotency: Idempotency | None,
+    answer: Answer | None,
+) -> tuple[object, ...]:
+    return (
+        stream.aggregate_type,
+        str(stream.aggregate_id),
+        expected_version,
+        [str(e.event_id) for e in events],
+        [e.event_type for e in events],
+        [e.schema_version for e in events],
+        [jsontext.render(e.data).decode() for e in events],
+        jsontext.render(metadata).decode(),
+        idempotency.key if idempotency else None,
+        idempotency.request_hash if idempotency else None,
+        jsontext.render(answer).decode() if idempotency and answer else None,
+    )
+
+
+def _to_answer(text: str) -> Answer:
+    return Answer(**jsontext.parse(text))
+
+
+def _to_events(rows: Sequence[Sequence[Any]]) -> list[Event]:
+    return [
+        Event(*first, data=jsontext.parse(data), metadata=jsontext.parse(metadata), recorded_at=at)
+        for *first, data, metadata, at in rows
+    ]
+
+
+_Rows = Callable[[str, tuple[object, ...]], list[Any]]
+
+
+def _read_feed(rows: _Rows, after: int, until: int, limit: int) -> list[Event]:
+    statement = f"select {_EVENT_COLUMNS} from read_feed(%s, %s, %s)"
+    return _to_events(rows(statement, (after, until, limit)))
+
+
+def _schema_version(rows: _Rows) -> int:
+    if rows("select to_regclass('public.schema_versions') is null", ())[0][0]:
+        return 0
+    version: int = rows("select coalesce(max(version), 0) from schema_versions", ())[0][0]
+    return version
+
+
+class RelaySession:
+    """A RelayStore: one connection that holds the advisory lock and listens for appends.
+
+    The checkpoint is moved on the connection that holds the lock. A relay that lost its
+    lock with its connection can therefore not move it any more.
+    """
+
+    def __init__(self, server: Server, name: str) -> None:
+        self._name = name
+        self._settling = Settling()
+        self.head = 0
+        with _translated():
+            self._connection = connect(server).connect()
+        self._rows("listen events")
+
+    def lock(self) -> bool:
+        """See RelayStore."""
+        taken: bool = self._rows(
+            "select pg_try_advisory_lock(hashtext('relay'), hashtext(%s))", (self._name,)
+        )[0][0]
+        return taken
+
+    def checkpoint(self) -> int:
+        """See RelayStore."""
+        rows = self._rows("select position from checkpoints where name = %s", (self._name,))
+        return rows[0][0] if rows else 0
+
+    def move_checkpoint(self, position: int) -> None:
+        """See RelayStore."""
+        self._rows("select move_checkpoint(%s, %s)", (self._name, position))
+
+    def settled(self) -> int:
+        """See RelayStore."""
+        self.head, holders = self._rows("select head, holders from settle()")[0]
+        return self._settling.observe(self.head, holders)
+
+    def read_feed(self, after: int, until: int, limit: int = PAGE) -> list[Event]:
+        """See Store."""
+        return _read_feed(self._rows, after, until, limit)
+
+    def schema_version(self) -> int:
+        """See Postgres."""
+        return _schema_version(self._rows)
+
+    def expire_idempotency_keys(self) -> int:
+        """See RelayStore."""
+        expired: int = self._rows("select expire_idempotency_keys(1000)")[0][0]
+        return expired
+
+    def wait(self, timeout: float) -> None:
+        """See RelayStore."""
+        driver: Any = self._connection.connection.driver_connection
+        if not driver.notifies:
+            select.select([driver], [], [], timeout)
+            with _translated(), _driver_errors(driver):
+                driver.poll()
+        driver.notifies.clear()
+
+    def close(self) -> None:
+        """Give up the connection, and the lock with it."""
+        self._connection.invalidate()
+        self._connection.close()
+
+    def _rows(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:
+        with _translated():
+            result = self._connection.exec_driver_sql(statement, values)
+            return list(result) if result.returns_rows else []
+
+
+class Wakeup:
+    """Tells the relay that something was appended, at most every few milliseconds.
+
+    It is sent beside the append, not within it: a NOTIFY in the transaction would take a
+    lock of the whole PostgreSQL instance at commit. One that is lost costs a little time,
+    since the relay polls as well.
+    """
+
+    INTERVAL = 0.003
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._rung = threading.Event()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def ring(self) -> None:
+        """Wake the relay soon; never blocks, never fails."""
+        self._rung.set()
+        if self._thread is None:
+            with self._lock:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="wakeup", daemon=True)
+                    self._thread.start()
+
+    def _run(self) -> None:
+        while self._rung.wait():
+            self._rung.clear()
+            try:
+                with _translated(), self._engine.connect() as connection:
+                    connection.exec_driver_sql("notify events")
+            except Away as away:
+                log.debug("relay not woken, it will poll", extra={"error": str(away)})
+            time.sleep(self.INTERVAL)  # so that a burst of appends is one wake-up
+
+
+def connect(server: Server, pool_size: int = 0) -> Engine:
+    """An engine for `server` that opens nothing yet: autocommit, every wait with a limit.
+
+    The password is read at each connect. A dead peer is noticed within ten seconds, so
+    that a lock it held is soon free.
+    """
+    url = URL.create(
+        "postgresql+psycopg2", server.user, None, server.host, server.port, server.name
+    )
+    pool: dict[str, Any] = {"poolclass": NullPool}
+    if pool_size:
+        # One more for the wake-up; a caller waits a short while, then is told to come back.
+        pool = {"pool_size": pool_size + 1, "max_overflow": 0, "pool_timeout": 2}
+    engine = create_engine(
+        url,
+        isolation_level="AUTOCOMMIT",
+        pool_reset_on_return=None,
+        connect_args={
+            "connect_timeout": 3,
+            "sslmode": "verify-full" if server.tls else "prefer",
+            **({"sslrootcert": server.ca_file} if server.ca_file else {}),
+            "application_name": "eventcore",
+            "keepalives_idle": 5,
+            "keepalives_interval": 2,
+            "keepalives_count": 2,
+            "tcp_user_timeout": 8000,
+            "options": "-c statement_timeout=5s -c lock_timeout=3s"
+            " -c idle_in_transaction_session_timeout=10s",
+        },
+        **pool,
+    )
+
+    @event.listens_for(engine, "do_connect")
+    def fresh_password(_dialect: Any, _record: Any, _args: Any, parameters: dict[str, Any]) -> None:
+        parameters["password"] = server.password.read()
+
+    return engine
+
+
+def migrate(owner: Server, script: Path, wait: float = 30) -> int:
+    """Apply `init.sql` as the database's owner and return the schema version.
+
+    It does not hold up a live database: where a lock cannot be had at once it lets go and
+    tries again, for `wait` seconds at most. Raises StoreAway.
+    """
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            with _translated(), connect(owner).connect() as connection:
+                plain = connection.execution_options(no_parameters=True)
+                plain.exec_driver_sql(script.read_text())
+                found = plain.exec_driver_sql("select max(version) from schema_versions")
+                return int(found.scalar_one())
+        except StoreAway:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def require_schema(schema_version: int) -> None:
+    """Raise StoreAway while the schema is older than this code; a newer one is welcome."""
+    if schema_version < SCHEMA_VERSION:
+        raise StoreAway(
+            f"the schema is at version {schema_version}, version {SCHEMA_VERSION} is needed:"
+            " apply init.sql (python -m eventcore migrate)"
+        )
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """A transaction on an autocommit engine, for tools and tests."""
+    isolated = engine.execution_options(isolation_level="READ COMMITTED")
+    with isolated.begin() as connection:
+        yield connection
+
+
+_CONFLICT, _KEY_REUSED = "ES001", "ES002"
+_BUSY = {"57014", "55P03", "53300", "40001", "40P01"}
+_NOT_ALLOWED = {"42501", "42883", "28P01", "28000", "3D000"}
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turns the driver's errors into ours, by SQLSTATE."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise Busy("all connections to PostgreSQL are in use; nothing was written") from error
+    except DBAPIError as error:
+        raise _to_error(getattr(error.orig, "pgcode", None), str(error.orig)) from error
+    except InvalidRequestError as error:  # a connection that was lost before
+        raise StoreAway("the connection to PostgreSQL was lost") from error
+
+
+@contextmanager
+def _driver_errors(driver: Any) -> Iterator[None]:
+    """The same for a call past SQLAlchemy, straight at the driver."""
+    try:
+        yield
+    except driver.OperationalError as error:
+        raise StoreAway(f"the connection to PostgreSQL was lost: {error}") from error
+
+
+def _to_error(sqlstate: str | None, text: str) -> Exception:
+    reason = text.strip().splitlines()[0] if text.strip() else "no reason given"
+    if sqlstate == _CONFLICT:
+        return Conflict(reason)
+    if sqlstate == _KEY_REUSED:
+        return KeyReused("this Idempotency-Key was used for another request")
+    if sqlstate in _NOT_ALLOWED:
+        return StoreAway(f"PostgreSQL does not let us: {reason}")
+    if sqlstate in _BUSY:
+        return StoreAway(f"PostgreSQL did not answer in time: {reason}")
+    if sqlstate is None or sqlstate[:2] in {"08", "57", "53", "58", "25"}:
+        return StoreAway(f"PostgreSQL cannot be reached: {reason}")
+    return Misconfigured(f"PostgreSQL refused a statement of ours ({sqlstate}): {reason}")
