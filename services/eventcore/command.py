@@ -13,6 +13,7 @@ import uuid_utils.compat
 from eventcore.decider import Decider
 from eventcore.errors import Conflict, NotFound, Refused, StaleVersion
 from eventcore.event import Data, Event, NewEvent
+from eventcore.observe import APPENDED
 from eventcore.store import PAGE, Answer, Idempotency, Store, Stream
 
 State = TypeVar("State")
@@ -125,4 +126,10 @@ def _once(
     appended = store.append(stream, version, events, call.metadata, call.idempotency, given)
     if appended.replayed:
         return Handled(appended.replayed, appended.version, (), replayed=True)
+    for event in events:
+        APPENDED.labels(event.event_type).inc()
+        log.info(
+            f"{stream.aggregate_type.title()} Event [{event.event_type}] saved to Postgres",
+            extra={"id": str(stream.aggregate_id), "event_id": str(event.event_id)},
+        )
     return Handled(given, appended.version, events)

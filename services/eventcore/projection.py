@@ -18,6 +18,13 @@ Step: TypeAlias = Callable[[Document, Event], Document]
 """A document and an event in, the next document out; before the first event it is empty."""
 
 
+def version_of(document: Document | None) -> int:
+    """The version of a document; 0 where there is none."""
+    version = document["version"] if document else 0
+    assert isinstance(version, int)
+    return version
+
+
 @dataclass(frozen=True)
 class Projection:
     """What a projector needs to know of one read model.
@@ -51,8 +58,8 @@ class Projection:
 
         Raises CannotApply for a type or schema version that is unknown, and whatever a step raises.
         """
-        version = document["version"] if document else 0
-        if event.version != version + 1:  # type: ignore[operator]
+        version = version_of(document)
+        if event.version != version + 1:
             raise CannotApply(f"version {event.version} does not follow version {version}")
         document = document or {"_id": str(event.aggregate_id)}
         if event.event_type not in self.ignores:

@@ -34,7 +34,7 @@ from eventcore.observe import (
     POSITION,
     Health,
 )
-from eventcore.projection import Document, Projection
+from eventcore.projection import Document, Projection, version_of
 from eventcore.readmodel import Lease, Parked, ReadModel, Write
 
 log = logging.getLogger(__name__)
@@ -69,9 +69,7 @@ class Folded:
     @property
     def version(self) -> int:
         """The version of the document now."""
-        version = self.document["version"] if self.document else 0
-        assert isinstance(version, int)
-        return version
+        return version_of(self.document)
 
 
 class Folder:
@@ -151,7 +149,7 @@ class Folder:
             self._readmodel.park(replace(parked, highest=highest))
 
     def _fold(self, stream: str, document: Document | None, events: Sequence[Event]) -> Folded:
-        before = Folded(0, document, 0).version
+        before = version_of(document)
         highest = max((event.version for event in events), default=before)
         result = Folded(before, document, highest)
         for event in self._in_order(stream, before, events):

@@ -314,8 +314,8 @@ def _to_answer(text: str) -> Answer:
 
 def _to_events(rows: Sequence[Sequence[Any]]) -> list[Event]:
     return [
-        Event(*first, data=jsontext.parse(data), metadata=jsontext.parse(metadata), recorded_at=at)
-        for *first, data, metadata, at in rows
+        Event(*place, jsontext.parse(data), jsontext.parse(metadata), recorded_at)  # type: ignore[call-arg]
+        for *place, data, metadata, recorded_at in rows
     ]
 
 

@@ -1,0 +1,230 @@
+"""python -m eventcore COMMAND: every process of a service, and the operator's tools.
+
+SERVICE names the service; its module `{SERVICE}.main` says what there is to project and to
+serve. Imports wait until a command is known: `serve` must set up metrics before any of them.
+"""
+
+import importlib
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Event as Stop
+from typing import Any
+from uuid import uuid4
+
+import click
+
+from eventcore.errors import Away, Misconfigured
+from eventcore.projection import Projection
+from eventcore.settings import Secret, Settings, read_settings
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """The processes and tools of an event-sourced service; SERVICE says which."""
+
+
+@main.command()
+def serve() -> None:
+    """Serve the service's HTTP calls."""
+    os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="metrics-"))
+    settings = read_settings(process="serve", needs=_service().NEEDS)
+    from eventcore.serving import serve as run
+
+    run(settings)
+
+
+@main.command()
+def relay() -> None:
+    """Relay the service's events to the broker."""
+    settings = read_settings(process="relay", needs=("store", "broker"))
+    from eventcore.broker import Queue, RabbitMQ
+    from eventcore.observe import Health
+    from eventcore.relay import Relay
+    from eventcore.store import RelaySession, require_schema
+
+    health = Health("store", "broker")
+    stop = _start(settings, health.missing)
+    assert settings.store
+    assert settings.broker
+    server, broker_server = settings.store, settings.broker
+    own = [p for p in _service().PROJECTIONS if p.aggregate_type == settings.service]
+    queues = [Queue(projection.queue, projection.binding) for projection in own]
+
+    def open_store() -> RelaySession:
+        session = RelaySession(server, settings.service)
+        require_schema(session.schema_version())
+        return session
+
+    broker = RabbitMQ(
+        broker_server,
+        name=f"{settings.service}-relay",
+        delivery_limit=settings.delivery_limit,
+        queue_bytes=settings.queue_bytes,
+    )
+    Relay(
+        settings.service,
+        open_store,
+        lambda: broker.publisher(queues, settings.window),
+        health,
+    ).run(stop)
+
+
+@main.command()
+@click.argument("name")
+def project(name: str) -> None:
+    """Run a projector for the projection NAME."""
+    settings = read_settings(process=f"project {name}", needs=("broker", "readmodel", "feed"))
+    projection = _projection(name)
+    from eventcore.broker import Queue, RabbitMQ
+    from eventcore.observe import Health
+    from eventcore.projector import Projector, Sweep
+
+    health = Health("broker", "readmodel", "feed")
+    stop = _start(settings, health.missing)
+    assert settings.broker
+    readmodel, feed, folder = _folder(settings, projection)
+    broker = RabbitMQ(
+        settings.broker,
+        name=f"{projection.name}-projector",
+        delivery_limit=settings.delivery_limit,
+        queue_bytes=settings.queue_bytes,
+    )
+    queue = Queue(projection.queue, projection.binding)
+    Projector(
+        projection,
+        readmodel,
+        folder,
+        Sweep(folder, projection, readmodel, feed, str(uuid4()), settings.lease),
+        lambda: broker.consumer(queue, prefetch=settings.batch),
+        health,
+        batch=settings.batch,
+        sweep_interval=settings.sweep_interval,
+    ).run(stop)
+
+
+@main.command()
+@click.option("--script", type=click.Path(path_type=Path), help="The schema; init.sql by default.")
+def migrate(script: Path | None) -> None:
+    """Apply init.sql, as the owner of the database that POSTGRES_* names."""
+    settings = read_settings(process="migrate", needs=("store",))
+    from eventcore.store import migrate as run
+
+    assert settings.store
+    version = run(settings.store, script or Path(__file__).parents[2] / "init.sql")
+    click.echo(f"{settings.store.name} is at schema version {version}.")
+
+
+@main.command()
+@click.argument("passwords", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def provision(passwords: Path) -> None:
+    """Make the service's database, roles and logins, as the administrator.
+
+    PASSWORDS is a folder with one file for each login: SERVICE_owner, SERVICE_service,
+    SERVICE_relay.
+    """
+    settings = read_settings(process="provision", needs=("store",))
+    from eventcore.provision import LOGINS
+    from eventcore.provision import provision as run
+
+    assert settings.store
+    logins = [f"{settings.service}_{purpose}" for purpose in LOGINS]
+    run(settings.store, settings.service, {each: Secret(file=passwords / each) for each in logins})
+    click.echo(f"{settings.service}_event_db and its logins are there.")
+
+
+@main.group()
+def parked() -> None:
+    """Streams that a projection has set aside."""
+
+
+@parked.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def parked_list(as_json: bool) -> None:
+    """List them: projection, stream, where it stopped, and why."""
+    settings = read_settings(process="parked list", needs=("readmodel",))
+    from eventcore.readmodel import Mongo
+
+    assert settings.readmodel
+    readmodel = Mongo(settings.readmodel)
+    for projection in _service().PROJECTIONS:
+        for each in readmodel.parked(projection.name).values():
+            line = {
+                "projection": each.projection,
+                "stream": each.stream,
+                "version": each.version,
+                "highest": each.highest,
+                "when": each.when.isoformat(),
+                "error": each.error,
+            }
+            click.echo(json.dumps(line) if as_json else "  ".join(map(str, line.values())))
+
+
+@parked.command(name="retry")
+@click.argument("projection_name", metavar="PROJECTION")
+@click.argument("streams", metavar="[STREAM]...", nargs=-1)
+def parked_retry(projection_name: str, streams: Sequence[str]) -> None:
+    """Try the parked streams of PROJECTION again, all or those named.
+
+    A stream goes on where it stopped; one that still cannot be applied stays parked. Ends
+    with status 1 if any does.
+    """
+    settings = read_settings(process="parked retry", needs=("readmodel", "feed"))
+    readmodel, _, folder = _folder(settings, _projection(projection_name))
+    still = 0
+    for stream in streams or readmodel.parked(projection_name):
+        released = folder.retry(stream)
+        still += not released
+        click.echo(f"{stream}: {'released' if released else 'still parked'}")
+    sys.exit(1 if still else 0)
+
+
+def _service() -> Any:
+    """The module that puts the service together: TITLE, NEEDS, PROJECTIONS, create_app."""
+    name = os.environ.get("SERVICE", "")
+    try:
+        return importlib.import_module(f"{name or 'SERVICE'}.main")
+    except ModuleNotFoundError as error:
+        raise Misconfigured(f"SERVICE must name a service, not {name!r}") from error
+
+
+def _projection(name: str) -> Projection:
+    known: dict[str, Projection] = {each.name: each for each in _service().PROJECTIONS}
+    if name not in known:
+        raise Misconfigured(f"there is no projection {name!r}, only {', '.join(known) or 'none'}")
+    return known[name]
+
+
+def _folder(settings: Settings, projection: Projection) -> tuple[Any, Any, Any]:
+    from eventcore.feed import HttpFeed
+    from eventcore.projector import Folder
+    from eventcore.readmodel import Mongo
+
+    assert settings.readmodel
+    readmodel = Mongo(settings.readmodel)
+    feed = HttpFeed(settings.feed_url, settings.feed_token)
+    return readmodel, feed, Folder(projection, readmodel, feed)
+
+
+def _start(settings: Settings, missing: Callable[[], Any]) -> Stop:
+    """Logs, probes, and an event that SIGTERM and SIGINT set."""
+    from eventcore.observe import serve_probes, start_logging
+
+    start_logging(settings.service, settings.process, settings.log_format, settings.log_level)
+    serve_probes(settings.metrics_port, missing)
+    stop = Stop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (Misconfigured, Away) as problem:
+        click.echo(f"eventcore: {problem}", err=True)
+        sys.exit(1)

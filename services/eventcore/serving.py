@@ -1,0 +1,133 @@
+"""A service under gunicorn: its settings, its readiness, its metrics port.
+
+The only file that imports gunicorn.
+"""
+
+import importlib
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Flask
+from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger
+from prometheus_client.multiprocess import mark_process_dead
+
+from eventcore.errors import Away
+from eventcore.observe import Health, serve_probes, start_logging
+from eventcore.readmodel import Mongo
+from eventcore.settings import Settings
+from eventcore.store import Postgres, require_schema
+
+log = logging.getLogger(__name__)
+
+GRACE = 20
+"""Seconds that requests in progress get when the service is told to stop."""
+
+
+class Readiness:
+    """Whether a service can do its work: its schema is there, and a server to answer from.
+
+    Without PostgreSQL it still answers queries, without MongoDB it still takes commands; so
+    it stays ready while it has one of them, and names the other as missing.
+    """
+
+    def __init__(self, store: Postgres, readmodel: Mongo) -> None:
+        self._store = store
+        self._readmodel = readmodel
+        self._health = Health("store", "readmodel")
+        self._schema_seen = False
+        self._lock = threading.Lock()
+        self._checked_at = 0.0
+        threading.Thread(target=self._watch, name="readiness", daemon=True).start()
+
+    def missing(self) -> Mapping[str, str]:
+        """What does not work, with the reason; looks once a second at most."""
+        with self._lock:
+            if time.monotonic() - self._checked_at > 1:
+                self._look()
+                self._checked_at = time.monotonic()
+        return self._health.missing()
+
+    def is_ready(self) -> bool:
+        """Whether requests may come."""
+        missing = self.missing()
+        return self._schema_seen and len(missing) < 2
+
+    def _look(self) -> None:
+        try:
+            require_schema(self._store.schema_version())
+            self._schema_seen = True
+            self._health.well("store")
+        except Away as away:
+            self._health.lacks("store", str(away))
+        try:
+            self._readmodel.ping()
+            self._health.well("readmodel")
+        except Away as away:
+            self._health.lacks("readmodel", str(away))
+
+    def _watch(self) -> None:
+        """Look until everything has been there once, so that the log says when it is."""
+        while self.missing():
+            time.sleep(1)
+
+
+class Server(BaseApplication):  # type: ignore[misc]
+    """gunicorn with our settings: threads, kept connections, a metrics port of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._module: Any = importlib.import_module(f"{settings.service}.main")
+        super().__init__()
+
+    def load_config(self) -> None:
+        """Called by gunicorn; see its settings reference."""
+        own = {
+            "bind": [f"0.0.0.0:{self._settings.port}"],
+            "workers": self._settings.workers,
+            "threads": self._settings.threads,
+            "worker_class": "gthread",
+            "keepalive": 75,  # longer than any client keeps a connection, the gateway's too
+            "timeout": 30,
+            "graceful_timeout": GRACE,
+            "worker_tmp_dir": "/dev/shm",
+            "limit_request_line": 4094,
+            "limit_request_fields": 50,
+            "limit_request_field_size": 8190,
+            "logger_class": _Logger,
+            "when_ready": self._when_ready,
+            "child_exit": lambda _server, worker: mark_process_dead(worker.pid),  # type: ignore[no-untyped-call],
+        }
+        for name, value in own.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Flask:
+        """The application, made in each worker."""
+        app: Flask = self._module.create_app(self._settings)
+        return app
+
+    def _when_ready(self, _server: object) -> None:
+        serve_probes(self._settings.metrics_port, dict)
+        log.info(f"{self._module.TITLE} on {self._settings.port}")
+
+
+def _forget_worker(_server: object, worker: Any) -> None:
+    mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+
+
+class _Logger(Logger):  # type: ignore[misc]
+    """gunicorn's own lines go where ours go."""
+
+    def setup(self, cfg: Any) -> None:
+        self.error_log.propagate = True
+        self.error_log.setLevel(logging.WARNING)
+        self.access_log.disabled = True
+
+
+def serve(settings: Settings) -> None:
+    """Serve until a signal says stop."""
+    start_logging(settings.service, settings.process, settings.log_format, settings.log_level)
+    Server(settings).run()

@@ -1,0 +1,606 @@
+"""A service's HTTP side: create_app() with routes, errors, ids, limits and probes.
+
+The only file of eventcore that imports Flask. A route says once what it takes and answers;
+that validates requests and makes the OpenAPI document.
+"""
+
+import hashlib
+import hmac
+import importlib.util
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+from uuid import UUID
+
+from flask import Flask, Response, g, request
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+
+from eventcore import jsontext, openapi
+from eventcore.command import Call, Handled, new_id
+from eventcore.errors import (
+    Away,
+    CannotApply,
+    Conflict,
+    Error,
+    Invalid,
+    KeyReused,
+    NotFound,
+    StaleVersion,
+)
+from eventcore.event import Data, Json, to_message
+from eventcore.feed import StoreFeed
+from eventcore.observe import REQUESTS, log_fields, render_metrics
+from eventcore.openapi import Operation
+from eventcore.projection import Document, version_of
+from eventcore.query import Views
+from eventcore.settings import Secret
+from eventcore.store import Answer, Idempotency, Store
+
+BODY_LIMIT = 64 * 1024
+"""Bytes of a request's body, at most."""
+
+log = logging.getLogger(__name__)
+
+
+class Input(BaseModel):
+    """What a caller sends: nothing unknown, nothing of another type."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class QueryInput(BaseModel):
+    """What a caller asks for in the query string, where everything is text at first."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _canonical(text: str) -> str:
+    return str(UUID(text))
+
+
+UUID_PATTERN = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
+Id = Annotated[
+    str,
+    Field(pattern=UUID_PATTERN, json_schema_extra={"format": "uuid"}),
+    AfterValidator(_canonical),
+]
+"""A UUID as text, in lower case from here on."""
+
+Body = TypeVar("Body")
+Query = TypeVar("Query")
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming(Generic[Body, Query]):
+    """A request that has been validated, as a handler gets it."""
+
+    id: UUID
+    body: Body
+    query: Query
+    call: Call
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a handler answers; `version` becomes the ETag."""
+
+    body: Data
+    status: int = 200
+    version: int | None = None
+    headers: Data | None = None
+
+
+Handler = Callable[[Incoming[Any, Any]], Reply]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """An operation and the function that carries it out."""
+
+    operation: Operation
+    handler: Handler
+
+
+class Routes:
+    """A service's routes, as its `api.py` lists them."""
+
+    def __init__(self, tag: str) -> None:
+        self._tag = tag
+        self.all: list[Route] = []
+
+    def __call__(
+        self,
+        method: str,
+        path: str,
+        summary: str,
+        answers: Mapping[int, type[BaseModel]],
+        **more: Any,
+    ) -> Callable[[Handler], Handler]:
+        """Register the decorated function; `more` is what Operation takes beside these."""
+
+        def register(handler: Handler) -> Handler:
+            operation = Operation(method, path, summary, answers, tag=self._tag, **more)
+            self.all.append(Route(operation, handler))
+            return handler
+
+        return register
+
+
+def reply(handled: Handled) -> Reply:
+    """The reply to a command: what was answered, now or, for a known key, earlier."""
+    headers = dict(handled.answer.headers)
+    if handled.replayed:
+        headers["Idempotency-Replayed"] = "true"
+    return Reply(handled.answer.body, handled.answer.status, headers=headers)
+
+
+def etag(version: int) -> str:
+    """The ETag of a version."""
+    return f'"{version}"'
+
+
+def create_app(
+    title: str,
+    routes: Sequence[Route],
+    *,
+    missing: Callable[[], Mapping[str, str]],
+    is_ready: Callable[[], bool],
+    store: Store | None = None,
+    feed: StoreFeed | None = None,
+    feed_token: Secret | None = None,
+    document: Callable[[], bytes] | None = None,
+) -> Flask:
+    """A Flask application that serves `routes`, probes, metrics and its own description.
+
+    `store` is asked for answers under an Idempotency-Key; `feed` is served to projectors
+    that know the token. Nothing connects before the first request.
+    """
+    app = Flask(title, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT
+    app.url_map.strict_slashes = True
+    app.url_map.merge_slashes = False
+    for route in routes:
+        _add(app, route, store)
+    if feed is not None and feed_token is not None:
+        _add_feed(app, feed, feed_token)
+    operations = [route.operation for route in routes]
+    _add_description(app, document or (lambda: openapi.build(title, "1.0", operations)))
+    _add_probes(app, missing, is_ready)
+    _add_ids(app)
+    _add_errors(app)
+    return app
+
+
+# ── one request ───────────────────────────────────────────────────────────────────────────
+
+
+def _add(app: Flask, route: Route, store: Store | None) -> None:
+    operation = route.operation
+
+    def view(**path: str) -> Response:
+        incoming = Incoming(
+            id=_path_id(path, operation),
+            query=_validated(operation.query, _query_values()) if operation.query else None,
+            body=_validated(operation.body, _body(operation)) if operation.body else None,
+            call=_call(operation),
+        )
+        if incoming.call.idempotency and store:
+            earlier = store.recorded_answer(incoming.call.idempotency)
+            if earlier:
+                return _respond(reply(Handled(earlier, 0, (), replayed=True)))
+        return _respond(route.handler(incoming))
+
+    rule = re.sub(r"{(\w+)}", r"<string:\1>", operation.path)
+    app.add_url_rule(
+        rule,
+        endpoint=f"{operation.method} {operation.path}",
+        view_func=view,
+        methods=[operation.method],
+        provide_automatic_options=False,
+    )
+
+
+def _respond(answer: Reply) -> Response:
+    response = Response(jsontext.render(answer.body), answer.status, mimetype="application/json")
+    for name, value in (answer.headers or {}).items():
+        response.headers[name] = str(value)
+    if answer.version is not None:
+        response.headers["ETag"] = etag(answer.version)
+    if request.method in ("GET", "HEAD"):
+        response.headers["Cache-Control"] = "no-cache"
+        response.make_conditional(request)
+    return response
+
+
+_NO_ID = UUID(int=0)
+
+
+def _path_id(path: Mapping[str, str], operation: Operation) -> UUID:
+    for text in path.values():
+        if not re.fullmatch(UUID_PATTERN, text):
+            raise NotFound(f"{text[:80]!r} is no id: ids are UUIDs, as POST answered them.")
+        return UUID(text)
+    return _NO_ID
+
+
+def _validated(model: type[BaseModel] | None, value: object) -> Any:
+    assert model
+    return model.model_validate(value)
+
+
+def _query_values() -> dict[str, str]:
+    values = {}
+    for name, given in request.args.lists():
+        if len(given) > 1:
+            raise Invalid(f"The parameter {name[:80]!r} was given more than once.")
+        values[name] = given[0]
+    return values
+
+
+def _body(operation: Operation) -> object:
+    text = request.get_data(cache=True)
+    if not text and not operation.body_required:
+        return {}
+    if request.mimetype != "application/json":
+        raise _Unsupported("The body must be JSON, with Content-Type: application/json.")
+    try:
+        return jsontext.parse(text)
+    except ValueError as error:
+        raise _Unreadable(f"The body cannot be read: {error}.") from error
+
+
+def _call(operation: Operation) -> Call:
+    metadata: dict[str, Any] = {"correlationId": g.correlation_id, "causationId": g.request_id}
+    if re.fullmatch(_TRACEPARENT, traceparent := request.headers.get("traceparent", "")):
+        metadata["traceparent"] = traceparent
+    return Call(
+        metadata=metadata,
+        idempotency=_idempotency() if "Idempotency-Key" in operation.headers else None,
+        if_match=_if_match() if "If-Match" in operation.headers else (),
+    )
+
+
+_TRACEPARENT = "00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"
+
+
+def _idempotency() -> Idempotency | None:
+    """The key, bound to method, path, caller and body."""
+    key = request.headers.get("Idempotency-Key")
+    if key is None:
+        return None
+    if not re.fullmatch("[!-~]{1,255}", key):
+        raise _Unreadable("Idempotency-Key must be 1 to 255 visible ASCII characters.")
+    caller = request.headers.get("Authorization", "")
+    parts = (request.method, request.full_path, caller)
+    digest = hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape"))
+    digest.update(b"\n" + request.get_data(cache=True))
+    return Idempotency(key, digest.hexdigest())
+
+
+def _if_match() -> tuple[int, ...]:
+    """The versions that If-Match allows; none: any."""
+    given = request.headers.get("If-Match")
+    if given is None or given.strip() == "*":
+        return ()
+    tags = [tag.strip() for tag in given.split(",")]
+    if not all(re.fullmatch(r'(W/)?"[^"]*"', tag) for tag in tags):
+        raise _Unreadable('If-Match must be an ETag as it was answered, such as "3".')
+    versions = tuple(int(tag[1:-1]) for tag in tags if re.fullmatch(r'"[0-9]{1,18}"', tag))
+    return versions or (-1,)  # tags that are none of ours match nothing
+
+
+# ── ids ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _add_ids(app: Flask) -> None:
+    @app.before_request
+    def take_ids() -> None:
+        g.request_id = _id_from("X-Request-ID") or str(new_id())
+        g.correlation_id = _id_from("X-Correlation-ID") or g.request_id
+        g.log_fields = log_fields(request_id=g.request_id, correlation_id=g.correlation_id)
+        g.log_fields.__enter__()
+
+    @app.after_request
+    def return_ids(response: Response) -> Response:
+        response.headers["X-Request-ID"] = g.request_id
+        response.headers["X-Correlation-ID"] = g.correlation_id
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers.setdefault("Content-Security-Policy", "default-src 'none'")
+        route = request.url_rule.rule if request.url_rule else "(no route)"
+        REQUESTS.labels(request.method, route, response.status_code).inc()
+        return response
+
+    @app.teardown_request
+    def drop_ids(_error: BaseException | None) -> None:
+        if "log_fields" in g:
+            g.log_fields.__exit__(None, None, None)
+
+
+def _id_from(header: str) -> str | None:
+    given = request.headers.get(header, "")
+    return given if re.fullmatch("[0-9A-Za-z._:-]{1,128}", given) else None
+
+
+# ── errors ────────────────────────────────────────────────────────────────────────────────
+
+
+class _Unreadable(Error):
+    code = "unreadable"
+
+
+class _Unsupported(Error):
+    code = "unsupported-media-type"
+
+
+class _Unauthorized(Error):
+    code = "unauthorized"
+
+
+_STATUS: Sequence[tuple[type[Error], int, str]] = (
+    (NotFound, 404, "Not found"),
+    (Invalid, 422, "Invalid request"),
+    (Conflict, 409, "Conflict"),
+    (StaleVersion, 412, "Stale version"),
+    (KeyReused, 422, "Idempotency-Key reused"),
+    (Away, 503, "Not available now"),
+    (CannotApply, 503, "Cannot be read yet"),
+    (_Unreadable, 400, "Unreadable request"),
+    (_Unsupported, 415, "Unsupported media type"),
+    (_Unauthorized, 401, "Unauthorized"),
+)
+"""The one table that turns errors into HTTP."""
+
+
+def _add_errors(app: Flask) -> None:
+    @app.errorhandler(Error)
+    def known(error: Error) -> Response:
+        found = next((row for row in _STATUS if isinstance(error, row[0])), None)
+        if found is None:
+            return unknown(error)
+        _, status, title = found
+        response = problem(status, getattr(error, "title", title), str(error), error.code)
+        if isinstance(error, Away):
+            response.headers["Retry-After"] = str(error.retry_after)
+            log.warning("Not available now", extra={"code": error.code, "reason": str(error)})
+        if isinstance(error, StaleVersion):
+            response.headers["ETag"] = etag(error.actual)
+        if isinstance(error, _Unauthorized):
+            response.headers["WWW-Authenticate"] = "Bearer"
+        return response
+
+    @app.errorhandler(ValidationError)
+    def invalid(error: ValidationError) -> Response:
+        errors = [
+            {"field": ".".join(map(str, each["loc"])) or "body", "reason": each["msg"]}
+            for each in error.errors(include_url=False, include_context=False, include_input=False)
+        ]
+        detail = "; ".join(f"{each['field']}: {each['reason']}" for each in errors[:5])
+        return problem(422, "Invalid request", detail[:1000], "invalid", errors=errors[:20])
+
+    @app.errorhandler(HTTPException)
+    def http(error: HTTPException) -> Response:
+        detail = error.description or ""
+        if isinstance(error, RequestEntityTooLarge):
+            detail = f"The body is over {BODY_LIMIT // 1024} KiB."
+        response = problem(error.code or 500, error.name, detail, f"http-{error.code}")
+        for name, value in error.get_headers():
+            if name in ("Allow", "Location"):
+                response.headers[name] = value
+        return response
+
+    @app.errorhandler(Exception)
+    def unknown(error: Exception) -> Response:
+        log.error("Unexpected error", exc_info=error)
+        detail = "Something unexpected happened. The logs have it under this request's id."
+        return problem(500, "Internal error", detail, "internal")
+
+
+def problem(status: int, title: str, detail: str, code: str, **more: Any) -> Response:
+    """A problem details answer (RFC 9457)."""
+    body = {
+        "type": f"urn:problem:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "requestId": g.get("request_id", ""),
+        **more,
+    }
+    return Response(jsontext.render(body), status, mimetype="application/problem+json")
+
+
+# ── beside the routes ─────────────────────────────────────────────────────────────────────
+
+
+def _add_feed(app: Flask, feed: StoreFeed, token: Secret) -> None:
+    """The feed, for projectors alone: the gateway does not route it."""
+
+    def authorize() -> None:
+        given = request.headers.get("Authorization", "").encode()
+        if not hmac.compare_digest(given, f"Bearer {token.read()}".encode()):
+            raise _Unauthorized("The feed is for projectors, which know its token.")
+
+    @app.get("/internal/events")
+    def events() -> Response:
+        authorize()
+        asked = _StreamQuery.model_validate(_query_values())
+        found = feed.stream(asked.stream, asked.after)
+        return _respond(Reply({"events": tuple(to_message(event) for event in found)}))
+
+    @app.get("/internal/heads")
+    def heads() -> Response:
+        authorize()
+        asked = _HeadsQuery.model_validate(_query_values())
+        page = feed.heads(asked.after, asked.until)
+        changed: Json = tuple({"id": str(h.aggregate_id), "version": h.version} for h in page.heads)
+        return _respond(Reply({"heads": changed, "until": page.until, "settled": page.settled}))
+
+
+_Position = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class _StreamQuery(QueryInput):
+    stream: Id
+    after: _Position = 0
+
+
+class _HeadsQuery(QueryInput):
+    after: _Position = 0
+    until: _Position = 0
+
+
+def _add_probes(
+    app: Flask, missing: Callable[[], Mapping[str, str]], is_ready: Callable[[], bool]
+) -> None:
+    @app.get("/healthz")
+    def healthz() -> Response:
+        return _respond(Reply({"status": "alive"}))
+
+    @app.get("/readyz")
+    def readyz() -> Response:
+        ready = is_ready()
+        body = {"status": "ready" if ready else "waiting", "missing": dict(missing())}
+        return _respond(Reply(body, 200 if ready else 503))
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        text, kind = render_metrics()
+        return Response(text, content_type=kind)
+
+
+_DOCS_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>API</title>
+<link rel="stylesheet" href="docs/swagger-ui.css"></head>
+<body><div id="ui"></div>
+<script src="docs/swagger-ui-bundle.js"></script><script src="docs/start.js"></script></body></html>
+"""
+_DOCS_START = 'SwaggerUIBundle({url: "openapi.json", dom_id: "#ui", tryItOutEnabled: true})'
+_DOCS_POLICY = (
+    "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; script-src 'self'"
+)
+
+
+def _add_description(app: Flask, document: Callable[[], bytes]) -> None:
+    """/openapi.json, and /docs: a page to try it, which loads nothing from elsewhere."""
+
+    @app.get("/openapi.json")
+    def openapi_json() -> Response:
+        return Response(document(), mimetype="application/json")
+
+    @app.get("/docs")
+    def docs() -> Response:
+        response = Response(_DOCS_PAGE, mimetype="text/html")
+        response.headers["Content-Security-Policy"] = _DOCS_POLICY
+        return response
+
+    @app.get("/docs/<string:name>")
+    def asset(name: str) -> Response:
+        if name == "start.js":
+            return Response(_DOCS_START, mimetype="text/javascript")
+        kind = {"swagger-ui.css": "css", "swagger-ui-bundle.js": "js"}.get(name)
+        if kind is None:
+            raise NotFound(f"There is no {name[:80]!r} here.")
+        mimetype = "text/css" if kind == "css" else "text/javascript"
+        response = Response((_swagger() / kind / name).read_bytes(), mimetype=mimetype)
+        response.headers["Cache-Control"] = "max-age=86400"
+        return response
+
+
+def _swagger() -> Path:
+    spec = importlib.util.find_spec("flask_openapi3_swagger")
+    assert spec
+    assert spec.origin
+    return Path(spec.origin).parent / "templates" / "swagger"
+
+
+class AsOf(QueryInput):
+    """Asks for the state as it was: after a version, or at a moment."""
+
+    version: int | None = Field(None, ge=1, lt=2**63, description="The state after this event.")
+    at: datetime | None = Field(
+        None, description="The state at this moment (RFC 3339, with an offset from UTC)."
+    )
+
+    def is_past(self) -> bool:
+        """Whether the past is asked for; raises Invalid for a question with two answers."""
+        if self.version is not None and self.at is not None:
+            raise Invalid("Ask for a version or for a moment, not for both.")
+        if self.at is not None and self.at.tzinfo is None:
+            raise Invalid("at must name its offset from UTC: 2026-01-16T10:00:00Z.")
+        return self.version is not None or self.at is not None
+
+
+class Page(QueryInput):
+    """A page of a stream's history."""
+
+    after: int = Field(0, ge=0, lt=2**63, description="Events above this version.")
+    limit: int = Field(100, ge=1, le=500, description="How many events at most.")
+
+
+class HistoryEntry(BaseModel):
+    """One event of a stream."""
+
+    eventId: str
+    eventType: str
+    version: int
+    recordedAt: str
+    correlationId: str | None
+    causationId: str | None
+    data: dict[str, Any]
+
+
+class History(BaseModel):
+    """A page of the events of one stream, oldest first."""
+
+    events: list[HistoryEntry]
+    next: int | None = Field(description="The `after` of the next page; null: there is none.")
+
+
+def add_queries(
+    route: Routes,
+    path: str,
+    history_path: str,
+    views: Views,
+    shown: Callable[[Document], Data],
+    model: type[BaseModel],
+) -> None:
+    """The two questions every read model answers: what is it (or was it), and how so."""
+
+    @route(
+        "GET",
+        path,
+        f"The {views.projection.aggregate_type}, now or as it was",
+        {200: model},
+        query=AsOf,
+        headers=("If-None-Match",),
+        problems=(422,),
+    )
+    def get(incoming: Incoming[None, AsOf]) -> Reply:
+        asked = incoming.query
+        if asked.is_past():
+            document = views.as_it_was(incoming.id, asked.version, asked.at)
+        else:
+            document = views.current(incoming.id)
+        return Reply(shown(document), version=version_of(document))
+
+    @route(
+        "GET",
+        history_path,
+        f"The {views.projection.aggregate_type}'s events, oldest first",
+        {200: History},
+        query=Page,
+        headers=("If-None-Match",),
+        problems=(422,),
+    )
+    def history(incoming: Incoming[None, Page]) -> Reply:
+        page = views.history(incoming.id, incoming.query.after, incoming.query.limit)
+        return Reply(page.shown, version=page.last)
+
+
+def answer(body: Data, version: int, status: int = 200) -> Answer:
+    """What a command answers, in the form that is kept under its Idempotency-Key."""
+    return Answer(status, body, {"ETag": etag(version)})

@@ -1,0 +1,170 @@
+"""The order service's calls: what each takes, does and answers."""
+
+from decimal import Decimal
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
+
+from eventcore.command import handle, new_id
+from eventcore.query import Views
+from eventcore.store import Answer, Store
+from eventcore.web import (
+    Id,
+    Incoming,
+    Input,
+    QueryInput,
+    Reply,
+    Routes,
+    add_queries,
+    answer,
+    reply,
+)
+from order.customers import Customers
+from order.order import DECIDER, CancelOrder, Order, PlaceOrder
+from order.projections.orders import shown
+
+HIGHEST_PRICE = Decimal("9999999999.99")
+
+
+def _exact(value: object) -> object:
+    """A JSON number as a plain decimal: 2500, not 2.5E+3; anything else as it came."""
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        return value
+    number = Decimal(value)
+    if not number.is_finite() or abs(number) > HIGHEST_PRICE or number.is_zero():
+        return number.copy_abs() if number.is_zero() else number
+    exponent = number.as_tuple().exponent
+    return number.quantize(Decimal(1)) if isinstance(exponent, int) and exponent > 0 else number
+
+
+Price = Annotated[
+    Decimal,
+    BeforeValidator(_exact),
+    Field(ge=0, le=HIGHEST_PRICE, decimal_places=2, allow_inf_nan=False),
+    WithJsonSchema(
+        {
+            "type": "number",
+            "minimum": 0,
+            "maximum": float(HIGHEST_PRICE),
+            "description": "An exact decimal with at most two places, answered as it was given.",
+            "examples": [19.99],
+        }
+    ),
+]
+_PRINTABLE = "^[^\\x00-\\x1f\\x7f]*[^\\x00-\\x20\\x7f][^\\x00-\\x1f\\x7f]*$"
+
+
+class NewOrder(Input):
+    """An order to be placed."""
+
+    userId: Id
+    item: Annotated[
+        str, Field(min_length=1, max_length=200, pattern=_PRINTABLE, examples=["Laptop"])
+    ]
+    price: Price
+
+
+class Cancellation(Input):
+    """Why an order is called off."""
+
+    reason: Annotated[str, Field(max_length=500, pattern="^[^\\x00-\\x1f\\x7f]*$")] | None = None
+
+
+class OrderAccepted(BaseModel):
+    """The order is recorded, and will be readable within moments."""
+
+    orderId: str
+
+
+class OrderState(BaseModel):
+    """Where an order is in its life now."""
+
+    orderId: str
+    status: Literal["placed", "cancelled"]
+    version: int
+
+
+class OrderShown(BaseModel):
+    """An order."""
+
+    id: str = Field(alias="_id")
+    orderId: str
+    userId: str
+    item: str
+    price: Annotated[Decimal, WithJsonSchema({"type": "number"})]
+    status: Literal["placed", "cancelled"]
+    placedAt: str
+    version: int
+
+
+class OrderList(BaseModel):
+    """A page of orders, newest first."""
+
+    orders: list[OrderShown]
+    next: str | None = Field(description="The `after` of the next page; null: there is none.")
+
+
+class OrderQuery(QueryInput):
+    """Which orders to list."""
+
+    userId: Id | None = Field(None, description="Those of one user.")
+    status: Literal["placed", "cancelled"] | None = Field(None, description="Those in one state.")
+    limit: int = Field(20, ge=1, le=100, description="How many at most.")
+    after: Id | None = Field(None, description="Those older than this order: `next` of a page.")
+
+
+def routes(store: Store, orders: Views, customers: Customers) -> Routes:
+    """All routes of the order service."""
+    route = Routes("orders")
+
+    @route(
+        "POST", "/orders", "Place an order", {200: OrderAccepted},
+        body=NewOrder, headers=("Idempotency-Key",), problems=(409,),
+    )  # fmt: skip
+    def place_order(incoming: Incoming[NewOrder, None]) -> Reply:
+        body = incoming.body
+        customers.require(body.userId)
+        order_id = new_id()
+        command = PlaceOrder(body.userId, body.item, body.price)
+
+        def accept(_: Order | None, version: int) -> Answer:
+            return answer({"orderId": str(order_id)}, version)
+
+        handled = handle(store, DECIDER, order_id, command, incoming.call, accept, creates=True)
+        return reply(handled)
+
+    @route(
+        "POST", "/orders/{id}/cancel", "Cancel an order", {200: OrderState},
+        body=Cancellation, body_required=False,
+        headers=("Idempotency-Key", "If-Match"), problems=(409, 412),
+    )  # fmt: skip
+    def cancel_order(incoming: Incoming[Cancellation, None]) -> Reply:
+        command = CancelOrder(incoming.body.reason)
+
+        def state(order: Order | None, version: int) -> Answer:
+            assert order
+            body = {"orderId": str(incoming.id), "status": order.status.value, "version": version}
+            return answer(body, version)
+
+        return reply(handle(store, DECIDER, incoming.id, command, incoming.call, state))
+
+    add_queries(route, "/queries/orders/{id}", "/orders/{id}/events", orders, shown, OrderShown)
+
+    @route(
+        "GET", "/queries/orders", "Orders, newest first", {200: OrderList},
+        query=OrderQuery, headers=("If-None-Match",), problems=(422,),
+    )  # fmt: skip
+    def list_orders(incoming: Incoming[None, OrderQuery]) -> Reply:
+        asked = incoming.query
+        wanted = {"userId": asked.userId, "status": asked.status}
+        where = {name: value for name, value in wanted.items() if value is not None}
+        found = orders.page(where, asked.after, asked.limit)
+        page = found[: asked.limit]
+        more = len(found) > asked.limit
+        body = {
+            "orders": tuple(shown(document) for document in page),
+            "next": page[-1]["_id"] if more else None,
+        }
+        return Reply(body)
+
+    return route

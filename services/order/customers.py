@@ -1,0 +1,85 @@
+"""Whether somebody may order: asks the cache of users, and waits a moment for a new one."""
+
+import threading
+import time
+from collections import OrderedDict
+from datetime import UTC, datetime, timedelta
+
+from eventcore.errors import Busy, Invalid, ReadModelAway
+from eventcore.readmodel import ReadModel
+from order.projections.known_users import PROJECTION
+
+REMEMBERED = 10_000
+"""User ids kept in memory, so that their orders are taken while MongoDB is away."""
+
+POLL = 0.01
+"""Seconds between two looks at the cache while a request waits."""
+
+
+class Customers:
+    """The users who may order.
+
+    A user whom the cache does not know yet is waited for, `wait` seconds, by `waiters`
+    requests at once at most. "User unknown" is said only where the cache is known to have
+    covered everything up to `freshness` seconds ago.
+    """
+
+    def __init__(self, readmodel: ReadModel, wait: float, freshness: float, waiters: int) -> None:
+        self._readmodel = readmodel
+        self._wait = wait
+        self._freshness = timedelta(seconds=freshness)
+        self._waiters = threading.BoundedSemaphore(waiters)
+        self._remembered: OrderedDict[str, None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def require(self, user_id: str) -> None:
+        """Return if the user may order.
+
+        Raises Invalid ("User unknown"), Busy if too many wait already, and ReadModelAway
+        where it cannot be known now.
+        """
+        if self._is_remembered(user_id) or self._is_known(user_id):
+            return
+        if not self._waiters.acquire(blocking=False):
+            raise Busy("Too many orders wait for users who are not known yet. Try again.")
+        try:
+            if not self._comes_in_time(user_id):
+                self._refuse(user_id)
+        finally:
+            self._waiters.release()
+
+    def _comes_in_time(self, user_id: str) -> bool:
+        deadline = time.monotonic() + self._wait
+        while time.monotonic() < deadline:
+            time.sleep(POLL)
+            if self._is_known(user_id):
+                return True
+        return False
+
+    def _refuse(self, user_id: str) -> None:
+        covered_at = self._readmodel.checkpoint(PROJECTION.name).covered_at
+        if covered_at is None or datetime.now(UTC) - covered_at > self._freshness:
+            raise ReadModelAway(
+                "Whether this user exists cannot be known now: the order service's cache of"
+                " users is behind. Nothing was written; try again."
+            )
+        raise Invalid(
+            f"There is no user {user_id}. Create one with POST /users, then order.", "User unknown"
+        )
+
+    def _is_known(self, user_id: str) -> bool:
+        known = user_id in self._readmodel.versions(PROJECTION.collection, [user_id])
+        if known:
+            self._remember(user_id)
+        return known
+
+    def _is_remembered(self, user_id: str) -> bool:
+        with self._lock:
+            return user_id in self._remembered
+
+    def _remember(self, user_id: str) -> None:
+        with self._lock:
+            self._remembered[user_id] = None
+            self._remembered.move_to_end(user_id)
+            if len(self._remembered) > REMEMBERED:
+                self._remembered.popitem(last=False)

@@ -1,0 +1,42 @@
+"""The order service, put together."""
+
+from flask import Flask
+
+from eventcore.feed import StoreFeed
+from eventcore.query import Views
+from eventcore.readmodel import Mongo
+from eventcore.serving import Readiness
+from eventcore.settings import Settings
+from eventcore.store import Postgres
+from eventcore.web import create_app as create_web_app
+from order.api import routes
+from order.customers import Customers
+from order.projections import known_users, orders
+
+TITLE = "Order Service"
+NEEDS = ("store", "readmodel", "token")
+PROJECTIONS = (orders.PROJECTION, known_users.PROJECTION)
+
+
+def create_app(settings: Settings) -> Flask:
+    """The application that gunicorn serves; connects to nothing yet."""
+    assert settings.store
+    assert settings.readmodel
+    store = Postgres(settings.store, settings.threads)
+    readmodel = Mongo(settings.readmodel, settings.threads)
+    readiness = Readiness(store, readmodel)
+    customers = Customers(
+        readmodel,
+        wait=settings.known_user_wait,
+        freshness=settings.freshness,
+        waiters=max(1, settings.threads // 2),
+    )
+    return create_web_app(
+        TITLE,
+        routes(store, Views(orders.PROJECTION, readmodel, store), customers).all,
+        missing=readiness.missing,
+        is_ready=readiness.is_ready,
+        store=store,
+        feed=StoreFeed(store, "order"),
+        feed_token=settings.feed_token,
+    )

@@ -1,0 +1,24 @@
+"""The order service's own cache of users: whom it may take orders from. Pure.
+
+    {_id: the user's id, version}
+
+It needs to know that a user exists and nothing else, so it keeps nothing else.
+"""
+
+from eventcore.event import Event
+from eventcore.projection import Document, Projection
+
+
+def _created(_: Document, __: Event) -> Document:
+    return {}
+
+
+PROJECTION = Projection(
+    name="known-users",
+    aggregate_type="user",
+    queue="order_service_user_sync",
+    collection="known_users",
+    says="User cached in Order Service",
+    steps={"USER_CREATED": _created},
+    ignores=frozenset({"USER_NAME_CHANGED", "USER_EMAIL_CHANGED"}),
+)

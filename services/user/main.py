@@ -1,0 +1,35 @@
+"""The user service, put together."""
+
+from flask import Flask
+
+from eventcore.feed import StoreFeed
+from eventcore.query import Views
+from eventcore.readmodel import Mongo
+from eventcore.serving import Readiness
+from eventcore.settings import Settings
+from eventcore.store import Postgres
+from eventcore.web import create_app as create_web_app
+from user.api import routes
+from user.projections import users
+
+TITLE = "User Service"
+NEEDS = ("store", "readmodel", "token")
+PROJECTIONS = (users.PROJECTION,)
+
+
+def create_app(settings: Settings) -> Flask:
+    """The application that gunicorn serves; connects to nothing yet."""
+    assert settings.store
+    assert settings.readmodel
+    store = Postgres(settings.store, settings.threads)
+    readmodel = Mongo(settings.readmodel, settings.threads)
+    readiness = Readiness(store, readmodel)
+    return create_web_app(
+        TITLE,
+        routes(store, Views(users.PROJECTION, readmodel, store)).all,
+        missing=readiness.missing,
+        is_ready=readiness.is_ready,
+        store=store,
+        feed=StoreFeed(store, "user"),
+        feed_token=settings.feed_token,
+    )

@@ -1,0 +1,43 @@
+"""The read model of users: its documents, its fold, and what a query shows of one. Pure.
+
+{_id: the user's id, version, name, email}
+"""
+
+from eventcore.event import Data, Event
+from eventcore.projection import Document, Projection
+
+
+def _created(_: Document, event: Event) -> Document:
+    return {"name": event.data["name"], "email": event.data["email"]}
+
+
+def _name_changed(_: Document, event: Event) -> Document:
+    return {"name": event.data["name"]}
+
+
+def _email_changed(_: Document, event: Event) -> Document:
+    return {"email": event.data["email"]}
+
+
+PROJECTION = Projection(
+    name="users",
+    aggregate_type="user",
+    queue="user_projection_queue",
+    collection="users",
+    says="Updating User Projection",
+    steps={
+        "USER_CREATED": _created,
+        "USER_NAME_CHANGED": _name_changed,
+        "USER_EMAIL_CHANGED": _email_changed,
+    },
+)
+
+
+def shown(document: Document) -> Data:
+    """A user, as queries answer one."""
+    return {
+        "_id": document["_id"],
+        "userId": document["_id"],
+        "name": document["name"],
+        "email": document["email"],
+    }

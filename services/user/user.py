@@ -1,0 +1,98 @@
+"""What a user is: events, state, commands and the rules between them. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias, assert_never
+
+from eventcore.decider import Decider
+from eventcore.errors import Invalid
+
+
+@dataclass(frozen=True, slots=True)
+class UserCreated:
+    """Someone is known from now on."""
+
+    name: str
+    email: str
+
+
+@dataclass(frozen=True, slots=True)
+class UserNameChanged:
+    """They go by another name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class UserEmailChanged:
+    """They are reached elsewhere."""
+
+    email: str
+
+
+UserEvent: TypeAlias = UserCreated | UserNameChanged | UserEmailChanged
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A user, as far as decisions need one."""
+
+    name: str
+    email: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreateUser:
+    """Make somebody known."""
+
+    name: str
+    email: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeUser:
+    """Change what is given; what is None stays."""
+
+    name: str | None = None
+    email: str | None = None
+
+
+UserCommand: TypeAlias = CreateUser | ChangeUser
+
+
+def decide(command: UserCommand, user: User | None) -> Sequence[UserEvent]:
+    """What happens: one event for each thing that differs, none if nothing does."""
+    match command:
+        case CreateUser(name, email):
+            if user is not None:
+                raise Invalid("This user was created before.", "User exists")
+            return [UserCreated(name, email)]
+        case ChangeUser(name, email):
+            if user is None:
+                raise Invalid("This user was never created.", "User unknown")
+            changes: list[UserEvent] = []
+            if name not in (None, user.name):
+                changes.append(UserNameChanged(name))
+            if email not in (None, user.email):
+                changes.append(UserEmailChanged(email))
+            return changes
+        case _:
+            assert_never(command)
+
+
+def evolve(user: User | None, event: UserEvent) -> User | None:
+    """The user after an event."""
+    match event:
+        case UserCreated(name, email):
+            return User(name, email)
+        case UserNameChanged(name):
+            return replace(user, name=name) if user else None
+        case UserEmailChanged(email):
+            return replace(user, email=email) if user else None
+        case _:
+            assert_never(event)
+
+
+DECIDER: Decider[UserCommand, User | None, UserEvent] = Decider(
+    aggregate_type="user", facts=UserEvent, initial=None, decide=decide, evolve=evolve
+)
