@@ -99,7 +99,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             "limit_request_field_size": 8190,
             "logger_class": _Logger,
             "when_ready": self._when_ready,
-            "child_exit": lambda _server, worker: mark_process_dead(worker.pid),  # type: ignore[no-untyped-call],
+            "child_exit": _forget_worker,
         }
         for name, value in own.items():
             self.cfg.set(name, value)
