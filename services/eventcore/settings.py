@@ -168,7 +168,7 @@ class _Reader:
             host=self.text(f"{prefix}_HOST"),
             port=self.integer(f"{prefix}_PORT", _PORTS[prefix]),
             name=self.text(f"{prefix}_{_NAMES[prefix]}", "/" if prefix == "RABBITMQ" else None),
-            user=self.text(f"{prefix}_USER"),
+            user=self.text(f"{prefix}_USER", "" if f"{prefix}_USER" in self._environ else None),
             password=self.secret(f"{prefix}_PASSWORD"),
             options=self.text(f"{prefix}_OPTIONS", ""),
             tls=self.text(f"{prefix}_TLS", "off") == "on",

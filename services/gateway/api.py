@@ -52,6 +52,7 @@ class Upstreams:
         again = urllib3.Retry(
             total=1, connect=1, read=1 if repeatable else 0, status=0, redirect=0, other=0,
             allowed_methods=None, backoff_factor=0.05,
+            respect_retry_after_header=False,
         )  # fmt: skip
         return self._pool.request(
             request.method,
