@@ -105,6 +105,9 @@ class ReadModel(Protocol):
     def take_lease(self, projection: str, holder: str, seconds: float) -> Lease | None:
         """Take or renew the lease; None while another holder has it. A new holder, a new epoch."""
 
+    def release_lease(self, projection: str, holder: str) -> None:
+        """Let another holder have the lease at once, if `holder` has it."""
+
     def move_checkpoint(self, lease: Lease, position: int, covered_at: datetime | None) -> bool:
         """Move forwards, if the lease's epoch is still the newest; False: it is not.
 
@@ -203,6 +206,13 @@ class Mongo:
                     return None
         return Lease(projection, holder, _whole(found["epoch"]), _whole(found["position"]))
 
+    def release_lease(self, projection: str, holder: str) -> None:
+        """See ReadModel."""
+        with _translated():
+            self._of("checkpoints").update_one(
+                {"_id": projection, "holder": holder}, {"$set": {"expiresAt": _LONG_AGO}}
+            )
+
     def move_checkpoint(self, lease: Lease, position: int, covered_at: datetime | None) -> bool:
         """See ReadModel."""
         reached: dict[str, Any] = {"position": position}
@@ -296,6 +306,8 @@ class _DecimalCodec(TypeCodec):
     def transform_bson(self, value: Decimal128) -> Decimal:
         return value.to_decimal()
 
+
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 _EXACT: CodecOptions[Document] = CodecOptions(
     tz_aware=True, tzinfo=UTC, type_registry=TypeRegistry([_DecimalCodec()])

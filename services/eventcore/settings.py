@@ -113,7 +113,7 @@ def read_settings(
         known_user_wait=reader.number("KNOWN_USER_WAIT", 1.0),
         freshness=reader.number("FRESHNESS", 15.0),
         sweep_interval=reader.number("SWEEP_INTERVAL", 2.0),
-        lease=reader.number("LEASE", 10.0),
+        lease=reader.number("LEASE", 6.0),
         batch=reader.integer("BATCH", 300),
         window=reader.integer("WINDOW", 500),
         delivery_limit=reader.integer("DELIVERY_LIMIT", 20),
