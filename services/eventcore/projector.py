@@ -350,9 +350,9 @@ class Projector:
         self._prepare(stop)
         sweep_at = monotonic()
         while not stop.is_set():
-            self._consume(stop, wait=max(0.0, min(0.25, sweep_at - monotonic())))
+            self.consume(stop, wait=max(0.0, min(0.25, sweep_at - monotonic())))
             if monotonic() >= sweep_at and not stop.is_set():
-                sweep_at = monotonic() + (0 if self._swept() else self._sweep_interval)
+                sweep_at = monotonic() + (0 if self.sweep() else self._sweep_interval)
         self._disconnect()
         self._sweep.release()
 
@@ -404,7 +404,7 @@ class Projector:
                 stop.wait(backoff(failures))
                 failures += 1
 
-    def _consume(self, stop: Stop, wait: float) -> None:
+    def consume(self, stop: Stop, wait: float) -> None:
         """Take what is there and apply it; without a broker, let `wait` pass."""
         try:
             consumer = self._connected()
@@ -451,7 +451,7 @@ class Projector:
                 stop.wait(backoff(failures))
                 failures += 1
 
-    def _swept(self) -> bool:
+    def sweep(self) -> bool:
         """Sweep one page; True if more is to be swept at once."""
         try:
             more = self._sweep.run()

@@ -1,0 +1,139 @@
+"""The whole shop in one process, on fakes: services, relays and projectors, one step at a time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from threading import Event as Stop
+from typing import Any
+
+from flask import Flask
+from flask.testing import FlaskClient
+
+from eventcore.broker import Queue
+from eventcore.feed import StoreFeed
+from eventcore.observe import Health
+from eventcore.projection import Projection
+from eventcore.projector import Folder, Projector, Sweep
+from eventcore.query import Views
+from eventcore.relay import Pump
+from eventcore.settings import Secret
+from eventcore.web import Routes, create_app
+from order import api as order_api
+from order.customers import Customers
+from order.projections import known_users, orders
+from tests.fakes.broker import FakeBroker
+from tests.fakes.readmodel import FakeReadModel
+from tests.fakes.store import FakeStore
+from user import api as user_api
+from user.projections import users
+
+TOKEN = "token of the feed"
+
+
+def web_app(store: FakeStore, routes: Routes, aggregate_type: str) -> Flask:
+    """A service on fakes."""
+    return create_app(
+        aggregate_type,
+        routes.all,
+        missing=dict,
+        is_ready=lambda: True,
+        store=store,
+        feed=StoreFeed(store, aggregate_type),
+        feed_token=Secret(TOKEN),
+    )
+
+
+def projector(
+    projection: Projection, readmodel: FakeReadModel, store: FakeStore, broker: FakeBroker
+) -> Projector:
+    """A projector on fakes, that asks its feed straight from the owner's store."""
+    feed = StoreFeed(store, projection.aggregate_type)
+    folder = Folder(projection, readmodel, feed)
+    queue = Queue(projection.queue, projection.binding)
+    return Projector(
+        projection,
+        readmodel,
+        folder,
+        Sweep(folder, projection, readmodel, feed, "holder", lease_seconds=5),
+        lambda: broker.consumer(queue, 300),
+        Health(),
+        batch=300,
+        sweep_interval=1,
+    )
+
+
+@dataclass
+class FakeShop:
+    """Everything; `settle` lets it come to rest. Nothing happens by itself."""
+
+    user_store: FakeStore = field(default_factory=FakeStore)
+    order_store: FakeStore = field(default_factory=FakeStore)
+    readmodel: FakeReadModel = field(default_factory=FakeReadModel)
+    broker: FakeBroker = field(default_factory=FakeBroker)
+
+    def __post_init__(self) -> None:
+        views = Views(users.PROJECTION, self.readmodel, self.user_store)
+        self.users = self._client(user_api.routes(self.user_store, views), self.user_store, "user")
+        customers = Customers(self.readmodel, wait=0.03, freshness=60, waiters=2)
+        orders_views = Views(orders.PROJECTION, self.readmodel, self.order_store)
+        order_routes = order_api.routes(self.order_store, orders_views, customers)
+        self.orders = self._client(order_routes, self.order_store, "order")
+        self.projectors = {
+            projection.name: projector(projection, self.readmodel, store, self.broker)
+            for projection, store in (
+                (users.PROJECTION, self.user_store),
+                (orders.PROJECTION, self.order_store),
+                (known_users.PROJECTION, self.user_store),
+            )
+        }
+
+    def relay(self) -> None:
+        """Both relays publish what is there."""
+        for store, own in (
+            (self.user_store, (users.PROJECTION, known_users.PROJECTION)),
+            (self.order_store, (orders.PROJECTION,)),
+        ):
+            queues = [Queue(projection.queue, projection.binding) for projection in own]
+            pump = Pump("fake", store, self.broker.publisher(queues, 500))
+            while pump.turn():
+                continue
+            pump.save()
+
+    def consume(self, names: Sequence[str] = ()) -> None:
+        """The projectors take what is in their queues."""
+        for name in names or self.projectors:
+            self.projectors[name].consume(Stop(), wait=0)
+
+    def sweep(self, names: Sequence[str] = ()) -> None:
+        """The projectors sweep, twice, since a sweep covers what the one before had seen."""
+        for name in names or self.projectors:
+            for _ in range(2):
+                self.projectors[name].sweep()
+
+    def settle(self) -> None:
+        """Relay and consume everything."""
+        self.relay()
+        self.consume()
+
+    def create_user(self, name: str = "Ada", email: str = "ada@example.com") -> str:
+        """A user's id, of a user who can be queried and may order."""
+        user_id: str = self.post(self.users, "/users", {"name": name, "email": email})["userId"]
+        self.settle()
+        return user_id
+
+    def place_order(self, user_id: str, price: object = 1) -> str:
+        """An order's id, just answered."""
+        body = {"userId": user_id, "item": "Laptop", "price": price}
+        order_id: str = self.post(self.orders, "/orders", body)["orderId"]
+        return order_id
+
+    @staticmethod
+    def post(client: FlaskClient, path: str, body: object) -> dict[str, Any]:
+        """The answer's JSON; an AssertionError for any other than 2xx."""
+        response = client.post(path, json=body)
+        assert 200 <= response.status_code < 300, response.text
+        answer: dict[str, Any] = response.get_json()
+        return answer
+
+    @staticmethod
+    def _client(routes: Routes, store: FakeStore, aggregate_type: str) -> FlaskClient:
+        return web_app(store, routes, aggregate_type).test_client()

@@ -1,0 +1,274 @@
+"""Whatever the broker loses, repeats or reorders: the read model is the fold of the log."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventcore.broker import Message
+from eventcore.errors import FeedAway
+from eventcore.event import NewEvent
+from eventcore.projection import Projection
+from eventcore.projector import Folder
+from eventcore.store import Stream
+from order.projections import orders
+from tests.fakes.shop import FakeShop, projector
+from user.projections import users
+
+USERS, ORDERS, KNOWN = "user_projection_queue", "order_read_model_queue", "order_service_user_sync"
+
+
+@pytest.fixture
+def shop() -> FakeShop:
+    return FakeShop()
+
+
+def expected(shop: FakeShop, projection: Projection) -> dict[str, object]:
+    """What the read model must be: each stream of the log, folded."""
+    store = {"user": shop.user_store, "order": shop.order_store}[projection.aggregate_type]
+    streams = {e.aggregate_id for e in store.log}
+    return {
+        str(each): projection.fold(store.read_stream(Stream(projection.aggregate_type, each)))
+        for each in streams
+    }
+
+
+def assert_converged(shop: FakeShop) -> None:
+    for projection in (users.PROJECTION, orders.PROJECTION):
+        assert shop.readmodel.collections[projection.collection] == expected(shop, projection)
+
+
+def busy(shop: FakeShop) -> str:
+    """Some users and orders, published but not consumed; one user's id."""
+    user_id = shop.create_user()
+    for number in range(3):
+        shop.users.put(f"/users/{user_id}", json={"name": f"Ada {number}"})
+        order_id = shop.place_order(user_id)
+        shop.orders.post(f"/orders/{order_id}/cancel", json={})
+    shop.relay()
+    return user_id
+
+
+def twice(shop: FakeShop) -> None:
+    for queue in (USERS, ORDERS, KNOWN):
+        shop.broker.queues[queue].extend(list(shop.broker.queues[queue]))
+
+
+def in_reverse(shop: FakeShop) -> None:
+    for queue in (USERS, ORDERS, KNOWN):
+        shop.broker.queues[queue].reverse()
+
+
+def not_at_all(shop: FakeShop) -> None:
+    for queue in (USERS, ORDERS, KNOWN):
+        shop.broker.purge(queue)
+
+
+def without_the_last(shop: FakeShop) -> None:
+    for queue in (USERS, ORDERS, KNOWN):
+        shop.broker.queues[queue].pop()
+
+
+def with_queues_deleted(shop: FakeShop) -> None:
+    for queue in (USERS, ORDERS, KNOWN):
+        shop.broker.delete(queue)
+
+
+@pytest.mark.parametrize(
+    "trouble", [twice, in_reverse, not_at_all, without_the_last, with_queues_deleted]
+)
+def test_messages_that_come_in_any_way_lead_to_the_same_documents(
+    shop: FakeShop, trouble: Callable[[FakeShop], None]
+) -> None:
+    busy(shop)
+    trouble(shop)
+    shop.consume()
+    shop.sweep()
+    assert_converged(shop)
+
+
+@given(st.data())
+def test_any_shuffle_with_losses_and_repeats_converges(data: st.DataObject) -> None:
+    shop = FakeShop()
+    busy(shop)
+    for queue in (USERS, ORDERS):
+        messages = list(shop.broker.queues[queue])
+        chosen = data.draw(st.lists(st.sampled_from(messages), max_size=len(messages) * 2))
+        shop.broker.queues[queue].clear()
+        shop.broker.queues[queue].extend(chosen)
+    shop.consume()
+    shop.sweep()
+    assert_converged(shop)
+
+
+def test_messages_in_order_need_neither_feed_nor_sweep(shop: FakeShop) -> None:
+    busy(shop)
+    shop.user_store.away = shop.order_store.away = True
+    shop.consume()
+    shop.user_store.away = shop.order_store.away = False
+    assert_converged(shop)
+
+
+def test_a_relay_killed_before_its_checkpoint_publishes_again_and_nothing_changes(
+    shop: FakeShop,
+) -> None:
+    busy(shop)
+    shop.user_store.checkpoints.clear()
+    shop.order_store.checkpoints.clear()
+    shop.relay()
+    assert len(shop.broker.queues[USERS]) > len(shop.user_store.log)
+    shop.consume()
+    assert_converged(shop)
+
+
+def test_a_gap_while_the_feed_is_away_is_left_to_the_sweep_and_others_go_on(
+    shop: FakeShop,
+) -> None:
+    user_id = busy(shop)
+    other = shop.users.post("/users", json={"name": "Bob", "email": "b@b"}).get_json()["userId"]
+    shop.relay()
+    del shop.broker.queues[USERS][0]
+
+    def away(stream: str, after: int) -> list[object]:
+        raise FeedAway("a test said so")
+
+    feed = shop.projectors["users"]._folder._feed
+    feed.stream = away  # type: ignore[method-assign, assignment]
+    shop.consume()
+    assert other in shop.readmodel.collections["users"]
+    assert shop.readmodel.collections["users"][user_id]["version"] == 1
+    del feed.stream
+    shop.sweep()
+    assert_converged(shop)
+
+
+def test_one_event_that_cannot_be_applied_parks_its_stream_and_nothing_else(
+    shop: FakeShop,
+) -> None:
+    user_id = shop.create_user()
+    poison(shop, user_id)
+    poison(shop, user_id, "USER_NAME_CHANGED", {"name": "Eve"})
+    other = shop.create_user("Bob")
+    shop.sweep()
+    parked = shop.readmodel.parked("users")
+    assert list(parked) == [user_id]
+    assert (parked[user_id].version, parked[user_id].highest) == (2, 3)
+    assert "unknown" in parked[user_id].error
+    assert shop.readmodel.collections["users"][user_id]["version"] == 1
+    assert shop.readmodel.collections["users"][other]["version"] == 1
+    assert shop.readmodel.checkpoint("users").position == len(shop.user_store.log)
+
+
+def test_after_the_fix_a_parked_stream_goes_on_where_it_stopped(shop: FakeShop) -> None:
+    user_id = shop.create_user()
+    poison(shop, user_id)
+    poison(shop, user_id, "USER_NAME_CHANGED", {"name": "Eve"})
+    shop.settle()
+    folder = shop.projectors["users"]._folder
+    assert folder.retry(user_id) is False
+    fixed = replace(users.PROJECTION, ignores=frozenset({"USER_MARRIED"}))
+    assert Folder(fixed, shop.readmodel, folder._feed).retry(user_id) is True
+    assert shop.readmodel.parked("users") == {}
+    assert shop.readmodel.collections["users"][user_id]["name"] == "Eve"
+    assert shop.readmodel.collections["users"][user_id]["version"] == 3
+
+
+def test_new_code_tries_parked_streams_when_it_starts(shop: FakeShop) -> None:
+    user_id = shop.create_user()
+    poison(shop, user_id)
+    shop.settle()
+    fixed = replace(users.PROJECTION, ignores=frozenset({"USER_MARRIED"}))
+    projector(fixed, shop.readmodel, shop.user_store, shop.broker).sweep()
+    assert shop.readmodel.parked("users") == {}
+    assert shop.readmodel.collections["users"][user_id]["version"] == 2
+
+
+def test_a_document_that_mongodb_cannot_store_parks_its_stream_alone(shop: FakeShop) -> None:
+    ada, bob = shop.create_user("Ada"), shop.create_user("Bob")
+    poison(shop, ada, "USER_NAME_CHANGED", {"name": 2**70})
+    shop.users.put(f"/users/{bob}", json={"name": "Bo"})
+    shop.settle()
+    assert list(shop.readmodel.parked("users")) == [ada]
+    assert shop.readmodel.collections["users"][ada]["version"] == 1
+    assert shop.readmodel.collections["users"][bob]["version"] == 2
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"specVersion":1}', b"\xff\x00", b"null"])
+def test_what_is_no_event_goes_to_the_dead_letters_whole_and_nothing_stops(
+    shop: FakeShop, body: bytes
+) -> None:
+    user_id = shop.create_user()
+    shop.broker.route(Message("x", "user.created", body, {}))
+    shop.users.put(f"/users/{user_id}", json={"name": "Eve"})
+    shop.settle()
+    [(dead, _)] = shop.broker.queues[f"{USERS}.dead-letters"]
+    assert dead.body == body
+    assert dead.headers["x-reason"]
+    assert_converged(shop)
+
+
+def test_an_event_that_the_log_does_not_have_is_a_dead_letter(shop: FakeShop) -> None:
+    user_id = shop.create_user()
+    shop.users.put(f"/users/{user_id}", json={"name": "Eve"})
+    shop.relay()
+    ghost = shop.broker.queues[USERS].pop()[0]
+    ghost = replace(ghost, body=ghost.body.replace(b'"version":2', b'"version":7'))
+    shop.broker.route(ghost)
+    shop.consume()
+    shop.sweep()
+    assert len(shop.broker.queues[f"{USERS}.dead-letters"]) == 1
+    assert_converged(shop)
+
+
+def test_two_replicas_that_fold_the_same_events_write_each_once(shop: FakeShop) -> None:
+    user_id = busy(shop)
+    twin = projector(users.PROJECTION, shop.readmodel, shop.user_store, shop.broker)
+    original = shop.readmodel.write
+    raced = False
+
+    def second_comes_first(collection: str, writes: object) -> bool:
+        nonlocal raced
+        if not raced:
+            raced = True
+            twin._folder.apply({user_id: shop.user_store.log[:2]})
+        return original(collection, writes)  # type: ignore[arg-type]
+
+    shop.readmodel.write = second_comes_first  # type: ignore[method-assign]
+    shop.consume()
+    assert raced
+    assert_converged(shop)
+
+
+def test_the_checkpoint_covers_what_had_settled_a_sweep_ago(shop: FakeShop) -> None:
+    before = datetime.now(UTC)
+    shop.create_user()
+    shop.projectors["users"].sweep()
+    assert shop.readmodel.checkpoint("users").position == 0
+    shop.projectors["users"].sweep()
+    checkpoint = shop.readmodel.checkpoint("users")
+    assert checkpoint.position == 1
+    assert checkpoint.covered_at
+    assert checkpoint.covered_at >= before
+
+
+def test_who_lost_the_lease_cannot_move_the_checkpoint(shop: FakeShop) -> None:
+    old = shop.readmodel.take_lease("users", "old", -1)
+    new = shop.readmodel.take_lease("users", "new", 5)
+    assert old
+    assert new
+    assert shop.readmodel.move_checkpoint(old, 9, None) is False
+    assert shop.readmodel.move_checkpoint(new, 4, None) is True
+    assert shop.readmodel.checkpoint("users").position == 4
+
+
+def poison(
+    shop: FakeShop, user_id: str, event_type: str = "USER_MARRIED", data: object = None
+) -> None:
+    """Append an event behind the service's back; by default one that nobody knows."""
+    new = NewEvent(uuid4(), event_type, 1, data or {})  # type: ignore[arg-type]
+    stream = Stream("user", UUID(user_id))
+    shop.user_store.append(stream, len(shop.user_store.read_stream(stream)), [new], {})
