@@ -78,6 +78,7 @@ begin
         constraint events_event_id unique (event_id),
         constraint events_stream unique (aggregate_type, aggregate_id, version)
     );
+    comment on sequence public.events_position_seq is 'Draws the positions, one at a time.';
     comment on table public.events is 'The log: every event, never changed and never deleted. It is the outbox as well: the relay reads it by position.';
     comment on column public.events.position is 'The place in the whole log; grows, may have gaps, becomes visible out of order (see settle).';
     comment on column public.events.event_id is 'The identity of the event, made by its writer (UUIDv7).';

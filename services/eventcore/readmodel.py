@@ -264,6 +264,12 @@ class Mongo:
         with _translated():
             self._database().command("ping")
 
+    def close(self) -> None:
+        """Give up all connections; the next call opens new ones."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
     def _of(self, collection: str) -> Any:
         return self._database()[collection]
 
@@ -278,8 +284,7 @@ class Mongo:
         """The client; a new one when the password in its file has changed."""
         password = self._server.password.read()
         if self._client is None or password != self._password:
-            if self._client is not None:
-                self._client.close()
+            self.close()
             self._client = MongoClient(
                 _url(self._server, password),
                 maxPoolSize=self._connections,

@@ -271,6 +271,10 @@ class Postgres:
         """The version of `init.sql` that the database has; 0 without any."""
         return _schema_version(self._rows)
 
+    def close(self) -> None:
+        """Give up all connections; the next call opens new ones."""
+        self._engine.dispose()
+
     def _holds(self, event_id: UUID) -> bool:
         return bool(self._rows("select 1 from events where event_id = %s::uuid", (str(event_id),)))
 

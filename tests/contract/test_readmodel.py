@@ -1,0 +1,143 @@
+"""What a read model promises: the same tests for the one in memory and over MongoDB's wire."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from uuid import uuid4
+
+import pytest
+
+from eventcore.errors import CannotApply
+from eventcore.readmodel import Mongo, Parked, ReadModel, Write
+from tests.fakes.readmodel import FakeReadModel
+
+NOW = datetime(2026, 1, 16, 10, tzinfo=UTC)
+
+
+@pytest.fixture(params=["fake", "mongo"])
+def readmodel(request: pytest.FixtureRequest) -> Iterator[ReadModel]:
+    if request.param == "fake":
+        yield FakeReadModel()
+        return
+    address = request.getfixturevalue("mongodb").address
+    mongo = Mongo(replace(address, name=f"contract_{uuid4().hex[:12]}"))
+    yield mongo
+    mongo.close()
+
+
+def write(readmodel: ReadModel, key: str, version: int, **fields: object) -> bool:
+    document = {"_id": key, "version": version, **fields}
+    return readmodel.write("things", [Write(document, version - 1)])  # type: ignore[arg-type]
+
+
+def test_documents_come_back_exactly(readmodel: ReadModel) -> None:
+    write(readmodel, "a", 1, price=Decimal("0.10"), name="Ada é", nothing=None, flag=True)
+    found = readmodel.find("things", ["a", "missing"])
+    assert list(found) == ["a"]
+    assert str(found["a"]["price"]) == "0.10"
+    assert found["a"]["name"] == "Ada é"
+    assert readmodel.versions("things", ["a", "missing"]) == {"a": 1}
+
+
+def test_a_write_takes_effect_only_on_the_version_it_replaces(readmodel: ReadModel) -> None:
+    assert write(readmodel, "a", 1) is True
+    assert write(readmodel, "a", 1) is False
+    assert write(readmodel, "a", 3) is False
+    assert write(readmodel, "a", 2) is True
+    assert readmodel.versions("things", ["a"]) == {"a": 2}
+
+
+def test_one_that_was_too_late_does_not_hold_the_others_up(readmodel: ReadModel) -> None:
+    write(readmodel, "a", 1)
+    write(readmodel, "b", 1)
+    batch = [
+        Write({"_id": "a", "version": 1}, 0),
+        Write({"_id": "b", "version": 2}, 1),
+        Write({"_id": "c", "version": 1}, 0),
+    ]
+    assert readmodel.write("things", batch) is False
+    assert readmodel.versions("things", ["a", "b", "c"]) == {"a": 1, "b": 2, "c": 1}
+
+
+def test_what_cannot_be_stored_is_said(readmodel: ReadModel) -> None:
+    with pytest.raises(CannotApply):
+        write(readmodel, "a", 1, number=2**70)
+
+
+def test_a_page_is_newest_first_below_a_document_and_filtered(readmodel: ReadModel) -> None:
+    readmodel.prepare("things", [("colour", "_id")])
+    for key, colour in (("a", "red"), ("b", "blue"), ("c", "red"), ("d", "red")):
+        write(readmodel, key, 1, colour=colour)
+
+    def page(where: dict[str, str], before: str | None, limit: int) -> list[object]:
+        return [document["_id"] for document in readmodel.page("things", where, before, limit)]
+
+    assert page({}, None, 2) == ["d", "c"]
+    assert page({}, "c", 10) == ["b", "a"]
+    assert page({"colour": "red"}, None, 10) == ["d", "c", "a"]
+    assert page({"colour": "red"}, "d", 1) == ["c"]
+
+
+def test_a_checkpoint_begins_at_0_and_only_grows(readmodel: ReadModel) -> None:
+    assert readmodel.checkpoint("p").position == 0
+    lease = readmodel.take_lease("p", "me", 5)
+    assert lease
+    assert readmodel.move_checkpoint(lease, 7, NOW) is True
+    assert readmodel.move_checkpoint(lease, 5, NOW - timedelta(hours=1)) is True
+    assert readmodel.move_checkpoint(lease, 6, None) is True
+    checkpoint = readmodel.checkpoint("p")
+    assert (checkpoint.position, checkpoint.covered_at) == (7, NOW)
+    again = readmodel.take_lease("p", "me", 5)
+    assert again
+    assert again.position == 7
+
+
+def test_a_lease_has_one_holder_until_it_runs_out_or_is_released(readmodel: ReadModel) -> None:
+    assert readmodel.take_lease("p", "me", 5)
+    assert readmodel.take_lease("p", "me", 5)
+    assert readmodel.take_lease("p", "other", 5) is None
+    readmodel.release_lease("p", "other")
+    assert readmodel.take_lease("p", "other", 5) is None
+    readmodel.release_lease("p", "me")
+    assert readmodel.take_lease("p", "other", 5)
+    assert readmodel.take_lease("q", "me", 0.01)
+    deadline = time.monotonic() + 2
+    while not readmodel.take_lease("q", "other", 5):
+        assert time.monotonic() < deadline
+
+
+def test_who_lost_the_lease_cannot_move_the_checkpoint(readmodel: ReadModel) -> None:
+    old = readmodel.take_lease("p", "old", 5)
+    readmodel.release_lease("p", "old")
+    new = readmodel.take_lease("p", "new", 5)
+    assert old
+    assert new
+    assert new.epoch > old.epoch
+    assert readmodel.move_checkpoint(old, 9, NOW) is False
+    assert readmodel.checkpoint("p").position == 0
+
+
+def test_a_parked_stream_keeps_the_highest_version_and_the_first_moment(
+    readmodel: ReadModel,
+) -> None:
+    parked = Parked("p", "s", 3, 5, "why", NOW)
+    readmodel.park(parked)
+    readmodel.park(replace(parked, highest=9, error="why not", when=NOW + timedelta(hours=1)))
+    readmodel.park(replace(parked, highest=4))
+    [found] = readmodel.parked("p").values()
+    assert (found.version, found.highest, found.when) == (3, 9, NOW)
+    assert list(readmodel.parked("p", ["s", "t"])) == ["s"]
+    assert readmodel.parked("p", ["t"]) == {}
+    assert readmodel.parked("q") == {}
+
+
+def test_a_parked_stream_is_released_once_its_document_has_reached_everything(
+    readmodel: ReadModel,
+) -> None:
+    readmodel.park(Parked("p", "s", 3, 9, "why", NOW))
+    assert readmodel.release("p", "s", 8) is False
+    assert readmodel.release("p", "s", 9) is True
+    assert readmodel.release("p", "s", 9) is False
+    assert readmodel.parked("p") == {}

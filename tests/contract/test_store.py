@@ -1,0 +1,149 @@
+"""What a store promises: the same tests for the one in memory and for PostgreSQL."""
+
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from uuid import uuid4
+
+import pytest
+
+from eventcore.errors import Conflict, KeyReused
+from eventcore.event import NewEvent
+from eventcore.store import Answer, Idempotency, Postgres, Store, Stream
+from tests.fakes.store import FakeStore
+
+ANSWER = Answer(202, {"userId": "u", "price": Decimal("0.10")}, {"ETag": '"1"'})
+
+
+@pytest.fixture(params=["fake", "postgres"])
+def store(request: pytest.FixtureRequest) -> Iterator[Store]:
+    if request.param == "fake":
+        yield FakeStore()
+        return
+    service = request.getfixturevalue("databases")["user"]["service"]
+    postgres = Postgres(service, connections=4)
+    yield postgres
+    postgres.close()
+
+
+@pytest.fixture
+def stream() -> Stream:
+    return Stream("user", uuid4())
+
+
+def new_event(**data: object) -> NewEvent:
+    return NewEvent(uuid4(), "USER_CREATED", 1, data)  # type: ignore[arg-type]
+
+
+def test_events_come_back_as_they_were_appended(store: Store, stream: Stream) -> None:
+    new = new_event(name="Ada é", price=Decimal("0.10"), tags=["a", None, True], at={"x": 1})
+    assert store.append(stream, 0, [new], {"correlationId": "c"}).version == 1
+    [event] = store.read_stream(stream)
+    assert event.data == new.data
+    assert str(event.data["price"]) == "0.10"
+    assert (event.event_id, event.version, event.event_type) == (new.event_id, 1, new.event_type)
+    assert event.metadata == {"correlationId": "c"}
+    assert event.recorded_at.tzinfo
+
+
+def test_several_events_get_consecutive_versions_and_positions(
+    store: Store, stream: Stream
+) -> None:
+    store.append(stream, 0, [new_event(n=n) for n in range(5)], {})
+    events = store.read_stream(stream)
+    assert [event.version for event in events] == [1, 2, 3, 4, 5]
+    assert [event.data["n"] for event in events] == [0, 1, 2, 3, 4]
+    assert [event.position for event in events] == sorted(event.position for event in events)
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 3])
+def test_an_append_to_another_version_is_a_conflict_and_writes_nothing(
+    store: Store, stream: Stream, wrong: int
+) -> None:
+    store.append(stream, 0, [new_event(), new_event()], {})
+    with pytest.raises(Conflict):
+        store.append(stream, wrong, [new_event()], {})
+    assert len(store.read_stream(stream)) == 2
+
+
+def test_a_stream_is_read_in_pages(store: Store, stream: Stream) -> None:
+    store.append(stream, 0, [new_event() for _ in range(5)], {})
+    assert [e.version for e in store.read_stream(stream, after=1, limit=2)] == [2, 3]
+    assert store.read_stream(stream, after=5) == []
+
+
+def test_streams_of_two_types_with_one_id_are_two_streams(store: Store, stream: Stream) -> None:
+    store.append(stream, 0, [new_event()], {})
+    other = Stream("parcel", stream.aggregate_id)
+    assert store.read_stream(other) == []
+    assert store.append(other, 0, [new_event()], {}).version == 1
+
+
+def test_a_known_key_appends_nothing_and_brings_its_answer(store: Store, stream: Stream) -> None:
+    key = Idempotency(f"key {uuid4()}", "hash")
+    assert store.recorded_answer(key) is None
+    assert store.append(stream, 0, [new_event()], {}, key, ANSWER).replayed is None
+    assert store.append(stream, 0, [new_event()], {}, key, ANSWER).replayed == ANSWER
+    assert store.recorded_answer(key) == ANSWER
+    assert len(store.read_stream(stream)) == 1
+
+
+def test_a_key_is_recorded_for_a_command_without_events_too(store: Store, stream: Stream) -> None:
+    key = Idempotency(f"key {uuid4()}", "hash")
+    store.append(stream, 0, [], {}, key, ANSWER)
+    assert store.recorded_answer(key) == ANSWER
+
+
+def test_a_key_of_a_command_that_lost_a_race_is_not_recorded(store: Store, stream: Stream) -> None:
+    key = Idempotency(f"key {uuid4()}", "hash")
+    store.append(stream, 0, [new_event()], {})
+    with pytest.raises(Conflict):
+        store.append(stream, 0, [new_event()], {}, key, ANSWER)
+    assert store.recorded_answer(key) is None
+
+
+def test_a_key_stands_for_one_request(store: Store, stream: Stream) -> None:
+    name = f"key {uuid4()}"
+    store.append(stream, 0, [new_event()], {}, Idempotency(name, "hash"), ANSWER)
+    other = Idempotency(name, "another hash")
+    for act in (
+        lambda: store.recorded_answer(other),
+        lambda: store.append(stream, 1, [new_event()], {}, other, ANSWER),
+    ):
+        refuses(act)
+    assert len(store.read_stream(stream)) == 1
+
+
+def refuses(act: Callable[[], object]) -> None:
+    with pytest.raises(KeyReused):
+        act()
+
+
+def test_the_feed_has_every_stream_in_the_order_of_positions(store: Store) -> None:
+    begin = store.settled()
+    first, second = Stream("user", uuid4()), Stream("user", uuid4())
+    store.append(first, 0, [new_event(n=1)], {})
+    store.append(second, 0, [new_event(n=2)], {})
+    store.append(first, 1, [new_event(n=3)], {})
+    end = store.settled()
+    feed = store.read_feed(begin, end)
+    assert [event.data["n"] for event in feed] == [1, 2, 3]
+    assert store.read_feed(begin, end, limit=1) == feed[:1]
+    assert store.read_feed(feed[0].position, feed[1].position) == feed[1:2]
+
+
+def test_heads_name_each_stream_that_changed_with_its_last_version_there(store: Store) -> None:
+    begin = store.settled()
+    first, second = Stream("user", uuid4()), Stream("user", uuid4())
+    store.append(first, 0, [new_event(), new_event()], {})
+    middle = store.settled()
+    store.append(second, 0, [new_event()], {})
+    store.append(first, 2, [new_event()], {})
+    store.append(Stream("parcel", uuid4()), 0, [new_event()], {})
+    end = store.settled()
+    assert {(h.aggregate_id, h.version) for h in store.read_heads("user", begin, middle)} == {
+        (first.aggregate_id, 2)
+    }
+    assert {(h.aggregate_id, h.version) for h in store.read_heads("user", begin, end)} == {
+        (first.aggregate_id, 3),
+        (second.aggregate_id, 1),
+    }
