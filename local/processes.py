@@ -1,0 +1,148 @@
+"""The eight processes of the system, as data: what each runs, and all that it is told.
+
+    gateway        user-service   user-relay    user-projector
+                   order-service  order-relay   order-projector  order-user-sync
+
+Each gets only the passwords it needs, as files; no projector can reach PostgreSQL.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from eventcore.provision import LOGINS, provision
+from eventcore.settings import SERVERS, Secret, Server
+from eventcore.store import migrate
+from local.secretfiles import secret_file
+
+ROOT = Path(__file__).parent.parent
+SERVICES = ("user", "order")
+
+Environment = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process: what to run, with which environment, and where it says that it is ready."""
+
+    name: str
+    argv: tuple[str, ...]
+    env: Environment
+    port: int
+    ready_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Where the servers are. PostgreSQL's is the administrator's; a read model's is its own."""
+
+    postgres: Server
+    rabbitmq: Server
+    readmodels: Mapping[str, Server]
+
+
+def store_login(postgres: Server, service: str, purpose: str, secrets: Path) -> Server:
+    """A login of a service's event store; `purpose` is owner, service or relay."""
+    user = f"{service}_{purpose}"
+    return replace(
+        postgres, name=f"{service}_event_db", user=user, password=secret_file(secrets, user)
+    )
+
+
+def prepare_stores(postgres: Server, secrets: Path) -> None:
+    """Make both event stores and their logins, and apply init.sql; changes nothing twice.
+
+    Raises StoreAway, Misconfigured.
+    """
+    for service in SERVICES:
+        logins = [f"{service}_{purpose}" for purpose in LOGINS]
+        provision(postgres, service, {each: secret_file(secrets, each) for each in logins})
+        migrate(store_login(postgres, service, "owner", secrets), ROOT / "init.sql")
+
+
+def processes(
+    servers: Servers,
+    secrets: Path,
+    *,
+    ports: Mapping[str, int],
+    free_port: Callable[[], int],
+    settings: Environment | None = None,
+) -> list[Process]:
+    """The eight processes. `ports` has those of gateway, user-service and order-service;
+    metrics go to a `free_port` each; `settings` are told to all of them.
+    """
+    urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+    common = _inherited() | {"PYTHONPATH": str(ROOT / "services")} | dict(settings or {})
+
+    def store(service: str, purpose: str) -> Environment:
+        return _told("store", store_login(servers.postgres, service, purpose, secrets))
+
+    def readmodel(service: str) -> Environment:
+        return _told("readmodel", servers.readmodels[service])
+
+    def token(service: str) -> Environment:
+        return _secret("FEED_TOKEN", secret_file(secrets, f"{service}_feed_token"))
+
+    def process(name: str, command: str, service: str, *told: Environment) -> Process:
+        metrics_port = free_port()
+        env = common | {"SERVICE": service, "METRICS_PORT": str(metrics_port)}
+        for each in told:
+            env |= each
+        argv = (sys.executable, "-m", "eventcore", *command.split())
+        port = ports.get(name, metrics_port)
+        return Process(name, argv, env, port, f"http://127.0.0.1:{port}/readyz")
+
+    def service(name: str) -> Process:
+        told = [store(name, "service"), readmodel(name), token(name)]
+        place = f"{name}-service"
+        return process(place, "serve", name, {"PORT": str(ports[place])}, *told)
+
+    def relay(name: str) -> Process:
+        return process(f"{name}-relay", "relay", name, store(name, "relay"), broker)
+
+    def projector(name: str, projection: str, service: str, owner: str) -> Process:
+        feed = {"FEED_URL": urls[f"{owner}-service"], **token(owner)}
+        return process(name, f"project {projection}", service, readmodel(service), broker, feed)
+
+    broker = _told("broker", servers.rabbitmq)
+    upstreams = {f"{name.upper()}_SERVICE_URL": urls[f"{name}-service"] for name in SERVICES}
+    return [
+        process("gateway", "serve", "gateway", {"PORT": str(ports["gateway"])}, upstreams),
+        service("user"),
+        service("order"),
+        relay("user"),
+        relay("order"),
+        projector("user-projector", "users", "user", owner="user"),
+        projector("order-projector", "orders", "order", owner="order"),
+        projector("order-user-sync", "known-users", "order", owner="user"),
+    ]
+
+
+def _told(role: str, server: Server) -> Environment:
+    """A server, as the variables that settings.py reads for its `role`."""
+    prefix = SERVERS[role]
+    name = "VHOST" if role == "broker" else "DATABASE"
+    return {
+        f"{prefix}_HOST": server.host,
+        f"{prefix}_PORT": str(server.port),
+        f"{prefix}_{name}": server.name,
+        f"{prefix}_USER": server.user,
+        f"{prefix}_OPTIONS": server.options,
+        f"{prefix}_TLS": "on" if server.tls else "off",
+        f"{prefix}_CA_FILE": server.ca_file,
+        **_secret(f"{prefix}_PASSWORD", server.password),
+    }
+
+
+def _secret(name: str, secret: Secret) -> Environment:
+    return {f"{name}_FILE": str(secret.file)} if secret.file else {name: secret.value}
+
+
+def _inherited() -> dict[str, str]:
+    """Our own environment, so that a setting such as LOG_LEVEL can be given to all at once;
+    without what says where servers are, which is each process's own.
+    """
+    prefixes = tuple(f"{prefix}_" for prefix in (*SERVERS.values(), "DATABASE", "FEED"))
+    return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}

