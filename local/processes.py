@@ -8,7 +8,7 @@ Each gets only the passwords it needs, as files; no projector can reach PostgreS
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,12 +51,12 @@ def store_login(postgres: Server, service: str, purpose: str, secrets: Path) -> 
     )
 
 
-def prepare_stores(postgres: Server, secrets: Path) -> None:
-    """Make both event stores and their logins, and apply init.sql; changes nothing twice.
+def prepare_stores(postgres: Server, secrets: Path, services: Sequence[str] = SERVICES) -> None:
+    """Make the event stores and their logins, and apply init.sql; changes nothing twice.
 
     Raises StoreAway, Misconfigured.
     """
-    for service in SERVICES:
+    for service in services:
         logins = [f"{service}_{purpose}" for purpose in LOGINS]
         provision(postgres, service, {each: secret_file(secrets, each) for each in logins})
         migrate(store_login(postgres, service, "owner", secrets), ROOT / "init.sql")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from local.child import Child
-from local.processes import Process
+from local.processes import Environment, Process
 
 READY_TIME = 60
 """Seconds until a process must be ready when all its servers are there."""
@@ -31,6 +31,10 @@ class Shop:
     def url(self, name: str) -> str:
         """Where a process answers HTTP: a service its calls, the others probes and metrics."""
         return f"http://127.0.0.1:{self._processes[name].port}"
+
+    def environment(self, name: str) -> Environment:
+        """What a process is told, for tools that work where it does."""
+        return self._processes[name].env
 
     def log(self, name: str) -> str:
         """All that a process has said, in all its lives."""

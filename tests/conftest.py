@@ -55,6 +55,16 @@ def databases(postgres: PostgreSQL, data_folder: Path) -> Databases:
 
 
 @pytest.fixture(scope="session")
+def spare_databases(postgres: PostgreSQL, data_folder: Path) -> Databases:
+    """An event store that no process uses, for tests that write into it whatever they like:
+    `spare_databases("spare", "service")`. A second one, "other", is there for strangers.
+    """
+    secrets = data_folder / "secrets"
+    prepare_stores(postgres.address, secrets, ("spare", "other"))
+    return lambda service, purpose: store_login(postgres.address, service, purpose, secrets)
+
+
+@pytest.fixture(scope="session")
 def shop(
     databases: Databases,
     postgres: PostgreSQL,
@@ -84,7 +94,9 @@ def _all_up(request: pytest.FixtureRequest) -> None:
     """Before each test, what it asks for runs, whatever the test before has done to it."""
     for name in ("postgres", "rabbitmq", "mongodb", "shop"):
         if name in request.fixturenames:
-            request.getfixturevalue(name).start()
+            thing = request.getfixturevalue(name)
+            if isinstance(thing, PostgreSQL | RabbitMQ | MongoDB | Shop):
+                thing.start()
 
 
 def _running(thing: Thing) -> Iterator[Thing]:

@@ -64,7 +64,7 @@ class Settings:
     log_format: str
     log_level: str
     known_user_wait: float
-    freshness: float
+    cache_margin: float
     sweep_interval: float
     lease: float
     batch: int
@@ -111,7 +111,7 @@ def read_settings(
         log_format=reader.text("LOG_FORMAT", "auto"),
         log_level=reader.text("LOG_LEVEL", "INFO"),
         known_user_wait=reader.number("KNOWN_USER_WAIT", 1.0),
-        freshness=reader.number("FRESHNESS", 15.0),
+        cache_margin=reader.number("CACHE_MARGIN", 10.0),
         sweep_interval=reader.number("SWEEP_INTERVAL", 2.0),
         lease=reader.number("LEASE", 6.0),
         batch=reader.integer("BATCH", 300),

@@ -1,9 +1,14 @@
-"""Whether somebody may order: asks the cache of users, and waits a moment for a new one."""
+"""Whether somebody may order: asks the cache of users, and waits a moment for a new one.
+
+Ids are UUIDs of version 7, which tell when they were made. So an id that is older than what
+the cache is known to cover, and is not in it, is nobody's: there is nothing to wait for.
+"""
 
 import threading
 import time
 from collections import OrderedDict
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 from eventcore.errors import Busy, Invalid, ReadModelAway
 from eventcore.readmodel import ReadModel
@@ -20,14 +25,15 @@ class Customers:
     """The users who may order.
 
     A user whom the cache does not know yet is waited for, `wait` seconds, by `waiters`
-    requests at once at most. "User unknown" is said only where the cache is known to have
-    covered everything up to `freshness` seconds ago.
+    requests at once at most. "User unknown" is said only where the cache's checkpoint covers
+    the moment the id was made, and `margin` seconds after it, in which its user may have been
+    recorded, as clocks and commits go.
     """
 
-    def __init__(self, readmodel: ReadModel, wait: float, freshness: float, waiters: int) -> None:
+    def __init__(self, readmodel: ReadModel, wait: float, margin: float, waiters: int) -> None:
         self._readmodel = readmodel
         self._wait = wait
-        self._freshness = timedelta(seconds=freshness)
+        self._margin = timedelta(seconds=margin)
         self._waiters = threading.BoundedSemaphore(waiters)
         self._remembered: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
@@ -40,11 +46,19 @@ class Customers:
         """
         if self._is_remembered(user_id) or self._is_known(user_id):
             return
+        if self._is_nobodys(user_id):
+            raise Invalid(
+                f"There is no user {user_id}. Create one with POST /users, then order.",
+                "User unknown",
+            )
         if not self._waiters.acquire(blocking=False):
             raise Busy("Too many orders wait for users who are not known yet. Try again.")
         try:
             if not self._comes_in_time(user_id):
-                self._refuse(user_id)
+                raise ReadModelAway(
+                    "Whether this user exists cannot be known yet: the order service's cache of"
+                    " users is behind. Nothing was written; try again."
+                )
         finally:
             self._waiters.release()
 
@@ -56,16 +70,15 @@ class Customers:
                 return True
         return False
 
-    def _refuse(self, user_id: str) -> None:
+    def _is_nobodys(self, user_id: str) -> bool:
+        """Whether the cache would know this user if there were one."""
+        made_at = _made_at(UUID(user_id))
+        if made_at is None:
+            return True
         covered_at = self._readmodel.checkpoint(PROJECTION.name).covered_at
-        if covered_at is None or datetime.now(UTC) - covered_at > self._freshness:
-            raise ReadModelAway(
-                "Whether this user exists cannot be known now: the order service's cache of"
-                " users is behind. Nothing was written; try again."
-            )
-        raise Invalid(
-            f"There is no user {user_id}. Create one with POST /users, then order.", "User unknown"
-        )
+        if covered_at is None or covered_at <= made_at + self._margin:
+            return False
+        return not self._is_known(user_id)  # it may have come since we looked
 
     def _is_known(self, user_id: str) -> bool:
         known = user_id in self._readmodel.versions(PROJECTION.collection, [user_id])
@@ -83,3 +96,10 @@ class Customers:
             self._remembered.move_to_end(user_id)
             if len(self._remembered) > REMEMBERED:
                 self._remembered.popitem(last=False)
+
+
+def _made_at(user_id: UUID) -> datetime | None:
+    """When an id was made (RFC 9562, 5.7); None for one that the user service never makes."""
+    if user_id.version != 7:
+        return None
+    return datetime.fromtimestamp((user_id.int >> 80) / 1000, UTC)

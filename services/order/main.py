@@ -28,7 +28,7 @@ def create_app(settings: Settings) -> Flask:
     customers = Customers(
         readmodel,
         wait=settings.known_user_wait,
-        freshness=settings.freshness,
+        margin=settings.cache_margin,
         waiters=max(1, settings.threads // 2),
     )
     return create_web_app(

@@ -21,8 +21,7 @@ def readmodel(request: pytest.FixtureRequest) -> Iterator[ReadModel]:
     if request.param == "fake":
         yield FakeReadModel()
         return
-    address = request.getfixturevalue("mongodb").address
-    mongo = Mongo(replace(address, name=f"contract_{uuid4().hex[:12]}"))
+    mongo = Mongo(request.getfixturevalue("mongodb").login(f"contract_{uuid4().hex[:12]}"))
     yield mongo
     mongo.close()
 

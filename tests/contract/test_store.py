@@ -19,7 +19,7 @@ def store(request: pytest.FixtureRequest) -> Iterator[Store]:
     if request.param == "fake":
         yield FakeStore()
         return
-    service = request.getfixturevalue("databases")["user"]["service"]
+    service = request.getfixturevalue("spare_databases")("spare", "service")
     postgres = Postgres(service, connections=4)
     yield postgres
     postgres.close()

@@ -73,7 +73,7 @@ class FakeShop:
     def __post_init__(self) -> None:
         views = Views(users.PROJECTION, self.readmodel, self.user_store)
         self.users = self._client(user_api.routes(self.user_store, views), self.user_store, "user")
-        customers = Customers(self.readmodel, wait=0.03, freshness=60, waiters=2)
+        customers = Customers(self.readmodel, wait=0.03, margin=0, waiters=2)
         orders_views = Views(orders.PROJECTION, self.readmodel, self.order_store)
         order_routes = order_api.routes(self.order_store, orders_views, customers)
         self.orders = self._client(order_routes, self.order_store, "order")

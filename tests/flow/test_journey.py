@@ -1,10 +1,12 @@
 """The journey of users and orders, through every file but the servers'."""
 
 from decimal import Decimal
+from uuid import uuid4
 
 import pytest
 
 from eventcore import jsontext
+from eventcore.command import new_id
 from tests.fakes.shop import FakeShop
 
 
@@ -247,10 +249,10 @@ def test_prices_survive_to_the_byte(shop: FakeShop, price: str) -> None:
     assert jsontext.parse(stored)["price"] == Decimal(price)
 
 
-def test_an_order_for_nobody_is_user_unknown_once_the_cache_is_known_to_be_fresh(
+def test_an_order_for_nobody_is_user_unknown_once_the_cache_covers_the_moment_of_the_id(
     shop: FakeShop,
 ) -> None:
-    body = {"userId": "01890000-0000-7000-8000-000000000000", "item": "x", "price": 1}
+    body = {"userId": str(new_id()), "item": "x", "price": 1}
     unsure = shop.orders.post("/orders", json=body)
     assert unsure.status_code == 503
     assert unsure.headers["Retry-After"]
@@ -259,6 +261,20 @@ def test_an_order_for_nobody_is_user_unknown_once_the_cache_is_known_to_be_fresh
     assert refused.status_code == 422
     assert refused.get_json()["title"] == "User unknown"
     assert shop.order_store.log == []
+
+
+def test_a_user_whose_message_was_lost_is_never_called_unknown(shop: FakeShop) -> None:
+    shop.sweep(["known-users"])
+    created = shop.users.post("/users", json={"name": "Ada", "email": "a@b"}).get_json()
+    body = {"userId": created["userId"], "item": "x", "price": 1}
+    assert shop.orders.post("/orders", json=body).status_code == 503
+    shop.sweep(["known-users"])
+    assert shop.orders.post("/orders", json=body).status_code == 200
+
+
+def test_an_id_that_the_user_service_never_makes_is_user_unknown_at_once(shop: FakeShop) -> None:
+    body = {"userId": str(uuid4()), "item": "x", "price": 1}
+    assert shop.orders.post("/orders", json=body).status_code == 422
 
 
 def test_a_query_that_has_not_changed_is_a_304(shop: FakeShop) -> None:

@@ -3,7 +3,7 @@
 import random
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +28,8 @@ from eventcore.store import (
     require_schema,
     transaction,
 )
+from tests.conftest import Databases
 
-Databases = Mapping[str, Mapping[str, Server]]
 INIT_SQL = Path(__file__).parents[2] / "init.sql"
 
 
@@ -38,15 +38,15 @@ def new_event(number: int = 0) -> NewEvent:
 
 
 @pytest.fixture
-def store(databases: Databases) -> Iterator[Postgres]:
-    postgres = Postgres(databases["user"]["service"], connections=16)
+def store(spare_databases: Databases) -> Iterator[Postgres]:
+    postgres = Postgres(spare_databases("spare", "service"), connections=16)
     yield postgres
     postgres.close()
 
 
 @pytest.fixture
-def owner(databases: Databases) -> Engine:
-    return connect(databases["user"]["owner"])
+def owner(spare_databases: Databases) -> Engine:
+    return connect(spare_databases("spare", "owner"))
 
 
 # ── three readers, side by side ───────────────────────────────────────────────────────────
@@ -72,7 +72,7 @@ class Reader:
 
 
 def test_of_three_readers_only_the_settled_feed_skips_nothing_and_keeps_the_order(
-    databases: Databases, owner: Engine
+    spare_databases: Databases, owner: Engine
 ) -> None:
     """Writers commit late, roll back and overtake each other, while three readers follow.
 
@@ -83,7 +83,7 @@ def test_of_three_readers_only_the_settled_feed_skips_nothing_and_keeps_the_orde
         connection.exec_driver_sql(
             "create table xids (position bigint, xid xid8 default pg_current_xact_id())"
         )
-    session = RelaySession(databases["user"]["relay"], f"readers {uuid4()}")
+    session = RelaySession(spare_databases("spare", "relay"), f"readers {uuid4()}")
     begin = session.settled()
     stop = threading.Event()
     streams = [uuid4() for _ in range(3)]
@@ -224,10 +224,10 @@ def append_by_hand(connection: Any, stream: UUID) -> None:
     )
 
 
-def test_a_fresh_log_has_settled_at_0(databases: Databases) -> None:
-    with connect(databases["order"]["owner"]).connect() as connection:
+def test_a_fresh_log_has_settled_at_0(spare_databases: Databases) -> None:
+    with connect(spare_databases("other", "owner")).connect() as connection:
         if connection.exec_driver_sql("select count(*) from events").scalar_one() == 0:
-            assert Postgres(databases["order"]["service"], 1).settled() == 0
+            assert Postgres(spare_databases("other", "service"), 1).settled() == 0
 
 
 # ── races ─────────────────────────────────────────────────────────────────────────────────
@@ -277,7 +277,7 @@ def test_the_same_key_at_the_same_time_waits_then_replays(store: Postgres) -> No
 
 
 def test_a_key_is_forgotten_after_24_hours_and_its_row_is_deleted_by_the_relay(
-    store: Postgres, owner: Engine, databases: Databases
+    store: Postgres, owner: Engine, spare_databases: Databases
 ) -> None:
     old, expired = Idempotency(f"key {uuid4()}", "h"), Idempotency(f"key {uuid4()}", "h")
     for key in (old, expired):
@@ -291,7 +291,7 @@ def test_a_key_is_forgotten_after_24_hours_and_its_row_is_deleted_by_the_relay(
     assert store.recorded_answer(old) is None
     again = store.append(Stream("user", uuid4()), 0, [new_event()], {}, old, Answer(200, {}, {}))
     assert again.replayed is None
-    session = RelaySession(databases["user"]["relay"], "expiry")
+    session = RelaySession(spare_databases("spare", "relay"), "expiry")
     assert session.expire_idempotency_keys() == 1
     session.close()
 
@@ -330,10 +330,10 @@ FORBIDDEN = {
 @pytest.mark.parametrize("login", ["service", "relay"])
 @pytest.mark.parametrize("act", FORBIDDEN)
 def test_no_login_of_a_process_can_change_events(
-    databases: Databases, store: Postgres, login: str, act: str
+    spare_databases: Databases, store: Postgres, login: str, act: str
 ) -> None:
     store.append(Stream("user", uuid4()), 0, [new_event()], {})
-    with connect(databases["user"][login]).connect() as connection:
+    with connect(spare_databases("spare", login)).connect() as connection:
         with pytest.raises(DBAPIError) as refused:
             connection.exec_driver_sql(FORBIDDEN[act])
         assert refused.value.orig.pgcode == "42501"  # type: ignore[union-attr]
@@ -361,16 +361,18 @@ def test_the_owner_cannot_either(owner: Engine, store: Postgres, act: str) -> No
     ],
 )
 def test_each_login_can_do_its_own_work_only(
-    databases: Databases, login: str, statement: str
+    spare_databases: Databases, login: str, statement: str
 ) -> None:
-    with connect(databases["user"][login]).connect() as connection:
+    with connect(spare_databases("spare", login)).connect() as connection:
         with pytest.raises(DBAPIError) as refused:
             connection.exec_driver_sql(statement)
         assert refused.value.orig.pgcode == "42501"  # type: ignore[union-attr]
 
 
-def test_a_login_of_one_service_cannot_reach_the_others_database(databases: Databases) -> None:
-    order, user = databases["order"]["service"], databases["user"]["service"]
+def test_a_login_of_one_service_cannot_reach_the_others_database(
+    spare_databases: Databases,
+) -> None:
+    order, user = spare_databases("other", "service"), spare_databases("spare", "service")
     stranger = Server(user.host, user.port, user.name, order.user, order.password)
     with pytest.raises(DBAPIError, match="permission denied for database"):
         connect(stranger).connect()
@@ -380,15 +382,15 @@ def test_a_login_of_one_service_cannot_reach_the_others_database(databases: Data
 
 
 def test_init_sql_can_be_applied_again_under_a_running_writer(
-    databases: Databases, owner: Engine
+    spare_databases: Databases, owner: Engine
 ) -> None:
     with transaction(owner) as writer:
         append_by_hand(writer, uuid4())
-        assert migrate(databases["user"]["owner"], INIT_SQL, wait=0) == 1
+        assert migrate(spare_databases("spare", "owner"), INIT_SQL, wait=0) == 1
 
 
-def test_a_newer_schema_is_left_alone_and_welcome(databases: Databases) -> None:
-    database = databases["order"]["owner"]
+def test_a_newer_schema_is_left_alone_and_welcome(spare_databases: Databases) -> None:
+    database = spare_databases("other", "owner")
     engine = connect(database)
     with engine.connect() as connection:
         connection.exec_driver_sql("insert into schema_versions (version) values (99)")
