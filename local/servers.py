@@ -38,8 +38,12 @@ START_TIME = 60
 _PRIVATE_PORTS = range(20000, 32000)  # below those that Linux gives to outgoing connections
 
 
-def free_port() -> int:
-    """A port that nothing listens on now, unlikely to be chosen by anybody else."""
+def free_port(preferred: int = 0) -> int:
+    """A port that nothing listens on now: the preferred one, or else one that is unlikely
+    to be chosen by anybody else.
+    """
+    if preferred and is_free(preferred):
+        return preferred
     for port in random.sample(_PRIVATE_PORTS, k=100):
         if is_free(port):
             return port

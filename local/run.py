@@ -1,0 +1,159 @@
+"""`make run`: the whole system on one machine, until Ctrl-C.
+
+Starts PostgreSQL, RabbitMQ and MongoDB, each unless its URL is given, prepares the event
+stores, starts the eight processes under honcho, waits until all are ready and says where
+they are. Stops in the opposite order: processes, then servers. Data stays for the next run.
+"""
+
+import ctypes
+import itertools
+import multiprocessing
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import click
+from honcho.manager import Manager
+
+from eventcore.errors import Error
+from eventcore.settings import Server
+from local.announce import announce, say
+from local.child import CannotStart, is_free
+from local.given import given_mongodb, given_postgres, given_rabbitmq
+from local.lock import sole_use
+from local.processes import SERVICES, Environment, Process, Servers, prepare_stores, processes
+from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
+
+_POSTGRES, _RABBITMQ, _MANAGEMENT, _MONGODB, _METRICS = 25432, 25672, 25673, 27117, 23000
+"""Ports that nobody else's servers use; where one is taken after all, another is found."""
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), default=".data", show_default=True)
+@click.option("--port", default=3000, show_default=True, help="The gateway's; two more follow it.")
+def main(data: Path, port: int) -> None:
+    """Run the whole system until Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, _hang_up)
+    data = data.absolute()
+    try:
+        with sole_use(data):
+            run(data, port)
+    except (CannotStart, Error) as problem:
+        sys.exit(f"make run: {problem}")
+    except KeyboardInterrupt:
+        say("Stopped.")
+
+
+def run(data: Path, port: int) -> None:
+    """Run on `data`, with the gateway on `port`, until we are told to stop.
+
+    Raises CannotStart or one of eventcore's errors; leaves nothing running in any case.
+    """
+    ports = {"gateway": port, "user-service": port + 1, "order-service": port + 2}
+    for name, number in ports.items():
+        if not is_free(number):
+            raise CannotStart(
+                f"Port {number}, which {name} needs, is taken: stop what listens there "
+                f"(`ss -ltnp 'sport = :{number}'` names it)."
+            )
+    log_format = os.environ.get("LOG_FORMAT") or ("text" if sys.stdout.isatty() else "json")
+    with _servers(data, os.environ) as (servers, places):
+        eight = processes(
+            servers,
+            data / "secrets",
+            ports=ports,
+            free_port=_metrics_ports(),
+            settings={"LOG_FORMAT": log_format},
+        )
+        _supervise(eight, places)
+
+
+@contextmanager
+def _servers(data: Path, environ: Environment) -> Iterator[tuple[Servers, Environment]]:
+    """The three servers, ready and prepared, and where people find them.
+
+    Those that are started here are stopped in the end.
+    """
+    secrets = data / "secrets"
+    given = given_rabbitmq(environ), given_mongodb(environ), given_postgres(environ)
+    management = free_port(_MANAGEMENT)
+    rabbitmq = given[0] or RabbitMQ(data / "rabbitmq", free_port(_RABBITMQ), management)
+    mongodb = given[1] or MongoDB(data / "mongodb", free_port(_MONGODB))
+    postgres = given[2] or PostgreSQL(data / "postgres", free_port(_POSTGRES))
+    with ExitStack() as started:
+        say("Starting the servers; the first time takes a while ...")
+        for server in (rabbitmq, mongodb, postgres):  # the slowest first
+            started.callback(server.stop)
+            server.launch()
+        postgres.await_ready()
+        prepare_stores(postgres.address, secrets)
+        mongodb.await_ready()
+        readmodels = {service: mongodb.login(f"{service}_read_model") for service in SERVICES}
+        rabbitmq.await_ready()
+        places = {
+            "PostgreSQL": _place(postgres.address),
+            "RabbitMQ": _place(rabbitmq.address),
+            "MongoDB": _place(mongodb.address),
+        }
+        if isinstance(rabbitmq, RabbitMQ):
+            places["RabbitMQ's page"] = f"http://localhost:{management}"
+        yield Servers(postgres.address, rabbitmq.address, readmodels), places
+
+
+def _place(server: Server) -> str:
+    """Where a server is, who may do all there, and the file with the password."""
+    where = f"{server.host}:{server.port}, user {server.user}"
+    return f"{where}, password in {server.password.file}" if server.password.file else where
+
+
+def _supervise(eight: Sequence[Process], places: Environment) -> None:
+    """Run the processes until we are told to stop; then end all.
+
+    Raises CannotStart if one of them ends by itself.
+    """
+    multiprocessing.set_start_method("fork")
+    os.register_at_fork(after_in_child=_die_with_parent)
+    multiprocessing.Process(target=_announce, args=(eight, places), daemon=True).start()
+    manager = Manager()
+    for each in eight:
+        command = ["setpriv", "--pdeathsig", "SIGTERM", "--", *each.argv]
+        manager.add_process(each.name, f"exec {shlex.join(command)}", env=dict(each.env))
+    manager.loop()
+    if manager.returncode not in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        raise CannotStart("A process ended by itself, so all were stopped: it says why above.")
+
+
+def _announce(eight: Sequence[Process], places: Environment) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    announce(eight, places)
+
+
+def _die_with_parent() -> None:
+    """Let the kernel kill this process when the one that forked it dies, see prctl(2).
+
+    What it has started is told to stop in the same way, so a SIGKILL leaves nothing behind.
+    """
+    ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))
+
+
+def _hang_up(_number: int, _frame: object) -> None:
+    """The terminal is gone: write to nobody from now on, and stop."""
+    nobody = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nobody, 1)
+    os.dup2(nobody, 2)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _metrics_ports() -> Callable[[], int]:
+    numbers = itertools.count(_METRICS)
+    return lambda: free_port(next(numbers))
+
+
+if __name__ == "__main__":
+    main()
