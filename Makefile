@@ -1,0 +1,44 @@
+# The two commands to begin with are `make run` and `make demo`; `make` alone lists all.
+
+.DEFAULT_GOAL := help
+
+PYTHON := .venv/bin/python
+export PYTHONPATH := services:.
+
+LOCK := .venv/bin/uv --quiet pip compile --universal --python-version 3.11 --generate-hashes --no-header --upgrade
+
+.PHONY: help run demo test lint bench lock clean
+
+help: ## Say what can be made
+	@sed -n 's/^\([a-z]*\):.*## /  make \1: /p' $(MAKEFILE_LIST)
+
+run: .venv/ready ## Run everything until Ctrl-C: servers, services, projectors
+	@$(PYTHON) -m local.run
+
+demo: .venv/ready ## Play the guide's six requests, beside a running system
+	@$(PYTHON) -m local.demo
+
+test: .venv/ready ## Run all tests, on fakes and on real servers of their own
+	@$(PYTHON) -m pytest --ignore=tests/bench
+
+lint: .venv/ready ## Check style, types and import rules
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+bench: .venv/ready ## Measure the system on this machine, and print what it reached
+	@$(PYTHON) -m pytest tests/bench -s
+
+lock: .venv/ready ## Lock the newest versions that requirements.in allows, with hashes
+	@.venv/bin/python -m pip --quiet --disable-pip-version-check install uv
+	@$(LOCK) --output-file requirements.txt requirements.in
+	@$(LOCK) --output-file services/requirements.txt --constraint requirements.txt services/requirements.in
+
+clean: ## Remove the data of `make run`
+	@python3 -m local.clean .data
+
+# Made anew when the lock has changed; --require-hashes takes nothing that is not locked.
+.venv/ready: requirements.txt
+	@local/make-venv .venv requirements.txt
+	@touch $@
