@@ -14,7 +14,7 @@ def sole_use(data: Path) -> Iterator[None]:
 
     The lock belongs to the process and all it forks: it is free when the last has ended.
     """
-    data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    data.mkdir(parents=True, exist_ok=True, mode=0o711)  # PostgreSQL's user passes through
     with (data / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

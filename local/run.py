@@ -13,7 +13,8 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -85,10 +86,10 @@ def _servers(data: Path, environ: Environment) -> Iterator[tuple[Servers, Enviro
     rabbitmq = given[0] or RabbitMQ(data / "rabbitmq", free_port(_RABBITMQ), management)
     mongodb = given[1] or MongoDB(data / "mongodb", free_port(_MONGODB))
     postgres = given[2] or PostgreSQL(data / "postgres", free_port(_POSTGRES))
-    with ExitStack() as started:
+    all_three = (rabbitmq, mongodb, postgres)  # the slowest first
+    try:
         say("Starting the servers; the first time takes a while ...")
-        for server in (rabbitmq, mongodb, postgres):  # the slowest first
-            started.callback(server.stop)
+        for server in all_three:
             server.launch()
         postgres.await_ready()
         prepare_stores(postgres.address, secrets)
@@ -103,6 +104,10 @@ def _servers(data: Path, environ: Environment) -> Iterator[tuple[Servers, Enviro
         if isinstance(rabbitmq, RabbitMQ):
             places["RabbitMQ's page"] = f"http://localhost:{management}"
         yield Servers(postgres.address, rabbitmq.address, readmodels), places
+    finally:
+        say("Stopping the servers ...")
+        with ThreadPoolExecutor() as at_once:
+            list(at_once.map(lambda server: server.stop(), all_three))
 
 
 def _place(server: Server) -> str:

