@@ -26,7 +26,7 @@ HEADERS = {
 HEADER_SCHEMAS: Mapping[str, Mapping[str, Any]] = {
     "Idempotency-Key": {"type": "string", "pattern": "^[!-~]{1,255}$"},
     "If-Match": {"type": "string", "pattern": '^"[1-9][0-9]{0,17}"$'},
-    "If-None-Match": {"type": "string", "pattern": '^"[1-9][0-9]{0,17}"$'},
+    "If-None-Match": {"type": "string", "pattern": '^(W/)?"[!#-~]{1,64}"$'},
     "X-Request-ID": {"type": "string", "pattern": "^[0-9A-Za-z._:-]{1,128}$"},
     "X-Correlation-ID": {"type": "string", "pattern": "^[0-9A-Za-z._:-]{1,128}$"},
 }

@@ -21,17 +21,6 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class History:
-    """A page of a stream as it is shown, and the version it reaches.
-
-    `next` in it is the `after` of the next page; None: there is none.
-    """
-
-    shown: Data
-    last: int
-
-
-@dataclass(frozen=True, slots=True)
 class Views:
     """One projection's documents, as queries see them."""
 
@@ -71,17 +60,16 @@ class Views:
         """Up to `limit` documents, newest first, and one more if there are more."""
         return self.readmodel.page(self.projection.collection, where, before, limit + 1)
 
-    def history(self, aggregate_id: UUID, after: int, limit: int) -> History:
-        """A page of the stream above version `after`, oldest first; raises NotFound."""
+    def history(self, aggregate_id: UUID, after: int, limit: int) -> Data:
+        """A page of the stream, oldest first; `next` is the `after` of the next page, if any."""
         stream = self._stream(aggregate_id)
         events = self.store.read_stream(stream, after, limit + 1)
         if not events and not self.store.read_stream(stream, 0, 1):
             raise NotFound(f"There is no {stream}.")
         shown = events[:limit]
         more = len(events) > limit
-        last = shown[-1].version if shown else after
         entries = tuple(to_entry(event) for event in shown)
-        return History({"events": entries, "next": last if more else None}, last)
+        return {"events": entries, "next": shown[-1].version if more else None}
 
     def _stream(self, aggregate_id: UUID) -> Stream:
         return Stream(self.projection.aggregate_type, aggregate_id)

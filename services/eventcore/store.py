@@ -27,6 +27,9 @@ from eventcore.settings import Server
 SCHEMA_VERSION = 1
 """What `init.sql` must have recorded, at least, for this code to work."""
 
+RETRY_FOR = 3.0
+"""Seconds after which an append whose connection broke is not tried again."""
+
 PAGE = 500
 """Events in one page of a stream or of the feed."""
 
@@ -199,6 +202,7 @@ class Postgres:
             return Appended(expected_version)
         values = _append_values(stream, expected_version, events, metadata, idempotency, answer)
         outcome_unknown = False
+        give_up_at = time.monotonic() + RETRY_FOR
         for last_try in (False, False, True):
             try:
                 row = self._rows(_APPEND, values)[0]
@@ -210,7 +214,7 @@ class Postgres:
                     break
                 raise Conflict(str(conflict)) from conflict
             except StoreAway:
-                if last_try:
+                if last_try or time.monotonic() > give_up_at:
                     raise
                 outcome_unknown = True
         replayed, recorded, version = row

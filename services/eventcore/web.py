@@ -87,7 +87,7 @@ class Incoming(Generic[Body, Query]):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a handler answers; `version` becomes the ETag."""
+    """What a handler answers; `version` becomes the ETag, without one a query's content does."""
 
     body: Data
     status: int = 200
@@ -211,7 +211,8 @@ def _respond(answer: Reply) -> Response:
         response.headers[name] = str(value)
     if answer.version is not None:
         response.headers["ETag"] = etag(answer.version)
-    if request.method in ("GET", "HEAD"):
+    if request.method in ("GET", "HEAD") and answer.status == 200:
+        response.add_etag(weak=True)  # of the content, where a version does not say it all
         response.headers["Cache-Control"] = "no-cache"
         response.make_conditional(request)
     return response
@@ -598,7 +599,7 @@ def add_queries(
     )
     def history(incoming: Incoming[None, Page]) -> Reply:
         page = views.history(incoming.id, incoming.query.after, incoming.query.limit)
-        return Reply(page.shown, version=page.last)
+        return Reply(page)
 
 
 def answer(body: Data, version: int, status: int = 200) -> Answer:

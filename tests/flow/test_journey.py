@@ -315,3 +315,19 @@ def test_with_postgresql_away_documents_are_answered_and_all_else_is_503(shop: F
 def test_the_feed_is_for_those_who_know_its_token(shop: FakeShop) -> None:
     for headers in ({}, {"Authorization": "Bearer wrong"}):
         assert shop.users.get("/internal/heads", headers=headers).status_code == 401
+
+
+def test_a_page_of_the_history_changes_its_etag_when_another_page_follows(shop: FakeShop) -> None:
+    user_id = shop.create_user()
+    path = f"/users/{user_id}/events?limit=1"
+    before = shop.users.get(path)
+    shop.users.put(f"/users/{user_id}", json={"name": "Eve"})
+    after = shop.users.get(path, headers={"If-None-Match": before.headers["ETag"]})
+    assert after.status_code == 200
+    assert after.get_json()["next"] == 1
+
+
+def test_a_list_that_has_not_changed_is_a_304(shop: FakeShop) -> None:
+    tag = shop.orders.get("/queries/orders").headers["ETag"]
+    again = shop.orders.get("/queries/orders", headers={"If-None-Match": tag})
+    assert again.status_code == 304
