@@ -31,14 +31,14 @@ class Child:
         env: Mapping[str, str] | None = None,
         *,
         stop_signal: signal.Signals = signal.SIGTERM,
-        privileges: Sequence[str] = (),
+        as_user: Sequence[str] = (),
     ) -> None:
-        """`privileges` are options for setpriv(1), such as another user."""
+        """`as_user` begins a command that runs the rest of it as another user."""
         self.name = name
         self.log = log
         self._env = dict(os.environ if env is None else env)
         self._stop_signal = stop_signal
-        self._argv = ["setpriv", "--pdeathsig", stop_signal.name, *privileges, "--", *argv]
+        self._argv = [*as_user, "setpriv", "--pdeathsig", stop_signal.name, "--", *argv]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

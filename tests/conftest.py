@@ -4,6 +4,7 @@ All on private ports, with data in a temporary folder. A test may stop or kill a
 it: what it leaves down is up again before the next test that asks for it.
 """
 
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -20,9 +21,15 @@ Thing = TypeVar("Thing", PostgreSQL, RabbitMQ, MongoDB, Shop)
 
 
 @pytest.fixture(scope="session")
-def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the servers of this run keep their data; passwords are in its `secrets`."""
-    return tmp_path_factory.mktemp("data")
+def data_folder() -> Iterator[Path]:
+    """Where the servers of this run keep their data; passwords are in its `secrets`.
+
+    Others may pass through it, for PostgreSQL does not run as root.
+    """
+    with tempfile.TemporaryDirectory(prefix="shop-") as name:
+        folder = Path(name)
+        folder.chmod(0o711)
+        yield folder
 
 
 @pytest.fixture(scope="session")
@@ -71,6 +78,7 @@ def shop(
     rabbitmq: RabbitMQ,
     mongodb: MongoDB,
     data_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Shop]:
     """All eight processes, ready, on stores and read models of their own."""
     readmodels = {service: mongodb.login(f"{service}_read_model") for service in ("user", "order")}
@@ -84,7 +92,7 @@ def shop(
             free_port=free_port,
             settings={"SWEEP_INTERVAL": "0.5"},
         ),
-        data_folder / "logs",
+        tmp_path_factory.mktemp("logs"),
     )
     yield from _running(running)
 

@@ -40,7 +40,7 @@ class MakeRun:
         self.data = folder / "data"
         self.port = _three_free_ports()
         self._mark = folder / "tmp"  # a folder that every process it starts is told of
-        self._mark.mkdir()
+        self._mark.mkdir(parents=True)
         self._log = folder / "log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -80,8 +80,8 @@ class MakeRun:
 
 
 @pytest.fixture
-def make_run(tmp_path: Path) -> Iterator[MakeRun]:
-    run = MakeRun(tmp_path)
+def make_run(data_folder: Path) -> Iterator[MakeRun]:
+    run = MakeRun(data_folder / "make-run")
     yield run
     if run._is_running():
         run.send(signal.SIGKILL)
@@ -219,6 +219,16 @@ def test_what_mongodb_has_confirmed_outlives_a_kill(mongodb: MongoDB) -> None:
     with _mongo_client(server) as client:
         assert client.kept.kept.count_documents({}) == 50
         client.kept.kept.drop()
+
+
+def test_postgres_runs_below_a_folder_that_is_closed_to_others(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    server = PostgreSQL(tmp_path / "postgres", free_port())
+    try:
+        server.start()
+        assert accepts(server.address.port)
+    finally:
+        server.stop()
 
 
 def test_a_secret_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
