@@ -17,7 +17,7 @@ from eventcore.event import Event, from_message
 from eventcore.settings import Secret
 from eventcore.store import PAGE, Head, Store, Stream
 
-SWEEP_RANGE = 5000
+SWEEP_RANGE = 1000
 """Positions that one page of heads covers at most."""
 
 

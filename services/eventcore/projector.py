@@ -13,7 +13,7 @@ anything but the guard.
 
 import logging
 import random
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 
 BACKOFF = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 """Seconds between tries while a server is away; the last one repeats."""
+
+REMEMBERED = 20_000
+"""Streams of which a projector remembers how far it has brought them."""
 
 RACES = 20
 """How often a batch is folded anew because another replica wrote one of its documents first."""
@@ -86,6 +89,11 @@ class Folder:
         self._readmodel = readmodel
         self._feed = feed
         self._clock = clock
+        self._reached: OrderedDict[str, int] = OrderedDict()
+
+    def has_reached(self, stream: str, version: int) -> bool:
+        """Whether this process itself has brought a stream's document to `version`."""
+        return self._reached.get(stream, 0) >= version
 
     def apply(self, streams: Mapping[str, Sequence[Event]], retry: bool = False) -> dict[str, int]:
         """Apply events by stream, filling gaps from the feed, and park what cannot be applied.
@@ -206,6 +214,13 @@ class Folder:
                 )
         return complete
 
+    def _remember(self, stream: str, version: int) -> None:
+        self._reached[stream] = version
+        self._reached.move_to_end(stream)
+        if len(self._reached) > REMEMBERED:
+            self._reached.popitem(last=False)
+        log.info(self._projection.says, extra={"id": stream, "version": version})
+
     def _write_each(self, folded: Mapping[str, Folded], writes: dict[str, Write]) -> bool:
         """Document by document; one that MongoDB cannot store stops its own stream."""
         complete = True
@@ -298,10 +313,11 @@ class Sweep:
 
     def _catch_up(self, heads: Mapping[str, int]) -> None:
         """Bring the streams whose document is behind to where the feed is."""
-        if not heads:
-            return
-        versions = self._readmodel.versions(self._projection.collection, heads)
-        lagging = [stream for stream, version in heads.items() if versions.get(stream, 0) < version]
+        unsure = {s: v for s, v in heads.items() if not self._folder.has_reached(s, v)}
+        versions = self._readmodel.versions(self._projection.collection, unsure)
+        lagging = [
+            stream for stream, version in unsure.items() if versions.get(stream, 0) < version
+        ]
         if not lagging:
             return
         parked = self._readmodel.parked(self._projection.name, lagging)
