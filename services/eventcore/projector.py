@@ -209,9 +209,7 @@ class Folder:
             applied = sum(folded[s].version - folded[s].before for s in writes)
             APPLIED.labels(self._projection.name).inc(applied)
             for stream in writes:
-                log.info(
-                    self._projection.says, extra={"id": stream, "version": folded[stream].version}
-                )
+                self._remember(stream, folded[stream].version)
         return complete
 
     def _remember(self, stream: str, version: int) -> None:

@@ -1,6 +1,6 @@
 """Whatever the broker loses, repeats or reorders: the read model is the fold of the log."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
@@ -272,3 +272,23 @@ def poison(
     new = NewEvent(uuid4(), event_type, 1, data or {})  # type: ignore[arg-type]
     stream = Stream("user", UUID(user_id))
     shop.user_store.append(stream, len(shop.user_store.read_stream(stream)), [new], {})
+
+
+def test_a_sweep_asks_for_no_document_that_its_projector_brought_itself(shop: FakeShop) -> None:
+    busy(shop)
+    shop.consume()
+    asked: list[str] = []
+    original = shop.readmodel.versions
+
+    def noted(collection: str, ids: Iterable[str]) -> dict[str, int]:
+        asked.extend(wanted := list(ids))
+        return original(collection, wanted)
+
+    shop.readmodel.versions = noted  # type: ignore[method-assign]
+    shop.sweep(["users"])
+    assert asked == []
+    twin = projector(users.PROJECTION, shop.readmodel, shop.user_store, shop.broker)
+    shop.readmodel.checkpoints.clear()
+    twin.sweep()
+    twin.sweep()
+    assert asked
