@@ -120,7 +120,8 @@ class PostgreSQL(OwnServer):
         )
 
     def _prepare(self) -> None:
-        self._give(self._folder)
+        if self._as_user:
+            os.chown(self._folder, _NOBODY, _NOBODY)
         if not self._data.exists():
             self._initialise()
 
@@ -130,7 +131,8 @@ class PostgreSQL(OwnServer):
         password_file = self._folder / "password"
         password_file.touch(mode=0o600)
         password_file.write_text(self._password.read())
-        self._give(password_file)
+        if self._as_user:
+            os.chown(password_file, _NOBODY, _NOBODY)
         program = [str(self._programs / "initdb"), "-D", str(draft), f"--pwfile={password_file}"]
         choices = ["--username=postgres", "--auth=scram-sha-256", "--encoding=UTF8"]
         locale = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
@@ -139,11 +141,6 @@ class PostgreSQL(OwnServer):
         finally:
             password_file.unlink()
         draft.rename(self._data)
-
-    def _give(self, path: Path) -> None:
-        """Let the user whom it runs as own `path`."""
-        if "setpriv" in self._as_user:
-            os.chown(path, _NOBODY, _NOBODY)
 
     def _answers(self) -> bool:
         place = ["-h", HOST, "-p", str(self.address.port)]
@@ -325,19 +322,15 @@ _NOBODY = 65534
 def _as_nobody(*folders: Path) -> list[str]:
     """The beginning of a command by which root runs the rest of it as nobody.
 
-    Where a folder lies below one that is closed to others, such as /root, nobody could not
-    reach it. There the program runs in a user namespace, in which root is called nobody.
+    Where a folder lies below one that is closed to others, such as /root, the program may
+    pass all the same, see capabilities(7); without the secure bit access(2) would not know.
     """
+    who = ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"]
     above = {parent for folder in folders for parent in folder.absolute().parents}
     if all(parent.stat().st_mode & 0o001 for parent in above if parent.exists()):
-        return ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--"]
-    renamed = ["unshare", "--user", f"--map-user={_NOBODY}", f"--map-group={_NOBODY}", "--"]
-    if subprocess.run([*renamed, "true"], capture_output=True, check=False).returncode:
-        raise CannotStart(
-            f"PostgreSQL does not run as root, and nobody else can reach {folders[0]}: move the "
-            "project out of the folder that is closed, or set DATABASE_URL."
-        )
-    return renamed
+        return [*who, "--"]
+    may_pass = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+    return [*who, "--securebits=+no_setuid_fixup", *may_pass, "--"]
 
 
 def _emptied(folder: Path) -> Path:
