@@ -5,12 +5,13 @@ loop runs in a thread of its own, so that heartbeats are served while the caller
 of them reconnects: after BrokerAway the caller closes it and opens another, which declares
 the topology again.
 
-Sources: RabbitMQ's guides on publisher confirms (acks may come out of order, and for many
-at once; an unroutable mandatory message is returned before it is acknowledged) and on
-quorum queues (delivery limit, length limit with drop-head).
+Sources: RabbitMQ's guides on publisher confirms (confirms may come out of order, and for
+many at once; an unroutable mandatory message is returned before it is confirmed), on
+consumer acknowledgements, and on quorum queues (delivery limit, length limit with drop-head).
 """
 
 import logging
+import re
 import ssl
 import threading
 from collections import deque
@@ -18,13 +19,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
+from time import monotonic
 from typing import Any, Protocol
 
 import pika
-from pika.adapters.select_connection import SelectConnection
-from pika.exceptions import AMQPError, ChannelClosedByBroker
+from pika.adapters.select_connection import IOLoop, SelectConnection
+from pika.exceptions import ChannelClosedByBroker
 
-from eventcore.errors import BrokerAway, Misconfigured
+from eventcore.errors import BrokerAway, Error, Misconfigured
 from eventcore.settings import Server
 
 EXCHANGE = "events"
@@ -32,6 +34,9 @@ EXCHANGE = "events"
 
 OPEN_TIMEOUT = 10.0
 """Seconds for a connection to open and its topology to be declared."""
+
+CLOSE_TIMEOUT = 2.0
+"""Seconds that the broker has to say goodbye before the socket is closed anyway."""
 
 BLOCKED_TIMEOUT = 30.0
 """Seconds that a publisher waits while the broker blocks it or confirms nothing."""
@@ -89,10 +94,16 @@ class Publisher(Protocol):
         """
 
     def confirmed(self) -> int:
-        """How many are confirmed, from the first on, without a gap; raises BrokerAway."""
+        """How many are confirmed, from the first on, without a gap.
+
+        Raises BrokerAway after a lost connection, a refusal (nack), or too long a silence.
+        """
 
     def wait(self, more_than: int, timeout: float) -> int:
-        """Wait until more than that are confirmed, or `timeout` seconds; how many are."""
+        """Wait until more than that are confirmed, or `timeout` seconds; how many are.
+
+        Raises BrokerAway as `confirmed` does.
+        """
 
     def close(self) -> None:
         """Give up the connection."""
@@ -111,7 +122,7 @@ class Consumer(Protocol):
         """Publish it whole to the dead-letter queue; returns once that is confirmed."""
 
     def pause(self) -> None:
-        """Let nothing more be delivered; what has been delivered already can still be taken."""
+        """Let nothing more be delivered; what was not taken yet goes back to the queue."""
 
     def resume(self) -> None:
         """Let deliveries come again."""
@@ -133,11 +144,20 @@ class Broker(Protocol):
 class RabbitMQ:
     """A Broker on one virtual host, for RabbitMQ 3.10 and later."""
 
-    def __init__(self, server: Server, *, name: str, delivery_limit: int, queue_bytes: int) -> None:
+    def __init__(
+        self,
+        server: Server,
+        *,
+        name: str,
+        delivery_limit: int,
+        queue_bytes: int,
+        blocked_timeout: float = BLOCKED_TIMEOUT,
+    ) -> None:
         self._server = server
         self._name = name
         self._delivery_limit = delivery_limit
         self._queue_bytes = queue_bytes
+        self._blocked_timeout = blocked_timeout
 
     def publisher(self, queues: Sequence[Queue], window: int) -> "ConfirmedPublisher":
         """See Broker."""
@@ -152,20 +172,35 @@ class RabbitMQ:
 
     def _parameters(self) -> pika.ConnectionParameters:
         server = self._server
-        context = ssl.create_default_context(cafile=server.ca_file or None) if server.tls else None
         return pika.ConnectionParameters(
             host=server.host,
             port=server.port,
             virtual_host=server.name,
             credentials=pika.PlainCredentials(server.user, server.password.read()),
-            ssl_options=pika.SSLOptions(context, server.host) if context else None,
+            ssl_options=_tls(server) if server.tls else None,
             heartbeat=10,
             socket_timeout=3,
             stack_timeout=5,
-            blocked_connection_timeout=BLOCKED_TIMEOUT,
+            blocked_connection_timeout=self._blocked_timeout,
             client_properties={"connection_name": self._name},
-            tcp_options={"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_USER_TIMEOUT": 8000},
+            tcp_options={
+                "TCP_KEEPIDLE": 5,
+                "TCP_KEEPINTVL": 2,
+                "TCP_KEEPCNT": 3,
+                "TCP_USER_TIMEOUT": 8000,
+            },
         )
+
+
+def _tls(server: Server) -> pika.SSLOptions:
+    """Encrypted, with the server's certificate and name verified; raises Misconfigured."""
+    try:
+        context = ssl.create_default_context(cafile=server.ca_file or None)
+    except OSError as error:
+        raise Misconfigured(
+            f"{server.ca_file} cannot be used as RABBITMQ_CA_FILE: {error}"
+        ) from error
+    return pika.SSLOptions(context, server.host)
 
 
 Act = Callable[..., Any]
@@ -203,39 +238,54 @@ class Topology:
 class _Link:
     """A connection with one channel in confirm mode, and the thread that runs its I/O.
 
-    Methods named `_on_…` run in that thread; it alone touches the channel. What both
-    threads see is guarded by `_changed`.
+    What stands below the line "in the I/O thread" runs there; that thread alone touches the
+    connection. It changes what the caller waits for at any time, and then notifies
+    `_changed`, once for all that one turn of its loop has brought.
     """
 
     def __init__(self, parameters: pika.ConnectionParameters, topology: Topology) -> None:
         self._topology = topology
         self._changed = threading.Condition()
         self._is_open = False
-        self._broken: Exception | None = None
-        self._closing = False
-        self._channel: Any = None
+        self._broken: Error | None = None
+        self._notifying = False
         self._connection: Any = None
+        self._channel: Any = None
+        self._properties = pika.BasicProperties(content_type="application/json", delivery_mode=2)
+        self._loop = IOLoop()
         self._thread = threading.Thread(
             target=self._run, args=(parameters,), name="rabbitmq", daemon=True
         )
         self._thread.start()
+        self._wait_until_open()
+
+    def close(self) -> None:
+        """Give up the connection, within a few seconds whatever the broker does."""
+        self._break(BrokerAway("the connection to RabbitMQ was closed here"))
+        self._loop.add_callback_threadsafe(self._hang_up)
+        self._thread.join(CLOSE_TIMEOUT + 1)
+
+    def _wait_until_open(self) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._is_open or self._broken, OPEN_TIMEOUT)
-            error = self._broken or (None if self._is_open else BrokerAway("no answer in time"))
+            error = self._broken
+        if error is None and not self._is_open:
+            error = BrokerAway(f"RabbitMQ did not answer within {OPEN_TIMEOUT:.0f} s")
         if error is not None:
             self.close()
             raise error
 
-    def close(self) -> None:
-        """Give up the connection, within a few seconds whatever the broker does."""
-        self._closing = True
-        try:
-            self._submit(self._connection.close)
-        except (BrokerAway, AttributeError):
-            log.debug("connection was gone already")
-        self._thread.join(3)
-        if self._thread.is_alive() and self._connection is not None:
-            self._connection.ioloop.add_callback_threadsafe(self._connection.ioloop.stop)
+    def _check(self) -> None:
+        """Raise what broke the link, if anything did."""
+        if self._broken is not None:
+            raise BrokerAway(str(self._broken)) from self._broken
+
+    def _submit(self, act: Callable[[], object]) -> None:
+        """Have the I/O thread do something soon; raises BrokerAway if the link is broken."""
+        self._check()
+        self._loop.add_callback_threadsafe(partial(self._guarded, act))
+
+    # ── in the I/O thread ─────────────────────────────────────────────────────────────────
 
     def _extra_steps(self) -> Iterator[Act]:
         """What has to happen on the channel after the topology is there."""
@@ -247,41 +297,20 @@ class _Link:
     def _on_return(self, message_id: str) -> None:
         """A message could not be routed; its confirm comes next."""
 
-    def _check(self) -> None:
-        """Raise what broke the link, if anything did; call it with `_changed` held."""
-        if self._broken is not None:
-            raise BrokerAway(str(self._broken)) from self._broken
-
-    def _submit(self, act: Callable[[], object]) -> None:
-        """Have the I/O thread do something soon."""
-        if self._broken is not None:
-            raise BrokerAway(str(self._broken)) from self._broken
-        try:
-            self._connection.ioloop.add_callback_threadsafe(lambda: self._guarded(act))
-        except (AMQPError, RuntimeError, OSError) as error:
-            raise BrokerAway(f"the connection to RabbitMQ was lost: {error!r}") from error
-
-    def _guarded(self, act: Callable[[], object]) -> None:
-        try:
-            act()
-        except AMQPError as error:  # the connection closed a moment ago
-            self._break(BrokerAway(f"the connection to RabbitMQ was lost: {error!r}"))
-
-    # ── in the I/O thread ─────────────────────────────────────────────────────────────────
-
     def _run(self, parameters: pika.ConnectionParameters) -> None:
         try:
             self._connection = SelectConnection(
                 parameters,
-                on_open_callback=lambda connection: connection.channel(
-                    on_open_callback=self._on_channel
-                ),
-                on_open_error_callback=self._on_connection_failed,
-                on_close_callback=self._on_connection_failed,
+                on_open_callback=lambda opened: opened.channel(on_open_callback=self._on_channel),
+                on_open_error_callback=self._on_connection_gone,
+                on_close_callback=self._on_connection_gone,
+                custom_ioloop=self._loop,
             )
-            self._connection.ioloop.start()
+            self._loop.start()
         except Exception as error:  # noqa: BLE001 - the thread's end is told to the caller
-            self._break(BrokerAway(f"RabbitMQ failed: {error!r}"))
+            self._break(BrokerAway(f"RabbitMQ cannot be used: {error!r}"))
+        finally:
+            self._loop.close()
 
     def _on_channel(self, channel: Any) -> None:
         self._channel = channel
@@ -304,9 +333,16 @@ class _Link:
             step(lambda *_: self._in_turn(steps))
 
     def _opened(self, _done: Act) -> None:
-        with self._changed:
-            self._is_open = True
-            self._changed.notify_all()
+        self._is_open = True
+        self._notify()
+
+    def _publish(
+        self, exchange: str, key: str, message: Message, headers: Mapping[str, str]
+    ) -> None:
+        """Send it; pika has written the properties out when this returns, so they serve again."""
+        self._properties.message_id = message.id
+        self._properties.headers = headers
+        self._channel.basic_publish(exchange, key, message.body, self._properties, mandatory=True)
 
     def _on_answer(self, frame: Any) -> None:
         method = frame.method
@@ -314,31 +350,78 @@ class _Link:
             self._break(BrokerAway("RabbitMQ refused a message (nack)"))
         else:
             self._on_confirm(method.delivery_tag, method.multiple)
+            self._notify_soon()
 
-    def _on_connection_failed(self, connection: Any, reason: Any) -> None:
-        self._break(BrokerAway(f"RabbitMQ cannot be reached: {_reason(reason)}"))
-        connection.ioloop.stop()
+    def _on_connection_gone(self, _connection: Any, reason: BaseException) -> None:
+        self._break(BrokerAway(f"RabbitMQ cannot be reached: {_cause(reason)}"))
+        self._loop.stop()
 
-    def _on_channel_closed(self, _channel: Any, reason: Any) -> None:
-        if isinstance(reason, ChannelClosedByBroker) and reason.reply_code == 406:
-            error: Exception = Misconfigured(
-                f"a queue exists with other settings: {reason.reply_text}. Delete it, or set"
-                " DELIVERY_LIMIT and QUEUE_BYTES back; no event is lost, the sweep brings them."
-            )
+    def _on_channel_closed(self, _channel: Any, reason: BaseException) -> None:
+        text = getattr(reason, "reply_text", "")
+        if not isinstance(reason, ChannelClosedByBroker):
+            return  # the connection goes, and tells why
+        if reason.reply_code == 406 and not self._is_open:
+            self._break(_other_settings(text))
         else:
-            error = BrokerAway(f"RabbitMQ closed the channel: {_reason(reason)}")
-        self._break(error)
-        if not self._closing and self._connection.is_open:
-            self._connection.close()
+            self._break(BrokerAway(f"RabbitMQ closed the channel: {text}"))
 
-    def _break(self, error: Exception) -> None:
+    def _guarded(self, act: Callable[[], object]) -> None:
+        """Do what was submitted; a failure breaks the link, not the loop."""
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001 - told to the caller
+            self._break(BrokerAway(f"RabbitMQ cannot be reached: {error!r}"))
+
+    def _later(self, delay: float, act: Callable[[], object]) -> None:
+        """Do it after so many seconds."""
+        self._loop.call_later(delay, partial(self._guarded, act))
+
+    def _notify_soon(self) -> None:
+        """Notify after this turn of the loop: threads that wake each other often are slow."""
+        if not self._notifying:
+            self._notifying = True
+            self._loop.call_later(0, self._notify)
+
+    def _notify(self) -> None:
+        self._notifying = False
+        with self._changed:
+            self._changed.notify_all()
+
+    def _break(self, error: Error) -> None:
+        """Have every later call raise this; the first one counts. For either thread."""
         with self._changed:
             self._broken = self._broken or error
             self._changed.notify_all()
 
+    def _hang_up(self) -> None:
+        """Say goodbye; without an answer, cut the connection."""
+        if not (self._connection.is_closing or self._connection.is_closed):
+            self._connection.close()
+        self._later(CLOSE_TIMEOUT, self._cut)
 
-def _reason(reason: object) -> str:
-    return str(reason) or type(reason).__name__
+    def _cut(self) -> None:
+        """Close the socket at once, as pika does itself when heartbeats stay away.
+
+        pika has no public way to do so; without it, thread and socket would stay for the
+        20 seconds that heartbeats take to fail.
+        """
+        self._connection._terminate_stream(TimeoutError("no answer to a goodbye"))
+
+
+def _other_settings(reply: str) -> Misconfigured:
+    """What to do when something exists with other arguments; `reply` is the broker's text."""
+    found = re.search(r"for (\w+ '[^']*')", reply)
+    return Misconfigured(
+        f"{found[1] if found else 'A queue'} exists with other settings ({reply}): delete it (the"
+        " sweep brings what it held) or set DELIVERY_LIMIT and QUEUE_BYTES back"
+    )
+
+
+def _cause(error: BaseException) -> str:
+    """What lies at the bottom of pika's nested errors, in its own words."""
+    inner = getattr(error, "exceptions", None) or [getattr(error, "exception", None), *error.args]
+    nested = [each for each in inner if isinstance(each, BaseException)]
+    return _cause(nested[-1]) if nested else str(error) or type(error).__name__
 
 
 class ConfirmedPublisher(_Link):
@@ -348,107 +431,128 @@ class ConfirmedPublisher(_Link):
         self, parameters: pika.ConnectionParameters, topology: Topology, window: int
     ) -> None:
         self._window = window
+        self._silence = parameters.blocked_connection_timeout
         self._handed_over = 0
         self._prefix = 0
+        self._moved_at = monotonic()
         self._done: set[int] = set()
-        self._unconfirmed: dict[int, tuple[int, Message]] = {}
-        self._came_back: set[int] = set()
-        self._tries: dict[int, int] = {}
         self._tags = 0
+        self._unconfirmed: dict[int, _Sent] = {}
+        self._came_back: set[str] = set()
+        self._astray: list[list[_Sent]] = [[] for _ in REPUBLISH_AFTER]
         self.returned = 0
         super().__init__(parameters, topology)
 
     def publish(self, messages: Sequence[Message]) -> None:
         """See Publisher."""
-        rest = list(messages)
-        while rest:
-            count = self._wait_for_room(len(rest))
-            batch, rest = rest[:count], rest[count:]
-            first = self._handed_over
+        start = 0
+        while start < len(messages):
+            count = self._wait_for_room(len(messages) - start)
+            batch = messages[start : start + count]
+            if self._handed_over == self._prefix:
+                self._moved_at = monotonic()
+            self._submit(partial(self._send_all, batch, self._handed_over))
             self._handed_over += count
-            self._submit(partial(self._send_all, batch, first))
-
-    def _wait_for_room(self, wanted: int) -> int:
-        """Wait until the window has room for a good part of what is wanted; for how much."""
-        enough = min(wanted, max(1, self._window // 2))
-        with self._changed:
-            if not self._changed.wait_for(
-                lambda: self._broken or self._room() >= enough, BLOCKED_TIMEOUT
-            ):
-                raise BrokerAway(f"RabbitMQ confirmed nothing for {BLOCKED_TIMEOUT:.0f} s")
-            self._check()
-            return min(wanted, self._room())
+            start += count
 
     def confirmed(self) -> int:
         """See Publisher."""
-        with self._changed:
-            self._check()
-            return self._prefix
+        self._check()
+        return self._prefix
 
     def wait(self, more_than: int, timeout: float) -> int:
         """See Publisher."""
         with self._changed:
             self._changed.wait_for(lambda: self._broken or self._prefix > more_than, timeout)
-            self._check()
-            return self._prefix
+        return self.confirmed()
+
+    def _wait_for_room(self, wanted: int) -> int:
+        """Wait until the window has room for a good part of what is wanted; for how much."""
+        enough = min(wanted, max(1, self._window // 2))
+        with self._changed:
+            while not self._changed.wait_for(
+                lambda: self._broken or self._room() >= enough, timeout=1
+            ):
+                self._check()
+        self._check()
+        return min(wanted, self._room())
 
     def _room(self) -> int:
         return self._window - (self._handed_over - self._prefix)
+
+    def _check(self) -> None:
+        """Raise what broke the link, silence included."""
+        super()._check()
+        waiting = self._handed_over > self._prefix
+        if waiting and monotonic() - self._moved_at > self._silence:
+            raise BrokerAway(f"RabbitMQ has confirmed nothing for {self._silence:.0f} s")
 
     # ── in the I/O thread ─────────────────────────────────────────────────────────────────
 
     def _send_all(self, messages: Sequence[Message], first: int) -> None:
         for place, message in enumerate(messages, first):
-            self._send(place, message)
+            self._send(_Sent(place, message))
 
-    def _send(self, place: int, message: Message) -> None:
+    def _send(self, sent: "_Sent") -> None:
         self._tags += 1
-        self._unconfirmed[self._tags] = (place, message)
-        _publish(self._channel, EXCHANGE, message.routing_key, message, message.headers)
+        self._unconfirmed[self._tags] = sent
+        message = sent.message
+        self._publish(EXCHANGE, message.routing_key, message, message.headers)
 
     def _on_return(self, message_id: str) -> None:
         """The confirm that follows does not count for this message."""
-        for place, message in self._unconfirmed.values():
-            if message.id == message_id:
-                self.returned += 1
-                self._came_back.add(place)
-                return
+        self._came_back.add(message_id)
 
     def _on_confirm(self, tag: int, multiple: bool) -> None:
-        routed = []
-        for each in self._confirmed_tags(tag, multiple):
-            place, message = self._unconfirmed.pop(each)
-            if place not in self._came_back or not self._try_again(place, message):
-                routed.append(place)
-        with self._changed:
-            self._done.update(routed)
-            while self._prefix in self._done:
-                self._done.remove(self._prefix)
-                self._prefix += 1
-            self._changed.notify_all()
+        for each in self._confirmed_tags(tag) if multiple else (tag,):
+            sent = self._unconfirmed.pop(each)
+            if sent.message.id in self._came_back:
+                self._came_back.remove(sent.message.id)
+                self._try_again(sent)
+            else:
+                self._done.add(sent.place)
+        self._move_prefix()
 
-    def _confirmed_tags(self, tag: int, multiple: bool) -> list[int]:
-        if not multiple:
-            return [tag]
+    def _confirmed_tags(self, tag: int) -> list[int]:
         return list(takewhile(lambda each: each <= tag, self._unconfirmed))  # in order of sending
 
-    def _try_again(self, place: int, message: Message) -> bool:
-        """Send what could not be routed again, a little later; False: it was tried enough."""
-        self._came_back.remove(place)
-        tries = self._tries[place] = self._tries.get(place, 0) + 1
-        if tries > len(REPUBLISH_AFTER):
-            log.warning("Not routable, left to the sweep", extra={"event_id": message.id})
-            return False
+    def _move_prefix(self) -> None:
+        before = prefix = self._prefix
+        while prefix in self._done:
+            self._done.remove(prefix)
+            prefix += 1
+        if prefix > before:
+            self._moved_at = monotonic()
+            self._prefix = prefix
 
+    def _try_again(self, sent: "_Sent") -> None:
+        """Send what could not be routed again, a little later, with all of its kind."""
+        self.returned += sent.tries == 0
+        if sent.tries == len(REPUBLISH_AFTER):
+            log.warning("Not routable, left to the sweep", extra={"event_id": sent.message.id})
+            self._done.add(sent.place)
+            return
+        waiting = self._astray[sent.tries]
+        if not waiting:
+            self._later(REPUBLISH_AFTER[sent.tries], partial(self._declare_and_send, waiting))
+        waiting.append(sent)
+
+    def _declare_and_send(self, waiting: list["_Sent"]) -> None:
         def send(_done: Act) -> None:
-            self._send(place, message)
+            for sent in waiting:
+                self._send(_Sent(sent.place, sent.message, sent.tries + 1))
+            waiting.clear()
 
-        def declare_and_send() -> None:
-            self._in_turn(iter([*self._topology.steps(self._channel), send]))
+        self._in_turn(iter([*self._topology.steps(self._channel), send]))
 
-        delay = REPUBLISH_AFTER[tries - 1]
-        self._connection.ioloop.call_later(delay, lambda: self._guarded(declare_and_send))
-        return True
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A message at its place in what was handed over, and how often it has come back."""
+
+    place: int
+    message: Message
+    tries: int = 0
 
 
 class BatchConsumer(_Link):
@@ -463,7 +567,9 @@ class BatchConsumer(_Link):
     ) -> None:
         self._queue = queue
         self._prefetch = prefetch
-        self._delivered: deque[Delivery] = deque()
+        self._patience = parameters.blocked_connection_timeout
+        self._delivered: deque[tuple[Any, Any, bytes]] = deque()
+        self._paused = False
         self._tag = ""
         self._published = 0
         self._confirmed = 0
@@ -472,37 +578,44 @@ class BatchConsumer(_Link):
     def take(self, limit: int, wait: float) -> list[Delivery]:
         """See Consumer."""
         with self._changed:
-            self._changed.wait_for(lambda: self._broken or self._delivered, wait)
+            if not self._takeable():
+                self._changed.wait_for(lambda: self._broken or self._takeable(), wait)
             self._check()
-            return [self._delivered.popleft() for _ in range(min(limit, len(self._delivered)))]
+            count = min(limit, self._takeable())
+            raw = [self._delivered.popleft() for _ in range(count)]
+        return [_delivery(*each) for each in raw]
 
     def acknowledge(self, delivery: Delivery) -> None:
         """See Consumer."""
         self._submit(lambda: self._channel.basic_ack(delivery.tag, multiple=True))
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
-        """See Consumer."""
-        message = delivery.message
-        headers = {**message.headers, "x-reason": reason[:500]}
+        """See Consumer; the headers `x-reason` and `x-routing-key` are added."""
         self._published += 1
         wanted = self._published
-        self._submit(
-            lambda: _publish(self._channel, "", self._queue.dead_letters, message, headers)
-        )
+        self._submit(lambda: self._send_dead_letter(delivery.message, reason))
         with self._changed:
-            if not self._changed.wait_for(
-                lambda: self._broken or self._confirmed >= wanted, BLOCKED_TIMEOUT
-            ):
-                raise BrokerAway("RabbitMQ did not confirm a dead letter in time")
-            self._check()
+            done = self._changed.wait_for(
+                lambda: self._broken or self._confirmed >= wanted, self._patience
+            )
+        self._check()
+        if not done:
+            raise BrokerAway("RabbitMQ did not confirm a dead letter in time")
 
     def pause(self) -> None:
-        """See Consumer."""
-        self._submit(lambda: self._channel.basic_cancel(self._tag))
+        """See Consumer; a second time changes nothing."""
+        if not self._paused:
+            self._submit(self._stop)
+            self._paused = True
 
     def resume(self) -> None:
-        """See Consumer."""
-        self._submit(self._consume)
+        """See Consumer; without a pause it changes nothing."""
+        if self._paused:
+            self._submit(self._consume)
+            self._paused = False
+
+    def _takeable(self) -> int:
+        return 0 if self._paused else len(self._delivered)
 
     # ── in the I/O thread ─────────────────────────────────────────────────────────────────
 
@@ -516,29 +629,46 @@ class BatchConsumer(_Link):
     def _consume(self, done: Act | None = None) -> None:
         self._tag = self._channel.basic_consume(self._queue.name, self._on_delivery, callback=done)
 
-    def _on_delivery(self, _channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        headers = {k: v for k, v in (properties.headers or {}).items() if isinstance(v, str)}
-        message = Message(properties.message_id or "", method.routing_key, body, headers)
+    def _stop(self) -> None:
+        """Cancel, and give back; what is still on its way pika rejects, back into the queue.
+
+        One by one, since a `multiple` nack would give back what is being worked on as well.
+        A nack and not a reject: from RabbitMQ 4.3 only a reject counts as a failed delivery.
+        """
+        self._channel.basic_cancel(self._tag)
         with self._changed:
-            self._delivered.append(Delivery(method.delivery_tag, message, method.redelivered))
-            self._changed.notify_all()
+            untaken = list(self._delivered)
+            self._delivered.clear()
+        for method, _, _ in untaken:
+            self._channel.basic_nack(method.delivery_tag, requeue=True)
+
+    def _on_delivery(self, _channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        self._delivered.append((method, properties, body))
+        self._notify_soon()
+
+    def _send_dead_letter(self, message: Message, reason: str) -> None:
+        sendable = reason[:500].encode(errors="replace").decode()  # it may quote half a character
+        added = {"x-reason": sendable, "x-routing-key": message.routing_key}
+        self._publish("", self._queue.dead_letters, message, {**message.headers, **added})
 
     def _on_confirm(self, tag: int, _multiple: bool) -> None:
-        with self._changed:
-            self._confirmed = max(self._confirmed, tag)
-            self._changed.notify_all()
+        self._confirmed = max(self._confirmed, tag)
 
     def _on_return(self, _message_id: str) -> None:
         self._break(BrokerAway(f"{self._queue.dead_letters} was deleted"))
 
 
-def _publish(
-    channel: Any, exchange: str, key: str, message: Message, headers: Mapping[str, str]
-) -> None:
-    properties = pika.BasicProperties(
-        content_type="application/json",
-        delivery_mode=2,
-        message_id=message.id,
-        headers=dict(headers),
-    )
-    channel.basic_publish(exchange, key, message.body, properties, mandatory=True)
+def _delivery(method: Any, properties: Any, body: bytes) -> Delivery:
+    """What pika brings, in our words; headers that are no text are left out."""
+    headers = {
+        name: value
+        for name, value in (properties.headers or {}).items()
+        if isinstance(name, str) and isinstance(value, str)
+    }
+    message = Message(_text(properties.message_id), _text(method.routing_key), body, headers)
+    return Delivery(method.delivery_tag, message, method.redelivered)
+
+
+def _text(value: str | bytes | None) -> str:
+    """A short string as pika reads it: bytes where it is not UTF-8, None where there is none."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value or ""
