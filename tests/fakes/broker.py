@@ -3,6 +3,8 @@
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from random import Random
 
 from eventcore.broker import Broker, Delivery, Message, Queue
 from eventcore.errors import BrokerAway
@@ -10,37 +12,41 @@ from eventcore.errors import BrokerAway
 
 @dataclass
 class FakeBroker:
-    """Queues are lists of messages with a mark whether they were delivered before.
+    """Queues hold messages, each with a mark whether it was delivered before.
 
-    `away` refuses connections, `cut` breaks those there are. `declared` is what publishers
-    and consumers have declared; deleting a queue forgets it.
+    `away` refuses connections and fails those there are; a `silent` one takes messages but
+    confirms none. Nothing waits: where the real one would wait too long, this one raises.
     """
 
     queues: dict[str, deque[tuple[Message, bool]]] = field(default_factory=dict)
     bindings: dict[str, str] = field(default_factory=dict)
     away: bool = False
-    generation: int = 0
+    silent: bool = False
+    _connections: list["FakePublisher | FakeConsumer"] = field(default_factory=list)
 
     def publisher(self, queues: Sequence[Queue], window: int) -> "FakePublisher":
         """See Broker."""
-        self._connect(queues)
-        return FakePublisher(self, queues, self.generation)
+        publisher = FakePublisher(self, queues, window)
+        self._connect(publisher, queues)
+        return publisher
 
     def consumer(self, queue: Queue, prefetch: int) -> "FakeConsumer":
         """See Broker."""
-        self._connect([queue])
-        return FakeConsumer(self, queue, prefetch, self.generation)
+        consumer = FakeConsumer(self, queue, prefetch)
+        self._connect(consumer, [queue])
+        return consumer
 
     def declare(self, queues: Sequence[Queue]) -> None:
         """Make what is not there."""
         for queue in queues:
             self.queues.setdefault(queue.name, deque())
             self.queues.setdefault(queue.dead_letters, deque())
-            self.bindings[queue.name] = queue.binding.removesuffix("#")
+            self.bindings[queue.name] = queue.binding
 
     def route(self, message: Message) -> bool:
         """Put a message into every queue that is bound for it; False: there is none."""
-        bound = [n for n, key in self.bindings.items() if message.routing_key.startswith(key)]
+        key = message.routing_key.split(".")
+        bound = [name for name, each in self.bindings.items() if _matches(each.split("."), key)]
         for name in bound:
             self.queues[name].append((message, False))
         return bool(bound)
@@ -51,44 +57,56 @@ class FakeBroker:
 
     def delete(self, queue: str) -> None:
         """Lose a queue; its consumers are cut off."""
-        del self.queues[queue], self.bindings[queue]
-        self.cut()
+        del self.queues[queue]
+        self.bindings.pop(queue, None)
+        for connection in self._connections:
+            if isinstance(connection, FakeConsumer) and connection.queue.name == queue:
+                connection.close()
 
     def cut(self) -> None:
         """Break all connections."""
-        self.generation += 1
+        for connection in self._connections:
+            connection.close()
+        self._connections.clear()
 
-    def _connect(self, queues: Sequence[Queue]) -> None:
-        if self.away:
-            raise BrokerAway("RabbitMQ cannot be reached: a test said so")
-        self.declare(queues)
+    def duplicate(self, queue: str) -> None:
+        """Have everything in a queue twice."""
+        self.queues[queue].extend(list(self.queues[queue]))
 
-
-@dataclass
-class _Connection:
-    broker: FakeBroker
-    generation: int
-    closed: bool = False
+    def reorder(self, queue: str, seed: int) -> None:
+        """Shuffle a queue."""
+        Random(seed).shuffle(self.queues[queue])
 
     def check(self) -> None:
-        if self.closed or self.broker.away or self.generation != self.broker.generation:
-            raise BrokerAway("the connection to RabbitMQ was lost: a test said so")
+        """Raise BrokerAway while it is away."""
+        if self.away:
+            raise BrokerAway("RabbitMQ cannot be reached: a test said so")
+
+    def _connect(self, new: "FakePublisher | FakeConsumer", queues: Sequence[Queue]) -> None:
+        self.check()
+        self.declare(queues)
+        self._connections.append(new)
 
 
 class FakePublisher:
-    """A Publisher whose messages are confirmed at once."""
+    """A Publisher whose messages are confirmed at once, if the broker is not silent."""
 
-    def __init__(self, broker: FakeBroker, queues: Sequence[Queue], generation: int) -> None:
-        self._connection = _Connection(broker, generation)
+    def __init__(self, broker: FakeBroker, queues: Sequence[Queue], window: int) -> None:
         self._broker = broker
         self._queues = queues
+        self._window = window
         self._confirmed = 0
+        self._unconfirmed = 0
+        self._closed = False
         self.returned = 0
 
     def publish(self, messages: Sequence[Message]) -> None:
-        """See Publisher."""
+        """See Publisher; a message that finds no queue finds those that are declared for it."""
         for message in messages:
-            self._connection.check()
+            self._check()
+            if self._broker.silent:
+                self._wait_in_vain()
+                continue
             if not self._broker.route(message):
                 self.returned += 1
                 self._broker.declare(self._queues)
@@ -97,72 +115,98 @@ class FakePublisher:
 
     def confirmed(self) -> int:
         """See Publisher."""
-        self._connection.check()
+        self._check()
         return self._confirmed
 
     def wait(self, more_than: int, timeout: float) -> int:
-        """See Publisher."""
+        """See Publisher; does not wait."""
         return self.confirmed()
 
     def close(self) -> None:
         """See Publisher."""
-        self._connection.closed = True
+        self._closed = True
+
+    def _wait_in_vain(self) -> None:
+        if self._unconfirmed == self._window:
+            raise BrokerAway("RabbitMQ has confirmed nothing for long: a test said so")
+        self._unconfirmed += 1
+
+    def _check(self) -> None:
+        self._broker.check()
+        if self._closed:
+            raise BrokerAway("the connection to RabbitMQ was lost: a test said so")
 
 
 class FakeConsumer:
     """A Consumer whose deliveries go back to the front of the queue when it is closed."""
 
-    def __init__(self, broker: FakeBroker, queue: Queue, prefetch: int, generation: int) -> None:
-        self._connection = _Connection(broker, generation)
+    def __init__(self, broker: FakeBroker, queue: Queue, prefetch: int) -> None:
+        self.queue = queue
         self._broker = broker
-        self._queue = queue
         self._prefetch = prefetch
         self._paused = False
-        self._unacknowledged: list[Delivery] = []
+        self._closed = False
+        self._unacknowledged: deque[Delivery] = deque()
         self._tags = 0
 
     def take(self, limit: int, wait: float) -> list[Delivery]:
         """See Consumer; does not wait."""
-        self._connection.check()
-        waiting = self._broker.queues[self._queue.name]
-        taken: list[Delivery] = []
-        while waiting and len(taken) < limit and not self._paused:
-            if len(self._unacknowledged) >= self._prefetch:
-                break
-            message, redelivered = waiting.popleft()
-            self._tags += 1
-            taken.append(Delivery(self._tags, message, redelivered))
-            self._unacknowledged.append(taken[-1])
-        return taken
+        self._check()
+        waiting = self._broker.queues[self.queue.name]
+        room = 0 if self._paused else self._prefetch - len(self._unacknowledged)
+        return [self._deliver(*waiting.popleft()) for _ in range(min(limit, room, len(waiting)))]
 
     def acknowledge(self, delivery: Delivery) -> None:
         """See Consumer."""
-        self._connection.check()
-        self._unacknowledged = [d for d in self._unacknowledged if d.tag > delivery.tag]
+        self._check()
+        for _ in list(takewhile(lambda each: each.tag <= delivery.tag, self._unacknowledged)):
+            self._unacknowledged.popleft()
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
         """See Consumer."""
-        self._connection.check()
-        headers = {**delivery.message.headers, "x-reason": reason[:500]}
-        dead = replace(delivery.message, headers=headers)
-        self._broker.queues[self._queue.dead_letters].append((dead, False))
+        self._check()
+        message = delivery.message
+        added = {"x-reason": reason[:500], "x-routing-key": message.routing_key}
+        dead = replace(message, headers={**message.headers, **added})
+        self._broker.declare([self.queue])
+        self._broker.queues[self.queue.dead_letters].append((dead, False))
 
     def pause(self) -> None:
         """See Consumer."""
+        self._check()
         self._paused = True
 
     def resume(self) -> None:
         """See Consumer."""
+        self._check()
         self._paused = False
 
     def close(self) -> None:
         """See Consumer."""
-        if self._connection.closed:
-            return
-        self._connection.closed = True
-        waiting = self._broker.queues.get(self._queue.name)
-        if waiting is not None:
-            waiting.extendleft((d.message, True) for d in reversed(self._unacknowledged))
+        self._closed = True
+        waiting = self._broker.queues.get(self.queue.name, deque())
+        while self._unacknowledged:
+            waiting.appendleft((self._unacknowledged.pop().message, True))
+
+    def _deliver(self, message: Message, redelivered: bool) -> Delivery:
+        self._tags += 1
+        delivery = Delivery(self._tags, message, redelivered)
+        self._unacknowledged.append(delivery)
+        return delivery
+
+    def _check(self) -> None:
+        self._broker.check()
+        if self._closed:
+            raise BrokerAway("the connection to RabbitMQ was lost: a test said so")
+
+
+def _matches(binding: Sequence[str], key: Sequence[str]) -> bool:
+    """Whether a topic binding takes a routing key: `*` is one word, `#` any number of them."""
+    if not binding:
+        return not key
+    if binding[0] == "#":
+        return _matches(binding[1:], key) or (bool(key) and _matches(binding, key[1:]))
+    return bool(key) and binding[0] in ("*", key[0]) and _matches(binding[1:], key[1:])
 
 
 _is_a_broker: Broker = FakeBroker()
