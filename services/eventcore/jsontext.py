@@ -4,7 +4,8 @@ The only file that imports msgspec, which refuses NaN, Infinity, broken UTF-8, l
 surrogates and bottomless nesting, and writes a Decimal as the number it is.
 """
 
-from decimal import Decimal
+import json
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import msgspec
@@ -13,14 +14,30 @@ _decoder = msgspec.json.Decoder(float_hook=Decimal)
 _encoder = msgspec.json.Encoder(decimal_format="number")
 
 
-def parse(text: bytes | str) -> Any:
-    """The value of a JSON text; raises ValueError with a reason for anything else."""
+def parse(text: bytes | str, *, unique_keys: bool = False) -> Any:
+    """The value of a JSON text; raises ValueError with a reason for anything else.
+
+    With `unique_keys` an object that gives a key twice is refused; without, the last counts.
+    """
     try:
-        return _decoder.decode(text)
+        value = _decoder.decode(text)
+        if unique_keys:
+            json.loads(text, object_pairs_hook=_refuse_duplicates)
+        return value
     except RecursionError as error:
         raise ValueError("JSON is nested too deeply") from error
+    except InvalidOperation as error:
+        raise ValueError("a number is out of range") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"not valid JSON: {error}") from error
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
+    keys = set()
+    for key, _ in pairs:
+        if key in keys:
+            raise ValueError(f"{key[:80]!r} is given more than once")
+        keys.add(key)
 
 
 def render(value: object) -> bytes:

@@ -250,7 +250,7 @@ def _body(operation: Operation) -> object:
     if request.mimetype != "application/json":
         raise _Unsupported("The body must be JSON, with Content-Type: application/json.")
     try:
-        return jsontext.parse(text)
+        return jsontext.parse(text, unique_keys=True)
     except ValueError as error:
         raise _Unreadable(f"The body cannot be read: {error}.") from error
 

@@ -3,7 +3,8 @@
 from decimal import Decimal
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
+from pydantic import BaseModel, Field, PlainValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from eventcore.command import handle, new_id
 from eventcore.query import Views
@@ -26,27 +27,34 @@ from order.projections.orders import shown
 HIGHEST_PRICE = Decimal("9999999999.99")
 
 
-def _exact(value: object) -> object:
-    """A JSON number as a plain decimal: 2500, not 2.5E+3; anything else as it came."""
-    if isinstance(value, bool) or not isinstance(value, int | Decimal):
-        return value
-    number = Decimal(value)
-    if not number.is_finite() or abs(number) > HIGHEST_PRICE or number.is_zero():
-        return number.copy_abs() if number.is_zero() else number
-    exponent = number.as_tuple().exponent
-    return number.quantize(Decimal(1)) if isinstance(exponent, int) and exponent > 0 else number
+def _exact(value: object) -> Decimal:
+    """A JSON number as the decimal it is written as; 2.5E+3 as 2500, and -0 as 0.
+
+    Digits are bounded as they are written, so 1.000 is refused: what is stored is what is
+    answered, and a read model has room for it.
+    """
+    if isinstance(value, int | Decimal) and not isinstance(value, bool):
+        number = Decimal(value)
+        exponent = number.as_tuple().exponent
+        if isinstance(exponent, int) and exponent >= -2 and 0 <= number <= HIGHEST_PRICE:
+            return abs(number.quantize(Decimal(1)) if exponent > 0 else number)
+    raise PydanticCustomError(
+        "price",
+        "Input should be a number from 0 to {highest} with at most two decimals",
+        {"highest": str(HIGHEST_PRICE)},
+    )
 
 
 Price = Annotated[
     Decimal,
-    BeforeValidator(_exact),
-    Field(ge=0, le=HIGHEST_PRICE, decimal_places=2, allow_inf_nan=False),
+    PlainValidator(_exact),
     WithJsonSchema(
         {
             "type": "number",
             "minimum": 0,
             "maximum": float(HIGHEST_PRICE),
             "description": "An exact decimal with at most two places, answered as it was given.",
+            "multipleOf": 0.01,
             "examples": [19.99],
         }
     ),
