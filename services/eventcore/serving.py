@@ -13,6 +13,7 @@ from typing import Any
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
+from gunicorn.http.errors import ParseException
 from prometheus_client.multiprocess import mark_process_dead
 
 from eventcore.errors import Away
@@ -20,6 +21,7 @@ from eventcore.observe import Health, serve_probes, start_logging
 from eventcore.readmodel import Mongo
 from eventcore.settings import Settings
 from eventcore.store import Postgres, require_schema
+from eventcore.web import unreadable
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +109,7 @@ class Server(BaseApplication):  # type: ignore[misc]
     def load(self) -> Flask:
         """The application, made in each worker."""
         app: Flask = self._module.create_app(self._settings)
+        app.register_error_handler(ParseException, unreadable)
         return app
 
     def _when_ready(self, _server: object) -> None:

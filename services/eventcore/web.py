@@ -161,7 +161,7 @@ def create_app(
     that know the token. Nothing connects before the first request.
     """
     app = Flask(title, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT
+    app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT + 1  # so that one byte too many is seen
     app.url_map.strict_slashes = True
     app.url_map.merge_slashes = False
     for route in routes:
@@ -172,6 +172,7 @@ def create_app(
     _add_description(app, document or (lambda: openapi.build(title, "1.0", operations)))
     _add_probes(app, missing, is_ready)
     _add_ids(app)
+    _add_limit(app)
     _add_errors(app)
     return app
 
@@ -327,6 +328,14 @@ def _id_from(header: str) -> str | None:
     return given if re.fullmatch("[0-9A-Za-z._:-]{1,128}", given) else None
 
 
+def _add_limit(app: Flask) -> None:
+    @app.before_request
+    def read_body() -> None:
+        """Read the body here, once: of one without a length, Werkzeug drops what is too much."""
+        if len(request.get_data(cache=True)) > BODY_LIMIT:
+            raise RequestEntityTooLarge
+
+
 # ── errors ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -399,6 +408,11 @@ def _add_errors(app: Flask) -> None:
         log.error("Unexpected error", exc_info=error)
         detail = "Something unexpected happened. The logs have it under this request's id."
         return problem(500, "Internal error", detail, "internal")
+
+
+def unreadable(error: Exception) -> Response:
+    """The answer to a body whose bytes the server cannot put together."""
+    return problem(400, "Unreadable request", f"The body cannot be read: {error}.", "unreadable")
 
 
 def problem(status: int, title: str, detail: str, code: str, **more: Any) -> Response:
