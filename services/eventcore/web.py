@@ -17,7 +17,8 @@ from typing import Annotated, Any, Generic, TypeVar
 from uuid import UUID
 
 from flask import Flask, Response, g, request
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from eventcore import jsontext, openapi
@@ -70,6 +71,24 @@ Id = Annotated[
     AfterValidator(_canonical),
 ]
 """A UUID as text, in lower case from here on."""
+
+
+def _written(pattern: str, form: str) -> BeforeValidator:
+    """Text in a query must have this form: pydantic alone would take "1_0" and "0" as a time."""
+
+    def check(value: object) -> object:
+        if isinstance(value, str) and not re.fullmatch(pattern, value):
+            raise PydanticCustomError("form", "Input should be {form}", {"form": form})
+        return value
+
+    return BeforeValidator(check)
+
+
+DIGITS = _written("-?[0-9]{1,20}", "a whole number")
+_TIME = _written(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})",
+    "a time with its offset from UTC, such as 2026-01-16T10:00:00Z",
+)
 
 Body = TypeVar("Body")
 Query = TypeVar("Query")
@@ -186,7 +205,7 @@ def _add(app: Flask, route: Route, store: Store | None) -> None:
     def view(**path: str) -> Response:
         incoming = Incoming(
             id=_path_id(path, operation),
-            query=_validated(operation.query, _query_values()) if operation.query else None,
+            query=_validated(operation.query or QueryInput, _query_values()),
             body=_validated(operation.body, _body(operation)) if operation.body else None,
             call=_call(operation),
         )
@@ -455,7 +474,7 @@ def _add_feed(app: Flask, feed: StoreFeed, token: Secret) -> None:
         return _respond(Reply({"heads": changed, "until": page.until, "settled": page.settled}))
 
 
-_Position = Annotated[int, Field(ge=0, lt=2**63)]
+_Position = Annotated[int, Field(ge=0, lt=2**63), DIGITS]
 
 
 class _StreamQuery(QueryInput):
@@ -535,8 +554,10 @@ def _swagger() -> Path:
 class AsOf(QueryInput):
     """Asks for the state as it was: after a version, or at a moment."""
 
-    version: int | None = Field(None, ge=1, lt=2**63, description="The state after this event.")
-    at: datetime | None = Field(
+    version: Annotated[int, Field(ge=1, lt=2**63), DIGITS] | None = Field(
+        None, description="The state after this event."
+    )
+    at: Annotated[datetime, _TIME] | None = Field(
         None, description="The state at this moment (RFC 3339, with an offset from UTC)."
     )
 
@@ -544,16 +565,18 @@ class AsOf(QueryInput):
         """Whether the past is asked for; raises Invalid for a question with two answers."""
         if self.version is not None and self.at is not None:
             raise Invalid("Ask for a version or for a moment, not for both.")
-        if self.at is not None and self.at.tzinfo is None:
-            raise Invalid("at must name its offset from UTC: 2026-01-16T10:00:00Z.")
         return self.version is not None or self.at is not None
 
 
 class Page(QueryInput):
     """A page of a stream's history."""
 
-    after: int = Field(0, ge=0, lt=2**63, description="Events above this version.")
-    limit: int = Field(100, ge=1, le=500, description="How many events at most.")
+    after: Annotated[int, Field(ge=0, lt=2**63), DIGITS] = Field(
+        0, description="Events above this version."
+    )
+    limit: Annotated[int, Field(ge=1, le=500), DIGITS] = Field(
+        100, description="How many events at most."
+    )
 
 
 class HistoryEntry(BaseModel):

@@ -10,6 +10,7 @@ from eventcore.command import handle, new_id
 from eventcore.query import Views
 from eventcore.store import Answer, Store
 from eventcore.web import (
+    DIGITS,
     Id,
     Incoming,
     Input,
@@ -53,8 +54,8 @@ Price = Annotated[
             "type": "number",
             "minimum": 0,
             "maximum": float(HIGHEST_PRICE),
-            "description": "An exact decimal with at most two places, answered as it was given.",
             "multipleOf": 0.01,
+            "description": "An exact decimal with at most two places, answered as it was given.",
             "examples": [19.99],
         }
     ),
@@ -117,7 +118,7 @@ class OrderQuery(QueryInput):
 
     userId: Id | None = Field(None, description="Those of one user.")
     status: Literal["placed", "cancelled"] | None = Field(None, description="Those in one state.")
-    limit: int = Field(20, ge=1, le=100, description="How many at most.")
+    limit: Annotated[int, Field(ge=1, le=100), DIGITS] = Field(20, description="How many at most.")
     after: Id | None = Field(None, description="Those older than this order: `next` of a page.")
 
 
