@@ -333,13 +333,18 @@ def _add_ids(app: Flask) -> None:
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers.setdefault("Content-Security-Policy", "default-src 'none'")
         route = request.url_rule.rule if request.url_rule else "(no route)"
-        REQUESTS.labels(request.method, route, response.status_code).inc()
+        method = request.method if request.method in _METHODS else "(other)"
+        REQUESTS.labels(method, route, response.status_code).inc()
         return response
 
     @app.teardown_request
     def drop_ids(_error: BaseException | None) -> None:
         if "log_fields" in g:
             g.log_fields.__exit__(None, None, None)
+
+
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
+"""Those of RFC 9110 and RFC 5789; a metric must not have as many labels as callers can think of."""
 
 
 def _id_from(header: str) -> str | None:
