@@ -2,6 +2,7 @@
 
 Ids are UUIDs of version 7, which tell when they were made. So an id that is older than what
 the cache is known to cover, and is not in it, is nobody's: there is nothing to wait for.
+Nor is there for one from the future.
 """
 
 import threading
@@ -19,6 +20,9 @@ REMEMBERED = 10_000
 
 POLL = 0.01
 """Seconds between two looks at the cache while a request waits."""
+
+_LAST = 253402300799_000
+"""Milliseconds until the end of the year 9999, the last that a datetime can hold."""
 
 
 class Customers:
@@ -71,9 +75,9 @@ class Customers:
         return False
 
     def _is_nobodys(self, user_id: str) -> bool:
-        """Whether the cache would know this user if there were one."""
+        """Whether the cache would know this user if there were one, or nobody can have the id."""
         made_at = _made_at(UUID(user_id))
-        if made_at is None:
+        if made_at is None or made_at > datetime.now(UTC) + self._margin:
             return True
         covered_at = self._readmodel.checkpoint(PROJECTION.name).covered_at
         if covered_at is None or covered_at <= made_at + self._margin:
@@ -100,6 +104,7 @@ class Customers:
 
 def _made_at(user_id: UUID) -> datetime | None:
     """When an id was made (RFC 9562, 5.7); None for one that the user service never makes."""
-    if user_id.version != 7:
+    milliseconds = user_id.int >> 80
+    if user_id.version != 7 or milliseconds > _LAST:
         return None
-    return datetime.fromtimestamp((user_id.int >> 80) / 1000, UTC)
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
