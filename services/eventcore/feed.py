@@ -39,6 +39,9 @@ class Feed(Protocol):
     def heads(self, after: int, until: int) -> HeadsPage:
         """The streams that changed above position `after`, up to `until` or a page's end."""
 
+    def between(self, after: int, until: int) -> list[Event]:
+        """All events above position `after` up to `until`, the end of a page of heads."""
+
 
 class StoreFeed:
     """A Feed straight from a store: what the owner itself serves."""
@@ -60,6 +63,11 @@ class StoreFeed:
         heads = self._store.read_heads(self._aggregate_type, after, until)
         return HeadsPage(tuple(heads), until, settled)
 
+    def between(self, after: int, until: int) -> list[Event]:
+        """See Feed."""
+        events = self._store.read_feed(after, min(until, after + SWEEP_RANGE), SWEEP_RANGE)
+        return [event for event in events if event.aggregate_type == self._aggregate_type]
+
 
 class HttpFeed:
     """A Feed from the owner at `url`, by its token, which is read at each call."""
@@ -74,18 +82,28 @@ class HttpFeed:
     def stream(self, aggregate_id: str, after: int) -> list[Event]:
         """See Feed."""
         events: list[Event] = []
-        while True:
-            page = self._get("events", stream=aggregate_id, after=after)
-            events += [from_message(message) for message in page["events"]]
-            if len(page["events"]) < PAGE:
-                return events
-            after = events[-1].version
+        while page := self._events("events", stream=aggregate_id, after=after):
+            events += page
+            after = page[-1].version
+            if len(page) < PAGE:
+                break
+        return events
 
     def heads(self, after: int, until: int) -> HeadsPage:
         """See Feed."""
         page = self._get("heads", after=after, until=until)
         heads = tuple(Head(UUID(each["id"]), each["version"]) for each in page["heads"])
         return HeadsPage(heads, page["until"], page["settled"])
+
+    def between(self, after: int, until: int) -> list[Event]:
+        """See Feed."""
+        return self._events("feed", after=after, until=until)
+
+    def _events(self, what: str, **query: str | int) -> list[Event]:
+        try:
+            return [from_message(message) for message in self._get(what, **query)["events"]]
+        except NotAnEvent as error:
+            raise FeedAway(f"{self._url} answers what is no event: {error}") from error
 
     def _get(self, what: str, **query: str | int) -> Any:
         url = f"{self._url}/internal/{what}"
@@ -100,5 +118,5 @@ class HttpFeed:
             if response.status != 200:
                 raise FeedAway(f"{url} answered {response.status}: {response.data[:200]!r}")
             return jsontext.parse(response.data)
-        except (HTTPError, ValueError, KeyError, NotAnEvent) as error:
+        except (HTTPError, ValueError) as error:
             raise FeedAway(f"{url} cannot be read: {error}") from error

@@ -24,7 +24,7 @@ from eventcore import jsontext
 from eventcore.broker import Consumer, Delivery
 from eventcore.errors import Away, BrokerAway, CannotApply, FeedAway, NotAnEvent, ReadModelAway
 from eventcore.event import Event, from_message
-from eventcore.feed import Feed
+from eventcore.feed import Feed, HeadsPage
 from eventcore.observe import (
     APPLIED,
     CAUGHT_UP,
@@ -127,13 +127,6 @@ class Folder:
             pending = {stream: pending[stream] for stream in folded}
             sleep(backoff(attempt) / 50)  # a replica was faster with one of them
         raise ReadModelAway(f"documents of {name} kept changing under {RACES} attempts")
-
-    def catch_up(self, stream: str) -> None:
-        """Bring one stream to where the feed is; parked, only its entry is renewed."""
-        version = self._readmodel.versions(self._projection.collection, [stream]).get(stream, 0)
-        events = self._feed.stream(stream, after=version)
-        CAUGHT_UP.labels(self._projection.name).inc(len(events))
-        self.apply({stream: events})
 
     def retry(self, stream: str) -> bool:
         """Try a parked stream again; True if it has been released, False if it stays parked.
@@ -289,7 +282,7 @@ class Sweep:
         now = self._clock()
         until, covered_at = self._seen or (0, None)
         page = self._feed.heads(lease.position, until)
-        self._catch_up({str(head.aggregate_id): head.version for head in page.heads})
+        self._catch_up(lease.position, page)
         PARKED.labels(self._projection.name).set(len(self._readmodel.parked(self._projection.name)))
         if page.until < until:
             self._move(lease, page.until, None)
@@ -309,21 +302,22 @@ class Sweep:
         if self._readmodel.move_checkpoint(lease, position, covered_at):
             POSITION.labels(self._projection.name).set(position)
 
-    def _catch_up(self, heads: Mapping[str, int]) -> None:
-        """Bring the streams whose document is behind to where the feed is."""
+    def _catch_up(self, position: int, page: HeadsPage) -> None:
+        """Apply what the streams lack whose document is behind their head on this page."""
+        heads = {str(head.aggregate_id): head.version for head in page.heads}
         unsure = {s: v for s, v in heads.items() if not self._folder.has_reached(s, v)}
         versions = self._readmodel.versions(self._projection.collection, unsure)
-        lagging = [
-            stream for stream, version in unsure.items() if versions.get(stream, 0) < version
-        ]
+        lagging = {s: v for s, v in unsure.items() if versions.get(s, 0) < v}
+        for stream, parked in self._readmodel.parked(self._projection.name, lagging).items():
+            self._folder.renew(parked, lagging.pop(stream))
         if not lagging:
             return
-        parked = self._readmodel.parked(self._projection.name, lagging)
-        for stream in lagging:
-            if stream in parked:
-                self._folder.renew(parked[stream], heads[stream])
-            else:
-                self._folder.catch_up(stream)
+        missing: defaultdict[str, list[Event]] = defaultdict(list)
+        for event in self._feed.between(position, page.until):
+            if str(event.aggregate_id) in lagging:
+                missing[str(event.aggregate_id)].append(event)
+        CAUGHT_UP.labels(self._projection.name).inc(sum(map(len, missing.values())))
+        self._folder.apply(missing)
 
     def _retry_parked(self) -> None:
         """New code may know what the old did not: try the parked streams once at start."""

@@ -84,6 +84,9 @@ def _written(pattern: str, form: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+_MOST = 2**53
+"""What every reader of JSON can count to, so the document can say it as well."""
+
 DIGITS = _written("-?[0-9]{1,20}", "a whole number")
 _TIME = _written(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})",
@@ -470,10 +473,17 @@ def _add_feed(app: Flask, feed: StoreFeed, token: Secret) -> None:
         found = feed.stream(asked.stream, asked.after)
         return _respond(Reply({"events": tuple(to_message(event) for event in found)}))
 
+    @app.get("/internal/feed")
+    def between() -> Response:
+        authorize()
+        asked = _RangeQuery.model_validate(_query_values())
+        found = feed.between(asked.after, asked.until)
+        return _respond(Reply({"events": tuple(to_message(event) for event in found)}))
+
     @app.get("/internal/heads")
     def heads() -> Response:
         authorize()
-        asked = _HeadsQuery.model_validate(_query_values())
+        asked = _RangeQuery.model_validate(_query_values())
         page = feed.heads(asked.after, asked.until)
         changed: Json = tuple({"id": str(h.aggregate_id), "version": h.version} for h in page.heads)
         return _respond(Reply({"heads": changed, "until": page.until, "settled": page.settled}))
@@ -487,7 +497,7 @@ class _StreamQuery(QueryInput):
     after: _Position = 0
 
 
-class _HeadsQuery(QueryInput):
+class _RangeQuery(QueryInput):
     after: _Position = 0
     until: _Position = 0
 
@@ -559,7 +569,7 @@ def _swagger() -> Path:
 class AsOf(QueryInput):
     """Asks for the state as it was: after a version, or at a moment."""
 
-    version: Annotated[int, Field(ge=1, lt=2**63), DIGITS] | None = Field(
+    version: Annotated[int, Field(ge=1, lt=_MOST), DIGITS] | None = Field(
         None, description="The state after this event."
     )
     at: Annotated[datetime, _TIME] | None = Field(
@@ -576,7 +586,7 @@ class AsOf(QueryInput):
 class Page(QueryInput):
     """A page of a stream's history."""
 
-    after: Annotated[int, Field(ge=0, lt=2**63), DIGITS] = Field(
+    after: Annotated[int, Field(ge=0, lt=_MOST), DIGITS] = Field(
         0, description="Events above this version."
     )
     limit: Annotated[int, Field(ge=1, le=500), DIGITS] = Field(

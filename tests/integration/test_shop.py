@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -129,31 +128,27 @@ class Truth:
             position = page[-1].position
         return {key: projection.fold(e) for key, e in streams.items() if key not in unknown}
 
-    def differs(self, projection: Projection) -> str:
-        """The first document that is not what it must be; empty if there is none."""
-        expected = self.folded(projection)
-        model = self.models[projection.aggregate_type]
-        keys = list(expected)
-        for begin in range(0, len(keys), 1000):
-            some = keys[begin : begin + 1000]
-            found = model.find(projection.collection, some)
-            for key in some:
-                if found.get(key) != expected[key]:
-                    return f"{key}: {found.get(key)} is not {expected[key]}"
-        return ""
-
-    def agrees(self, projection: Projection) -> bool:
-        """Whether the read model is what it must be; not while it cannot be asked."""
-        try:
-            return not self.differs(projection)
-        except Away:
-            return False
-
     def converges(self, seconds: float = 20) -> None:
-        """Wait until both read models are the fold of their logs."""
+        """Wait until both read models are the fold of their logs, which must have come to rest."""
         for projection in (users.PROJECTION, orders.PROJECTION):
-            until(partial(self.agrees, projection), seconds)
-            assert self.differs(projection) == ""
+            left = self.folded(projection)
+            deadline = time.monotonic() + seconds
+            while left := self._still_wrong(projection, left):
+                if time.monotonic() > deadline:
+                    key, expected = next(iter(left.items()))
+                    found = self.document(projection, key)
+                    raise AssertionError(f"{len(left)} differ: {found} is not {expected}")
+
+    def _still_wrong(
+        self, projection: Projection, expected: dict[str, Document | None]
+    ) -> dict[str, Document | None]:
+        """Those documents that are not what they must be (yet)."""
+        model = self.models[projection.aggregate_type]
+        try:
+            found = model.find(projection.collection, expected)
+        except Away:
+            return expected
+        return {key: each for key, each in expected.items() if found.get(key) != each}
 
     def close(self) -> None:
         for store in self.stores.values():
