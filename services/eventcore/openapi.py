@@ -18,18 +18,24 @@ HEADERS = {
     " give the same answer, and nothing is done twice.",
     "If-Match": 'The ETag that the change is based on, such as "3"; another version: 412.',
     "If-None-Match": "The ETag that the caller has; unchanged: 304, without a body.",
-    "X-Request-ID": "This request's id; made where it is missing, always returned.",
-    "X-Correlation-ID": "The id of what the caller is doing; stored with every event.",
+    "X-Request-ID": "This request's id, up to 128 letters, digits, '.', '_', ':' and '-'; made"
+    " where it is missing or has another form, always returned.",
+    "X-Correlation-ID": "The id of what the caller is doing, in the same form; stored with every"
+    " event.",
 }
 """What each header is for; a route names those it takes."""
 
 HEADER_SCHEMAS: Mapping[str, Mapping[str, Any]] = {
     "Idempotency-Key": {"type": "string", "pattern": "^[!-~]{1,255}$"},
-    "If-Match": {"type": "string", "pattern": '^"[1-9][0-9]{0,17}"$'},
-    "If-None-Match": {"type": "string", "pattern": '^(W/)?"[!#-~]{1,64}"$'},
-    "X-Request-ID": {"type": "string", "pattern": "^[0-9A-Za-z._:-]{1,128}$"},
-    "X-Correlation-ID": {"type": "string", "pattern": "^[0-9A-Za-z._:-]{1,128}$"},
+    "If-Match": {
+        "type": "string",
+        "pattern": r'^(\*|(W/)?"[^",]*"(\s*,\s*(W/)?"[^",]*")*)$',
+    },
+    "If-None-Match": {"type": "string"},
+    "X-Request-ID": {"type": "string"},
+    "X-Correlation-ID": {"type": "string"},
 }
+"""What a header must be; where there is no pattern, whatever comes is taken or passed over."""
 
 
 class FieldProblem(BaseModel):
@@ -61,7 +67,9 @@ PROBLEMS = {
     413: "The body is over 64 KiB",
     415: "The body is not application/json",
     422: "A rule is broken",
+    502: "The service was reached but did not answer; whether it was done is not known",
     503: "A server is away; nothing was lost, try again after Retry-After seconds",
+    504: "The service did not answer in time; whether it was done is not known",
 }
 
 
@@ -90,11 +98,16 @@ def build(title: str, version: str, operations: Iterable[Operation]) -> bytes:
         {"openapi": "3.1.1", "info": {"title": title, "version": version}, "paths": paths}
     )
     full = construct_open_api_with_schema_class(document)
-    return full.model_dump_json(by_alias=True, exclude_none=True, indent=1).encode()
+    return full.model_dump_json(
+        by_alias=True, exclude_unset=True, exclude_none=True, indent=1
+    ).encode()
 
 
-def merge(title: str, documents: Iterable[bytes]) -> bytes:
-    """One document of several: their paths and schemas side by side."""
+def merge(title: str, documents: Iterable[bytes], problems: Sequence[int] = ()) -> bytes:
+    """One document of several: their paths and schemas side by side.
+
+    `problems` are those that every call may meet besides its own.
+    """
     merged: dict[str, Any] = {}
     for document in map(json.loads, documents):
         if not merged:
@@ -104,6 +117,10 @@ def merge(title: str, documents: Iterable[bytes]) -> bytes:
         for path, item in document["paths"].items():
             merged["paths"].setdefault(path, item)
         merged["components"]["schemas"].update(document["components"]["schemas"])
+    schema = {"$ref": "#/components/schemas/Problem"}
+    for item in merged["paths"].values():
+        for operation in item.values():
+            operation["responses"] |= {str(each): _problem(each, schema) for each in problems}
     return json.dumps(merged, indent=1).encode()
 
 
@@ -195,10 +212,11 @@ def _problems(operation: Operation) -> dict[str, Any]:
     if _path(operation):
         statuses.add(404)
     schema = _schema(Problem)
+    return {str(status): _problem(status, schema) for status in sorted(statuses)}
+
+
+def _problem(status: int, schema: Any) -> dict[str, Any]:
     return {
-        str(status): {
-            "description": PROBLEMS[status],
-            "content": {"application/problem+json": {"schema": schema}},
-        }
-        for status in sorted(statuses)
+        "description": PROBLEMS[status],
+        "content": {"application/problem+json": {"schema": schema}},
     }

@@ -26,7 +26,6 @@ _BACK = (
     "Allow", "Cache-Control", "Content-Type", "ETag", "Idempotency-Replayed", "Retry-After",
     "WWW-Authenticate",
 )  # fmt: skip
-_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 
 
 class UpstreamAway(Away):
@@ -71,13 +70,17 @@ class Upstreams:
                 texts.append(self._pool.request("GET", f"{url}/openapi.json", retries=1).data)
             except HTTPError as error:
                 raise UpstreamAway("A service does not answer, try again.") from error
-        return openapi.merge("Shop", texts)
+        return openapi.merge("Shop", texts, problems=(502, 504))
 
 
 def add_forwarding(app: Flask, upstreams: Upstreams) -> None:
-    """Forward the calls on the list; anything else is a 404 here."""
+    """Forward the calls on the list; anything else is a 404 here.
 
-    @app.route("/<path:_path>", methods=_METHODS, provide_automatic_options=False)
+    Whatever the method: which ones there are for a path, the service knows.
+    """
+    app.url_map.add(app.url_rule_class("/<path:_path>", endpoint="forward"))
+
+    @app.endpoint("forward")
     def forward(_path: str) -> Response:
         raw = str(request.environ.get("RAW_URI") or request.full_path)
         path, _, query = raw.partition("?")
