@@ -24,9 +24,7 @@ if [ ! -e /usr/sbin/policy-rc.d ]; then
 fi
 apt-get -qq update
 apt-get -qq install --yes --no-install-recommends rabbitmq-server
-if [ -d /run/systemd/system ]; then
-    systemctl --quiet disable rabbitmq-server.service
-fi
+update-rc.d rabbitmq-server disable
 """
 
 
