@@ -331,3 +331,13 @@ def test_a_list_that_has_not_changed_is_a_304(shop: FakeShop) -> None:
     tag = shop.orders.get("/queries/orders").headers["ETag"]
     again = shop.orders.get("/queries/orders", headers={"If-None-Match": tag})
     assert again.status_code == 304
+
+
+def test_a_key_is_looked_up_before_the_user_is(shop: FakeShop) -> None:
+    user_id = shop.create_user()
+    body = {"userId": user_id, "item": "x", "price": 1}
+    first = shop.orders.post("/orders", json=body, headers={"Idempotency-Key": "k"})
+    restarted = FakeShop(shop.user_store, shop.order_store, shop.readmodel, shop.broker)
+    shop.readmodel.away = True
+    again = restarted.orders.post("/orders", json=body, headers={"Idempotency-Key": "k"})
+    assert (again.status_code, again.data) == (200, first.data)

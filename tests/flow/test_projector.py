@@ -292,3 +292,10 @@ def test_a_sweep_asks_for_no_document_that_its_projector_brought_itself(shop: Fa
     twin.sweep()
     twin.sweep()
     assert asked
+
+
+def test_a_gap_is_filled_from_the_feed_at_once(shop: FakeShop) -> None:
+    user_id = busy(shop)
+    del shop.broker.queues[USERS][0]
+    shop.consume(["users"])
+    assert shop.readmodel.collections["users"][user_id]["version"] == 4
