@@ -1,0 +1,62 @@
+"""The relay: in order, and never past what is confirmed."""
+
+from uuid import uuid4
+
+import pytest
+
+from eventcore.broker import Queue
+from eventcore.errors import BrokerAway
+from eventcore.event import NewEvent, from_message
+from eventcore.jsontext import parse
+from eventcore.relay import Pump
+from eventcore.store import Stream
+from tests.fakes.broker import FakeBroker
+from tests.fakes.store import FakeStore
+
+QUEUE = Queue("q", "user.#")
+
+
+@pytest.fixture
+def store() -> FakeStore:
+    store = FakeStore()
+    for _ in range(3):
+        stream = Stream("user", uuid4())
+        store.append(stream, 0, [NewEvent(uuid4(), "USER_CREATED", 1, {})], {})
+    return store
+
+
+def positions(broker: FakeBroker) -> list[int]:
+    return [from_message(parse(message.body)).position for message, _ in broker.queues["q"]]
+
+
+def test_events_are_published_in_the_order_of_positions(store: FakeStore) -> None:
+    broker = FakeBroker()
+    pump = Pump("user", store, broker.publisher([QUEUE], 500))
+    assert pump.turn() == 3
+    pump.save()
+    assert positions(broker) == [1, 2, 3]
+    assert store.checkpoint() == 3
+    assert pump.turn() == 0
+
+
+def test_the_checkpoint_stays_behind_what_is_not_confirmed(store: FakeStore) -> None:
+    broker = FakeBroker(silent=True)
+    pump = Pump("user", store, broker.publisher([QUEUE], 500))
+    pump.turn()
+    pump.save()
+    assert store.checkpoint() == 0
+
+
+def test_after_a_lost_connection_it_goes_on_from_the_checkpoint(store: FakeStore) -> None:
+    broker = FakeBroker()
+    first = Pump("user", store, broker.publisher([QUEUE], 500))
+    first.turn()
+    first.save()
+    store.append(Stream("user", uuid4()), 0, [NewEvent(uuid4(), "USER_CREATED", 1, {})], {})
+    broker.away = True
+    with pytest.raises(BrokerAway):
+        first.turn()
+    assert store.checkpoint() == 3
+    broker.away = False
+    Pump("user", store, broker.publisher([QUEUE], 500)).turn()
+    assert positions(broker) == [1, 2, 3, 4]
