@@ -18,6 +18,7 @@ from eventcore.store import Stream
 from order.projections import orders
 from tests.fakes.shop import FakeShop, projector
 from user.projections import users
+from user.user import DECIDER, User
 
 USERS, ORDERS, KNOWN = "user_projection_queue", "order_read_model_queue", "order_service_user_sync"
 
@@ -299,3 +300,40 @@ def test_a_gap_is_filled_from_the_feed_at_once(shop: FakeShop) -> None:
     del shop.broker.queues[USERS][0]
     shop.consume(["users"])
     assert shop.readmodel.collections["users"][user_id]["version"] == 4
+
+
+names = st.text(st.characters(min_codepoint=97, max_codepoint=122), min_size=1, max_size=3)
+acts = st.one_of(
+    st.tuples(st.just("create"), st.integers(0, 3), names),
+    st.tuples(st.just("rename"), st.integers(0, 3), names),
+    st.tuples(st.just("order"), st.integers(0, 3), names),
+    st.tuples(st.just("cancel"), st.integers(0, 3), names),
+    st.tuples(st.just("consume"), st.integers(0, 3), names),
+)
+
+
+@given(st.lists(acts, max_size=25))
+def test_after_any_commands_the_read_models_are_the_folds_and_say_what_the_rules_say(
+    sequence: list[tuple[str, int, str]],
+) -> None:
+    shop = FakeShop()
+    people: list[str] = []
+    placed: list[str] = []
+    for act, which, name in sequence:
+        if act == "create":
+            people.append(shop.create_user(name))
+        elif act == "rename" and people:
+            shop.users.put(f"/users/{people[which % len(people)]}", json={"name": name})
+        elif act == "order" and people:
+            placed.append(shop.place_order(people[which % len(people)]))
+        elif act == "cancel" and placed:
+            shop.orders.post(f"/orders/{placed[which % len(placed)]}/cancel", json={})
+        elif act == "consume":
+            shop.settle()
+    shop.settle()
+    assert_converged(shop)
+    for user_id in people:
+        events = shop.user_store.read_stream(Stream("user", UUID(user_id)))
+        user = DECIDER.fold(None, events)
+        document = shop.readmodel.collections["users"][user_id]
+        assert user == User(str(document["name"]), str(document["email"]))

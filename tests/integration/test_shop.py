@@ -516,3 +516,32 @@ def test_a_stopped_process_ends_within_its_grace_and_the_next_one_sweeps_at_once
     order_id = client.place_order(client.create_user())
     shop.start("order-projector")
     until(lambda: truth.document(orders.PROJECTION, order_id))
+
+
+def test_everything_may_be_started_before_what_it_depends_on(
+    shop: Shop,
+    client: Client,
+    truth: Truth,
+    postgres: PostgreSQL,
+    rabbitmq: RabbitMQ,
+    mongodb: MongoDB,
+) -> None:
+    shop.stop()
+    servers = (mongodb, rabbitmq, postgres)
+    for server in servers:
+        server.kill()
+    said = {name: len(shop.log(name)) for name in shop.names}
+
+    def new(name: str) -> str:
+        return shop.log(name)[said[name] :]
+
+    shop.launch()
+    for name in ("user-relay", "order-service", "order-projector"):
+        until(lambda name=name: "Waiting for" in new(name))  # type: ignore[misc]
+    for server in servers:
+        server.start()
+    shop.await_ready()
+    client.place_order(client.create_user(), key=str(uuid4()))
+    truth.converges()
+    assert new("user-relay").count("Waiting for Postgres") == 1
+    assert new("order-service").count("Waiting for MongoDB") == 1

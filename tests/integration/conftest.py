@@ -1,0 +1,54 @@
+"""What tests of the services' edges share: a wire to send on, somebody to send about, and
+the proof that nothing came of it.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+
+from local.shop import Shop
+from tests.integration.wire import Wire, credentials, new_user, order_body
+
+
+@pytest.fixture
+def wire(shop: Shop) -> Wire:
+    return Wire(shop)
+
+
+@pytest.fixture(scope="module")
+def user_id(shop: Shop) -> str:
+    return new_user(Wire(shop))
+
+
+@pytest.fixture(scope="module")
+def order_id(shop: Shop, user_id: str) -> str:
+    placed = Wire(shop).send("POST", "/orders", order_body(user_id, b"19.99"))
+    assert placed.status == 200, placed
+    return placed.value("orderId")
+
+
+@pytest.fixture
+def nothing_written(shop: Shop, wire: Wire) -> Iterator[None]:
+    """The logs end where they ended before: not even a position was drawn."""
+    before = {name: log_end(shop, wire, name) for name in ("user-service", "order-service")}
+    yield
+    after = {name: log_end(shop, wire, name) for name in before}
+    assert after == before
+
+
+def log_end(shop: Shop, wire: Wire, service: str) -> int:
+    headers = credentials(shop, service)
+    answer = wire.send("GET", "/internal/heads", headers=headers, at=service)
+    assert answer.status == 200, answer
+    return int(answer.value("settled"))
+
+
+@pytest.fixture(scope="module")
+def nothing_unexpected(shop: Shop) -> Iterator[None]:
+    """In the end no process has logged an error: none was surprised, and nothing was parked."""
+    heard = {name: len(shop.log(name)) for name in shop.names}
+    yield
+    for name in shop.names:
+        said = shop.log(name)[heard[name] :]
+        assert '"level": "error"' not in said
+        assert "Traceback" not in said
