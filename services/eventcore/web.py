@@ -314,7 +314,7 @@ def _if_match() -> tuple[int, ...]:
     tags = [tag.strip() for tag in given.split(",")]
     if not all(re.fullmatch(r'(W/)?"[^"]*"', tag) for tag in tags):
         raise _Unreadable('If-Match must be an ETag as it was answered, such as "3".')
-    versions = tuple(int(tag[1:-1]) for tag in tags if re.fullmatch(r'"[0-9]{1,18}"', tag))
+    versions = tuple(int(tag[1:-1]) for tag in tags if re.fullmatch('"[1-9][0-9]{0,17}"', tag))
     return versions or (-1,)  # tags that are none of ours match nothing
 
 
