@@ -25,7 +25,7 @@ lint: .venv/ready ## Check style, types and import rules
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
-	@.venv/bin/lint-imports
+	@.venv/bin/lint-imports --no-logo
 
 bench: .venv/ready ## Measure the system on this machine, and print what it reached
 	@$(PYTHON) -m pytest tests/bench -s
