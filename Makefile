@@ -28,7 +28,7 @@ lint: .venv/ready ## Check style, types and import rules
 	@.venv/bin/lint-imports --no-logo
 
 bench: .venv/ready ## Measure the system on this machine, and print what it reached
-	@$(PYTHON) -m pytest tests/bench -s
+	@$(PYTHON) -m tests.bench
 
 lock: .venv/ready ## Lock the newest versions that requirements.in allows, with hashes
 	@.venv/bin/python -m pip --quiet --disable-pip-version-check install uv

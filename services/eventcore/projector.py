@@ -361,7 +361,7 @@ class Projector:
             self.consume(stop, wait=max(0.0, min(0.25, sweep_at - monotonic())))
             if monotonic() >= sweep_at and not stop.is_set():
                 sweep_at = monotonic() + (0 if self.sweep() else self._sweep_interval)
-        self._disconnect()
+        self.disconnect()
         self._sweep.release()
 
     def handle(self, deliveries: Sequence[Delivery], consumer: Consumer) -> None:
@@ -424,7 +424,7 @@ class Projector:
                 self._handle_until_done(deliveries, consumer, stop)
         except BrokerAway as away:
             self._health.lacks("broker", str(away))
-            self._disconnect()
+            self.disconnect()
             self._connect_at = monotonic() + backoff(self._failures)
             self._failures += 1
 
@@ -435,7 +435,8 @@ class Projector:
             self._health.well("broker")
         return self._consumer
 
-    def _disconnect(self) -> None:
+    def disconnect(self) -> None:
+        """Give up the connection to the broker; the next `consume` opens another."""
         if self._consumer is not None:
             self._consumer.close()
             self._consumer = None

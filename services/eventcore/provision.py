@@ -10,7 +10,7 @@ order service's logins cannot reach the user service's database.
 from collections.abc import Mapping
 
 from eventcore.settings import Secret, Server
-from eventcore.store import connect
+from eventcore.store import connect, translated
 
 LOGINS = {"owner": None, "service": "event_append", "relay": "event_relay"}
 """What each service's logins are for, and the role each is a member of."""
@@ -23,7 +23,7 @@ def provision(admin: Server, service: str, passwords: Mapping[str, Secret]) -> N
     it changes nothing but passwords that differ. Raises StoreAway, Misconfigured.
     """
     database = f"{service}_event_db"
-    with connect(admin).connect() as live:
+    with translated(), connect(admin).connect() as live:
         connection = live.execution_options(no_parameters=True)
 
         def run(statement: str, **names: str) -> None:

@@ -5,6 +5,8 @@ The only file that imports gunicorn.
 
 import importlib
 import logging
+import os
+import shutil
 import threading
 import time
 from collections.abc import Mapping
@@ -102,6 +104,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             "logger_class": _Logger,
             "when_ready": self._when_ready,
             "child_exit": _forget_worker,
+            "on_exit": _forget_metrics,
         }
         for name, value in own.items():
             self.cfg.set(name, value)
@@ -115,6 +118,10 @@ class Server(BaseApplication):  # type: ignore[misc]
     def _when_ready(self, _server: object) -> None:
         serve_probes(self._settings.metrics_port, dict)
         log.info(f"{self._module.TITLE} on {self._settings.port}")
+
+
+def _forget_metrics(_server: object) -> None:
+    shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
 
 
 def _forget_worker(_server: object, worker: Any) -> None:

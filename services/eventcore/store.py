@@ -283,7 +283,7 @@ class Postgres:
         return bool(self._rows("select 1 from events where event_id = %s::uuid", (str(event_id),)))
 
     def _rows(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:
-        with _translated(), self._engine.connect() as connection:
+        with translated(), self._engine.connect() as connection:
             return list(connection.exec_driver_sql(statement, values))
 
 
@@ -353,7 +353,7 @@ class RelaySession:
         self._name = name
         self._settling = Settling()
         self.head = 0
-        with _translated():
+        with translated():
             self._connection = connect(server).connect()
         self._rows("listen events")
 
@@ -396,7 +396,7 @@ class RelaySession:
         driver: Any = self._connection.connection.driver_connection
         if not driver.notifies:
             select.select([driver], [], [], timeout)
-            with _translated(), _driver_errors(driver):
+            with translated(), _driver_errors(driver):
                 driver.poll()
         driver.notifies.clear()
 
@@ -406,7 +406,7 @@ class RelaySession:
         self._connection.close()
 
     def _rows(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:
-        with _translated():
+        with translated():
             result = self._connection.exec_driver_sql(statement, values)
             return list(result) if result.returns_rows else []
 
@@ -440,7 +440,7 @@ class Wakeup:
         while self._rung.wait():
             self._rung.clear()
             try:
-                with _translated(), self._engine.connect() as connection:
+                with translated(), self._engine.connect() as connection:
                     connection.exec_driver_sql("notify events")
             except Away as away:
                 log.debug("relay not woken, it will poll", extra={"error": str(away)})
@@ -495,7 +495,7 @@ def migrate(owner: Server, script: Path, wait: float = 30) -> int:
     deadline = time.monotonic() + wait
     while True:
         try:
-            with _translated(), connect(owner).connect() as connection:
+            with translated(), connect(owner).connect() as connection:
                 plain = connection.execution_options(no_parameters=True)
                 plain.exec_driver_sql(script.read_text())
                 found = plain.exec_driver_sql("select max(version) from schema_versions")
@@ -529,7 +529,7 @@ _NOT_ALLOWED = {"42501", "42883", "28P01", "28000", "3D000"}
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
     """Turns the driver's errors into ours, by SQLSTATE."""
     try:
         yield
