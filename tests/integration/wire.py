@@ -13,11 +13,16 @@ from local.shop import Shop
 
 Headers = Mapping[str, str]
 
+USER_DOORS = ("gateway", "user-service")
+ORDER_DOORS = ("gateway", "order-service")
+"""Where the same request must be answered alike."""
+
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back, as it came."""
+    """What came back, as it came, and from where."""
 
+    at: str
     status: int
     headers: Headers
     body: bytes
@@ -49,7 +54,7 @@ class Wire:
         path = target if isinstance(target, bytes) else target.encode("ascii")
         lines = [method.encode() + b" " + path + b" HTTP/1.1"]
         lines += [f"{name}: {value}".encode("latin-1") for name, value in given.items() if value]
-        return parse(self.exchange(b"\r\n".join(lines) + b"\r\n\r\n" + (body or b""), at))
+        return parse(at, self.exchange(b"\r\n".join(lines) + b"\r\n\r\n" + (body or b""), at))
 
     def exchange(self, request: bytes, at: str = "gateway") -> bytes:
         """All bytes that are answered to these."""
@@ -65,12 +70,12 @@ class Wire:
             return answer
 
 
-def parse(answer: bytes) -> Answer:
+def parse(at: str, answer: bytes) -> Answer:
     head, _, body = answer.partition(b"\r\n\r\n")
     status, *lines = head.decode("latin-1").split("\r\n")
     assert status.startswith("HTTP/1.1 "), answer
     headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
-    return Answer(int(status.split()[1]), headers, body)
+    return Answer(at, int(status.split()[1]), headers, body)
 
 
 def in_chunks(body: bytes, size: int = 5000) -> bytes:
