@@ -303,21 +303,30 @@ class Sweep:
             POSITION.labels(self._projection.name).set(position)
 
     def _catch_up(self, position: int, page: HeadsPage) -> None:
-        """Apply what the streams lack whose document is behind their head on this page."""
-        heads = {str(head.aggregate_id): head.version for head in page.heads}
-        unsure = {s: v for s, v in heads.items() if not self._folder.has_reached(s, v)}
-        versions = self._readmodel.versions(self._projection.collection, unsure)
-        lagging = {s: v for s, v in unsure.items() if versions.get(s, 0) < v}
-        for stream, parked in self._readmodel.parked(self._projection.name, lagging).items():
-            self._folder.renew(parked, lagging.pop(stream))
-        if not lagging:
+        """Apply what the streams lack whose document is behind their head on this page.
+
+        Raises FeedAway if one is neither applied nor parked then: the checkpoint must not pass it.
+        """
+        behind = self._behind({str(head.aggregate_id): head.version for head in page.heads})
+        if not behind:
             return
         missing: defaultdict[str, list[Event]] = defaultdict(list)
         for event in self._feed.between(position, page.until):
-            if str(event.aggregate_id) in lagging:
+            if str(event.aggregate_id) in behind:
                 missing[str(event.aggregate_id)].append(event)
         CAUGHT_UP.labels(self._projection.name).inc(sum(map(len, missing.values())))
         self._folder.apply(missing)
+        if still := self._behind(behind):
+            raise FeedAway(f"{len(still)} streams cannot be brought to where the feed is")
+
+    def _behind(self, heads: Mapping[str, int]) -> dict[str, int]:
+        """Those whose document is behind; of the parked ones only the entry is renewed."""
+        unsure = {s: v for s, v in heads.items() if not self._folder.has_reached(s, v)}
+        versions = self._readmodel.versions(self._projection.collection, unsure)
+        behind = {s: v for s, v in unsure.items() if versions.get(s, 0) < v}
+        for stream, parked in self._readmodel.parked(self._projection.name, behind).items():
+            self._folder.renew(parked, behind.pop(stream))
+        return behind
 
     def _retry_parked(self) -> None:
         """New code may know what the old did not: try the parked streams once at start."""
