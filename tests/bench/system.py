@@ -24,6 +24,7 @@ class System:
         self._orders = Mongo(readmodel)
         self._http = urllib3.PoolManager()
         self._user = self._post("/users", {"name": "Ada", "email": "ada@example.com"})["userId"]
+        self._placed = 0
         self._last = self._order()
 
     def answered_to_readable(self, count: int) -> tuple[float, float]:
@@ -49,12 +50,18 @@ class System:
         yield "bare find_one, 1 connection", self._find_one
 
     def drain(self) -> float:
-        """Seconds until everything that was answered is readable."""
+        """Seconds until as many orders are readable as have been answered, and no more."""
         began = time.perf_counter()
-        last = self._order()
-        while not self._orders.versions("orders", [last]):
+        while (readable := self._readable()) < self._placed:
+            if time.perf_counter() - began > 60:
+                raise AssertionError(f"{readable} orders of {self._placed} became readable")
             time.sleep(0.01)
+        if readable > self._placed:
+            raise AssertionError(f"{readable} orders are readable, {self._placed} were answered")
         return time.perf_counter() - began
+
+    def _readable(self) -> int:
+        return int(self._orders._of("orders").count_documents({"userId": self._user}))
 
     def _find_one(self) -> float:
         began = time.perf_counter()
@@ -68,10 +75,12 @@ class System:
         command = [sys.executable, "-m", "tests.bench.client", self._shop.url(process)]
         arguments = [method, path, body, str(REQUESTS), str(CONNECTIONS)]
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
+        self._placed += REQUESTS // CONNECTIONS * CONNECTIONS if method == "POST" else 0
         return float(done.stdout)
 
     def _order(self) -> str:
         body = {"userId": self._user, "item": "Laptop", "price": 2500}
+        self._placed += 1
         return str(self._post("/orders", body)["orderId"])
 
     def _post(self, path: str, body: object) -> Any:
