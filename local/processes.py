@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from eventcore.provision import LOGINS, provision
+from eventcore.provision import LOGINS, provision_store
 from eventcore.settings import SERVERS, Secret, Server
 from eventcore.store import migrate
 from local.secretfiles import secret_file
@@ -58,7 +58,7 @@ def prepare_stores(postgres: Server, secrets: Path, services: Sequence[str] = SE
     """
     for service in services:
         logins = [f"{service}_{purpose}" for purpose in LOGINS]
-        provision(postgres, service, {each: secret_file(secrets, each) for each in logins})
+        provision_store(postgres, service, {each: secret_file(secrets, each) for each in logins})
         migrate(store_login(postgres, service, "owner", secrets), ROOT / "init.sql")
 
 

@@ -20,7 +20,7 @@ import click
 
 from eventcore.errors import Away, Misconfigured
 from eventcore.projection import Projection
-from eventcore.settings import Secret, Settings, read_settings
+from eventcore.settings import SERVERS, Secret, Settings, read_settings
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -109,32 +109,54 @@ def project(name: str) -> None:
 
 @main.command()
 @click.option("--script", type=click.Path(path_type=Path), help="The schema; init.sql by default.")
-def migrate(script: Path | None) -> None:
+@click.option("--wait", default=30.0, show_default=True, help="Seconds PostgreSQL may be away.")
+def migrate(script: Path | None, wait: float) -> None:
     """Apply init.sql, as the owner of the database that POSTGRES_* names."""
     settings = read_settings(process="migrate", needs=("store",))
     from eventcore.store import migrate as run
 
     assert settings.store
-    version = run(settings.store, script or Path(__file__).parents[2] / "init.sql")
+    version = run(settings.store, script or Path(__file__).parents[2] / "init.sql", wait)
     click.echo(f"{settings.store.name} is at schema version {version}.")
 
 
 @main.command()
 @click.argument("passwords", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def provision(passwords: Path) -> None:
-    """Make the service's database, roles and logins, as the administrator.
+@click.option("--projector", "projectors", metavar="LOGIN=PROJECTION", multiple=True)
+@click.option("--wait", default=30.0, show_default=True, help="Seconds a server may be away.")
+def provision(passwords: Path, projectors: Sequence[str], wait: float) -> None:
+    """Make the service's databases, roles and logins, as the administrator of each server
+    that is named by POSTGRES_HOST, RABBITMQ_HOST and MONGODB_HOST; the others are left alone.
 
-    PASSWORDS is a folder with one file for each login: SERVICE_owner, SERVICE_service,
-    SERVICE_relay.
+    PASSWORDS is a folder with a folder for each server, `postgres`, `rabbitmq`, `mongodb`, in
+    which each file is named for a login and holds its password. RABBITMQ_PORT is the
+    management API's. Run again, it changes only what differs.
     """
-    settings = read_settings(process="provision", needs=("store",))
-    from eventcore.provision import LOGINS
-    from eventcore.provision import provision as run
+    given = [role for role, prefix in SERVERS.items() if os.environ.get(f"{prefix}_HOST")]
+    settings = read_settings(process="provision", needs=given)
+    import eventcore.provision as run
 
-    assert settings.store
-    logins = [f"{settings.service}_{purpose}" for purpose in LOGINS]
-    run(settings.store, settings.service, {each: Secret(file=passwords / each) for each in logins})
-    click.echo(f"{settings.service}_event_db and its logins are there.")
+    service = settings.service
+    runs = dict(each.split("=", 1) for each in projectors)
+    projections = {login: _projection(name) for login, name in runs.items()}
+
+    def read(server: str, *logins: str) -> dict[str, Secret]:
+        return {each: Secret(file=passwords / server / each) for each in logins}
+
+    if store := settings.store:
+        logins = read("postgres", *(f"{service}_{purpose}" for purpose in run.LOGINS))
+        run.patiently(lambda: run.provision_store(store, service, logins), wait)
+        click.echo(f"{service}_event_db and its logins are there.")
+    if broker := settings.broker:
+        logins = read("rabbitmq", f"{service}-relay", *projections)
+        run.patiently(lambda: run.provision_broker(broker, service, projections, logins), wait)
+        click.echo(f"RabbitMQ's logins of {service} are there.")
+    if readmodel := settings.readmodel:
+        logins = read("mongodb", f"{service}-service", *projections)
+        run.patiently(
+            lambda: run.provision_readmodel(readmodel, service, list(projections), logins), wait
+        )
+        click.echo(f"{service}_read_model's logins are there.")
 
 
 @main.group()

@@ -32,6 +32,12 @@ from eventcore.settings import Server
 EXCHANGE = "events"
 """The topic exchange that every event goes through."""
 
+DEAD_LETTERS = "dead-letters"
+"""The direct exchange for what cannot be read as an event; its keys are names of queues.
+
+An exchange of its own, since who may publish to the default one may publish to any queue.
+"""
+
 OPEN_TIMEOUT = 10.0
 """Seconds for a connection to open and its topology to be declared."""
 
@@ -225,6 +231,9 @@ class Topology:
         yield lambda done: channel.exchange_declare(
             EXCHANGE, exchange_type="topic", durable=True, callback=done
         )
+        yield lambda done: channel.exchange_declare(
+            DEAD_LETTERS, exchange_type="direct", durable=True, callback=done
+        )
         for queue in self.queues:
             for name, arguments in ((queue.name, work), (queue.dead_letters, bounded)):
                 yield lambda done, name=name, arguments=arguments: channel.queue_declare(
@@ -232,6 +241,9 @@ class Topology:
                 )
             yield lambda done, queue=queue: channel.queue_bind(
                 queue.name, EXCHANGE, queue.binding, callback=done
+            )
+            yield lambda done, queue=queue: channel.queue_bind(
+                queue.dead_letters, DEAD_LETTERS, queue.dead_letters, callback=done
             )
 
 
@@ -649,7 +661,7 @@ class BatchConsumer(_Link):
     def _send_dead_letter(self, message: Message, reason: str) -> None:
         sendable = reason[:500].encode(errors="replace").decode()  # it may quote half a character
         added = {"x-reason": sendable, "x-routing-key": message.routing_key}
-        self._publish("", self._queue.dead_letters, message, {**message.headers, **added})
+        self._publish(DEAD_LETTERS, self._queue.dead_letters, message, {**message.headers, **added})
 
     def _on_confirm(self, tag: int, _multiple: bool) -> None:
         self._confirmed = max(self._confirmed, tag)

@@ -1,14 +1,31 @@
-"""One idempotent step that an administrator runs: database, roles and logins of a service.
+"""One idempotent step that an administrator runs: databases, roles and logins of a service.
 
-    event_append ◀── user_service      event_relay ◀── user_relay      user_owner owns it all
+    PostgreSQL   {service}_event_db, and a login for its owner, the service and the relay:
+                 event_append ◀── user_service   event_relay ◀── user_relay   user_owner owns it
+    RabbitMQ     a login for the relay and each projector: what each may declare, publish, read
+    MongoDB      {service}_read_model, and a login for the service (reads) and each projector
 
-The roles on the left hold the rights (`init.sql` grants them) and cannot log in; the
+The roles of PostgreSQL hold the rights (`init.sql` grants them) and cannot log in; the
 logins are members of one each, with passwords from outside. PUBLIC may not connect, so the
 order service's logins cannot reach the user service's database.
+
+Sources: RabbitMQ's guide on access control (what declaring, binding and publishing need) and
+its management HTTP API.
 """
 
-from collections.abc import Mapping
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from urllib.parse import quote
 
+import urllib3
+from urllib3.exceptions import HTTPError
+
+from eventcore import jsontext
+from eventcore.broker import DEAD_LETTERS, EXCHANGE
+from eventcore.errors import Away, BrokerAway
+from eventcore.projection import Projection
+from eventcore.readmodel import make_login
 from eventcore.settings import Secret, Server
 from eventcore.store import connect, translated
 
@@ -16,7 +33,7 @@ LOGINS = {"owner": None, "service": "event_append", "relay": "event_relay"}
 """What each service's logins are for, and the role each is a member of."""
 
 
-def provision(admin: Server, service: str, passwords: Mapping[str, Secret]) -> None:
+def provision_store(admin: Server, service: str, passwords: Mapping[str, Secret]) -> None:
     """Make or mend `{service}_event_db` and its logins `{service}_owner`, `_service`, `_relay`.
 
     `admin` may create databases and roles; `passwords` has one for each login. Run again,
@@ -54,6 +71,104 @@ def provision(admin: Server, service: str, passwords: Mapping[str, Secret]) -> N
         for purpose in LOGINS:
             login = f"{service}_{purpose}"
             run("grant connect on database {database} to {login}", database=database, login=login)
+
+
+def provision_broker(
+    admin: Server,
+    service: str,
+    projections: Mapping[str, Projection],
+    passwords: Mapping[str, Secret],
+) -> None:
+    """Make or mend the logins of a service's relay, `{service}-relay`, and of its projectors.
+
+    `admin` is an administrator of the management API, `admin.port` that API's, `admin.name`
+    the virtual host, which is made if it is not there. `projections` has, for each login of a
+    projector, what it runs. Raises BrokerAway, Misconfigured.
+    """
+    queues = [p.queue for p in projections.values() if p.aggregate_type == service]
+    rights = {f"{service}-relay": _may(queues, publish=(EXCHANGE,), read=())}
+    for login, projection in projections.items():
+        rights[login] = _may((projection.queue,), publish=(DEAD_LETTERS,), read=(projection.queue,))
+    api = _Management(admin)
+    vhost = quote(admin.name, safe="")
+    if not api.has(f"vhosts/{vhost}"):
+        api.put(f"vhosts/{vhost}", {})
+    for login, may in rights.items():
+        user = quote(login, safe="")
+        api.put(f"users/{user}", {"password": passwords[login].read(), "tags": ""})
+        api.put(f"permissions/{vhost}/{user}", may)
+
+
+def provision_readmodel(
+    admin: Server, service: str, projectors: Sequence[str], passwords: Mapping[str, Secret]
+) -> None:
+    """Make or mend the logins of `{service}_read_model`: `{service}-service` may read it, the
+    `projectors` may write it. Raises ReadModelAway, Misconfigured.
+    """
+    for login in (f"{service}-service", *projectors):
+        password = passwords[login].read()
+        make_login(admin, f"{service}_read_model", login, password, writes=login in projectors)
+
+
+def patiently(act: Callable[[], None], wait: float) -> None:
+    """Do it; while its server is away try again, for `wait` seconds at most."""
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            return act()
+        except Away:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+
+
+def _may(queues: Sequence[str], publish: Sequence[str], read: Sequence[str]) -> dict[str, str]:
+    """The rights to declare and bind these queues, and beyond that to publish to and read.
+
+    Binding a queue is writing to it and reading the exchange; nothing but an exchange can be
+    published to.
+    """
+    own = [name for queue in queues for name in (queue, f"{queue}.dead-letters")]
+
+    def exactly(*names: str) -> str:
+        return "^(" + "|".join(re.escape(name) for name in names) + ")$"
+
+    return {
+        "configure": exactly(EXCHANGE, DEAD_LETTERS, *own),
+        "write": exactly(*publish, *own),
+        "read": exactly(EXCHANGE, DEAD_LETTERS, *read),
+    }
+
+
+class _Management:
+    """RabbitMQ's management API, as one of its administrators."""
+
+    def __init__(self, admin: Server) -> None:
+        self._url = f"{'https' if admin.tls else 'http'}://{admin.host}:{admin.port}/api"
+        self._headers = urllib3.make_headers(basic_auth=f"{admin.user}:{admin.password.read()}")
+        tls = {"ca_certs": admin.ca_file} if admin.tls and admin.ca_file else {}
+        self._pool = urllib3.PoolManager(
+            timeout=urllib3.Timeout(connect=3, read=10), retries=False, **tls
+        )
+
+    def has(self, what: str) -> bool:
+        return self._ask("GET", what) != 404
+
+    def put(self, what: str, body: Mapping[str, str]) -> None:
+        status = self._ask("PUT", what, jsontext.render(body))
+        if status == 404:
+            raise BrokerAway(f"RabbitMQ's management API knows no {what}")
+
+    def _ask(self, method: str, what: str, body: bytes | None = None) -> int:
+        headers = {**self._headers, "Content-Type": "application/json"}
+        try:
+            answer = self._pool.request(method, f"{self._url}/{what}", body=body, headers=headers)
+        except HTTPError as error:
+            raise BrokerAway(f"RabbitMQ's management API cannot be reached: {error}") from error
+        if answer.status >= 400 and answer.status != 404:
+            reason = answer.data[:200].decode(errors="replace")
+            raise BrokerAway(f"RabbitMQ's management API answered {answer.status}: {reason}")
+        return answer.status
 
 
 def _identifier(name: str) -> str:

@@ -375,6 +375,21 @@ def _url(server: Server, password: str) -> str:
     return f"mongodb://{who}{server.host}:{server.port}/{server.name}?{'&'.join(options)}"
 
 
+def make_login(admin: Server, database: str, user: str, password: str, *, writes: bool) -> None:
+    """Make or mend a login for `database` that may read it, or write it as well.
+
+    `admin` may manage users. Raises ReadModelAway.
+    """
+    roles = [{"role": "readWrite" if writes else "read", "db": database}]
+    client: MongoClient[Document] = MongoClient(
+        _url(admin, admin.password.read()), serverSelectionTimeoutMS=1500, socketTimeoutMS=6000
+    )
+    with _translated(), client:
+        users = client[database].command("usersInfo", user)["users"]
+        act = "updateUser" if users else "createUser"
+        client[database].command(act, user, pwd=password, roles=roles)
+
+
 def _parked(found: Mapping[str, Any]) -> Parked:
     return Parked(
         projection=found["projection"],
