@@ -146,9 +146,10 @@ class _Management:
     def __init__(self, admin: Server) -> None:
         self._url = f"{'https' if admin.tls else 'http'}://{admin.host}:{admin.port}/api"
         self._headers = urllib3.make_headers(basic_auth=f"{admin.user}:{admin.password.read()}")
-        tls = {"ca_certs": admin.ca_file} if admin.tls and admin.ca_file else {}
         self._pool = urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=3, read=10), retries=False, **tls
+            timeout=urllib3.Timeout(connect=3, read=10),
+            retries=False,
+            ca_certs=admin.ca_file or None,
         )
 
     def has(self, what: str) -> bool:
