@@ -143,20 +143,28 @@ def provision(passwords: Path, projectors: Sequence[str], wait: float) -> None:
     def read(server: str, *logins: str) -> dict[str, Secret]:
         return {each: Secret(file=passwords / server / each) for each in logins}
 
+    def do(what: str, act: Callable[[], None]) -> None:
+        run.patiently(act, wait, click.echo)
+        click.echo(f"{what} are there.")
+
     if store := settings.store:
         logins = read("postgres", *(f"{service}_{purpose}" for purpose in run.LOGINS))
-        run.patiently(lambda: run.provision_store(store, service, logins), wait)
-        click.echo(f"{service}_event_db and its logins are there.")
-    if broker := settings.broker:
-        logins = read("rabbitmq", f"{service}-relay", *projections)
-        run.patiently(lambda: run.provision_broker(broker, service, projections, logins), wait)
-        click.echo(f"RabbitMQ's logins of {service} are there.")
-    if readmodel := settings.readmodel:
-        logins = read("mongodb", f"{service}-service", *projections)
-        run.patiently(
-            lambda: run.provision_readmodel(readmodel, service, list(projections), logins), wait
+        do(
+            f"{service}_event_db and its logins",
+            lambda: run.provision_store(store, service, logins),
         )
-        click.echo(f"{service}_read_model's logins are there.")
+    if broker := settings.broker:
+        rabbits = read("rabbitmq", "monitor", f"{service}-relay", *projections)
+        do(
+            f"RabbitMQ's logins of {service}",
+            lambda: run.provision_broker(broker, service, projections, rabbits),
+        )
+    if readmodel := settings.readmodel:
+        mongos = read("mongodb", f"{service}-service", *projections)
+        do(
+            f"MongoDB's logins of {service}",
+            lambda: run.provision_readmodel(readmodel, service, list(projections), mongos),
+        )
 
 
 @main.group()

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -108,6 +109,29 @@ def _extra(record: logging.LogRecord) -> dict[str, object]:
     return {**_fields.get(), **own}
 
 
+STUCK = 120.0
+"""Seconds without a beat after which a process counts as stuck; no wait in it is that long."""
+
+
+class Heart:
+    """Whether a process's loop still turns, whatever servers are away: it beats at each turn."""
+
+    def __init__(self) -> None:
+        self._beat_at = 0.0
+
+    def beat(self) -> None:
+        """The loop has come round."""
+        self._beat_at = time.monotonic()
+
+    def stuck(self) -> bool:
+        """The loop has begun, and has not come round for too long."""
+        return bool(self._beat_at) and time.monotonic() - self._beat_at > STUCK
+
+
+HEART = Heart()
+"""This process's; one that serves HTTP has none of its own: gunicorn ends a stuck worker."""
+
+
 class Health:
     """What a process still lacks, by part; each change of a part's state is one log line."""
 
@@ -149,7 +173,10 @@ def render_metrics() -> tuple[bytes, str]:
 
 
 def serve_probes(port: int, missing: Callable[[], Mapping[str, str]]) -> None:
-    """Serve /metrics, /healthz and /readyz on `port`, from a thread; 0: do not."""
+    """Serve /metrics and three probes on `port`, from a thread; 0: do not.
+
+    /healthz: it has begun. /livez: its loop turns. /readyz: nothing is `missing` to its work.
+    """
     if not port:
         return
 
@@ -161,10 +188,14 @@ def serve_probes(port: int, missing: Callable[[], Mapping[str, str]]) -> None:
                 self._answer(200, *render_metrics())
             elif self.path == "/healthz":
                 self._answer(200, b'{"status":"alive"}')
+            elif self.path == "/livez":
+                stuck = HEART.stuck()
+                body = {"status": "stuck" if stuck else "alive"}
+                self._answer(503 if stuck else 200, json.dumps(body).encode())
             elif self.path == "/readyz":
                 lacking = missing()
-                body = {"status": "waiting" if lacking else "ready", "missing": lacking}
-                self._answer(503 if lacking else 200, json.dumps(body).encode())
+                answer = {"status": "waiting" if lacking else "ready", "missing": lacking}
+                self._answer(503 if lacking else 200, json.dumps(answer).encode())
             else:
                 self._answer(404, b'{"title":"Not found"}')
 

@@ -30,6 +30,7 @@ from eventcore.observe import (
     CAUGHT_UP,
     DEAD_LETTERS,
     DUPLICATES,
+    HEART,
     PARKED,
     POSITION,
     Health,
@@ -332,6 +333,7 @@ class Sweep:
         """New code may know what the old did not: try the parked streams once at start."""
         if not self._retried:
             for stream in self._readmodel.parked(self._projection.name):
+                HEART.beat()
                 self._folder.retry(stream)
             self._retried = True
 
@@ -367,6 +369,7 @@ class Projector:
         self._prepare(stop)
         sweep_at = monotonic()
         while not stop.is_set():
+            HEART.beat()
             self.consume(stop, wait=max(0.0, min(0.25, sweep_at - monotonic())))
             if monotonic() >= sweep_at and not stop.is_set():
                 sweep_at = monotonic() + (0 if self.sweep() else self._sweep_interval)
@@ -412,6 +415,7 @@ class Projector:
     def _prepare(self, stop: Stop) -> None:
         failures = 0
         while not stop.is_set():
+            HEART.beat()
             try:
                 self._readmodel.prepare(self._projection.collection, self._projection.indexes)
                 self._health.well("readmodel")
@@ -456,6 +460,7 @@ class Projector:
         """Retry in place while the read model is away, and take no more meanwhile."""
         failures = 0
         while not stop.is_set():
+            HEART.beat()
             try:
                 self.handle(deliveries, consumer)
                 self._health.well("readmodel")

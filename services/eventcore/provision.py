@@ -2,7 +2,8 @@
 
     PostgreSQL   {service}_event_db, and a login for its owner, the service and the relay:
                  event_append ◀── user_service   event_relay ◀── user_relay   user_owner owns it
-    RabbitMQ     a login for the relay and each projector: what each may declare, publish, read
+    RabbitMQ     a login for the relay and each projector: what each may declare, publish, read;
+                 and `monitor`, which may look at queues and at nothing in them
     MongoDB      {service}_read_model, and a login for the service (reads) and each projector
 
 The roles of PostgreSQL hold the rights (`init.sql` grants them) and cannot log in; the
@@ -93,9 +94,11 @@ def provision_broker(
     vhost = quote(admin.name, safe="")
     if not api.has(f"vhosts/{vhost}"):
         api.put(f"vhosts/{vhost}", {})
+    rights["monitor"] = {"configure": "", "write": "", "read": ""}
     for login, may in rights.items():
         user = quote(login, safe="")
-        api.put(f"users/{user}", {"password": passwords[login].read(), "tags": ""})
+        tags = "monitoring" if login == "monitor" else ""
+        api.put(f"users/{user}", {"password": passwords[login].read(), "tags": tags})
         api.put(f"permissions/{vhost}/{user}", may)
 
 
@@ -110,15 +113,19 @@ def provision_readmodel(
         make_login(admin, f"{service}_read_model", login, password, writes=login in projectors)
 
 
-def patiently(act: Callable[[], None], wait: float) -> None:
-    """Do it; while its server is away try again, for `wait` seconds at most."""
+def patiently(act: Callable[[], None], wait: float, say: Callable[[str], None]) -> None:
+    """Do it; while its server is away say why and try again, for `wait` seconds at most."""
     deadline = time.monotonic() + wait
+    said = ""
     while True:
         try:
             return act()
-        except Away:
+        except Away as away:
             if time.monotonic() > deadline:
                 raise
+            if str(away) != said:
+                said = str(away)
+                say(f"Waiting: {said}")
             time.sleep(1)
 
 

@@ -15,7 +15,7 @@ from eventcore import jsontext
 from eventcore.broker import Message, Publisher
 from eventcore.errors import Away
 from eventcore.event import Event, to_message
-from eventcore.observe import CHECKPOINT, PUBLISHED, RETURNED, Health
+from eventcore.observe import CHECKPOINT, HEART, PUBLISHED, RETURNED, Health
 from eventcore.store import RelayStore
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ class Relay:
         """Relay until `stop` is set, whatever servers come and go meanwhile."""
         failures = 0
         while not stop.is_set():
+            HEART.beat()
             try:
                 self._with_store(stop)
                 failures = 0
@@ -66,6 +67,7 @@ class Relay:
         try:
             self._health.well("store")
             while not store.lock():
+                HEART.beat()
                 self._health.well("broker")  # a standby is ready to take over
                 if stop.wait(1.0):
                     return
@@ -99,6 +101,7 @@ class Pump:
         idle = 0
         expire_at = monotonic() + EXPIRE_EVERY
         while not stop.is_set():
+            HEART.beat()
             sent = self.turn()
             if sent or self._in_flight:
                 idle = 0

@@ -98,6 +98,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             "timeout": 30,
             "graceful_timeout": GRACE,
             "worker_tmp_dir": "/dev/shm",
+            "control_socket_disable": True,
             "limit_request_line": 4094,
             "limit_request_fields": 50,
             "limit_request_field_size": 8190,

@@ -3,9 +3,12 @@
 import logging
 import re
 from collections.abc import Mapping
+from time import monotonic
 
 import urllib3
 from flask import Flask, Response, g, request
+from urllib3.connection import HTTPConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from eventcore import openapi
@@ -13,6 +16,10 @@ from eventcore.errors import Away
 from eventcore.web import problem
 
 log = logging.getLogger(__name__)
+
+IDLE = 1.0
+"""Seconds after which a kept connection is not used again: a service that stops answers on
+those it has for two seconds more, so a request never meets one that is just being closed."""
 
 ROUTES = {"users": "user", "orders": "order", "queries/orders": "order"}
 """The first part of a path, and the service that answers it."""
@@ -34,6 +41,24 @@ class UpstreamAway(Away):
     code = "upstream-away"
 
 
+class _Fresh(HTTPConnection):
+    """A connection that counts as closed when it has been idle for too long."""
+
+    used_at = 0.0
+
+    def getresponse(self) -> urllib3.response.HTTPResponse:  # type: ignore[override]
+        self.used_at = monotonic()
+        return super().getresponse()
+
+    @property
+    def is_connected(self) -> bool:
+        return monotonic() - self.used_at < IDLE and super().is_connected
+
+
+class _FreshPool(HTTPConnectionPool):
+    ConnectionCls = _Fresh
+
+
 class Upstreams:
     """The services behind the gateway, over kept connections; every wait has a limit."""
 
@@ -42,6 +67,7 @@ class Upstreams:
         self._pool = urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=1, read=10), maxsize=connections, num_pools=4
         )
+        self._pool.pool_classes_by_scheme = {"http": _FreshPool, "https": HTTPSConnectionPool}
 
     def forward(self, service: str, path: str, repeatable: bool) -> urllib3.BaseHTTPResponse:
         """Send the current request on; one that may be repeated is tried twice."""

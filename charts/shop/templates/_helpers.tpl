@@ -1,0 +1,369 @@
+{{/* Names: RELEASE-COMPONENT. A long release name is cut, and stays its own by a hash: labels end at 63. */}}
+{{- define "shop.fullname" -}}
+{{- $name := .Values.fullnameOverride | default (ternary (printf "%s-%s" .Release.Name .Values.nameOverride) .Release.Name (ne (.Values.nameOverride | default "") "")) -}}
+{{- include "shop.short" $name -}}
+{{- end -}}
+
+{{- define "shop.short" -}}
+{{- if gt (len .) 36 -}}{{ trunc 27 . | trimSuffix "-" }}-{{ sha256sum . | trunc 8 }}{{- else -}}{{ . }}{{- end -}}
+{{- end -}}
+
+{{/* The name of a bundled server's objects, and of the Secret with its passwords: (list $ "postgres") */}}
+{{- define "shop.server.name" -}}
+{{- $root := index . 0 -}}
+{{- (index $root.Values (index . 1)).fullnameOverride | default (printf "%s-%s" (include "shop.short" $root.Release.Name) (index . 1)) -}}
+{{- end -}}
+
+{{- define "shop.server.secret" -}}
+{{- $root := index . 0 -}}
+{{- (index $root.Values (index . 1)).auth.existingSecret | default (include "shop.server.name" .) -}}
+{{- end -}}
+
+{{- define "shop.feed.secret" -}}
+{{- .Values.feed.auth.existingSecret | default (printf "%s-feed" (include "shop.fullname" .)) -}}
+{{- end -}}
+
+{{/* Labels: (list $ COMPONENT). Selectors never change, so they name what never changes. */}}
+{{- define "shop.selectorLabels" -}}
+app.kubernetes.io/name: shop
+app.kubernetes.io/instance: {{ include "shop.short" (index . 0).Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end -}}
+
+{{- define "shop.labels" -}}
+{{- $root := index . 0 -}}
+{{ include "shop.selectorLabels" . }}
+app.kubernetes.io/part-of: shop
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
+{{- with $root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* metadata of an object: (list $ COMPONENT NAME ANNOTATIONS) */}}
+{{- define "shop.metadata" -}}
+{{- $root := index . 0 -}}
+{{- $annotations := merge (dict) ((gt (len .) 3 | ternary (last .) dict) | default dict) ($root.Values.commonAnnotations | default dict) -}}
+name: {{ index . 2 }}
+labels:
+  {{- include "shop.labels" . | nindent 2 }}
+{{- with $annotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* An image: (list $ IMAGE-VALUES NAME DEFAULT-TAG DIGEST). A digest wins over a tag. */}}
+{{- define "shop.image" -}}
+{{- $root := index . 0 -}}{{- $image := index . 1 -}}
+{{- $registry := (($root.Values.global).imageRegistry) | default $image.registry -}}
+{{- with $registry }}{{ . }}/{{ end -}}{{ index . 2 }}
+{{- with index . 4 }}@{{ . }}{{ else }}:{{ $image.tag | default (index . 3) }}{{ end -}}
+{{- end -}}
+
+{{- define "shop.processImage" -}}
+{{- $root := index . 0 -}}{{- $image := $root.Values.image -}}
+{{- include "shop.image" (list $root $image (printf "%s-%s" $image.repository (index . 1)) $root.Chart.AppVersion (index $image.digests (index . 1))) -}}
+{{- end -}}
+
+{{- define "shop.pullSecrets" -}}
+{{- $names := concat ((.Values.global).imagePullSecrets | default list) (.Values.image.pullSecrets | default list) -}}
+{{- with $names }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* What every container may do: nothing. Meets the "restricted" Pod Security Standard. */}}
+{{- define "shop.containerSecurity" -}}
+allowPrivilegeEscalation: false
+capabilities: {drop: [ALL]}
+readOnlyRootFilesystem: true
+{{- end -}}
+
+{{/* (list UID) */}}
+{{- define "shop.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: {{ index . 0 }}
+runAsGroup: {{ index . 0 }}
+fsGroup: {{ index . 0 }}
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{/* Where a pod may run: (list WHERE), for all that values offer in the usual words. */}}
+{{- define "shop.placement" -}}
+{{- $where := index . 0 -}}
+{{- range $key := list "nodeSelector" "tolerations" "affinity" "priorityClassName" -}}
+{{- with index $where $key }}
+{{ $key }}: {{ toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* One map over another, key by key, false and 0 included: (list BELOW ABOVE) */}}
+{{- define "shop.overlay" -}}
+{{- $result := deepCopy (index . 0) -}}
+{{- range $key, $value := index . 1 -}}
+{{- $below := get $result $key -}}
+{{- if and (kindIs "map" $value) (kindIs "map" $below) -}}
+{{- $_ := set $result $key (fromYaml (include "shop.overlay" (list $below $value))) -}}
+{{- else if not (kindIs "invalid" $value) -}}
+{{- $_ := set $result $key $value -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $result -}}
+{{- end -}}
+
+{{/* A process with the defaults for what it does not say. (list $ NAME) */}}
+{{- define "shop.process" -}}
+{{- $root := index . 0 -}}
+{{- include "shop.overlay" (list $root.Values.defaults (index $root.Values.processes (index . 1))) -}}
+{{- end -}}
+
+{{- define "shop.processNames" -}}
+{{- $names := list -}}
+{{- range $name, $process := .Values.processes }}{{ if ne $process.enabled false }}{{ $names = append $names $name }}{{ end }}{{ end -}}
+{{- toJson (dict "names" $names) -}}
+{{- end -}}
+
+{{/*
+Who talks to whom, in one place: what a process reaches, and as whom. (list NAME PROCESS)
+Its environment, its mounted passwords and its NetworkPolicy all come from here.
+*/}}
+{{- define "shop.needs" -}}
+{{- $name := index . 0 -}}{{- $process := index . 1 -}}{{- $needs := dict -}}
+{{- if $process.calls -}}
+{{- $needs = dict "calls" $process.calls -}}
+{{- else if eq $process.run "serve" -}}
+{{- $needs = dict "postgres" (printf "%s_service" $process.service) "mongodb" (printf "%s-service" $process.service) "feed" $process.service -}}
+{{- else if eq $process.run "relay" -}}
+{{- $needs = dict "postgres" (printf "%s_relay" $process.service) "rabbitmq" (printf "%s-relay" $process.service) -}}
+{{- else -}}
+{{- $needs = dict "rabbitmq" $name "mongodb" $name "feed" $process.feed "calls" (list (printf "%s-service" $process.feed)) -}}
+{{- end -}}
+{{- toJson $needs -}}
+{{- end -}}
+
+{{/* All logins by server, and the services that have an event store; the administrator's is `admin`. */}}
+{{- define "shop.logins" -}}
+{{- $logins := dict "postgres" (list) "rabbitmq" (list "monitor") "mongodb" (list) -}}{{- $services := list -}}{{- $root := . -}}
+{{- range $name, $process := .Values.processes -}}
+{{- if ne $process.enabled false -}}
+{{- $needs := fromJson (include "shop.needs" (list $name $process)) -}}
+{{- range $server, $known := $logins -}}
+{{- with index $needs $server }}{{ $_ := set $logins $server (append $known . | uniq) }}{{ end -}}
+{{- end -}}
+{{- if and $needs.postgres (eq $process.run "serve") }}{{ $services = append $services $process.service }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- range $services }}{{ $_ := set $logins "postgres" (append $logins.postgres (printf "%s_owner" .)) }}{{ end -}}
+{{- toJson (dict "logins" $logins "services" (sortAlpha $services)) -}}
+{{- end -}}
+
+{{/* Whether the administrator's password of a server is known: (list $ "postgres") */}}
+{{- define "shop.hasAdmin" -}}
+{{- $server := index (index . 0).Values (index . 1) -}}
+{{- if or $server.enabled $server.external.secretKeys.adminPassword $server.auth.passwords.admin $server.auth.secretKeys.admin }}yes{{ end -}}
+{{- end -}}
+
+{{/* An environment variable from a value, or from a key of the server's Secret: (list NAME SECRET KEY VALUE) */}}
+{{- define "shop.variable" -}}
+- name: {{ index . 0 }}
+{{- if and (index . 1) (index . 2) }}
+  valueFrom: {secretKeyRef: {name: {{ index . 1 }}, key: {{ index . 2 }}}}
+{{- else }}
+  value: {{ index . 3 | toString | quote }}
+{{- end }}
+{{- end -}}
+
+{{/*
+The variables that say where a server is and who we are: (list $ SERVER LOGIN DATABASE PASSWORD-FILE)
+For the login `admin` it is the administrator, at the port that administrators use.
+*/}}
+{{- define "shop.serverEnv" -}}
+{{- $root := index . 0 -}}{{- $name := index . 1 -}}{{- $login := index . 2 -}}
+{{- $server := index $root.Values $name -}}{{- $external := $server.external -}}
+{{- $prefix := upper $name -}}{{- $admin := eq $login "admin" -}}
+{{- $ports := dict "postgres" 5432 "rabbitmq" 5672 "mongodb" 27017 -}}
+{{- $host := "" -}}{{- $port := index $ports $name -}}{{- $secret := "" -}}{{- $keys := dict -}}{{- $options := "" -}}
+{{- if $server.enabled -}}
+{{- $host = include "shop.server.name" (list $root $name) -}}
+{{- if eq $name "mongodb" }}{{ $options = "retryWrites=false" }}{{ end -}}
+{{- else -}}
+{{- $secret = $external.secret -}}{{- $keys = $external.secretKeys -}}
+{{- $host = $external.host -}}{{- $port = $external.port | default $port -}}{{- $options = $external.options -}}
+{{- if not (or $host (and $secret $keys.host)) }}{{ fail (printf "%s.enabled is false: say where it is, in %s.external.host (or external.secret and secretKeys.host)." $name $name) }}{{ end -}}
+{{- end -}}
+{{- $portKey := $keys.port -}}
+{{- if and $admin (eq $name "rabbitmq") }}{{ $port = $external.managementPort | default 15672 }}{{ $portKey = "" }}{{ end -}}
+{{- $user := ternary (ternary (get (dict "postgres" "postgres") $name | default "admin") $external.adminUser $server.enabled) $login $admin -}}
+{{ include "shop.variable" (list (printf "%s_HOST" $prefix) $secret $keys.host $host) }}
+{{ include "shop.variable" (list (printf "%s_PORT" $prefix) $secret $portKey (int $port)) }}
+{{ include "shop.variable" (list (printf "%s_%s" $prefix (ternary "VHOST" "DATABASE" (eq $name "rabbitmq"))) "" "" (index . 3)) }}
+{{- if and $admin (not $server.enabled) }}
+{{ include "shop.variable" (list (printf "%s_USER" $prefix) $secret $keys.adminUser $user) }}
+{{- else }}
+{{ include "shop.variable" (list (printf "%s_USER" $prefix) "" "" (get $server.auth.users $login | default $user)) }}
+{{- end }}
+- {name: {{ $prefix }}_PASSWORD_FILE, value: {{ index . 4 }}}
+{{- with $options }}
+- {name: {{ $prefix }}_OPTIONS, value: {{ . | quote }}}
+{{- end }}
+{{- if and (not $server.enabled) $external.tls.enabled }}
+- {name: {{ $prefix }}_TLS, value: "on"}
+{{- if $external.tls.caSecret }}
+- {name: {{ $prefix }}_CA_FILE, value: /tls/{{ $name }}/ca.crt}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "shop.vhost" -}}
+{{- ternary "/" (.Values.rabbitmq.external.vhost | default "/") .Values.rabbitmq.enabled -}}
+{{- end -}}
+
+{{/* A password as a source of a projected volume: (list $ SERVER LOGIN PATH) */}}
+{{- define "shop.passwordSource" -}}
+{{- $root := index . 0 -}}{{- $name := index . 1 -}}{{- $login := index . 2 -}}
+{{- $server := index $root.Values $name -}}
+{{- $own := and (eq $login "admin") (not $server.enabled) $server.external.secret $server.external.secretKeys.adminPassword }}
+- secret:
+    {{- if $own }}
+    name: {{ $server.external.secret }}
+    items: [{key: {{ $server.external.secretKeys.adminPassword }}, path: {{ index . 3 }}}]
+    {{- else }}
+    name: {{ include "shop.server.secret" (list $root $name) }}
+    items: [{key: {{ get $server.auth.secretKeys $login | default $login }}, path: {{ index . 3 }}}]
+    {{- end }}
+{{- end -}}
+
+{{/* The CA certificates of these servers, as volumes and their mounts: (list $ (list "postgres")) */}}
+{{- define "shop.tlsVolumes" -}}
+{{- $root := index . 0 -}}
+{{- range index . 1 }}
+{{- $server := index $root.Values . }}
+{{- if and (not $server.enabled) $server.external.tls.enabled $server.external.tls.caSecret }}
+- name: tls-{{ . }}
+  secret: {secretName: {{ $server.external.tls.caSecret }}, items: [{key: {{ $server.external.tls.caKey }}, path: ca.crt}]}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "shop.tlsMounts" -}}
+{{- $root := index . 0 -}}
+{{- range index . 1 }}
+{{- $server := index $root.Values . }}
+{{- if and (not $server.enabled) $server.external.tls.enabled $server.external.tls.caSecret }}
+- {name: tls-{{ . }}, mountPath: /tls/{{ . }}, readOnly: true}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* For the bundled servers, whose charts are in charts/: what their StatefulSets share. (list $ PORTS), within a subchart */}}
+{{- define "shop.bundled.name" -}}
+{{- .Values.fullnameOverride | default (printf "%s-%s" (include "shop.short" .Release.Name) .Chart.Name) -}}
+{{- end -}}
+
+{{- define "shop.bundled.labels" -}}
+{{ include "shop.selectorLabels" (list . .Chart.Name) }}
+app.kubernetes.io/part-of: shop
+app.kubernetes.io/version: {{ .Values.image.tag | default .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- with (.Values.global).commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "shop.bundled.service" -}}
+{{- $ := index . 0 -}}
+apiVersion: v1
+kind: Service
+metadata:
+  name: {{ include "shop.bundled.name" $ }}
+  labels:
+    {{- include "shop.bundled.labels" $ | nindent 4 }}
+spec:
+  selector:
+    {{- include "shop.selectorLabels" (list $ $.Chart.Name) | nindent 4 }}
+  ports:
+    {{- range $name, $port := index . 1 }}
+    - {name: {{ $name }}, port: {{ $port }}, targetPort: {{ $name }}}
+    {{- end }}
+{{- end -}}
+
+{{/* Beginning of the StatefulSet's spec, up to the pod's containers: (list $ CHECKSUM-OF-CONFIG) */}}
+{{- define "shop.bundled.spec" -}}
+{{- $ := index . 0 -}}
+replicas: 1
+serviceName: {{ include "shop.bundled.name" $ }}
+revisionHistoryLimit: 3
+selector:
+  matchLabels:
+    {{- include "shop.selectorLabels" (list $ $.Chart.Name) | nindent 4 }}
+{{- if not $.Values.persistence.existingClaim }}
+volumeClaimTemplates:
+  - metadata:
+      name: data
+      labels:
+        {{- include "shop.selectorLabels" (list $ $.Chart.Name) | nindent 8 }}
+    spec:
+      accessModes: [ReadWriteOnce]
+      {{- with $.Values.persistence.storageClass | default ($.Values.global).storageClass }}
+      storageClassName: {{ . }}
+      {{- end }}
+      resources: {requests: {storage: {{ $.Values.persistence.size }}}}
+{{- end }}
+{{- end -}}
+
+{{- define "shop.bundled.podMetadata" -}}
+{{- $ := index . 0 -}}
+labels:
+  {{- include "shop.bundled.labels" $ | nindent 2 }}
+annotations:
+  checksum/config: {{ index . 1 | sha256sum | trunc 16 }}
+  {{- with $.Values.podAnnotations }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end -}}
+
+{{- define "shop.bundled.pod" -}}
+{{- with ($.Values.global).imagePullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+terminationGracePeriodSeconds: {{ .Values.terminationGracePeriodSeconds }}
+securityContext:
+  {{- include "shop.podSecurity" (list 999) | nindent 2 }}
+{{- include "shop.placement" (list .Values) }}
+{{- end -}}
+
+{{- define "shop.bundled.image" -}}
+image: {{ include "shop.image" (list . .Values.image .Values.image.repository .Chart.AppVersion .Values.image.digest) }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+resources:
+  {{- toYaml .Values.resources | nindent 2 }}
+securityContext:
+  {{- include "shop.containerSecurity" . | nindent 2 }}
+{{- end -}}
+
+{{/* The volumes that hold data and the administrator's password, as the file `admin`. */}}
+{{- define "shop.bundled.volumes" -}}
+- name: admin
+  secret:
+    secretName: {{ .Values.auth.existingSecret | default (include "shop.bundled.name" .) }}
+    defaultMode: 0440
+    items: [{key: {{ .Values.auth.secretKeys.admin | default "admin" }}, path: admin}]
+{{- with .Values.persistence.existingClaim }}
+- name: data
+  persistentVolumeClaim: {claimName: {{ . }}}
+{{- end }}
+{{- end -}}

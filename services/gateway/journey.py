@@ -1,0 +1,77 @@
+"""python -m gateway.journey URL: the journey of a user and an order, through the gateway at URL.
+
+Plays the guide's requests, and waits until the read models have them. Ends with status 1 and one
+sentence where an answer is not what it should be. `helm test` runs it inside the cluster.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+import urllib3
+
+PATIENCE = 30
+"""Seconds for the read models to show what was written."""
+
+
+class Unexpected(Exception):
+    """An answer that is not what it should be; the message is one sentence."""
+
+
+def play(gateway: str, say: Callable[[str], object] = sys.stdout.write) -> None:
+    """Play the journey once; raises Unexpected at the first wrong answer."""
+    http = urllib3.PoolManager(timeout=10, retries=False)
+
+    def ask(method: str, path: str, status: int, body: object = None) -> Any:
+        try:
+            answer = http.request(method, gateway + path, json=body)
+        except urllib3.exceptions.HTTPError as error:
+            raise Unexpected(f"{method} {path} was not answered: {error}.") from error
+        say(f"{method} {path} {answer.status}\n")
+        if answer.status != status:
+            text = answer.data[:300].decode(errors="replace")
+            raise Unexpected(f"{method} {path} answered {answer.status}, not {status}: {text}")
+        return json.loads(answer.data)
+
+    def expect(path: str, **expected: object) -> None:
+        answer = ask("GET", path, 200)
+        wrong = {name: answer.get(name) for name in expected if answer.get(name) != expected[name]}
+        if wrong:
+            raise Unexpected(f"GET {path} answered {wrong}, not {expected}.")
+
+    def expect_soon(path: str, right: Callable[[Any], bool], what: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not right(ask("GET", path, 200)):
+            if time.monotonic() > deadline:
+                raise Unexpected(f"GET {path} did not show {what} within {PATIENCE} s.")
+            time.sleep(0.2)
+
+    person = {"name": "Ada Lovelace", "email": f"ada.{uuid4().hex[:8]}@example.com"}
+    user = ask("POST", "/users", 202, person)["userId"]
+    expect(f"/users/{user}", userId=user, **person)
+    order = {"userId": user, "item": "Laptop", "price": 1249.9}
+    placed = ask("POST", "/orders", 200, order)["orderId"]
+    expect(f"/queries/orders/{placed}", orderId=placed, **order)
+    ask("PUT", f"/users/{user}", 200, {"name": "Ada King"})
+    refusal = ask("POST", "/orders", 422, {**order, "userId": str(uuid4())})
+    if refusal.get("title") != "User unknown":
+        raise Unexpected(f"An order of nobody was refused with {refusal.get('title')!r}.")
+
+    # A new document can be read at once, from its events; a change, and a list, when the
+    # projector has come to it.
+    expect_soon(f"/users/{user}", lambda each: each["name"] == "Ada King", "the new name")
+    listed = f"/queries/orders?userId={user}"
+    expect_soon(
+        listed, lambda page: [o["orderId"] for o in page["orders"]] == [placed], "the order"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        play(sys.argv[1].rstrip("/"))
+    except Unexpected as problem:
+        sys.exit(f"The journey failed: {problem}")
+    sys.stdout.write("The journey is whole: written, read back, and shown by the read models.\n")
