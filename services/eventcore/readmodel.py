@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Protocol
-from urllib.parse import quote_plus
+from urllib.parse import parse_qsl, quote_plus
 
 from bson.codec_options import CodecOptions, TypeCodec, TypeRegistry
 from bson.decimal128 import Decimal128
@@ -378,16 +378,18 @@ def _url(server: Server, password: str) -> str:
 def make_login(admin: Server, database: str, user: str, password: str, *, writes: bool) -> None:
     """Make or mend a login for `database` that may read it, or write it as well.
 
-    `admin` may manage users. Raises ReadModelAway.
+    `admin` may manage users. It is kept where logins are looked for: in the `authSource` of
+    the options, or else in the database itself. Raises ReadModelAway.
     """
+    home = dict(parse_qsl(admin.options)).get("authSource", database)
     roles = [{"role": "readWrite" if writes else "read", "db": database}]
     client: MongoClient[Document] = MongoClient(
         _url(admin, admin.password.read()), serverSelectionTimeoutMS=1500, socketTimeoutMS=6000
     )
     with _translated(), client:
-        users = client[database].command("usersInfo", user)["users"]
+        users = client[home].command("usersInfo", user)["users"]
         act = "updateUser" if users else "createUser"
-        client[database].command(act, user, pwd=password, roles=roles)
+        client[home].command(act, user, pwd=password, roles=roles)
 
 
 def _parked(found: Mapping[str, Any]) -> Parked:
