@@ -19,7 +19,7 @@ demo: .venv/ready ## Play the guide's six requests, beside a running system
 	@$(PYTHON) -m local.demo
 
 test: .venv/ready ## Run all tests, on fakes and on real servers of their own
-	@$(PYTHON) -m pytest --ignore=tests/bench
+	@$(PYTHON) -m pytest --ignore=tests/bench --ignore=tests/e2e
 
 lint: .venv/ready ## Check style, types and import rules
 	@.venv/bin/ruff check

@@ -1,0 +1,382 @@
+"""The chart on a real cluster, through its ingress. The tests stand in the order of a release's
+life and share one: installed, used, upgraded, rolled back, scaled, hurt, removed, found again.
+"""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import urllib3
+
+from tests.e2e.load import steady_load
+from tests.e2e.release import INGRESS, ROOT, SERVERS, Release, await_that, run
+
+pytestmark = pytest.mark.timeout(900)
+
+PROCESSES = [
+    "gateway", "order-projector", "order-relay", "order-service", "order-user-sync",
+    "user-projector", "user-relay", "user-service",
+]  # fmt: skip
+
+
+def unharmed(release: Release, act: Callable[[], object], say: Callable[[str], None]) -> None:
+    """`act` under a steady load: no request fails, no event is lost or doubled."""
+    with steady_load(INGRESS) as record:
+        await_that(lambda: record.requests > 50, 30, "the load has begun")
+        act()
+        seen = record.requests
+        await_that(lambda: record.requests > seen + 50, 30, "the load goes on")
+    say(record.summary())
+    assert record.failures == []
+    with release.stores() as stores:
+        stores.await_converged()
+        assert stores.differences(record) == []
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Print what was measured, also where a test passes."""
+
+    def say(text: str) -> None:
+        with capsys.disabled():
+            print(f"\n  {text}", end="", flush=True)  # noqa: T201
+
+    return say
+
+
+def test_it_installs_from_nothing_within_five_minutes(
+    release: Release, say: Callable[[str], None]
+) -> None:
+    took = release.install()
+    say(f"installed in {took:.0f} s")
+    assert took < 300
+    assert set(release.restarts().values()) == {0}
+
+
+def test_the_guides_six_requests_are_answered_through_the_ingress(release: Release) -> None:
+    with release.port("service/shop-order-service", 3002) as port:
+        said = run(
+            str(ROOT / ".venv/bin/python"), "-m", "local.demo",
+            f"--gateway={INGRESS}", f"--order-service=http://127.0.0.1:{port}", cwd=ROOT,
+        )  # fmt: skip
+    assert "ORDER_PLACED" in said
+
+
+def test_helm_test_plays_the_journey_inside_the_cluster(release: Release) -> None:
+    assert "The journey is whole" in release.test()
+
+
+def test_neither_probes_nor_metrics_nor_the_feed_pass_the_ingress(release: Release) -> None:
+    http = urllib3.PoolManager(timeout=5, retries=False)
+    for path in ("/metrics", "/healthz", "/readyz", "/internal/feed", "/users/../metrics"):
+        assert http.request("GET", INGRESS + path).status in (403, 404), path
+
+
+def test_a_pod_that_is_not_restricted_is_refused(release: Release) -> None:
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "privileged"},
+        "spec": {"containers": [{"name": "any", "image": "shop-user:0.1.0"}]},
+    }
+    refused = subprocess.run(
+        ["kubectl", "--namespace", release.namespace, "apply", "--filename", "-"],
+        input=json.dumps(pod), text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert "violates PodSecurity" in refused.stderr
+
+
+GRAPH = {
+    "stranger": ["gateway 3000"],
+    "gateway": ["order-service 3002", "user-service 3001"],
+    "user-service": ["mongodb 27017", "postgres 5432"],
+    "order-service": ["mongodb 27017", "postgres 5432"],
+    "user-relay": ["postgres 5432", "rabbitmq 5672"],
+    "order-relay": ["postgres 5432", "rabbitmq 5672"],
+    "user-projector": ["mongodb 27017", "rabbitmq 5672", "user-service 3001"],
+    "order-projector": ["mongodb 27017", "order-service 3002", "rabbitmq 5672"],
+    "order-user-sync": ["mongodb 27017", "rabbitmq 5672", "user-service 3001"],
+    "setup": ["mongodb 27017", "postgres 5432", "rabbitmq 15672"],
+    "test": ["gateway 3000"],
+    "postgres": [],
+    "rabbitmq": [],
+    "mongodb": [],
+}
+"""What a pod of each component can connect to, of all that any pod listens on."""
+
+PROBE = """
+import json, socket, sys
+from concurrent.futures import ThreadPoolExecutor
+def reaches(target):
+    host, _, port = target.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=3).close()
+    except OSError:
+        return False
+    return True
+with ThreadPoolExecutor(40) as pool:
+    found = pool.map(reaches, sys.argv[1:])
+print(json.dumps([target for target, reached in zip(sys.argv[1:], found) if reached]))
+"""
+
+
+def imitation(component: str) -> dict[str, object]:
+    """A pod that has the labels of a component, and nothing else of it."""
+    labels = {
+        "app.kubernetes.io/instance": "shop",
+        "app.kubernetes.io/name": "shop",
+        "app.kubernetes.io/part-of": "shop",
+        "app.kubernetes.io/component": component,
+    }
+    container = {
+        "name": "imitation",
+        "image": "shop-user:0.1.0",
+        "command": ["sleep", "300"],
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": f"imitation-{component}",
+            "labels": {"e2e": "imitation"} | (labels if component != "stranger" else {}),
+        },
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": 10001,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [container],
+        },
+    }
+
+
+def listening(release: Release) -> dict[str, str]:
+    """Every port that a pod listens on: address:port, and its `component port`."""
+    ports = {"postgres": [5432], "rabbitmq": [5672, 15672], "mongodb": [27017]}
+    ports |= {process: [9464] for process in PROCESSES}
+    for process, port in (("gateway", 3000), ("user-service", 3001), ("order-service", 3002)):
+        ports[process].append(port)
+    found = {}
+    for pod in release.get("pods", "--selector=!e2e", "--field-selector=status.phase=Running"):
+        component = pod["metadata"]["labels"].get("app.kubernetes.io/component", "")
+        for port in ports.get(component, []):
+            found[f"{pod['status']['podIP']}:{port}"] = f"{component} {port}"
+    return found
+
+
+def test_a_pod_reaches_what_it_needs_and_nothing_else(release: Release) -> None:
+    targets = listening(release)
+    assert len(targets) == 15
+    pods = {"apiVersion": "v1", "kind": "List", "items": [imitation(each) for each in GRAPH]}
+    release.kubectl("apply", "--filename=-", input=json.dumps(pods))
+
+    def reached(component: str) -> list[str]:
+        ask = ("exec", f"imitation-{component}", "--", "python", "-c", PROBE)
+        return sorted(targets[each] for each in json.loads(release.kubectl(*ask, *targets)))
+
+    try:
+        release.kubectl("wait", "--for=condition=Ready", "pod", "--selector=e2e", "--timeout=90s")
+        with ThreadPoolExecutor(4) as pool:
+            # rules may come a moment after the pods that they are for
+            for _ in range(2):
+                found = dict(zip(GRAPH, pool.map(reached, GRAPH), strict=True))
+                if found == GRAPH:
+                    break
+        assert found == GRAPH
+    finally:
+        release.kubectl("delete", "pod", "--selector=e2e", "--grace-period=0", "--force")
+
+
+def test_an_upgrade_with_new_settings_loses_nothing(
+    release: Release, say: Callable[[str], None]
+) -> None:
+    before, passwords = release.generations(), release.passwords()
+    unharmed(release, lambda: release.upgrade("--set=defaults.env.LOG_LEVEL=WARNING"), say)
+    after = release.generations()
+    assert all(after[f"shop-{process}"] > before[f"shop-{process}"] for process in PROCESSES)
+    assert release.passwords() == passwords
+
+
+def test_a_rollback_loses_nothing(release: Release, say: Callable[[str], None]) -> None:
+    unharmed(release, release.rollback, say)
+
+
+def test_an_upgrade_with_the_same_values_restarts_nothing(release: Release) -> None:
+    generations, restarts = release.generations(), release.restarts()
+    release.upgrade()
+    assert (release.generations(), release.restarts()) == (generations, restarts)
+
+
+def test_a_rolling_restart_of_everything_loses_nothing(
+    release: Release, say: Callable[[str], None]
+) -> None:
+    def restart() -> None:
+        release.kubectl("rollout", "restart", "deployment")
+        release.await_ready()
+
+    unharmed(release, restart, say)
+
+
+def test_projectors_are_scaled_up_and_down_and_lose_nothing(
+    release: Release, say: Callable[[str], None]
+) -> None:
+    projectors = [f"deployment/shop-{p}" for p in PROCESSES if p.endswith(("projector", "sync"))]
+
+    def scale() -> None:
+        for replicas in (3, 1):
+            release.kubectl("scale", f"--replicas={replicas}", *projectors)
+            release.await_ready()
+
+    unharmed(release, scale, say)
+
+
+@pytest.mark.parametrize("component", [*PROCESSES, *SERVERS])
+def test_a_deleted_pod_comes_back_and_the_read_models_converge(
+    release: Release, component: str, say: Callable[[str], None]
+) -> None:
+    with steady_load(INGRESS) as record:
+        await_that(lambda: record.requests > 20, 30, "the load has begun")
+        label = f"--selector=app.kubernetes.io/component={component}"
+        release.kubectl("delete", "pod", label, "--wait=true")
+        ready = release.await_ready()
+        failed = len(record.failures)
+        seen = record.requests
+        await_that(lambda: record.requests > seen + 50, 60, "the load goes on")
+    with release.stores() as stores:
+        converged = stores.await_converged()
+        assert stores.differences(record) == []
+    say(
+        f"{component}: back in {ready:.0f} s, converged {converged:.1f} s after the load;"
+        f" {record.summary()}"
+    )
+    # who was hurt was hurt while it was away, and the processes behind the log hurt nobody
+    assert failed == 0 or component in (*SERVERS, "gateway", "user-service", "order-service")
+    assert len(record.failures) < record.requests / 2
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_server_may_be_away_for_a_minute(
+    release: Release, server: str, say: Callable[[str], None]
+) -> None:
+    before = release.restarts()
+    with steady_load(INGRESS, pause=0.2) as record:
+        await_that(lambda: record.requests > 20, 30, "the load has begun")
+        release.kubectl("scale", f"statefulset/shop-{server}", "--replicas=0")
+        release.kubectl(
+            "wait", "--for=delete", f"pod/shop-{server}-0", "--timeout=120s", timeout=150
+        )
+        quiet = threading_wait(60)
+        release.kubectl("scale", f"statefulset/shop-{server}", "--replicas=1")
+        ready = release.await_ready()
+        seen, failed = record.requests, len(record.failures)
+        await_that(lambda: record.requests > seen + 50, 60, "the load goes on")
+        late = record.failures[failed:]
+    with release.stores() as stores:
+        drained = stores.await_converged()
+        assert stores.differences(record) == []
+    after = release.restarts()
+    restarted = {name: count for name, count in after.items() if count != before.get(name, 0)}
+    say(
+        f"{server} away {quiet:.0f} s: all ready {ready:.0f} s after its return,"
+        f" drained {drained:.1f} s after the load; {record.summary()}"
+    )
+    assert restarted == {}
+    assert late == []
+
+
+def threading_wait(seconds: float) -> float:
+    """Let a server be away for so long: the one wait here that is for nothing but time."""
+    import threading
+
+    threading.Event().wait(seconds)
+    return seconds
+
+
+@pytest.fixture(scope="module")
+def next_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Version 0.2.0: images and a chart with one more step of the schema, which the code needs."""
+    copy = tmp_path_factory.mktemp("next")
+    for each in ("services", "charts", "local"):
+        shutil.copytree(ROOT / each, copy / each, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / ".dockerignore", copy)
+    script = (ROOT / "init.sql").read_text()
+    script = script.replace("this_version constant int := 1;", "this_version constant int := 2;")
+    step = """
+    if recorded < 2 then
+    alter table public.events add column tenant text;
+    create index events_tenant on public.events (tenant) where tenant is not null;
+    insert into public.schema_versions (version) values (2);
+    end if;
+
+    -- ── functions"""
+    assert "    -- ── functions" in script
+    script = script.replace("    -- ── functions", step, 1)
+    for place in (copy / "init.sql", copy / "charts/shop/files/init.sql"):
+        place.write_text(script)
+    store = copy / "services/eventcore/store.py"
+    store.write_text(store.read_text().replace("SCHEMA_VERSION = 1", "SCHEMA_VERSION = 2"))
+    chart = copy / "charts/shop/Chart.yaml"
+    chart.write_text(chart.read_text().replace('appVersion: "0.1.0"', 'appVersion: "0.2.0"'))
+    run(str(copy / "local/make-images"), timeout=600)
+    return copy / "charts/shop"
+
+
+def test_an_upgrade_across_a_migration_and_its_rollback_lose_nothing(
+    release: Release, next_version: Path, say: Callable[[str], None]
+) -> None:
+    def schema() -> int:
+        with release.stores() as stores:
+            return int(stores.query("user", "select max(version) from schema_versions")[0][0])
+
+    assert schema() == 1
+    unharmed(release, lambda: release.upgrade(chart=next_version), say)
+    assert schema() == 2
+    images = {
+        container["image"]
+        for deployment in release.get("deployments")
+        for container in deployment["spec"]["template"]["spec"]["containers"]
+    }
+    assert images == {"shop-gateway:0.2.0", "shop-user:0.2.0", "shop-order:0.2.0"}
+    # back to the old code, which now meets the newer schema
+    unharmed(release, release.rollback, say)
+    assert schema() == 2
+    unharmed(release, lambda: release.upgrade("--set=defaults.env.LOG_LEVEL=INFO"), say)
+
+
+def test_a_release_that_goes_leaves_data_and_passwords_to_the_next(
+    release: Release, say: Callable[[str], None]
+) -> None:
+    with steady_load(INGRESS) as record:
+        await_that(lambda: record.requests > 100, 30, "the load")
+    with release.stores() as stores:
+        stores.await_converged()
+    passwords = release.passwords()
+    release.uninstall()
+    kept = {each["metadata"]["name"] for each in release.get("persistentvolumeclaims")}
+    assert kept == {f"data-shop-{server}-0" for server in SERVERS}
+    assert {f"shop-{server}" for server in SERVERS} < set(release.passwords())
+
+    other = release.using("helm3") if shutil.which("helm3") else release
+    took = other.install()
+    say(f"installed again by {other.helm} in {took:.0f} s")
+    common = set(release.passwords()) & set(passwords)
+    assert {f"shop-{server}" for server in (*SERVERS, "feed")} <= common
+    assert all(
+        release.passwords()[name] == passwords[name] for name in common if name.startswith("shop-")
+    )
+    with release.stores() as stores:
+        stores.await_converged()
+        assert stores.differences(record) == []
+    other.upgrade("--set=defaults.env.LOG_LEVEL=WARNING")
+    assert "The journey is whole" in other.test()
