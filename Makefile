@@ -7,10 +7,13 @@ export PYTHONPATH := services:.
 
 LOCK := .venv/bin/uv --quiet pip compile --universal --python-version 3.11 --generate-hashes --no-header --upgrade
 
-.PHONY: help run demo test lint bench lock clean
+# A Kubernetes on this machine that builds images itself, for machines without docker.
+export LOCAL_CLUSTER ?= $(abspath $(wildcard ../shared/cluster/cluster))
+
+.PHONY: help run demo test lint bench lock clean images up deploy e2e bench-cluster down
 
 help: ## Say what can be made
-	@sed -n 's/^\([a-z]*\):.*## /  make \1: /p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1: /p' $(MAKEFILE_LIST)
 
 run: .venv/ready ## Run everything until Ctrl-C: servers, services, projectors
 	@$(PYTHON) -m local.run
@@ -35,6 +38,24 @@ lock: .venv/ready ## Lock the newest versions that requirements.in allows, with 
 	@$(LOCK) --output-file requirements.txt requirements.in
 	@$(LOCK) --output-file services/requirements.txt --constraint requirements.txt services/requirements.in
 	@$(LOCK) --output-file services/requirements-dev.txt services/requirements-dev.in
+
+images: ## Build the images and bring them into the current cluster
+	@local/make-images
+
+up: ## Make a kind cluster with an ingress, and install everything on it
+	@local/cluster-up
+
+deploy: images ## Build the images and install or upgrade the chart on the current cluster
+	@local/deploy
+
+e2e: .venv/ready images ## Test the chart on the current cluster, through its ingress
+	@$(PYTHON) -m pytest tests/e2e
+
+bench-cluster: .venv/ready images ## Measure installing and recovering on the current cluster
+	@$(PYTHON) -m tests.bench.cluster
+
+down: ## Remove the kind cluster and all that is on it
+	@kind delete cluster --name shop
 
 clean: ## Remove the data of `make run`
 	@python3 -m local.clean .data

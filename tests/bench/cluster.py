@@ -1,0 +1,97 @@
+"""`make bench-cluster`: how soon a release on a cluster answers, and answers again.
+
+Installs into a namespace of its own, on the cluster that kubectl points to, and removes it.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import click
+import urllib3
+
+from tests.e2e.release import INGRESS, Release, run
+
+ROUNDS = 5
+
+
+class Prober:
+    """Asks through the ingress, fast, until it is answered."""
+
+    def __init__(self) -> None:
+        self._http = urllib3.PoolManager(timeout=2, retries=False)
+        self._person = {"name": "Ada", "email": "ada@example.com"}
+
+    def user(self) -> str | None:
+        """A new user's id; None without a good answer."""
+        try:
+            answer = self._http.request("POST", f"{INGRESS}/users", json=self._person)
+        except urllib3.exceptions.HTTPError:
+            return None
+        return str(answer.json()["userId"]) if answer.status == 202 else None
+
+    def reads(self, user: str) -> bool:
+        """Whether the user can be read."""
+        try:
+            return self._http.request("GET", f"{INGRESS}/users/{user}").status == 200
+        except urllib3.exceptions.HTTPError:
+            return False
+
+
+def until(holds: Callable[[], object], since: float, limit: float = 300) -> float:
+    """Seconds from `since` until it holds; ends the run after `limit`."""
+    while not holds():
+        if time.monotonic() - since > limit:
+            sys.exit(f"no good answer within {limit:.0f} s")
+        time.sleep(0.01)
+    return time.monotonic() - since
+
+
+@click.command()
+@click.option("--rounds", default=ROUNDS, show_default=True)
+def main(rounds: int) -> None:
+    """Measure and print; seconds, medians with the least and the most."""
+    release, prober = Release("shop", "shop-bench"), Prober()
+    run("kubectl", "create", "namespace", release.namespace)
+    try:
+        began = time.monotonic()
+        took = release.install()
+        user = ""
+
+        def answers() -> bool:
+            nonlocal user
+            user = prober.user() or ""
+            return bool(user)
+
+        answered = until(answers, began)
+        read = until(lambda: prober.reads(user), began)
+        click.echo(f"helm install --wait returned after       {took:6.1f} s")
+        click.echo(f"install to the first answered request    {answered:6.1f} s")
+        click.echo(f"install to the first successful read     {read:6.1f} s")
+        for process in ("gateway", "user-service"):
+            label = f"--selector=app.kubernetes.io/component={process}"
+            for force in ((), ("--grace-period=0", "--force")):
+                found = []
+                for _ in range(rounds):
+                    release.await_ready()
+                    since = time.monotonic()
+                    release.kubectl("delete", "pod", label, "--wait=false", *force)
+                    # with a grace period the old pod goes on answering for a while: the gap counts
+                    worst, last = 0.0, time.monotonic()
+                    while time.monotonic() - since < 15:
+                        if prober.user():
+                            worst = max(worst, time.monotonic() - last)
+                            last = time.monotonic()
+                    found.append(max(worst, time.monotonic() - last))
+                how = "killed" if force else "deleted"
+                click.echo(
+                    f"{process} {how}: longest gap between two answers"
+                    f" {statistics.median(found):6.2f} s  ({min(found):.2f} to {max(found):.2f})"
+                )
+    finally:
+        run("kubectl", "delete", "namespace", release.namespace, "--wait=false")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""Each process's login on each server may do what its process does, and nothing else."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pika
+import pytest
+from click.testing import CliRunner
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import ChannelClosedByBroker, ProbableAuthenticationError
+from pymongo import MongoClient
+from pymongo.errors import OperationFailure
+
+from eventcore import __main__ as cli
+from eventcore.broker import DEAD_LETTERS, EXCHANGE, Queue, RabbitMQ
+from eventcore.readmodel import Mongo
+from eventcore.settings import Secret, Server
+from local.servers import MongoDB, PostgreSQL, free_port
+from local.servers import RabbitMQ as Node
+
+PROJECTORS = {
+    "user": {"user-projector": "users"},
+    "order": {"order-projector": "orders", "order-user-sync": "known-users"},
+}
+QUEUES = {
+    "user-projector": Queue("user_projection_queue", "user.#"),
+    "order-projector": Queue("order_read_model_queue", "order.#"),
+    "order-user-sync": Queue("order_service_user_sync", "user.#"),
+}
+LOGINS = {
+    "postgres": [
+        f"{service}_{purpose}"
+        for service in ("user", "order")
+        for purpose in ("owner", "service", "relay")
+    ],
+    "rabbitmq": ["monitor", "user-relay", "order-relay", *QUEUES],
+    "mongodb": ["user-service", "order-service", *QUEUES],
+}
+
+
+def password(login: str, turn: int = 1) -> str:
+    return f"{login}-secret-{turn}"
+
+
+def provision(service: str, folder: Path, servers: Mapping[str, Server], turn: int = 1) -> None:
+    """Run the command as the setup Job does."""
+    for server, logins in LOGINS.items():
+        (folder / server).mkdir(parents=True, exist_ok=True)
+        for login in logins:
+            (folder / server / login).write_text(password(login, turn))
+    env = {"SERVICE": service}
+    for prefix, server in servers.items():
+        env |= {
+            f"{prefix}_HOST": server.host,
+            f"{prefix}_PORT": str(server.port),
+            f"{prefix}_{'VHOST' if prefix == 'RABBITMQ' else 'DATABASE'}": server.name,
+            f"{prefix}_USER": server.user,
+            f"{prefix}_PASSWORD": server.password.read(),
+            f"{prefix}_OPTIONS": server.options,
+        }
+    projectors = [f"--projector={login}={name}" for login, name in PROJECTORS[service].items()]
+    done = CliRunner().invoke(cli.main, ["provision", str(folder), *projectors], env=env)
+    assert done.exit_code == 0, done.output
+
+
+@pytest.fixture(scope="module")
+def node(data_folder: Path) -> Iterator[tuple[Node, int]]:
+    """A RabbitMQ with its management API, and that API's port."""
+    port = free_port()
+    node = Node(data_folder / "rabbitmq-managed", free_port(), port)
+    node.start()
+    yield node, port
+    node.stop()
+
+
+@pytest.fixture(scope="module")
+def servers(postgres: PostgreSQL, node: tuple[Node, int], mongodb: MongoDB) -> Mapping[str, Server]:
+    """The administrators of all three servers, RabbitMQ's at its management API."""
+    rabbitmq, management = node
+    mongo = replace(mongodb.address, options="retryWrites=false")
+    return {
+        "POSTGRES": postgres.address,
+        "RABBITMQ": replace(rabbitmq.address, port=management),
+        "MONGODB": mongo,
+    }
+
+
+@pytest.fixture(scope="module")
+def provisioned(
+    servers: Mapping[str, Server], tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, Server]:
+    """The brokers and read models with all logins; those of PostgreSQL are tested with it."""
+    folder = tmp_path_factory.mktemp("passwords")
+    only = {name: server for name, server in servers.items() if name != "POSTGRES"}
+    for service in PROJECTORS:
+        provision(service, folder, only)
+    return servers
+
+
+@pytest.fixture(scope="module")
+def broker(provisioned: Mapping[str, Server], node: tuple[Node, int]) -> Callable[[str], Server]:
+    """A login of RabbitMQ; everything is declared, by the processes' own logins."""
+
+    def login(name: str, turn: int = 1) -> Server:
+        return replace(node[0].address, user=name, password=Secret(password(name, turn)))
+
+    for process, queue in QUEUES.items():
+        rabbitmq = RabbitMQ(login(process), name=process, delivery_limit=5, queue_bytes=10**6)
+        rabbitmq.consumer(queue, prefetch=1).close()
+    for service, process in (("user", "user-projector"), ("order", "order-projector")):
+        name = f"{service}-relay"
+        rabbitmq = RabbitMQ(login(name), name=name, delivery_limit=5, queue_bytes=10**6)
+        rabbitmq.publisher([QUEUES[process]], window=1).close()
+    return login
+
+
+@contextmanager
+def channel(server: Server) -> Iterator[BlockingChannel]:
+    parameters = pika.ConnectionParameters(
+        server.host,
+        server.port,
+        credentials=pika.PlainCredentials(server.user, server.password.read()),
+    )
+    with pika.BlockingConnection(parameters) as connection:
+        yield connection.channel()
+
+
+ACTS: dict[str, Callable[[BlockingChannel], object]] = {
+    "publish events": lambda on: _publish(on, EXCHANGE),
+    "publish to any queue": lambda on: _publish(on, ""),
+    "publish dead letters": lambda on: _publish(on, DEAD_LETTERS),
+    "declare another queue": lambda on: on.queue_declare("another"),
+    "declare another exchange": lambda on: on.exchange_declare("another"),
+    **{
+        f"consume for {process}": lambda on, queue=queue: on.basic_get(queue.name)
+        for process, queue in QUEUES.items()
+    },
+    **{
+        f"purge for {process}": lambda on, queue=queue: on.queue_purge(queue.name)
+        for process, queue in QUEUES.items()
+    },
+}
+MAY = {
+    "user-relay": {"publish events"},
+    "order-relay": {"publish events"},
+    "monitor": set[str](),
+    **{
+        process: {"publish dead letters", f"consume for {process}", f"purge for {process}"}
+        for process in QUEUES
+    },
+}
+
+
+def _publish(on: BlockingChannel, exchange: str) -> None:
+    on.confirm_delivery()
+    on.basic_publish(exchange, "nowhere", b"")
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("login", MAY)
+def test_a_login_of_the_broker_may_do_what_its_process_does(
+    broker: Callable[[str], Server], login: str, act: str
+) -> None:
+    with channel(broker(login)) as on:
+        if act in MAY[login]:
+            ACTS[act](on)
+        else:
+            with pytest.raises(ChannelClosedByBroker) as refusal:
+                ACTS[act](on)
+            assert refusal.value.reply_code == 403
+
+
+@pytest.mark.parametrize("login", LOGINS["mongodb"])
+@pytest.mark.parametrize("database", ["user_read_model", "order_read_model", "admin"])
+def test_a_login_of_the_read_models_may_do_what_its_process_does(
+    provisioned: Mapping[str, Server], mongodb: MongoDB, login: str, database: str
+) -> None:
+    own = f"{login.split('-')[0]}_read_model"
+    with MongoClient[dict[str, object]](
+        mongodb.address.host,
+        mongodb.address.port,
+        username=login,
+        password=password(login),
+        authSource=own,
+        retryWrites=False,
+    ) as client:
+        acts: dict[str, Callable[[], object]] = {
+            "read": lambda: client[database]["orders"].find_one(),
+            "write": lambda: client[database]["orders"].insert_one({}),
+            "drop": lambda: client[database].command("dropDatabase"),
+        }
+        may = set[str]()
+        if database == own:
+            may = {"read"} if login.endswith("-service") else {"read", "write"}
+        for name in ("read", "write"):
+            if name in may:
+                acts[name]()
+            else:
+                with pytest.raises(OperationFailure):
+                    acts[name]()
+        if not may:
+            with pytest.raises(OperationFailure):
+                acts["drop"]()
+
+
+def test_a_new_password_is_taken_and_the_old_one_is_no_good(
+    servers: Mapping[str, Server], broker: Callable[..., Server], tmp_path: Path
+) -> None:
+    provision("user", tmp_path, {"RABBITMQ": servers["RABBITMQ"]}, turn=2)
+    with channel(broker("user-relay", 2)):
+        pass
+    with pytest.raises(ProbableAuthenticationError), channel(broker("user-relay", 1)):
+        pass
+    provision("user", tmp_path, {"RABBITMQ": servers["RABBITMQ"]}, turn=1)
+
+
+def test_a_login_is_kept_where_the_options_say_that_logins_are(
+    servers: Mapping[str, Server], tmp_path: Path
+) -> None:
+    admin = replace(servers["MONGODB"], options="retryWrites=false&authSource=admin")
+    provision("user", tmp_path, {"MONGODB": admin})
+    login = replace(
+        admin,
+        name="user_read_model",
+        user="user-projector",
+        password=Secret(password("user-projector")),
+    )
+    Mongo(login).prepare("users", ())
+
+
+def test_a_server_that_stays_away_is_named_and_the_command_fails(tmp_path: Path) -> None:
+    (tmp_path / "mongodb").mkdir()
+    for login in LOGINS["mongodb"]:
+        (tmp_path / "mongodb" / login).write_text("any")
+    env = {
+        "SERVICE": "user",
+        "MONGODB_HOST": "127.0.0.1",
+        "MONGODB_PORT": str(free_port()),
+        "MONGODB_DATABASE": "admin",
+        "MONGODB_USER": "admin",
+        "MONGODB_PASSWORD": "any",
+    }
+    done = CliRunner().invoke(
+        cli.main,
+        ["provision", str(tmp_path), "--wait=0.5", "--projector=user-projector=users"],
+        env=env,
+    )
+    assert done.exit_code != 0
+    assert "MongoDB cannot be reached" in str(done.exception)
