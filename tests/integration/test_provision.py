@@ -127,21 +127,35 @@ def channel(server: Server) -> Iterator[BlockingChannel]:
         yield connection.channel()
 
 
-ACTS: dict[str, Callable[[BlockingChannel], object]] = {
-    "publish events": lambda on: _publish(on, EXCHANGE),
-    "publish to any queue": lambda on: _publish(on, ""),
-    "publish dead letters": lambda on: _publish(on, DEAD_LETTERS),
+Act = Callable[[BlockingChannel], object]
+
+
+def _publish(exchange: str) -> Act:
+    def act(on: BlockingChannel) -> None:
+        on.confirm_delivery()
+        on.basic_publish(exchange, "nowhere", b"")
+
+    return act
+
+
+def _consume(queue: str) -> Act:
+    return lambda on: on.basic_get(queue)
+
+
+def _purge(queue: str) -> Act:
+    return lambda on: on.queue_purge(queue)
+
+
+ACTS: dict[str, Act] = {
+    "publish events": _publish(EXCHANGE),
+    "publish to any queue": _publish(""),
+    "publish dead letters": _publish(DEAD_LETTERS),
     "declare another queue": lambda on: on.queue_declare("another"),
     "declare another exchange": lambda on: on.exchange_declare("another"),
-    **{
-        f"consume for {process}": lambda on, queue=queue: on.basic_get(queue.name)
-        for process, queue in QUEUES.items()
-    },
-    **{
-        f"purge for {process}": lambda on, queue=queue: on.queue_purge(queue.name)
-        for process, queue in QUEUES.items()
-    },
 }
+for _process, _queue in QUEUES.items():
+    ACTS[f"consume for {_process}"] = _consume(_queue.name)
+    ACTS[f"purge for {_process}"] = _purge(_queue.name)
 MAY = {
     "user-relay": {"publish events"},
     "order-relay": {"publish events"},
@@ -151,11 +165,6 @@ MAY = {
         for process in QUEUES
     },
 }
-
-
-def _publish(on: BlockingChannel, exchange: str) -> None:
-    on.confirm_delivery()
-    on.basic_publish(exchange, "nowhere", b"")
 
 
 @pytest.mark.parametrize("act", ACTS)
