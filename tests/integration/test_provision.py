@@ -46,10 +46,10 @@ def password(login: str, turn: int = 1) -> str:
 
 def provision(service: str, folder: Path, servers: Mapping[str, Server], turn: int = 1) -> None:
     """Run the command as the setup Job does."""
-    for server, logins in LOGINS.items():
-        (folder / server).mkdir(parents=True, exist_ok=True)
+    for kind, logins in LOGINS.items():
+        (folder / kind).mkdir(parents=True, exist_ok=True)
         for login in logins:
-            (folder / server / login).write_text(password(login, turn))
+            (folder / kind / login).write_text(password(login, turn))
     env = {"SERVICE": service}
     for prefix, server in servers.items():
         env |= {
