@@ -38,6 +38,9 @@ from eventcore.observe import (
 from eventcore.projection import Document, Projection, version_of
 from eventcore.readmodel import Lease, Parked, ReadModel, Write
 
+ALONE = 0.5
+"""Seconds between two sweeps while the broker is away: less than an order waits for its user."""
+
 log = logging.getLogger(__name__)
 
 BACKOFF = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
@@ -372,9 +375,13 @@ class Projector:
             HEART.beat()
             self.consume(stop, wait=max(0.0, min(0.25, sweep_at - monotonic())))
             if monotonic() >= sweep_at and not stop.is_set():
-                sweep_at = monotonic() + (0 if self.sweep() else self._sweep_interval)
+                sweep_at = monotonic() + (0 if self.sweep() else self._until_next_sweep())
         self.disconnect()
         self._sweep.release()
+
+    def _until_next_sweep(self) -> float:
+        """Seconds; few while no broker brings anything."""
+        return self._sweep_interval if self._consumer else min(self._sweep_interval, ALONE)
 
     def handle(self, deliveries: Sequence[Delivery], consumer: Consumer) -> None:
         """Apply a batch and acknowledge it whole; raises ReadModelAway, BrokerAway."""
