@@ -102,9 +102,12 @@ def processes(
     def relay(name: str) -> Process:
         return process(f"{name}-relay", "relay", name, store(name, "relay"), broker)
 
-    def projector(name: str, projection: str, service: str, owner: str) -> Process:
+    def projector(
+        name: str, projection: str, service: str, owner: str, settings: Environment | None = None
+    ) -> Process:
         feed = {"FEED_URL": urls[f"{owner}-service"], **token(owner)}
-        return process(name, f"project {projection}", service, readmodel(service), broker, feed)
+        told = [readmodel(service), broker, feed, settings or {}]
+        return process(name, f"project {projection}", service, *told)
 
     broker = _told("broker", servers.rabbitmq)
     upstreams = {f"{name.upper()}_SERVICE_URL": urls[f"{name}-service"] for name in SERVICES}
@@ -116,7 +119,8 @@ def processes(
         relay("order"),
         projector("user-projector", "users", "user", owner="user"),
         projector("order-projector", "orders", "order", owner="order"),
-        projector("order-user-sync", "known-users", "order", owner="user"),
+        # sweeps more often than an order waits for its user
+        projector("order-user-sync", "known-users", "order", "user", {"SWEEP_INTERVAL": "0.5"}),
     ]
 
 

@@ -52,6 +52,8 @@ def provision_store(admin: Server, service: str, passwords: Mapping[str, Secret]
             question = f"select from {catalog} = {_literal(name)}"
             return connection.exec_driver_sql(question).first() is None
 
+        # roles are the whole server's: two services that are provisioned at once take turns
+        connection.exec_driver_sql("select pg_advisory_lock(hashtext('event store provisioning'))")
         for role in ("event_append", "event_relay", "event_read"):
             if lacks("pg_roles where rolname", role):
                 run("create role {role} nologin", role=role)

@@ -82,8 +82,8 @@ class Release:
         self._helm("rollback", self.name, "--wait", "--timeout=5m")
 
     def test(self) -> str:
-        """helm test; what its pod said."""
-        return self._helm("test", self.name, "--logs")
+        """helm test; what it said. helm 3 cannot show the log of a pod that it has deleted."""
+        return self._helm("test", self.name, *(["--logs"] if self.helm == "helm" else []))
 
     def uninstall(self) -> None:
         """helm uninstall, until its pods are gone."""
@@ -112,19 +112,21 @@ class Release:
         return {each["metadata"]["name"]: each["metadata"]["generation"] for each in found}
 
     def restarts(self) -> dict[str, int]:
-        """How often a container of each pod was started again."""
+        """How often a container of each pod that is to stay was started again."""
         return {
             pod["metadata"]["name"]: sum(
                 container["restartCount"]
                 for container in pod["status"].get("containerStatuses", [])
             )
             for pod in self.get("pods")
+            if "deletionTimestamp" not in pod["metadata"]
         }
 
     def passwords(self) -> dict[str, Mapping[str, str]]:
-        """All that its Secrets hold."""
+        """All that its Secrets hold; helm's own, which hold its manifests, aside."""
+        found = {each["metadata"]["name"]: each for each in self.get("secrets")}
         return {
-            each["metadata"]["name"]: each["data"] for each in self.get("secrets") if "data" in each
+            name: each["data"] for name, each in found.items() if name.startswith(f"{self.name}-")
         }
 
     def password(self, server: str) -> str:

@@ -5,6 +5,7 @@ life and share one: installed, used, upgraded, rolled back, scaled, hurt, remove
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -213,6 +214,7 @@ def test_a_rollback_loses_nothing(release: Release, say: Callable[[str], None]) 
 
 
 def test_an_upgrade_with_the_same_values_restarts_nothing(release: Release) -> None:
+    release.await_ready()
     generations, restarts = release.generations(), release.restarts()
     release.upgrade()
     assert (release.generations(), release.restarts()) == (generations, restarts)
@@ -241,6 +243,10 @@ def test_projectors_are_scaled_up_and_down_and_lose_nothing(
     unharmed(release, scale, say)
 
 
+SERVED = (*SERVERS, "gateway", "user-service", "order-service")
+"""Of these there is one, and requests need it: while its pod is replaced some are refused."""
+
+
 @pytest.mark.parametrize("component", [*PROCESSES, *SERVERS])
 def test_a_deleted_pod_comes_back_and_the_read_models_converge(
     release: Release, component: str, say: Callable[[str], None]
@@ -250,7 +256,6 @@ def test_a_deleted_pod_comes_back_and_the_read_models_converge(
         label = f"--selector=app.kubernetes.io/component={component}"
         release.kubectl("delete", "pod", label, "--wait=true")
         ready = release.await_ready()
-        failed = len(record.failures)
         seen = record.requests
         await_that(lambda: record.requests > seen + 50, 60, "the load goes on")
     with release.stores() as stores:
@@ -260,8 +265,11 @@ def test_a_deleted_pod_comes_back_and_the_read_models_converge(
         f"{component}: back in {ready:.0f} s, converged {converged:.1f} s after the load;"
         f" {record.summary()}"
     )
-    # who was hurt was hurt while it was away, and the processes behind the log hurt nobody
-    assert failed == 0 or component in (*SERVERS, "gateway", "user-service", "order-service")
+    # What lies behind the log hurts nobody who writes or reads; but an order of a new user waits
+    # for the order service to know him, and is told to come back where that takes too long.
+    if component not in SERVED:
+        late = [each for each in record.failures if "POST /orders" in each and ": 503 " in each]
+        assert record.failures == (late if component == "order-user-sync" else [])
     assert len(record.failures) < record.requests / 2
 
 
@@ -276,7 +284,7 @@ def test_a_server_may_be_away_for_a_minute(
         release.kubectl(
             "wait", "--for=delete", f"pod/shop-{server}-0", "--timeout=120s", timeout=150
         )
-        quiet = threading_wait(60)
+        quiet = let_pass(60)
         release.kubectl("scale", f"statefulset/shop-{server}", "--replicas=1")
         ready = release.await_ready()
         seen, failed = record.requests, len(record.failures)
@@ -295,11 +303,9 @@ def test_a_server_may_be_away_for_a_minute(
     assert late == []
 
 
-def threading_wait(seconds: float) -> float:
+def let_pass(seconds: float) -> float:
     """Let a server be away for so long: the one wait here that is for nothing but time."""
-    import threading
-
-    threading.Event().wait(seconds)
+    time.sleep(seconds)
     return seconds
 
 
@@ -367,16 +373,19 @@ def test_a_release_that_goes_leaves_data_and_passwords_to_the_next(
     assert kept == {f"data-shop-{server}-0" for server in SERVERS}
     assert {f"shop-{server}" for server in SERVERS} < set(release.passwords())
 
+    # a claim without its password is of no use, and a new password would not open it
+    secret = release.kubectl("get", "secret", "shop-mongodb", "--output=json")
+    release.kubectl("delete", "secret", "shop-mongodb")
+    with pytest.raises(AssertionError, match="data-shop-mongodb-0 holds mongodb's data, but"):
+        release.install()
+    release.kubectl("create", "--filename=-", input=secret)
+
     other = release.using("helm3") if shutil.which("helm3") else release
     took = other.install()
     say(f"installed again by {other.helm} in {took:.0f} s")
-    common = set(release.passwords()) & set(passwords)
-    assert {f"shop-{server}" for server in (*SERVERS, "feed")} <= common
-    assert all(
-        release.passwords()[name] == passwords[name] for name in common if name.startswith("shop-")
-    )
+    assert release.passwords() == passwords
     with release.stores() as stores:
         stores.await_converged()
         assert stores.differences(record) == []
     other.upgrade("--set=defaults.env.LOG_LEVEL=WARNING")
-    assert "The journey is whole" in other.test()
+    assert "Succeeded" in other.test()
