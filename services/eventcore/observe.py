@@ -116,16 +116,17 @@ STUCK = 120.0
 class Heart:
     """Whether a process's loop still turns, whatever servers are away: it beats at each turn."""
 
-    def __init__(self) -> None:
-        self._beat_at = 0.0
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._beat_at: float | None = None
 
     def beat(self) -> None:
         """The loop has come round."""
-        self._beat_at = time.monotonic()
+        self._beat_at = self._clock()
 
     def stuck(self) -> bool:
         """The loop has begun, and has not come round for too long."""
-        return bool(self._beat_at) and time.monotonic() - self._beat_at > STUCK
+        return self._beat_at is not None and self._clock() - self._beat_at > STUCK
 
 
 HEART = Heart()

@@ -88,6 +88,10 @@ class Upstreams:
             preload_content=True,
         )
 
+    def close(self) -> None:
+        """Let all connections go."""
+        self._pool.clear()
+
     def document(self) -> bytes:
         """The OpenAPI documents of all services, as one; raises UpstreamAway."""
         texts = []

@@ -2,6 +2,7 @@
 life and share one: installed, used, upgraded, rolled back, scaled, hurt, removed, found again.
 """
 
+import base64
 import json
 import shutil
 import subprocess
@@ -89,6 +90,85 @@ def test_a_pod_that_is_not_restricted_is_refused(release: Release) -> None:
         input=json.dumps(pod), text=True, capture_output=True, check=False,
     )  # fmt: skip
     assert "violates PodSecurity" in refused.stderr
+
+
+def containers(release: Release) -> list[tuple[str, str]]:
+    """Every pod that runs, and each of its containers."""
+    return [
+        (pod["metadata"]["name"], container["name"])
+        for pod in release.get("pods", "--field-selector=status.phase=Running")
+        for container in pod["spec"]["containers"]
+    ]
+
+
+def test_no_password_is_in_an_environment_an_argument_or_a_log(release: Release) -> None:
+    secrets = {
+        f"{name}/{key}": base64.b64decode(value).decode()
+        for name, data in release.passwords().items()
+        for key, value in data.items()
+        if key != "monitor.user"
+    }
+    assert len(secrets) > 20
+    found = []
+    for pod, container in containers(release):
+        inside = ("exec", pod, "--container", container, "--", "sh", "-c")
+        shown = release.kubectl(*inside, "cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline || true")
+        shown += release.kubectl("logs", pod, "--container", container)
+        assert "PATH=" in shown
+        found += [f"{name} in {pod}" for name, secret in secrets.items() if secret in shown]
+    assert found == []
+
+
+def test_a_process_sees_its_own_passwords_and_can_write_nowhere(release: Release) -> None:
+    sees = {
+        "gateway": "",
+        "user-service": "feed mongodb postgres",
+        "order-relay": "postgres rabbitmq",
+        "order-user-sync": "feed mongodb rabbitmq",
+    }
+    for process, passwords in sees.items():
+        inside = ("exec", f"deployment/shop-{process}", "--", "sh", "-c")
+        assert (
+            release.kubectl(*inside, "ls /secrets 2>/dev/null | xargs || true").strip() == passwords
+        )
+        tried = (
+            "for d in / /app /app/services /etc; do touch $d/x 2>/dev/null && echo $d; done; id -u"
+        )
+        assert release.kubectl(*inside, tried).split() == ["10001"]
+        account = "ls /var/run/secrets/kubernetes.io 2>/dev/null | wc -l"
+        assert release.kubectl(*inside, account).strip() == "0"
+
+
+START = """
+import os, subprocess, sys, time, urllib.request
+env = {**os.environ, "PORT": "4000", "METRICS_PORT": "4001"}
+took = []
+for _ in range(3):
+    began = time.monotonic()
+    command = [sys.executable, "-m", "eventcore", "serve"]
+    server = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
+    while True:
+        try:
+            urllib.request.urlopen("http://127.0.0.1:4000/healthz", timeout=1).close()
+            break
+        except OSError:
+            time.sleep(0.02)
+    took.append(time.monotonic() - began)
+    server.kill()
+    server.wait()
+print(min(took))
+"""
+
+
+def test_an_image_adds_little_to_its_base_and_starts_at_once(
+    release: Release, say: Callable[[str], None]
+) -> None:
+    inside = ("exec", "deployment/shop-order-service", "--")
+    added = int(release.kubectl(*inside, "du", "-skx", "/app").split()[0]) / 1024
+    started = float(release.kubectl(*inside, "python", "-c", START))
+    say(f"the order service adds {added:.0f} MB to its base and answers after {started:.1f} s")
+    assert added < 100
+    assert started < 2
 
 
 GRAPH = {
@@ -307,6 +387,23 @@ def let_pass(seconds: float) -> float:
     """Let a server be away for so long: the one wait here that is for nothing but time."""
     time.sleep(seconds)
     return seconds
+
+
+def test_an_autoscaler_owns_the_number_of_its_pods_through_upgrades(release: Release) -> None:
+    def pods() -> int:
+        [gateway] = release.get("deployment", "shop-gateway")
+        return int(gateway["status"].get("readyReplicas", 0))
+
+    scaled = "--set=processes.gateway.autoscaling.enabled=true"
+    release.upgrade(scaled)
+    await_that(lambda: pods() == 2, 120, "the autoscaler has made a second gateway")
+    release.upgrade(scaled, "--set=defaults.env.LOG_LEVEL=WARNING")
+    assert pods() == 2
+    assert [each["spec"]["minReplicas"] for each in release.get("hpa")] == [2]
+    budget = release.get("poddisruptionbudget")
+    assert [each["metadata"]["name"] for each in budget] == ["shop-gateway"]
+    release.upgrade()
+    await_that(lambda: pods() == 1, 120, "there is one gateway again")
 
 
 @pytest.fixture(scope="module")
