@@ -15,10 +15,13 @@ import logging
 import random
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from threading import Event as Stop
+from threading import Thread
 from time import monotonic, sleep
+from typing import TypeVar
 
 from eventcore import jsontext
 from eventcore.broker import Consumer, Delivery
@@ -38,6 +41,8 @@ from eventcore.observe import (
 from eventcore.projection import Document, Projection, version_of
 from eventcore.readmodel import Lease, Parked, ReadModel, Write
 
+Result = TypeVar("Result")
+
 ALONE = 0.5
 """Seconds between two sweeps while the broker is away: less than an order waits for its user."""
 
@@ -56,6 +61,26 @@ RACES = 20
 def backoff(failures: int) -> float:
     """How long to wait after so many failures in a row; jittered, so replicas spread out."""
     return BACKOFF[min(failures, len(BACKOFF) - 1)] * random.uniform(0.75, 1.25)
+
+
+def in_thread(act: Callable[[], Result], name: str) -> "Future[Result]":
+    """Do it in a thread that nobody has to wait for, not even the end of the process."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(act())
+        except BaseException as error:  # noqa: BLE001 - told to whoever asks the future
+            future.set_exception(error)
+
+    Thread(target=run, name=name, daemon=True).start()
+    return future
+
+
+def _close(opened: "Future[Consumer]") -> None:
+    """Close what was opened too late."""
+    if opened.exception() is None:
+        opened.result().close()
 
 
 @dataclass(slots=True)
@@ -364,6 +389,7 @@ class Projector:
         self._batch = batch
         self._sweep_interval = sweep_interval
         self._consumer: Consumer | None = None
+        self._opening: Future[Consumer] | None = None
         self._connect_at = 0.0
         self._failures = 0
 
@@ -435,9 +461,10 @@ class Projector:
     def consume(self, stop: Stop, wait: float) -> None:
         """Take what is there and apply it; without a broker, let `wait` pass."""
         try:
-            consumer = self._connected()
+            consumer = self._connected(wait)
             if consumer is None:
-                stop.wait(wait or 0.01)
+                if self._opening is None:
+                    stop.wait(wait or 0.01)
                 return
             deliveries = consumer.take(self._batch, wait)
             if deliveries:
@@ -448,15 +475,29 @@ class Projector:
             self._connect_at = monotonic() + backoff(self._failures)
             self._failures += 1
 
-    def _connected(self) -> Consumer | None:
-        if self._consumer is None and monotonic() >= self._connect_at:
-            self._consumer = self._open_consumer()
+    def _connected(self, wait: float) -> Consumer | None:
+        """The consumer, or None while there is none.
+
+        It is opened beside the loop, since a broker that does not even refuse takes seconds, in
+        which sweeps must go on.
+        """
+        if self._consumer is None and self._opening is None and monotonic() >= self._connect_at:
+            self._opening = in_thread(self._open_consumer, "opening")
+        if self._opening is not None:
+            try:
+                self._consumer = self._opening.result(timeout=max(wait, 0.05))
+            except TimeoutError:
+                return None
+            self._opening = None
             self._failures = 0
             self._health.well("broker")
         return self._consumer
 
     def disconnect(self) -> None:
         """Give up the connection to the broker; the next `consume` opens another."""
+        if self._opening is not None:
+            self._opening.add_done_callback(_close)
+            self._opening = None
         if self._consumer is not None:
             self._consumer.close()
             self._consumer = None

@@ -1,8 +1,9 @@
-"""`make bench-cluster`: how soon a release on a cluster answers, and answers again.
+"""`make bench-cluster`: how soon a release on a cluster answers, and again; what it takes.
 
 Installs into a namespace of its own, on the cluster that kubectl points to, and removes it.
 """
 
+import re
 import statistics
 import sys
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable
 import click
 import urllib3
 
+from tests.e2e.load import steady_load
 from tests.e2e.release import INGRESS, Release, run
 
 ROUNDS = 5
@@ -48,6 +50,22 @@ def until(holds: Callable[[], object], since: float, limit: float = 300) -> floa
     return time.monotonic() - since
 
 
+def usage(release: Release, seconds: float) -> dict[str, tuple[int, int]]:
+    """The most CPU (thousandths) and memory (MiB) of each component in so many seconds."""
+    most: dict[str, tuple[int, int]] = {}
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        time.sleep(5)
+        said = release.kubectl("top", "pods", "--no-headers", check=False)
+        for line in said.splitlines():
+            pod, cpu, memory = line.split()
+            name = re.sub(r"^shop-|(-[0-9a-f]{6,10})?-[0-9a-z]{5}$|-0$", "", pod)
+            before = most.get(name, (0, 0))
+            found = int(cpu.removesuffix("m")), int(memory.removesuffix("Mi"))
+            most[name] = max(before[0], found[0]), max(before[1], found[1])
+    return most
+
+
 @click.command()
 @click.option("--rounds", default=ROUNDS, show_default=True)
 def main(rounds: int) -> None:
@@ -69,6 +87,14 @@ def main(rounds: int) -> None:
         click.echo(f"helm install --wait returned after       {took:6.1f} s")
         click.echo(f"install to the first answered request    {answered:6.1f} s")
         click.echo(f"install to the first successful read     {read:6.1f} s")
+        idle = usage(release, 45)
+        with steady_load(INGRESS, clients=8, pause=0.01) as record:
+            busy = usage(release, 60)
+        click.echo(f"under load: {record.summary()}, {record.requests / 60:.0f} requests/s")
+        click.echo(f"{'component':<18}{'idle':>16}{'under load':>16}   CPU in m, memory in MiB")
+        for name in sorted(busy):
+            cells = [f"{cpu:>8}{memory:>8}" for cpu, memory in (idle.get(name, (0, 0)), busy[name])]
+            click.echo(f"{name:<18}{''.join(cells)}")
         for process in ("gateway", "user-service"):
             label = f"--selector=app.kubernetes.io/component={process}"
             for force in ((), ("--grace-period=0", "--force")):

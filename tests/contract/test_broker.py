@@ -638,9 +638,9 @@ def test_close_leaves_neither_thread_nor_socket(real: RealSite, harm: str) -> No
     publisher.close()
     consumer.close()
     assert monotonic() - started < 7
-    assert set(threading.enumerate()) == threads
+    assert set(threading.enumerate()) <= threads
     real.proxy.drop_all()
-    assert open_files() == files
+    assert open_files() <= files
 
 
 def test_foreign_messages_do_not_stop_the_consumer(real: RealSite) -> None:

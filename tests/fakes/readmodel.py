@@ -88,8 +88,8 @@ class FakeReadModel:
     def release_lease(self, projection: str, holder: str) -> None:
         """See ReadModel."""
         self._check()
-        lease, _, covered_at = self.checkpoints[projection]
-        if lease.holder == holder:
+        lease, _, covered_at = self.checkpoints.get(projection, (None, None, None))
+        if lease and lease.holder == holder:
             self.checkpoints[projection] = (lease, datetime(1970, 1, 1, tzinfo=UTC), covered_at)
 
     def move_checkpoint(self, lease: Lease, position: int, covered_at: datetime | None) -> bool:

@@ -3,14 +3,17 @@
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
+from threading import Event as Stop
+from threading import Thread
+from time import monotonic, sleep
 from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventcore.broker import Message
-from eventcore.errors import FeedAway
+from eventcore.broker import Consumer, Message
+from eventcore.errors import BrokerAway, FeedAway
 from eventcore.event import NewEvent
 from eventcore.projection import Projection
 from eventcore.projector import Folder
@@ -254,6 +257,33 @@ def test_the_checkpoint_covers_what_had_settled_a_sweep_ago(shop: FakeShop) -> N
     assert checkpoint.position == 1
     assert checkpoint.covered_at
     assert checkpoint.covered_at >= before
+
+
+def test_sweeps_go_on_while_a_broker_that_does_not_even_refuse_is_waited_for(
+    shop: FakeShop,
+) -> None:
+    user_id, refused = shop.create_user(), Stop()
+    shop.users.put(f"/users/{user_id}", json={"name": "Eve"})
+
+    def open_consumer() -> Consumer:
+        refused.wait(30)
+        raise BrokerAway("RabbitMQ did not answer")
+
+    lonely = projector(users.PROJECTION, shop.readmodel, shop.user_store, shop.broker)
+    lonely._open_consumer = open_consumer
+    stop = Stop()
+    running = Thread(target=lonely.run, args=(stop,))
+    running.start()
+    try:
+        deadline = monotonic() + 10
+        while shop.readmodel.collections["users"][user_id]["version"] != 2:
+            assert monotonic() < deadline
+            sleep(0.01)
+    finally:
+        stop.set()
+        running.join(5)
+        refused.set()
+    assert not running.is_alive()
 
 
 def test_who_lost_the_lease_cannot_move_the_checkpoint(shop: FakeShop) -> None:

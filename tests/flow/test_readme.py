@@ -117,5 +117,6 @@ def test_every_call_is_in_the_table() -> None:
 
 
 def test_every_target_that_is_named_exists() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"make ([a-z]+)", README)) <= targets
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = set(re.findall(r"^    make ([a-z0-9-]+)|`make ([a-z0-9-]+)", README, re.M))
+    assert {in_block or in_line for in_block, in_line in named} <= targets
