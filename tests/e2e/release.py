@@ -74,8 +74,9 @@ class Release:
         return time.monotonic() - began
 
     def upgrade(self, *arguments: str, chart: Path = CHART) -> None:
-        """helm upgrade, until all of it is ready."""
-        self._helm("upgrade", self.name, str(chart), "--wait", "--timeout=5m", *arguments)
+        """helm upgrade to these values and no older ones, until all of it is ready."""
+        wait = ("--reset-values", "--wait", "--timeout=5m")
+        self._helm("upgrade", self.name, str(chart), *wait, *arguments)
 
     def rollback(self) -> None:
         """helm rollback to the revision before, until all of it is ready."""

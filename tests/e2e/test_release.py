@@ -154,7 +154,7 @@ for _ in range(3):
         except OSError:
             time.sleep(0.02)
     took.append(time.monotonic() - began)
-    server.kill()
+    server.terminate()
     server.wait()
 print(min(took))
 """
