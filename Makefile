@@ -37,7 +37,7 @@ lock: .venv/ready ## Lock the newest versions that requirements.in allows, with 
 	@.venv/bin/python -m pip --quiet --disable-pip-version-check install uv
 	@$(LOCK) --output-file requirements.txt requirements.in
 	@$(LOCK) --output-file services/requirements.txt --constraint requirements.txt services/requirements.in
-	@$(LOCK) --output-file services/requirements-dev.txt services/requirements-dev.in
+	@$(LOCK) --output-file services/requirements-dev.txt --constraint requirements.txt services/requirements-dev.in
 
 images: ## Build the images and bring them into the current cluster
 	@local/make-images
