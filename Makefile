@@ -10,7 +10,7 @@ LOCK := .venv/bin/uv --quiet pip compile --universal --python-version 3.11 --gen
 # A Kubernetes on this machine that builds images itself, for machines without docker.
 export LOCAL_CLUSTER ?= $(abspath $(wildcard ../shared/cluster/cluster))
 
-.PHONY: help run demo test lint bench lock clean images up deploy e2e bench-cluster down
+.PHONY: help run demo test lint bench docs lock clean images up deploy e2e bench-cluster down
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1: /p' $(MAKEFILE_LIST)
@@ -32,6 +32,10 @@ lint: .venv/ready ## Check style, types and import rules
 
 bench: .venv/ready ## Measure the system on this machine, and print what it reached
 	@$(PYTHON) -m tests.bench
+
+docs: .venv/ready ## Write the chart's values into its README, and init.sql into the chart
+	@$(PYTHON) -m local.chart_docs
+	@cp init.sql charts/shop/files/init.sql
 
 lock: .venv/ready ## Lock the newest versions that requirements.in allows, with hashes
 	@.venv/bin/python -m pip --quiet --disable-pip-version-check install uv

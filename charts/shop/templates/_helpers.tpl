@@ -144,6 +144,7 @@ Its environment, its mounted passwords and its NetworkPolicy all come from here.
 {{- else if eq $process.run "relay" -}}
 {{- $needs = dict "postgres" (printf "%s_relay" $process.service) "rabbitmq" (printf "%s-relay" $process.service) -}}
 {{- else -}}
+{{- if not $process.feed }}{{ fail (printf "processes.%s is a projector: say which service owns its events, in processes.%s.feed." $name $name) }}{{ end -}}
 {{- $needs = dict "rabbitmq" $name "mongodb" $name "feed" $process.feed "calls" (list (printf "%s-service" $process.feed)) -}}
 {{- end -}}
 {{- toJson $needs -}}
@@ -158,7 +159,7 @@ Its environment, its mounted passwords and its NetworkPolicy all come from here.
 {{- range $server, $known := $logins -}}
 {{- with index $needs $server }}{{ $_ := set $logins $server (append $known . | uniq) }}{{ end -}}
 {{- end -}}
-{{- if and $needs.postgres (eq $process.run "serve") }}{{ $services = append $services $process.service }}{{ end -}}
+{{- if and $needs.postgres (eq $process.run "serve") }}{{ $services = append $services $process.service | uniq }}{{ end -}}
 {{- end -}}
 {{- end -}}
 {{- range $services }}{{ $_ := set $logins "postgres" (append $logins.postgres (printf "%s_owner" .)) }}{{ end -}}

@@ -1,0 +1,355 @@
+"""The chart says what the code says: processes, commands, images, queues, variables, logins."""
+
+import importlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+from eventcore.errors import Misconfigured
+from eventcore.projection import Projection
+from eventcore.provision import LOGINS
+from eventcore.settings import Secret, Server, Settings, read_settings
+from local.processes import Process, Servers, processes
+from tests.chart.render import (
+    PLANTED,
+    ROOT,
+    SERVERS,
+    Object,
+    Pod,
+    Render,
+    over,
+    parse,
+    render,
+    template,
+)
+from tests.chart.test_pods import files
+from tests.chart.values import documented
+
+PORTS = {"gateway": 3000, "user-service": 3001, "order-service": 3002}
+
+ALL_NEEDS = ("store", "broker", "readmodel", "feed", "token", "upstreams")
+
+TUNING = {
+    "BATCH",
+    "CACHE_MARGIN",
+    "DELIVERY_LIMIT",
+    "KNOWN_USER_WAIT",
+    "LEASE",
+    "QUEUE_BYTES",
+    "SWEEP_INTERVAL",
+    "THREADS",
+    "WINDOW",
+    "WORKERS",
+}
+"""Settings with a default that is right for most: `env` of the values has them if need be."""
+
+
+@pytest.fixture(scope="module")
+def local_processes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Process]:
+    """The processes as `make run` starts them, by name."""
+    server = Server("127.0.0.1", 1, "", "", Secret("none"))
+    servers = Servers(server, server, {name: _readmodel(name) for name in ("user", "order")})
+    folder = tmp_path_factory.mktemp("secrets")
+    found = processes(servers, folder, ports=PORTS, free_port=lambda: 9464)
+    return {each.name: each for each in found}
+
+
+def _readmodel(service: str) -> Server:
+    return Server("127.0.0.1", 1, f"{service}_read_model", "", Secret("none"))
+
+
+def test_the_cluster_runs_the_processes_that_a_laptop_runs(
+    local_processes: Mapping[str, Process],
+) -> None:
+    in_cluster = {name: pod.spec["containers"][0] for name, pod in render().processes().items()}
+    assert set(in_cluster) == set(local_processes)
+    for name, process in local_processes.items():
+        assert tuple(in_cluster[name]["args"]) == process.argv[3:], name
+        assert service_of(in_cluster[name]) == process.env["SERVICE"], name
+
+
+def test_the_cluster_tells_each_process_what_a_laptop_tells_it(
+    local_processes: Mapping[str, Process],
+) -> None:
+    for name, pod in render().processes().items():
+        (container,) = pod.spec["containers"]
+        told = settings_of(container, needs_of(container))
+        on_laptop = read_settings(
+            local_processes[name].env, process=told.process, needs=needs_of(container)
+        )
+        assert gist(told) == gist(on_laptop), name
+
+
+def gist(settings: Settings) -> Object:
+    """What of a process's settings is the same wherever it runs."""
+    store = settings.store
+    return {
+        "service": settings.service,
+        "port": settings.port,
+        "metrics": settings.metrics_port,
+        "store": store and (store.name, store.user),
+        "broker": bool(settings.broker),
+        "readmodel": settings.readmodel and settings.readmodel.name,
+        "feed": settings.feed_url and urlsplit(settings.feed_url).port,
+        "token": bool(settings.feed_token.file),
+        "upstreams": {name: urlsplit(url).port for name, url in settings.upstreams.items()},
+    }
+
+
+def test_every_process_reads_its_settings_from_what_it_is_told(chart: Render) -> None:
+    for pod in chart.processes().values():
+        (container,) = pod.spec["containers"]
+        told = settings_of(container, needs_of(container))
+        assert told.metrics_port == pod.ports["http-metrics"]
+        assert told.port == pod.ports.get("http", told.port)
+
+
+def test_every_step_of_the_setup_job_reads_its_settings_from_what_it_is_told(
+    chart: Render,
+) -> None:
+    for container in setup_steps(chart):
+        command = container["args"][0]
+        variables = environment(container)
+        given = [
+            role
+            for role, prefix in {
+                "store": "POSTGRES",
+                "broker": "RABBITMQ",
+                "readmodel": "MONGODB",
+            }.items()
+            if f"{prefix}_HOST" in variables
+        ]
+        settings_of(container, ["store"] if command == "migrate" else given)
+
+
+def test_no_process_is_told_what_it_does_not_read(chart: Render) -> None:
+    containers = [pod.spec["containers"][0] for pod in chart.processes().values()]
+    for container in [*containers, *setup_steps(chart)]:
+        unread = set(environment(container)) - names_read()
+        assert not unread, container["name"]
+
+
+def test_every_setting_is_told_by_the_chart_or_has_a_default() -> None:
+    tls = {"enabled": True, "caSecret": "ca"}
+    external = {"host": "away", "options": "some", "tls": tls}
+    away = {server: {"enabled": False, "external": external} for server in SERVERS}
+    told = {
+        name
+        for pod in render(given=away).processes().values()
+        for name in environment(pod.spec["containers"][0])
+    }
+    as_files = {name.removesuffix("_FILE") for name in told if name.endswith("_FILE")}
+    assert names_read() - told - as_files - TUNING == {"SERVICE"}, "SERVICE is in the image"
+    assert names_read() >= TUNING
+
+
+def test_the_gateway_reaches_no_server_and_has_no_password() -> None:
+    gateway = render().pod("gateway")
+    assert not [name for name in environment(gateway.spec["containers"][0]) if "FILE" in name]
+    assert [volume["name"] for volume in gateway.spec["volumes"]] == ["tmp"]
+
+
+def test_every_process_has_a_login_of_its_own() -> None:
+    chart = render()
+    seen: set[tuple[str, str]] = set()
+    for name, pod in chart.processes().items():
+        variables = environment(pod.spec["containers"][0])
+        for server in ("POSTGRES", "RABBITMQ", "MONGODB"):
+            if user := variables.get(f"{server}_USER"):
+                assert (server, user) not in seen, name
+                assert user != "admin"
+                seen.add((server, user))
+        assert keys(pod) == {*_passwords(variables)}, name
+
+
+def _passwords(variables: Mapping[str, str]) -> Iterator[str]:
+    for server in ("POSTGRES", "RABBITMQ", "MONGODB"):
+        if f"{server}_USER" in variables:
+            yield variables[f"{server}_USER"]
+    if "FEED_TOKEN_FILE" in variables:
+        owner = urlsplit(variables.get("FEED_URL", "")).hostname or ""
+        yield owner.removeprefix("shop-").removesuffix("-service") or _service_of(variables)
+
+
+def _service_of(variables: Mapping[str, str]) -> str:
+    return variables["POSTGRES_USER"].removesuffix("_service")
+
+
+def keys(pod: Pod) -> set[str]:
+    """The keys of Secrets that a pod mounts."""
+    return {
+        item["key"]
+        for volume in pod.spec["volumes"]
+        for source in volume.get("projected", {}).get("sources", ())
+        for item in source["secret"]["items"]
+    }
+
+
+def test_images_are_named_for_the_folders_of_services() -> None:
+    folders = {each.parent.name for each in (ROOT / "services").glob("*/main.py")}
+    images = {
+        image(each) for pod in render().pods for each in pod.containers if pod.kind != "StatefulSet"
+    }
+    assert images == {f"shop-{folder}" for folder in folders}
+
+
+def test_queues_and_feeds_are_those_of_the_projections() -> None:
+    values = documented()["processes"]
+    for name, process in values.items():
+        if not process["run"].startswith("project "):
+            assert not {"queue", "feed"} & set(process), name
+            continue
+        projection = projections(process["service"])[process["run"].removeprefix("project ")]
+        assert process["queue"] == projection.queue, name
+        assert process["feed"] == projection.aggregate_type, name
+
+
+def test_every_projection_has_a_projector() -> None:
+    run = {(each["service"], each["run"]) for each in documented()["processes"].values()}
+    for service in ("user", "order"):
+        for name in projections(service):
+            assert (service, f"project {name}") in run
+
+
+def test_keda_asks_for_the_queue_that_its_process_reads() -> None:
+    chart = render("keda")
+    asked = {
+        each["metadata"]["name"].removeprefix("shop-"): each["spec"]["triggers"][0]["metadata"]
+        for each in chart.of("ScaledObject")
+    }
+    for name, told in asked.items():
+        (container,) = chart.pod(name).spec["containers"]
+        projection = projections(service_of(container))[container["args"][1]]
+        assert told["queueName"] == projection.queue
+
+
+def test_the_setup_job_makes_the_login_of_every_process() -> None:
+    chart = render()
+    for container in setup_steps(chart):
+        if container["args"][0] != "provision":
+            continue
+        service = service_of(container)
+        runs = dict(
+            each.removeprefix("--projector=").split("=")
+            for each in container["args"]
+            if each.startswith("--projector=")
+        )
+        assert set(runs.values()) == set(projections(service))
+        logins = {f"postgres/{service}_{purpose}" for purpose in LOGINS}
+        logins |= {f"rabbitmq/{login}" for login in ("monitor", f"{service}-relay", *runs)}
+        logins |= {f"mongodb/{login}" for login in (f"{service}-service", *runs)}
+        there = files(chart, chart.pod("setup"), container)
+        assert {f"/passwords/{login}" for login in logins} <= there, "as eventcore.__main__ reads"
+
+
+def test_the_setup_job_migrates_each_event_store_as_its_owner() -> None:
+    steps = [each for each in setup_steps(render()) if each["args"][0] == "migrate"]
+    assert {service_of(each) for each in steps} == {"user", "order"}
+    for each in steps:
+        service, variables = service_of(each), environment(each)
+        assert variables["POSTGRES_DATABASE"] == f"{service}_event_db"
+        assert variables["POSTGRES_USER"] == f"{service}_owner"
+
+
+def test_the_charts_version_is_the_projects() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    dockerfile = (ROOT / "services" / "Dockerfile").read_text()
+    (tag,) = {each.rpartition(":")[2] for each in _images("Deployment")}
+    assert f'version = "{tag}"' in project
+    assert f"ARG VERSION={tag}\n" in dockerfile
+
+
+def _images(kind: str) -> set[str]:
+    return {pod.spec["containers"][0]["image"] for pod in render().pods if pod.kind == kind}
+
+
+def test_the_user_is_the_images() -> None:
+    dockerfile = (ROOT / "services" / "Dockerfile").read_text()
+    for pod in render().processes().values():
+        user = pod.spec["securityContext"]["runAsUser"]
+        assert f"USER {user}:{user}\n" in dockerfile
+
+
+def image(container: Object) -> str:
+    """The name of a container's image, without registry and version."""
+    name: str = container["image"]
+    return name.partition("@")[0].rpartition("/")[2].partition(":")[0]
+
+
+def service_of(container: Object) -> str:
+    """The service whose image a container runs."""
+    return image(container).removeprefix("shop-")
+
+
+def environment(container: Object) -> dict[str, str]:
+    """A container's variables; one from a Secret has a value that will do."""
+    return {each["name"]: each.get("value", "1") for each in container.get("env", ())}
+
+
+def needs_of(container: Object) -> list[str]:
+    """What a container's command cannot do without, as eventcore.__main__ has it."""
+    command = container["args"][0]
+    if command == "serve":
+        return list(importlib.import_module(f"{service_of(container)}.main").NEEDS)
+    return {"relay": ["store", "broker"], "project": ["broker", "readmodel", "feed"]}[command]
+
+
+def settings_of(container: Object, needs: list[str]) -> Settings:
+    """The settings that a container reads. Raises Misconfigured."""
+    variables = environment(container) | {"SERVICE": service_of(container)}
+    return read_settings(variables, process=container["name"], needs=needs)
+
+
+def projections(service: str) -> dict[str, Projection]:
+    """A service's projections by name."""
+    return {each.name: each for each in importlib.import_module(f"{service}.main").PROJECTIONS}
+
+
+def setup_steps(chart: Render) -> list[Object]:
+    """The containers of the setup Job, if there is one."""
+    return [each for pod in chart.pods if pod.component == "setup" for each in pod.containers]
+
+
+def names_read() -> set[str]:
+    """The name of every variable that settings.py reads."""
+    asked = _Asked()
+    with pytest.raises(Misconfigured):
+        read_settings(asked, process="test", needs=ALL_NEEDS)
+    return asked.names
+
+
+class _Asked(dict[str, str]):
+    """An empty environment that remembers what was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.names.add(key)
+        return default
+
+    def __contains__(self, key: object) -> bool:
+        self.names.add(str(key))
+        return False
+
+
+def test_a_projection_that_is_added_as_the_readme_says_is_one_more_process() -> None:
+    readme = (ROOT / "README.md").read_text()
+    [said] = re.findall(r"<!-- values -->\n```yaml\n(.*?)```", readme, re.S)
+    done, text = template(given=over(PLANTED, yaml.safe_load(said)))
+    assert done, text
+    [added] = [
+        each
+        for each in parse(text)
+        if each["kind"] == "Deployment" and each["metadata"]["name"].endswith("order-cancellations")
+    ]
+    [container] = added["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == ["project", "cancellations"]
+    assert container["image"].startswith("shop-order:")
+    variables = {each["name"]: each.get("value") for each in container["env"]}
+    assert variables["MONGODB_USER"] == variables["RABBITMQ_USER"] == "order-cancellations"

@@ -1,0 +1,242 @@
+"""What all objects keep to: labels, selectors, names that meet, secrets, numbers of pods."""
+
+import base64
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.chart.render import (
+    CHART,
+    LOGINS,
+    PLANTED,
+    ROOT,
+    VALUES,
+    Object,
+    Render,
+    masked,
+    render,
+    template,
+    title,
+)
+
+SELECTING = {
+    "app.kubernetes.io/name",
+    "app.kubernetes.io/instance",
+    "app.kubernetes.io/component",
+}
+LABELS = SELECTING | {
+    "app.kubernetes.io/part-of",
+    "app.kubernetes.io/version",
+    "app.kubernetes.io/managed-by",
+    "helm.sh/chart",
+}
+
+
+def test_every_object_and_every_pod_has_the_labels_that_tools_know(chart: Render) -> None:
+    for each in chart.objects:
+        labels = each["metadata"].get("labels", {})
+        assert set(labels) >= LABELS, title(each)
+        assert labels["app.kubernetes.io/part-of"] == "shop"
+    for pod in chart.pods:
+        assert set(pod.labels) >= LABELS, pod.owner
+
+
+def test_no_object_says_its_namespace(chart: Render) -> None:
+    assert not [title(each) for each in chart.objects if "namespace" in each["metadata"]]
+
+
+def test_selectors_name_only_what_never_changes(chart: Render) -> None:
+    for each in chart.of("Deployment", "StatefulSet"):
+        spec = each["spec"]
+        assert set(spec["selector"]) == {"matchLabels"}
+        assert set(spec["selector"]["matchLabels"]) == SELECTING, title(each)
+        for claim in spec.get("volumeClaimTemplates", ()):
+            assert claim["metadata"]["labels"] == spec["selector"]["matchLabels"], title(each)
+    for each in chart.of("Service"):
+        assert set(each["spec"]["selector"]) == SELECTING, title(each)
+
+
+def test_a_selector_matches_the_pods_of_its_own_object_and_no_others(chart: Render) -> None:
+    for each in chart.of("Deployment", "StatefulSet", "PodDisruptionBudget"):
+        matched = {pod.owner for pod in matching(chart, each["spec"]["selector"]["matchLabels"])}
+        name = each["metadata"]["name"]
+        assert {owner.split()[1] for owner in matched} == {name}, title(each)
+
+
+def test_every_service_has_pods_with_the_ports_that_it_names(chart: Render) -> None:
+    for each in chart.of("Service"):
+        (pod,) = matching(chart, each["spec"]["selector"])
+        for port in each["spec"]["ports"]:
+            assert port["targetPort"] in pod.ports, title(each)
+            assert port["name"] in pod.ports, title(each)
+
+
+def test_stateful_sets_name_a_service_that_is_there(chart: Render) -> None:
+    for each in chart.of("StatefulSet"):
+        assert each["spec"]["serviceName"] in chart.named("Service"), title(each)
+
+
+def test_every_way_in_leads_to_the_gateway(chart: Render) -> None:
+    services = {
+        name: each["spec"]["selector"]["app.kubernetes.io/component"]
+        for name, each in chart.named("Service").items()
+    }
+    for each in chart.of("Ingress"):
+        for rule in each["spec"]["rules"]:
+            for path in rule["http"]["paths"]:
+                backend = path["backend"]["service"]
+                assert services[backend["name"]] == "gateway"
+                assert backend["port"] == {"name": "http"}
+                assert path["path"] not in ("/", "/metrics", "/livez", "/readyz", "/healthz")
+    for each in chart.of("HTTPRoute"):
+        for rule in each["spec"]["rules"]:
+            assert {services[backend["name"]] for backend in rule["backendRefs"]} == {"gateway"}
+
+
+def test_an_autoscaler_alone_says_how_many_pods_there_are(chart: Render) -> None:
+    owners = Counter(
+        each["spec"]["scaleTargetRef"]["name"]
+        for each in chart.of("HorizontalPodAutoscaler", "ScaledObject")
+    )
+    assert set(owners.values()) <= {1}
+    assert set(owners) <= set(chart.named("Deployment"))
+    for name, each in chart.named("Deployment").items():
+        assert ("replicas" in each["spec"]) == (name not in owners), name
+
+
+def test_what_has_more_than_one_pod_has_a_budget_for_disruptions_and_what_has_one_has_none(
+    chart: Render,
+) -> None:
+    for name, each in chart.named("Deployment").items():
+        budget = chart.named("PodDisruptionBudget").get(name)
+        assert bool(budget) == (fewest(chart, each) > 1), name
+        if budget:
+            assert budget["spec"]["maxUnavailable"] == 1, name
+            assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow", name
+    assert set(chart.named("PodDisruptionBudget")) <= set(chart.named("Deployment"))
+
+
+def fewest(chart: Render, deployment: Object) -> int:
+    """The fewest pods that a Deployment has, whoever says so."""
+    name = deployment["metadata"]["name"]
+    for scaler in chart.of("HorizontalPodAutoscaler", "ScaledObject"):
+        spec = scaler["spec"]
+        if spec["scaleTargetRef"]["name"] == name:
+            return int(spec.get("minReplicas") or spec["minReplicaCount"])
+    return int(deployment["spec"]["replicas"])
+
+
+def test_the_examples_hold_what_they_are_examples_of() -> None:
+    assert len(render("ha").of("HorizontalPodAutoscaler")) == 3
+    assert len(render("ha").of("PodDisruptionBudget")) == 8
+    assert len(render("keda").of("ScaledObject")) == 3
+    assert not render("external").of("StatefulSet")
+    assert not render("minimal").of("Ingress", "NetworkPolicy", "Pod")
+    assert not render("prepared").of("Job")
+    assert render("httproute").of("HTTPRoute")
+    assert not render("httproute").of("Ingress")
+    assert render("ingress-tls").of("Ingress")[0]["spec"]["tls"]
+    assert not render("existing-secrets").of("Secret")
+
+
+def test_a_rolling_update_never_takes_a_pod_away_before_its_successor_is_ready(
+    chart: Render,
+) -> None:
+    for each in chart.of("Deployment"):
+        assert each["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_no_password_is_anywhere_but_in_secrets(values: str) -> None:
+    chart = render(values, given=PLANTED)
+    told = json.dumps(masked(chart.objects))
+    for password in planted():
+        assert password not in told
+        assert base64.b64encode(password.encode()).decode() not in told
+
+
+def planted() -> Iterator[str]:
+    """All passwords of PLANTED."""
+    for place in PLANTED.values():
+        yield from place["auth"]["passwords"].values()
+
+
+def test_every_login_has_a_password_and_a_given_one_is_taken() -> None:
+    chart = render(given=PLANTED)
+    for place, logins in LOGINS.items():
+        held = chart.named("Secret")[f"shop-{place}"]["data"]
+        assert {login for login in held if not login.endswith(".user")} == set(logins)
+        for login in logins:
+            expected = PLANTED[place]["auth"]["passwords"][login]
+            assert base64.b64decode(held[login]).decode() == expected
+
+
+def test_generated_passwords_are_long_and_all_different() -> None:
+    made = [
+        base64.b64decode(value).decode()
+        for secret in render().of("Secret")
+        for login, value in secret["data"].items()
+        if not login.endswith(".user")
+    ]
+    assert len(made) == sum(map(len, LOGINS.values()))
+    assert len(set(made)) == len(made)
+    assert all(len(password) == 32 and password.isalnum() for password in made)
+
+
+def test_secrets_and_with_them_the_data_outlive_the_release(chart: Render) -> None:
+    for each in chart.of("Secret"):
+        assert each["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep", title(each)
+
+
+def test_a_changed_configuration_of_a_server_restarts_it_and_a_new_password_does_not() -> None:
+    def checksums(given: Object | None) -> dict[str, Any]:
+        found = render(given=given).named("StatefulSet")
+        return {name: each["spec"]["template"] for name, each in found.items()}
+
+    assert checksums(PLANTED) == checksums(None)
+    changed = checksums({"rabbitmq": {"configuration": "channel_max = 512\n"}})
+    assert {name for name, each in checksums(None).items() if each != changed[name]} == {
+        "shop-rabbitmq"
+    }
+
+
+def test_the_setup_job_has_another_name_whenever_anything_of_it_changes() -> None:
+    names = []
+    for given in (None, {"image": {"tag": "2"}}, {"setup": {"backoffLimit": 2}}):
+        (job,) = render(given=given).of("Job")
+        names.append(job["metadata"]["name"])
+    assert len(set(names)) == 3
+    (again,) = render(given={"defaults": {"replicas": 2}}).of("Job")
+    assert again["metadata"]["name"] == names[0]
+
+
+def test_the_charts_schema_is_the_one_at_the_root() -> None:
+    own = (CHART / "files" / "init.sql").read_text()
+    assert own == (ROOT / "init.sql").read_text(), "copy init.sql to charts/shop/files/"
+    (schema,) = (each["data"] for each in render().of("ConfigMap") if "init.sql" in each["data"])
+    assert schema["init.sql"].rstrip() == own.rstrip()
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"postgres": {"enabled": False}}, "postgres.enabled is false: say where it is"),
+        ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs"),
+        ({"processes": {"gateway": {"keda": {"enabled": True}}}}, "processes.gateway.queue"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused_in_a_sentence(
+    given: Object, sentence: str
+) -> None:
+    done, said = template(given=given)
+    assert not done
+    assert sentence in said
+
+
+def matching(chart: Render, labels: Object) -> list[Any]:
+    """The pods that a selector matches."""
+    assert labels
+    return [pod for pod in chart.pods if labels.items() <= dict(pod.labels).items()]

@@ -1,0 +1,293 @@
+"""Every value is documented, known to the schema, checked, and of use."""
+
+import json
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from local.chart_docs import README, Undescribed, described, with_table
+from tests.chart.render import (
+    CHART,
+    HELMS,
+    PLANTED,
+    SERVERS,
+    Object,
+    over,
+    parse,
+    template,
+)
+from tests.chart.values import Path, at, documented, leaves, maps
+
+OPEN = [
+    r"global",  # of the charts around this one as well
+    r"processes",  # one more process is one more entry, which is checked
+    r"image\.digests",  # by service
+    r".*\.env",  # settings of processes that values add
+    r"(.*\.)?(podAnnotations|podLabels|serviceAnnotations|nodeSelector|annotations)",
+    r"commonLabels|commonAnnotations",
+    r".*\.(affinity|behavior|podSecurityContext|securityContext)",  # Kubernetes checks them
+    r".*\.resources\.(requests|limits)",
+    r".*\.auth\.(secretKeys|users|passwords)",  # by login
+    r"postgres\.parameters",
+]
+"""Maps of values that take any key."""
+
+UNCHECKED = [r"global\..*"]
+"""Values whose type is not checked: parents give `global` what they like."""
+
+UNUSED: dict[str, str] = {}
+"""Values that change nothing that is rendered, each with the reason why."""
+
+PEER = {"podSelector": {"matchLabels": {"app": "changed"}}}
+
+CHANGED: list[tuple[str, Any]] = [
+    (r".*pullSecrets|global\.imagePullSecrets", ["changed"]),
+    (r".*pullPolicy", "Always"),
+    (r".*digests?(\.\w+)?", "sha256:" + "c" * 64),
+    (r".*serviceType", "NodePort"),
+    (r".*\.size", "9Gi"),
+    (r".*\.(requests|limits)\.\w+", "123Mi"),
+    (r".*\.extraEnv", [{"name": "WORKERS", "value": "2"}]),
+    (r".*\.tolerations", [{"operator": "Exists"}]),
+    (r".*\.affinity", {"podAffinity": {}}),
+    (r".*\.behavior", {"scaleDown": {"stabilizationWindowSeconds": 60}}),
+    (r".*\.(podSecurityContext|securityContext)", {"runAsUser": 12345}),
+    (r".*\.topologySpreadConstraints", [{"maxSkew": 2}]),
+    (r".*\.(extraIngress|extraEgress)", [{"ports": [{"port": 1}]}]),
+    (r"networkPolicy\.\w+From|networkPolicy\.dns|.*\.peers", [PEER]),
+    (r".*\.calls", ["user-service"]),
+    (r"processes\.gateway\.service", "order"),
+    (r"processes\..*\.service", "gateway"),
+    (r"processes\.(gateway|.*-service)\.run", "relay"),
+    (r"processes\..*-relay\.run", "serve"),
+    (r"processes\..*\.run", "project changed"),
+    (r"processes\.order-projector\.feed", "user"),
+    (r"processes\..*\.feed", "order"),
+    (r".*ttlSecondsAfterFinished", 60),
+    (r"ingress\.paths", ["/changed"]),
+    (r"httpRoute\.parentRefs", [{"name": "changed"}]),
+    (r"httpRoute\.hostnames", ["changed.example"]),
+    (r"extraObjects", [{"kind": "ConfigMap", "metadata": {"name": "changed"}}]),
+    (r"postgres\.auth\.(secretKeys|users|passwords)", {"user_service": "Changed.Password"}),
+    (r"rabbitmq\.auth\.(secretKeys|users|passwords)", {"user-relay": "Changed.Password"}),
+    (r"mongodb\.auth\.(secretKeys|users|passwords)", {"user-service": "Changed.Password"}),
+    (r"feed\.auth\.(secretKeys|passwords)", {"user": "Changed.Password"}),
+]
+"""Other values for those that take not just anything."""
+
+PROJECTORS = [name for name, each in documented()["processes"].items() if "queue" in each]
+
+EXTERNAL = {
+    server: {
+        "enabled": False,
+        "external": {
+            "host": "away",
+            "secret": "given",
+            "secretKeys": {"host": "" if server == "rabbitmq" else "host", "adminUser": "user"},
+            "tls": {"enabled": True, "caSecret": "ca"},
+        },
+    }
+    for server in SERVERS
+}
+
+PLAIN = over(EXTERNAL, {server: {"external": {"tls": {"enabled": False}}} for server in SERVERS})
+
+THERE = {server: {"external": {"host": "away"}} for server in SERVERS}
+
+BARE = over(
+    EXTERNAL,
+    {server: {"external": {"secretKeys": {"host": "", "adminUser": ""}}} for server in SERVERS},
+)
+
+UNSCALED = {
+    "processes": {
+        name: {"keda": {"enabled": False}}
+        for name in documented()["processes"]
+        if name not in PROJECTORS
+    }
+}
+
+SCALED = {"processes": {name: {"keda": {"enabled": True}} for name in PROJECTORS}}
+
+WITHIN: list[tuple[str, Object]] = [
+    (r"(postgres|rabbitmq|mongodb)\.enabled", THERE),
+    (r"\w+\.external\.tls\.enabled", PLAIN),
+    (r"\w+\.external\.(host|adminUser)", BARE),
+    (r"\w+\.external\..*", EXTERNAL),
+    (r".*\.autoscaling\.enabled", {}),
+    (r".*\.autoscaling\..*", {"defaults": {"autoscaling": {"enabled": True}}}),
+    (r"defaults\.keda\.enabled", UNSCALED),
+    (r".*\.keda\..*|.*\.queue|networkPolicy\.managementFrom", SCALED),
+    (r".*\.pdb\..*", {"defaults": {"replicas": 2}}),
+    (r"ingress\.tls\.secretName", {"ingress": {"tls": {"enabled": True}}}),
+    (r"httpRoute\.enabled", {"httpRoute": {"parentRefs": [{"name": "public"}]}}),
+    (r"httpRoute\..*", {"httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]}}),
+]  # fmt: skip
+"""What else values must say for some of them to matter: the first that fits."""
+
+
+def test_every_value_has_a_description() -> None:
+    rows = {row.name for row in described(CHART)}
+    undescribed = [
+        ".".join(path)
+        for path, _ in leaves(documented())
+        if not any(".".join(path[:end]) in rows for end in range(1, len(path) + 1))
+    ]
+    assert not undescribed
+
+
+def test_the_readme_has_every_value_with_its_description_and_default() -> None:
+    text = README.read_text()
+    assert text == with_table(text, described(CHART)), "run `make docs`"
+
+
+def test_a_value_without_a_description_is_an_error(tmp_path: Any) -> None:
+    (tmp_path / "values.yaml").write_text("a:\n  # -- known\n  b: 1\n  c: 2\n")
+    with pytest.raises(Undescribed, match=r"a\.c"):
+        described(tmp_path)
+
+
+def test_every_documented_value_is_used() -> None:
+    """Changed alone, each changes what is rendered."""
+    assert not set(UNUSED) - {name(path) for path, _ in leaves(documented())}
+    paths = [(path, value) for path, value in leaves(documented()) if name(path) not in UNUSED]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(lambda each: _effect(*each), paths))
+    unused = [name(path) for (path, _), effect in zip(paths, found, strict=True) if not effect]
+    assert not unused, "\n".join(unused)
+
+
+_rendered: dict[str, Any] = {}
+
+
+def _effect(path: Path, value: Any) -> bool:
+    base = over(PLANTED, first(WITHIN, name(path)) or {})
+    other = at(path, changed(path, value))
+    return bool(_objects(base) != _objects(over(base, other)))
+
+
+def _objects(given: Object) -> Any:
+    key = json.dumps(given, sort_keys=True)
+    if key not in _rendered:
+        done, text = template(given=given)
+        assert done, f"{text}: {given}"
+        _rendered[key] = parse(text)
+    return _rendered[key]
+
+
+def changed(path: Path, value: Any) -> Any:
+    """Another value for the one at this path."""
+    if (known := first(CHANGED, name(path))) is not None:
+        return known
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, str):
+        return f"changed{value}".replace("/", "-")
+    assert value == {}, f"{name(path)}: say in CHANGED what else it may be"
+    return {"changed": "changed"}
+
+
+@pytest.mark.parametrize("program", HELMS)
+def test_a_value_that_is_unknown_is_refused_with_its_name(program: str) -> None:
+    paths = [path for path in maps(documented()) if not _is_one_of(OPEN, path)]
+    given: Object = {}
+    for path in paths:
+        given = over(given, at((*path, "unknownKey"), "value"))
+    done, said = template(program=program, given=given)
+    assert not done
+    refused = re.findall(r"at '([^']*)': additional properties 'unknownKey' not allowed", said)
+    assert {"/" + "/".join(path) if path else "" for path in paths} == set(refused)
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        ({"ingres": {}}, "'': additional properties 'ingres'"),
+        ({"image": {"tags": "1"}}, "'/image': additional properties 'tags'"),
+        (
+            {"processes": {"gateway": {"replica": 2}}},
+            "'/processes/gateway': additional properties 'replica'",
+        ),
+        (
+            {"postgres": {"persistence": {"sizes": "1Gi"}}},
+            "'/postgres/persistence': additional properties 'sizes'",
+        ),
+    ],
+)  # fmt: skip
+def test_a_typing_error_is_named_where_it_is(given: Object, place: str) -> None:
+    done, said = template(given=given)
+    assert not done
+    assert place in said
+
+
+@pytest.mark.parametrize("program", HELMS)
+def test_a_value_of_a_wrong_type_is_refused_with_its_name(program: str) -> None:
+    given: Object = {}
+    wanted = set()
+    for path, value in leaves(documented()):
+        if not _is_one_of(UNCHECKED, path):
+            wrong: Any = "wrong" if isinstance(value, dict | list) else {"wrong": "type"}
+            given = over(given, at(path, wrong))
+            wanted.add("/" + "/".join(path))
+    done, said = template(program=program, given=given)
+    assert not done
+    refused = set(re.findall(r"at '([^']*)': (?:got|value must be|'.*' does not match)", said))
+    assert wanted - refused == set()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"image": {"tag": "latest"}},
+        {"defaults": {"replicas": -1}},
+        {"processes": {"gateway": {"port": 70000}}},
+        {"processes": {"Gateway": {"service": "gateway", "run": "serve"}}},
+        {"processes": {"one-more": {"service": "user"}}},
+        {"processes": {"one-more": {"service": "user", "run": "do something"}}},
+        {"postgres": {"auth": {"passwords": {"admin": "short"}}}},
+        {"rabbitmq": {"auth": {"passwords": {"admin": "what's this, a quote"}}}},
+    ],
+)
+def test_a_value_that_could_not_work_is_refused(given: Object) -> None:
+    done, said = template(given=given)
+    assert not done
+    assert "don't meet the specifications of the schema" in said
+
+
+def test_one_more_process_is_one_more_entry() -> None:
+    given = {
+        "processes": {
+            "mailer": {
+                "service": "user",
+                "run": "project mails",
+                "feed": "user",
+                "queue": "mail_queue",
+                "keda": {"enabled": True},
+            }
+        }
+    }
+    objects = parse(template(given=given)[1])
+    mine = [each["kind"] for each in objects if each["metadata"]["name"] == "shop-mailer"]
+    assert sorted(mine) == ["Deployment", "NetworkPolicy", "ScaledObject", "TriggerAuthentication"]
+    secrets = {each["metadata"]["name"]: each for each in objects if each["kind"] == "Secret"}
+    assert "mailer" in secrets["shop-rabbitmq"]["data"]
+    assert "mailer" in secrets["shop-mongodb"]["data"]
+
+
+def name(path: Path) -> str:
+    """A path as --set takes it."""
+    return ".".join(path)
+
+
+def first(known: list[tuple[str, Any]], text: str) -> Any:
+    """What is known for the first pattern that fits."""
+    return next((value for pattern, value in known if re.fullmatch(pattern, text)), None)
+
+
+def _is_one_of(patterns: list[str], path: Path) -> bool:
+    return any(re.fullmatch(pattern, name(path)) for pattern in patterns)
