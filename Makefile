@@ -59,7 +59,7 @@ bench-cluster: .venv/ready images ## Measure installing and recovering on the cu
 	@$(PYTHON) -m tests.bench.cluster
 
 down: ## Remove the kind cluster and all that is on it
-	@kind delete cluster --name shop
+	@local/cluster-up --remove
 
 clean: ## Remove the data of `make run`
 	@python3 -m local.clean .data

@@ -1,0 +1,87 @@
+"""What a machine lacks for a cluster is said in one sentence, with how to get it."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ALWAYS = ("bash", "dirname", "env", "git", "grep", "mktemp", "rm", "sed", "echo")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    """The programs of a machine that has no more than a shell; more can be put there."""
+    for name in ALWAYS:
+        found = shutil.which(name)
+        assert found
+        (tmp_path / name).symlink_to(found)
+    return tmp_path
+
+
+def put(machine: Path, program: str, does: str) -> None:
+    (machine / program).write_text(f"#!/usr/bin/env bash\n{does}\n")
+    (machine / program).chmod(0o755)
+
+
+def said(machine: Path, script: str) -> str:
+    """What a script says in the end; it must fail."""
+    done = subprocess.run(
+        [str(ROOT / script)],
+        env={"PATH": str(machine)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def test_each_missing_program_is_named_with_where_to_get_it(machine: Path) -> None:
+    for program, place in (
+        ("docker", "docs.docker.com"),
+        ("kind", "kind.sigs.k8s.io"),
+        ("kubectl", "kubernetes.io"),
+        ("helm", "helm.sh"),
+    ):
+        sentence = said(machine, "local/cluster-up")
+        assert sentence.startswith(f"{program} is missing: see {place}")
+        put(machine, program, "exit 1")
+    assert said(machine, "local/cluster-up") == "No docker engine answers: start it."
+
+
+def test_without_a_builder_it_is_said_how_to_get_one(machine: Path) -> None:
+    assert said(machine, "local/make-images").startswith("No docker engine answers: install Docker")
+
+
+def test_without_a_cluster_it_is_said_how_to_get_one(machine: Path) -> None:
+    assert said(machine, "local/deploy").startswith("helm is missing: see helm.sh")
+    put(machine, "helm", "exit 0")
+    put(machine, "kubectl", "exit 1")
+    assert said(machine, "local/deploy").startswith(
+        "kubectl reaches no cluster: `make up` makes one"
+    )
+
+
+def test_images_are_built_by_docker_and_brought_into_kind(machine: Path) -> None:
+    log = machine / "log"
+    for program in ("docker", "kind"):
+        put(machine, program, f'echo "{program} $*" >> {log}')
+    put(machine, "kubectl", "echo kind-shop")
+    subprocess.run(
+        [str(ROOT / "local/make-images")],
+        env={"PATH": str(machine), "VERSION": "9.9.9"},
+        check=True,
+    )
+    lines = log.read_text().splitlines()
+    builds = [line for line in lines if line.startswith("docker build")]
+    assert len(builds) == 3
+    for service, line in zip(("gateway", "user", "order"), builds, strict=True):
+        assert f"--tag shop-{service}:9.9.9 --build-arg SERVICE={service}" in line
+        assert "--file services/Dockerfile --target run" in line
+    assert lines[-1] == (
+        "kind load docker-image --name shop shop-gateway:9.9.9 shop-user:9.9.9 shop-order:9.9.9"
+    )
