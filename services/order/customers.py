@@ -103,10 +103,8 @@ class Customers:
 
 
 def _made_at(user_id: UUID) -> datetime | None:
-    """By when an id was made (RFC 9562, 5.7: it names the millisecond, and this is its end); None
-    for one that the user service never makes.
-    """
+    """When an id was made (RFC 9562, 5.7); None for one that the user service never makes."""
     milliseconds = user_id.int >> 80
     if user_id.version != 7 or milliseconds > _LAST:
         return None
-    return datetime.fromtimestamp((milliseconds + 1) / 1000, UTC)
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
