@@ -167,6 +167,19 @@ def test_names_are_asked_of_the_clusters_dns_alone() -> None:
     assert found == {(each, "dns") for each in GRAPH if each not in SERVERS}
 
 
+def test_nothing_else_is_reached_that_is_not_of_the_release() -> None:
+    chart = render()
+    ports = {port for each in peers(chart) for port in each.ports.values()} | {22, 53, 443, 6443}
+    reached = {
+        (stranger.name, port)
+        for each in peers(chart)
+        for stranger in STRANGERS
+        for port in ports
+        if may_send(chart, each, stranger, port)
+    }
+    assert reached == {("dns", 53)}
+
+
 def test_the_servers_reach_nothing_at_all() -> None:
     chart = render()
     for each in peers(chart):

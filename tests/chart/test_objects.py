@@ -119,6 +119,19 @@ def test_what_has_more_than_one_pod_has_a_budget_for_disruptions_and_what_has_on
     assert set(chart.named("PodDisruptionBudget")) <= set(chart.named("Deployment"))
 
 
+def test_a_budget_follows_the_fewest_pods_of_an_autoscaler() -> None:
+    scaled = {
+        "processes": {
+            "gateway": {"autoscaling": {"enabled": True, "minReplicas": 2}},
+            "user-service": {"replicas": 3, "autoscaling": {"enabled": True, "minReplicas": 1}},
+            "user-projector": {"keda": {"enabled": True, "minReplicas": 2}},
+            "order-projector": {"replicas": 3, "keda": {"enabled": True, "minReplicas": 1}},
+        }
+    }
+    budgets = render(given=scaled).named("PodDisruptionBudget")
+    assert set(budgets) == {"shop-gateway", "shop-user-projector"}
+
+
 def fewest(chart: Render, deployment: Object) -> int:
     """The fewest pods that a Deployment has, whoever says so."""
     name = deployment["metadata"]["name"]
