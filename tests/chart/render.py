@@ -1,6 +1,7 @@
 """What Helm makes of charts/shop for a set of values, as plain objects. Rendered once a run."""
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -140,7 +141,13 @@ def helm(*arguments: str, program: str = HELMS[0], given: Object | None = None) 
     """
     command = [program, *arguments, *(("--values", "-") if given else ())]
     done = subprocess.run(
-        command, input=json.dumps(given), capture_output=True, text=True, timeout=60, check=False
+        command,
+        input=json.dumps(given),
+        env=os.environ | {"GOGC": "off"},  # it ends too soon to collect its garbage: a third faster
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     return (True, done.stdout) if done.returncode == 0 else (False, done.stdout + done.stderr)
 

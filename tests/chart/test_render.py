@@ -1,6 +1,8 @@
 """Every set of values renders: on every Helm, twice the same, valid, beside another release."""
 
 import re
+from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import kubernetes_validate  # type: ignore[import-untyped]
@@ -79,6 +81,15 @@ def test_two_renders_are_the_same_to_the_byte_where_all_passwords_are_given() ->
 def test_all_versions_of_kubernetes_get_the_same() -> None:
     first, *others = (masked(render(kubernetes=each).objects) for each in KUBERNETES)
     assert all(other == first for other in others)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schemas_are_read_once() -> Iterator[None]:
+    """The validator reads its files anew for each object, which takes most of its time."""
+    utils = kubernetes_validate.utils
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "schema_contents", cache(utils.schema_contents))
+        yield
 
 
 @pytest.mark.parametrize("kubernetes", KUBERNETES)
