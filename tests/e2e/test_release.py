@@ -402,8 +402,12 @@ def test_an_autoscaler_owns_the_number_of_its_pods_through_upgrades(release: Rel
     assert [each["spec"]["minReplicas"] for each in release.get("hpa")] == [2]
     budget = release.get("poddisruptionbudget")
     assert [each["metadata"]["name"] for each in budget] == ["shop-gateway"]
+    # without it nobody owns the number: what it was stays until it is set, and no upgrade minds
     release.upgrade()
+    release.kubectl("scale", "deployment/shop-gateway", "--replicas=1")
+    release.upgrade("--set=defaults.env.LOG_LEVEL=WARNING")
     await_that(lambda: pods() == 1, 120, "there is one gateway again")
+    assert not release.get("hpa")
 
 
 @pytest.fixture(scope="module")

@@ -166,10 +166,13 @@ Its environment, its mounted passwords and its NetworkPolicy all come from here.
 {{- toJson (dict "logins" $logins "services" (sortAlpha $services)) -}}
 {{- end -}}
 
-{{/* Whether the administrator's password of a server is known: (list $ "postgres") */}}
+{{/*
+Whether setup makes the logins of a server: its administrator's password is known, and none of its
+users has a name of yours. (list $ "postgres")
+*/}}
 {{- define "shop.hasAdmin" -}}
 {{- $server := index (index . 0).Values (index . 1) -}}
-{{- if or $server.enabled $server.external.secretKeys.adminPassword $server.auth.passwords.admin $server.auth.secretKeys.admin }}yes{{ end -}}
+{{- if and (not $server.auth.users) (or $server.enabled $server.external.secretKeys.adminPassword $server.auth.passwords.admin $server.auth.secretKeys.admin) }}yes{{ end -}}
 {{- end -}}
 
 {{/* An environment variable from a value, or from a key of the server's Secret: (list NAME SECRET KEY VALUE) */}}
@@ -275,9 +278,6 @@ app.kubernetes.io/part-of: shop
 app.kubernetes.io/version: {{ .Values.image.tag | default .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
-{{- with (.Values.global).commonLabels }}
-{{ toYaml . }}
-{{- end }}
 {{- end -}}
 
 {{- define "shop.bundled.service" -}}
