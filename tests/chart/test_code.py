@@ -1,6 +1,7 @@
 """The chart says what the code says: processes, commands, images, queues, variables, logins."""
 
 import importlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -353,3 +354,16 @@ def test_a_projection_that_is_added_as_the_readme_says_is_one_more_process() -> 
     assert container["image"].startswith("shop-order:")
     variables = {each["name"]: each.get("value") for each in container["env"]}
     assert variables["MONGODB_USER"] == variables["RABBITMQ_USER"] == "order-cancellations"
+
+
+@pytest.mark.parametrize("name", ["order-user-sync", "order-projector", "user-projector"])
+def test_a_process_that_is_switched_off_leaves_no_login_behind(name: str) -> None:
+    off = over(PLANTED, {"processes": {name: {"enabled": False}}})
+    done, text = template(given=off)
+    assert done, text
+    named = [
+        f"{each['kind']} {each['metadata']['name']}"
+        for each in parse(text)
+        if name in json.dumps(each)
+    ]
+    assert named == []
