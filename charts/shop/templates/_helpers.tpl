@@ -8,10 +8,13 @@
 {{- if gt (len .) 36 -}}{{ trunc 27 . | trimSuffix "-" }}-{{ sha256sum . | trunc 8 }}{{- else -}}{{ . }}{{- end -}}
 {{- end -}}
 
-{{/* The name of a bundled server's objects, and of the Secret with its passwords: (list $ "postgres") */}}
+{{/*
+The name of a bundled server's objects, and of the Secret with its passwords: (list $ "postgres"). The
+server's own chart asks for it as shop.bundled.name.
+*/}}
 {{- define "shop.server.name" -}}
 {{- $root := index . 0 -}}
-{{- (index $root.Values (index . 1)).fullnameOverride | default (printf "%s-%s" (include "shop.short" $root.Release.Name) (index . 1)) -}}
+{{- include "shop.bundled.name" (dict "Values" (index $root.Values (index . 1)) "Release" $root.Release "Chart" (dict "Name" (index . 1))) -}}
 {{- end -}}
 
 {{- define "shop.server.secret" -}}
@@ -152,15 +155,14 @@ Its environment, its mounted passwords and its NetworkPolicy all come from here.
 
 {{/* All logins by server, and the services that have an event store; the administrator's is `admin`. */}}
 {{- define "shop.logins" -}}
-{{- $logins := dict "postgres" (list) "rabbitmq" (list "monitor") "mongodb" (list) -}}{{- $services := list -}}{{- $root := . -}}
-{{- range $name, $process := .Values.processes -}}
-{{- if ne $process.enabled false -}}
+{{- $logins := dict "postgres" (list) "rabbitmq" (list "monitor") "mongodb" (list) -}}{{- $services := list -}}
+{{- range $name := (fromJson (include "shop.processNames" .)).names -}}
+{{- $process := index $.Values.processes $name -}}
 {{- $needs := fromJson (include "shop.needs" (list $name $process)) -}}
 {{- range $server, $known := $logins -}}
 {{- with index $needs $server }}{{ $_ := set $logins $server (append $known . | uniq) }}{{ end -}}
 {{- end -}}
 {{- if and $needs.postgres (eq $process.run "serve") }}{{ $services = append $services $process.service | uniq }}{{ end -}}
-{{- end -}}
 {{- end -}}
 {{- range $services }}{{ $_ := set $logins "postgres" (append $logins.postgres (printf "%s_owner" .)) }}{{ end -}}
 {{- toJson (dict "logins" $logins "services" (sortAlpha $services)) -}}
@@ -185,6 +187,18 @@ users has a name of yours. (list $ "postgres")
 {{- end }}
 {{- end -}}
 
+{{/* The port of a server for a login; administrators of RabbitMQ use its management API: (list $ SERVER LOGIN) */}}
+{{- define "shop.serverPort" -}}
+{{- $server := index (index . 0).Values (index . 1) -}}
+{{- $ports := dict "postgres" 5432 "rabbitmq" 5672 "mongodb" 27017 "management" 15672 -}}
+{{- $management := and (eq (index . 1) "rabbitmq") (eq (index . 2) "admin") -}}
+{{- if $server.enabled -}}
+{{ index $ports (ternary "management" (index . 1) $management) }}
+{{- else -}}
+{{ int (ternary $server.external.managementPort $server.external.port $management) }}
+{{- end -}}
+{{- end -}}
+
 {{/*
 The variables that say where a server is and who we are: (list $ SERVER LOGIN DATABASE PASSWORD-FILE)
 For the login `admin` it is the administrator, at the port that administrators use.
@@ -193,21 +207,19 @@ For the login `admin` it is the administrator, at the port that administrators u
 {{- $root := index . 0 -}}{{- $name := index . 1 -}}{{- $login := index . 2 -}}
 {{- $server := index $root.Values $name -}}{{- $external := $server.external -}}
 {{- $prefix := upper $name -}}{{- $admin := eq $login "admin" -}}
-{{- $ports := dict "postgres" 5432 "rabbitmq" 5672 "mongodb" 27017 -}}
-{{- $host := "" -}}{{- $port := index $ports $name -}}{{- $secret := "" -}}{{- $keys := dict -}}{{- $options := "" -}}
+{{- $host := "" -}}{{- $secret := "" -}}{{- $keys := dict -}}{{- $options := "" -}}
 {{- if $server.enabled -}}
 {{- $host = include "shop.server.name" (list $root $name) -}}
 {{- if eq $name "mongodb" }}{{ $options = "retryWrites=false" }}{{ end -}}
 {{- else -}}
 {{- $secret = $external.secret -}}{{- $keys = $external.secretKeys -}}
-{{- $host = $external.host -}}{{- $port = $external.port | default $port -}}{{- $options = $external.options -}}
+{{- $host = $external.host -}}{{- $options = $external.options -}}
 {{- if not (or $host (and $secret $keys.host)) }}{{ fail (printf "%s.enabled is false: say where it is, in %s.external.host (or external.secret and secretKeys.host)." $name $name) }}{{ end -}}
 {{- end -}}
-{{- $portKey := $keys.port -}}
-{{- if and $admin (eq $name "rabbitmq") }}{{ $port = $external.managementPort | default 15672 }}{{ $portKey = "" }}{{ end -}}
+{{- $portKey := ternary "" $keys.port (and $admin (eq $name "rabbitmq")) -}}
 {{- $user := ternary (ternary (get (dict "postgres" "postgres") $name | default "admin") $external.adminUser $server.enabled) $login $admin -}}
 {{ include "shop.variable" (list (printf "%s_HOST" $prefix) $secret $keys.host $host) }}
-{{ include "shop.variable" (list (printf "%s_PORT" $prefix) $secret $portKey (int $port)) }}
+{{ include "shop.variable" (list (printf "%s_PORT" $prefix) $secret $portKey (include "shop.serverPort" (list $root $name $login))) }}
 {{ include "shop.variable" (list (printf "%s_%s" $prefix (ternary "VHOST" "DATABASE" (eq $name "rabbitmq"))) "" "" (index . 3)) }}
 {{- if and $admin (not $server.enabled) }}
 {{ include "shop.variable" (list (printf "%s_USER" $prefix) $secret $keys.adminUser $user) }}
@@ -228,6 +240,11 @@ For the login `admin` it is the administrator, at the port that administrators u
 
 {{- define "shop.vhost" -}}
 {{- ternary "/" (.Values.rabbitmq.external.vhost | default "/") .Values.rabbitmq.enabled -}}
+{{- end -}}
+
+{{/* A password, as a Secret has it: the one given, the one held, or a new one. (list GIVEN HELD KEY) */}}
+{{- define "shop.password" -}}
+{{- with get (index . 0) (index . 2) }}{{ b64enc . }}{{ else }}{{ get (index . 1) (index . 2) | default (randAlphaNum 32 | b64enc) }}{{ end -}}
 {{- end -}}
 
 {{/* A password as a source of a projected volume: (list $ SERVER LOGIN PATH) */}}
@@ -267,7 +284,7 @@ For the login `admin` it is the administrator, at the port that administrators u
 {{- end }}
 {{- end -}}
 
-{{/* For the bundled servers, whose charts are in charts/: what their StatefulSets share. (list $ PORTS), within a subchart */}}
+{{/* What the bundled servers share, each used within the server's own chart: names, labels, parts of a StatefulSet. */}}
 {{- define "shop.bundled.name" -}}
 {{- .Values.fullnameOverride | default (printf "%s-%s" (include "shop.short" .Release.Name) .Chart.Name) -}}
 {{- end -}}
@@ -280,6 +297,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 
+{{/* A Service: (list $ PORTS-BY-NAME) */}}
 {{- define "shop.bundled.service" -}}
 {{- $ := index . 0 -}}
 apiVersion: v1
@@ -297,30 +315,30 @@ spec:
     {{- end }}
 {{- end -}}
 
-{{/* Beginning of the StatefulSet's spec, up to the pod's containers: (list $ CHECKSUM-OF-CONFIG) */}}
+{{/* The StatefulSet's spec without its pod. */}}
 {{- define "shop.bundled.spec" -}}
-{{- $ := index . 0 -}}
 replicas: 1
-serviceName: {{ include "shop.bundled.name" $ }}
+serviceName: {{ include "shop.bundled.name" . }}
 revisionHistoryLimit: 3
 selector:
   matchLabels:
-    {{- include "shop.selectorLabels" (list $ $.Chart.Name) | nindent 4 }}
-{{- if not $.Values.persistence.existingClaim }}
+    {{- include "shop.selectorLabels" (list . .Chart.Name) | nindent 4 }}
+{{- if not .Values.persistence.existingClaim }}
 volumeClaimTemplates:
   - metadata:
       name: data
       labels:
-        {{- include "shop.selectorLabels" (list $ $.Chart.Name) | nindent 8 }}
+        {{- include "shop.selectorLabels" (list . .Chart.Name) | nindent 8 }}
     spec:
       accessModes: [ReadWriteOnce]
-      {{- with $.Values.persistence.storageClass | default ($.Values.global).storageClass }}
+      {{- with .Values.persistence.storageClass | default ($.Values.global).storageClass }}
       storageClassName: {{ . }}
       {{- end }}
-      resources: {requests: {storage: {{ $.Values.persistence.size }}}}
+      resources: {requests: {storage: {{ .Values.persistence.size }}}}
 {{- end }}
 {{- end -}}
 
+{{/* The pod's labels and annotations: (list $ CONFIG); a changed CONFIG rolls it */}}
 {{- define "shop.bundled.podMetadata" -}}
 {{- $ := index . 0 -}}
 labels:
@@ -333,12 +351,7 @@ annotations:
 {{- end -}}
 
 {{- define "shop.bundled.pod" -}}
-{{- with ($.Values.global).imagePullSecrets }}
-imagePullSecrets:
-  {{- range . }}
-  - name: {{ . }}
-  {{- end }}
-{{- end }}
+{{- include "shop.pullSecrets" . }}
 automountServiceAccountToken: false
 enableServiceLinks: false
 terminationGracePeriodSeconds: {{ .Values.terminationGracePeriodSeconds }}
