@@ -135,6 +135,7 @@ def provision(passwords: Path, projectors: Sequence[str], wait: float) -> None:
     given = [role for role, prefix in SERVERS.items() if os.environ.get(f"{prefix}_HOST")]
     settings = read_settings(process="provision", needs=given)
     import eventcore.provision as run
+    from eventcore.store import patiently
 
     service = settings.service
     runs = dict(each.split("=", 1) for each in projectors)
@@ -144,7 +145,7 @@ def provision(passwords: Path, projectors: Sequence[str], wait: float) -> None:
         return {each: Secret(file=passwords / server / each) for each in logins}
 
     def do(what: str, act: Callable[[], None]) -> None:
-        run.patiently(act, wait, click.echo)
+        patiently(act, wait, click.echo)
         click.echo(f"{what} are there.")
 
     if store := settings.store:

@@ -15,8 +15,7 @@ its management HTTP API.
 """
 
 import re
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 import urllib3
@@ -24,7 +23,7 @@ from urllib3.exceptions import HTTPError
 
 from eventcore import jsontext
 from eventcore.broker import DEAD_LETTERS, EXCHANGE
-from eventcore.errors import Away, BrokerAway
+from eventcore.errors import BrokerAway
 from eventcore.projection import Projection
 from eventcore.readmodel import make_login
 from eventcore.settings import Secret, Server
@@ -113,22 +112,6 @@ def provision_readmodel(
     for login in (f"{service}-service", *projectors):
         password = passwords[login].read()
         make_login(admin, f"{service}_read_model", login, password, writes=login in projectors)
-
-
-def patiently(act: Callable[[], None], wait: float, say: Callable[[str], None]) -> None:
-    """Do it; while its server is away say why and try again, for `wait` seconds at most."""
-    deadline = time.monotonic() + wait
-    said = ""
-    while True:
-        try:
-            return act()
-        except Away as away:
-            if time.monotonic() > deadline:
-                raise
-            if str(away) != said:
-                said = str(away)
-                say(f"Waiting: {said}")
-            time.sleep(1)
 
 
 def _may(queues: Sequence[str], publish: Sequence[str], read: Sequence[str]) -> dict[str, str]:

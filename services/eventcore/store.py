@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
@@ -34,6 +34,8 @@ PAGE = 500
 """Events in one page of a stream or of the feed."""
 
 log = logging.getLogger(__name__)
+
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True, slots=True)
@@ -486,24 +488,39 @@ def connect(server: Server, pool_size: int = 0) -> Engine:
     return engine
 
 
+def patiently(
+    act: Callable[[], Done], wait: float, say: Callable[[str], None] = lambda _: None
+) -> Done:
+    """Do it; while a server is away `say` why and try again, for `wait` seconds at most."""
+    deadline = time.monotonic() + wait
+    said = ""
+    while True:
+        try:
+            return act()
+        except Away as away:
+            if time.monotonic() > deadline:
+                raise
+            if str(away) != said:
+                said = str(away)
+                say(f"Waiting: {said}")
+            time.sleep(0.5)
+
+
 def migrate(owner: Server, script: Path, wait: float = 30) -> int:
     """Apply `init.sql` as the database's owner and return the schema version.
 
     It does not hold up a live database: where a lock cannot be had at once it lets go and
     tries again, for `wait` seconds at most. Raises StoreAway.
     """
-    deadline = time.monotonic() + wait
-    while True:
-        try:
-            with translated(), connect(owner).connect() as connection:
-                plain = connection.execution_options(no_parameters=True)
-                plain.exec_driver_sql(script.read_text())
-                found = plain.exec_driver_sql("select max(version) from schema_versions")
-                return int(found.scalar_one())
-        except StoreAway:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)
+
+    def apply() -> int:
+        with translated(), connect(owner).connect() as connection:
+            plain = connection.execution_options(no_parameters=True)
+            plain.exec_driver_sql(script.read_text())
+            found = plain.exec_driver_sql("select max(version) from schema_versions")
+            return int(found.scalar_one())
+
+    return patiently(apply, wait)
 
 
 def require_schema(schema_version: int) -> None:

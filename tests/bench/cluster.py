@@ -24,24 +24,27 @@ class Prober:
     def __init__(self) -> None:
         self._http = urllib3.PoolManager(timeout=2, retries=False)
         self._person = {"name": "Ada", "email": "ada@example.com"}
+        self._user = ""
 
-    def user(self) -> str | None:
-        """A new user's id; None without a good answer."""
+    def writes(self) -> bool:
+        """Whether a new user was taken."""
         try:
             answer = self._http.request("POST", f"{INGRESS}/users", json=self._person)
         except urllib3.exceptions.HTTPError:
-            return None
-        return str(answer.json()["userId"]) if answer.status == 202 else None
+            return False
+        if answer.status == 202:
+            self._user = answer.json()["userId"]
+        return answer.status == 202
 
-    def reads(self, user: str) -> bool:
-        """Whether the user can be read."""
+    def reads(self) -> bool:
+        """Whether the last one that was taken can be read."""
         try:
-            return self._http.request("GET", f"{INGRESS}/users/{user}").status == 200
+            return self._http.request("GET", f"{INGRESS}/users/{self._user}").status == 200
         except urllib3.exceptions.HTTPError:
             return False
 
 
-def until(holds: Callable[[], object], since: float, limit: float = 300) -> float:
+def until(holds: Callable[[], bool], since: float, limit: float = 300) -> float:
     """Seconds from `since` until it holds; ends the run after `limit`."""
     while not holds():
         if time.monotonic() - since > limit:
@@ -53,8 +56,8 @@ def until(holds: Callable[[], object], since: float, limit: float = 300) -> floa
 def usage(release: Release, seconds: float) -> dict[str, tuple[int, int]]:
     """The most CPU (thousandths) and memory (MiB) of each component in so many seconds."""
     most: dict[str, tuple[int, int]] = {}
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
         time.sleep(5)
         said = release.kubectl("top", "pods", "--no-headers", check=False)
         for line in said.splitlines():
@@ -66,6 +69,23 @@ def usage(release: Release, seconds: float) -> dict[str, tuple[int, int]]:
     return most
 
 
+def longest_gap(release: Release, prober: Prober, process: str, *how: str) -> float:
+    """Seconds between two answers while a pod of `process` is deleted, `how` kubectl is told.
+
+    With a grace period the old pod goes on answering for a while, so all gaps of 15 s count.
+    """
+    release.await_ready()
+    label = f"--selector=app.kubernetes.io/component={process}"
+    since = time.monotonic()
+    release.kubectl("delete", "pod", label, "--wait=false", *how)
+    longest, last = 0.0, time.monotonic()
+    while time.monotonic() - since < 15:
+        if prober.writes():
+            longest = max(longest, time.monotonic() - last)
+            last = time.monotonic()
+    return max(longest, time.monotonic() - last)
+
+
 @click.command()
 @click.option("--rounds", default=ROUNDS, show_default=True)
 def main(rounds: int) -> None:
@@ -75,15 +95,8 @@ def main(rounds: int) -> None:
     try:
         began = time.monotonic()
         took = release.install()
-        user = ""
-
-        def answers() -> bool:
-            nonlocal user
-            user = prober.user() or ""
-            return bool(user)
-
-        answered = until(answers, began)
-        read = until(lambda: prober.reads(user), began)
+        answered = until(prober.writes, began)
+        read = until(prober.reads, began)
         click.echo(f"helm install --wait returned after       {took:6.1f} s")
         click.echo(f"install to the first answered request    {answered:6.1f} s")
         click.echo(f"install to the first successful read     {read:6.1f} s")
@@ -96,23 +109,10 @@ def main(rounds: int) -> None:
             cells = [f"{cpu:>8}{memory:>8}" for cpu, memory in (idle.get(name, (0, 0)), busy[name])]
             click.echo(f"{name:<18}{''.join(cells)}")
         for process in ("gateway", "user-service"):
-            label = f"--selector=app.kubernetes.io/component={process}"
-            for force in ((), ("--grace-period=0", "--force")):
-                found = []
-                for _ in range(rounds):
-                    release.await_ready()
-                    since = time.monotonic()
-                    release.kubectl("delete", "pod", label, "--wait=false", *force)
-                    # with a grace period the old pod goes on answering for a while: the gap counts
-                    worst, last = 0.0, time.monotonic()
-                    while time.monotonic() - since < 15:
-                        if prober.user():
-                            worst = max(worst, time.monotonic() - last)
-                            last = time.monotonic()
-                    found.append(max(worst, time.monotonic() - last))
-                how = "killed" if force else "deleted"
+            for act, how in (("deleted", ()), ("killed", ("--grace-period=0", "--force"))):
+                found = [longest_gap(release, prober, process, *how) for _ in range(rounds)]
                 click.echo(
-                    f"{process} {how}: longest gap between two answers"
+                    f"{process} {act}: longest gap between two answers"
                     f" {statistics.median(found):6.2f} s  ({min(found):.2f} to {max(found):.2f})"
                 )
     finally:

@@ -21,7 +21,7 @@ Object: TypeAlias = dict[str, Any]
 HELMS = tuple(name for name in ("helm", "helm3") if shutil.which(name)) or ("helm",)
 """The Helms of this machine; the first is used where one will do."""
 
-KUBERNETES = ("1.31", "1.34", "1.36")
+KUBERNETES = ("1.30", "1.34", "1.36")
 """Versions that every object must be valid for; the middle one is rendered for elsewhere."""
 
 NAMESPACE = "elsewhere"

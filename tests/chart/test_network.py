@@ -20,23 +20,7 @@ from tests.chart.network import (
 )
 from tests.chart.render import SERVERS, VALUES, Pod, Render, render
 from tests.chart.test_code import environment
-
-GRAPH = {
-    "gateway": ["user-service:3001", "order-service:3002"],
-    "user-service": ["postgres:5432", "mongodb:27017"],
-    "order-service": ["postgres:5432", "mongodb:27017"],
-    "user-relay": ["postgres:5432", "rabbitmq:5672"],
-    "order-relay": ["postgres:5432", "rabbitmq:5672"],
-    "user-projector": ["rabbitmq:5672", "mongodb:27017", "user-service:3001"],
-    "order-projector": ["rabbitmq:5672", "mongodb:27017", "order-service:3002"],
-    "order-user-sync": ["rabbitmq:5672", "mongodb:27017", "user-service:3001"],
-    "setup": ["postgres:5432", "rabbitmq:15672", "mongodb:27017"],
-    "test": ["gateway:3000"],
-    "postgres": [],
-    "rabbitmq": [],
-    "mongodb": [],
-}
-"""Who talks to whom: the whole of it."""
+from tests.graph import GRAPH
 
 METRICS = {(name, 9464) for name in GRAPH if name not in (*SERVERS, "setup", "test")}
 

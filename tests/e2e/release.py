@@ -222,7 +222,7 @@ class Stores:
 
     def await_converged(self, seconds: float = 60) -> float:
         """Wait until every read model is where its streams are; seconds it took."""
-        return await_that(lambda: not self.lagging(), seconds, f"converged: {self.lagging()}")
+        return await_that(lambda: not self.lagging(), seconds, "the read models converge")
 
     def differences(self, record: Record) -> list[str]:
         """Where the log, the read models and what the clients were told do not agree.

@@ -1,0 +1,18 @@
+"""Who talks to whom, declared by hand: held against rendered policies and a running cluster."""
+
+GRAPH = {
+    "gateway": ["user-service:3001", "order-service:3002"],
+    "user-service": ["postgres:5432", "mongodb:27017"],
+    "order-service": ["postgres:5432", "mongodb:27017"],
+    "user-relay": ["postgres:5432", "rabbitmq:5672"],
+    "order-relay": ["postgres:5432", "rabbitmq:5672"],
+    "user-projector": ["rabbitmq:5672", "mongodb:27017", "user-service:3001"],
+    "order-projector": ["rabbitmq:5672", "mongodb:27017", "order-service:3002"],
+    "order-user-sync": ["rabbitmq:5672", "mongodb:27017", "user-service:3001"],
+    "setup": ["postgres:5432", "rabbitmq:15672", "mongodb:27017"],
+    "test": ["gateway:3000"],
+    "postgres": [],
+    "rabbitmq": [],
+    "mongodb": [],
+}
+"""Each component, and what it connects to, `component:port`: the whole of it."""
