@@ -13,7 +13,7 @@ import uuid_utils.compat
 from eventcore.decider import Decider
 from eventcore.errors import Conflict, NotFound, Refused, StaleVersion
 from eventcore.event import Data, Event, NewEvent
-from eventcore.observe import APPENDED
+from eventcore.observe import APPENDED, APPENDS, CONFLICTS, CONFLICTS_LOST
 from eventcore.store import PAGE, Answer, Idempotency, Store, Stream
 
 State = TypeVar("State")
@@ -83,8 +83,10 @@ def handle(
         try:
             return _once(store, decider, stream, command, call, answer, creates)
         except Conflict as conflict:
+            CONFLICTS.labels(decider.aggregate_type).inc()
             log.info("conflict, deciding again", extra={"stream": str(stream), "attempt": attempt})
             if creates or attempt == ATTEMPTS - 1:
+                CONFLICTS_LOST.labels(decider.aggregate_type).inc()
                 raise Conflict(
                     f"{stream} is being changed by others; nothing was written"
                 ) from conflict
@@ -123,7 +125,8 @@ def _once(
     for fact in facts:
         state = decider.evolve(state, fact)
     given = answer(state, version + len(events))
-    appended = store.append(stream, version, events, call.metadata, call.idempotency, given)
+    with APPENDS.labels(decider.aggregate_type).time():
+        appended = store.append(stream, version, events, call.metadata, call.idempotency, given)
     if appended.replayed:
         return Handled(appended.replayed, appended.version, (), replayed=True)
     for event in events:

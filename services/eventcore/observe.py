@@ -17,14 +17,36 @@ from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import MappingProxyType
 
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+)
 from prometheus_client import generate_latest as _render
 from prometheus_client.multiprocess import MultiProcessCollector
 
-REQUESTS = Counter("http_requests", "Requests answered", ["method", "route", "status"])
+SECONDS = (
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10,
+)  # fmt: skip
+"""Bounds of what takes milliseconds when all is well, and seconds when it is not."""
+
+REQUESTS = Histogram(
+    "http_request_duration_seconds", "Time from a request's headers to its answer, by route",
+    ["method", "route", "status"], buckets=SECONDS,
+)  # fmt: skip
 APPENDED = Counter("eventstore_events_appended", "Events appended", ["event_type"])
+APPENDS = Histogram(
+    "eventstore_append_duration_seconds", "Time of an append, whatever became of it",
+    ["aggregate_type"], buckets=SECONDS,
+)  # fmt: skip
 CONFLICTS = Counter(
-    "eventstore_conflicts", "Commands refused after all retries", ["aggregate_type"]
+    "eventstore_conflicts", "Appends that found their stream changed by others", ["aggregate_type"]
+)
+CONFLICTS_LOST = Counter(
+    "eventstore_conflicts_lost", "Commands refused after all retries", ["aggregate_type"]
 )
 PUBLISHED = Counter("relay_events_confirmed", "Events confirmed by the broker", ["store"])
 RETURNED = Counter("relay_events_returned", "Events the broker could not route at first", ["store"])
@@ -33,6 +55,19 @@ CHECKPOINT = Gauge(
     multiprocess_mode="mostrecent",
 )  # fmt: skip
 APPLIED = Counter("projection_events_applied", "Events folded into documents", ["projection"])
+BATCHES = Histogram(
+    "projection_batch_events", "Deliveries that were applied at once", ["projection"],
+    buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500),
+)  # fmt: skip
+BATCH_SECONDS = Histogram(
+    "projection_batch_duration_seconds", "Time to apply a batch of deliveries and acknowledge it",
+    ["projection"], buckets=SECONDS,
+)  # fmt: skip
+READABLE = Histogram(
+    "projection_append_to_readable_seconds",
+    "Time from an event's append to the write of its document; two clocks, never below zero",
+    ["projection"], buckets=(*SECONDS, 30, 60, 300, 1800),
+)  # fmt: skip
 DUPLICATES = Counter("projection_events_duplicate", "Deliveries seen before", ["projection"])
 CAUGHT_UP = Counter(
     "projection_events_caught_up",

@@ -16,7 +16,7 @@ import random
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from threading import Event as Stop
 from threading import Thread
@@ -30,12 +30,15 @@ from eventcore.event import Event, from_message
 from eventcore.feed import Feed, HeadsPage
 from eventcore.observe import (
     APPLIED,
+    BATCH_SECONDS,
+    BATCHES,
     CAUGHT_UP,
     DEAD_LETTERS,
     DUPLICATES,
     HEART,
     PARKED,
     POSITION,
+    READABLE,
     Health,
 )
 from eventcore.projection import Document, Projection, version_of
@@ -92,6 +95,8 @@ class Folded:
     highest: int
     stopped_at: int = 0
     error: str = ""
+    recorded: list[datetime] = field(default_factory=list)
+    """When each of the events that are now in the document was appended."""
 
     @property
     def is_ahead(self) -> bool:
@@ -185,6 +190,7 @@ class Folder:
         for event in self._in_order(stream, before, events):
             try:
                 result.document = self._projection.apply(result.document, event)
+                result.recorded.append(event.recorded_at)
             except Exception as error:  # noqa: BLE001 - whatever a step raises parks its stream
                 result.stopped_at, result.error = event.version, f"{type(error).__name__}: {error}"
                 log.error(
@@ -231,8 +237,15 @@ class Folder:
             applied = sum(folded[s].version - folded[s].before for s in writes)
             APPLIED.labels(self._projection.name).inc(applied)
             for stream in writes:
+                self._observe(folded[stream].recorded)
                 self._remember(stream, folded[stream].version)
         return complete
+
+    def _observe(self, recorded: Sequence[datetime]) -> None:
+        """Count how long these events took to be readable."""
+        now = self._clock()
+        for moment in recorded:
+            READABLE.labels(self._projection.name).observe(max(0.0, (now - moment).total_seconds()))
 
     def _remember(self, stream: str, version: int) -> None:
         self._reached[stream] = version
@@ -510,7 +523,9 @@ class Projector:
         while not stop.is_set():
             HEART.beat()
             try:
-                self.handle(deliveries, consumer)
+                with BATCH_SECONDS.labels(self._projection.name).time():
+                    self.handle(deliveries, consumer)
+                BATCHES.labels(self._projection.name).observe(len(deliveries))
                 self._health.well("readmodel")
                 if failures:
                     consumer.resume()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from time import perf_counter
 from typing import Annotated, Any, Generic, TypeVar
 from uuid import UUID
 
@@ -324,6 +325,7 @@ def _if_match() -> tuple[int, ...]:
 def _add_ids(app: Flask) -> None:
     @app.before_request
     def take_ids() -> None:
+        g.began = perf_counter()
         g.request_id = _id_from("X-Request-ID") or str(new_id())
         g.correlation_id = _id_from("X-Correlation-ID") or g.request_id
         g.log_fields = log_fields(request_id=g.request_id, correlation_id=g.correlation_id)
@@ -335,15 +337,22 @@ def _add_ids(app: Flask) -> None:
         response.headers["X-Correlation-ID"] = g.correlation_id
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers.setdefault("Content-Security-Policy", "default-src 'none'")
-        route = request.url_rule.rule if request.url_rule else "(no route)"
         method = request.method if request.method in _METHODS else "(other)"
-        REQUESTS.labels(method, route, response.status_code).inc()
+        seconds = perf_counter() - g.began
+        REQUESTS.labels(method, _route(), response.status_code).observe(seconds)
         return response
 
     @app.teardown_request
     def drop_ids(_error: BaseException | None) -> None:
         if "log_fields" in g:
             g.log_fields.__exit__(None, None, None)
+
+
+def _route() -> str:
+    """The route as it is described, `/users/{id}`: never what stands in its place."""
+    rule = request.url_rule.rule if request.url_rule else "(no route)"
+    template: str = g.get("route") or re.sub("<(?:string:)?([a-z]+)>", r"{\1}", rule)
+    return template
 
 
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}

@@ -25,6 +25,9 @@ ROUTES = {"users": "user", "orders": "order", "queries/orders": "order"}
 """The first part of a path, and the service that answers it."""
 
 _PATH = re.compile(r"/(users|orders|queries/orders)((?:/[A-Za-z0-9-]{1,64}){0,3})")
+_ACTS = {"cancel", "events"}
+"""What may follow an id; for metrics alone, the services know what they have."""
+
 _THERE = (
     "Accept", "Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match",
     "traceparent", "tracestate",
@@ -115,6 +118,7 @@ def add_forwarding(app: Flask, upstreams: Upstreams) -> None:
         raw = str(request.environ.get("RAW_URI") or request.full_path)
         path, _, query = raw.partition("?")
         match = _PATH.fullmatch(path)
+        g.route = _template(match)
         if match is None:
             return problem(404, "Not found", "There is no such call; see /docs.", "not-found")
         repeatable = request.method in ("GET", "HEAD") or "Idempotency-Key" in request.headers
@@ -125,6 +129,16 @@ def add_forwarding(app: Flask, upstreams: Upstreams) -> None:
             return _failed(error)
         headers = {name: answer.headers[name] for name in _BACK if name in answer.headers}
         return Response(answer.data, answer.status, headers)
+
+
+def _template(match: re.Match[str] | None) -> str:
+    """The route as a metric names it: without ids, and one for all that no service has."""
+    if match is None:
+        return "(no route)"
+    _, *parts = match[2].split("/")
+    if len(parts) > 2 or (len(parts) == 2 and parts[1] not in _ACTS):
+        return "(no route)"
+    return f"/{match[1]}" + "".join(f"/{part}" for part in ("{id}", *parts[1:])[: len(parts)])
 
 
 def _failed(error: HTTPError) -> Response:
