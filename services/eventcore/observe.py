@@ -123,7 +123,7 @@ class _Json(logging.Formatter):
             **_extra(record),
         }
         if record.exc_info:
-            line["trace"] = self.formatException(record.exc_info)
+            line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
 
 

@@ -281,13 +281,19 @@ def _body(operation: Operation) -> object:
 
 def _call(operation: Operation) -> Call:
     metadata: dict[str, Any] = {"correlationId": g.correlation_id, "causationId": g.request_id}
-    if re.fullmatch(_TRACEPARENT, traceparent := request.headers.get("traceparent", "")):
+    if traceparent := _traceparent():
         metadata["traceparent"] = traceparent
     return Call(
         metadata=metadata,
         idempotency=_idempotency() if "Idempotency-Key" in operation.headers else None,
         if_match=_if_match() if "If-Match" in operation.headers else (),
     )
+
+
+def _traceparent() -> str | None:
+    """The caller's trace context (W3C), if it is well-formed."""
+    given = request.headers.get("traceparent", "")
+    return given if re.fullmatch(_TRACEPARENT, given) else None
 
 
 _TRACEPARENT = "00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"
@@ -328,7 +334,10 @@ def _add_ids(app: Flask) -> None:
         g.began = perf_counter()
         g.request_id = _id_from("X-Request-ID") or str(new_id())
         g.correlation_id = _id_from("X-Correlation-ID") or g.request_id
-        g.log_fields = log_fields(request_id=g.request_id, correlation_id=g.correlation_id)
+        ids = {"request_id": g.request_id, "correlation_id": g.correlation_id}
+        if given := _traceparent():
+            ids["trace_id"] = given.split("-")[1]
+        g.log_fields = log_fields(**ids)
         g.log_fields.__enter__()
 
     @app.after_request
@@ -339,7 +348,11 @@ def _add_ids(app: Flask) -> None:
         response.headers.setdefault("Content-Security-Policy", "default-src 'none'")
         method = request.method if request.method in _METHODS else "(other)"
         seconds = perf_counter() - g.began
-        REQUESTS.labels(method, _route(), response.status_code).observe(seconds)
+        route = _route()
+        REQUESTS.labels(method, route, response.status_code).observe(seconds)
+        if route not in _PROBES:
+            answered = {"method": method, "route": route, "status": response.status_code}
+            log.info("Answered", extra={**answered, "ms": round(seconds * 1000, 1)})
         return response
 
     @app.teardown_request
@@ -354,6 +367,9 @@ def _route() -> str:
     template: str = g.get("route") or re.sub("<(?:string:)?([a-z]+)>", r"{\1}", rule)
     return template
 
+
+_PROBES = {"/healthz", "/livez", "/readyz", "/metrics"}
+"""What is asked every few seconds is counted, and not worth a line."""
 
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
 """Those of RFC 9110 and RFC 5789; a metric must not have as many labels as callers can think of."""
