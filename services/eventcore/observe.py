@@ -60,7 +60,7 @@ BATCHES = Histogram(
     buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500),
 )  # fmt: skip
 BATCH_SECONDS = Histogram(
-    "projection_batch_duration_seconds", "Time to apply a batch of deliveries and acknowledge it",
+    "projection_batch_duration_seconds", "Time of a try to apply and acknowledge a batch",
     ["projection"], buckets=SECONDS,
 )  # fmt: skip
 READABLE = Histogram(

@@ -243,9 +243,9 @@ class Folder:
 
     def _observe(self, recorded: Sequence[datetime]) -> None:
         """Count how long these events took to be readable."""
-        now = self._clock()
+        now, readable = self._clock(), READABLE.labels(self._projection.name)
         for moment in recorded:
-            READABLE.labels(self._projection.name).observe(max(0.0, (now - moment).total_seconds()))
+            readable.observe(max(0.0, (now - moment).total_seconds()))
 
     def _remember(self, stream: str, version: int) -> None:
         self._reached[stream] = version

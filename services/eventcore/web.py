@@ -281,8 +281,8 @@ def _body(operation: Operation) -> object:
 
 def _call(operation: Operation) -> Call:
     metadata: dict[str, Any] = {"correlationId": g.correlation_id, "causationId": g.request_id}
-    if traceparent := _traceparent():
-        metadata["traceparent"] = traceparent
+    if g.traceparent:
+        metadata["traceparent"] = g.traceparent
     return Call(
         metadata=metadata,
         idempotency=_idempotency() if "Idempotency-Key" in operation.headers else None,
@@ -335,8 +335,9 @@ def _add_ids(app: Flask) -> None:
         g.request_id = _id_from("X-Request-ID") or str(new_id())
         g.correlation_id = _id_from("X-Correlation-ID") or g.request_id
         ids = {"request_id": g.request_id, "correlation_id": g.correlation_id}
-        if given := _traceparent():
-            ids["trace_id"] = given.split("-")[1]
+        g.traceparent = _traceparent()
+        if g.traceparent:
+            ids["trace_id"] = g.traceparent.split("-")[1]
         g.log_fields = log_fields(**ids)
         g.log_fields.__enter__()
 
@@ -350,7 +351,7 @@ def _add_ids(app: Flask) -> None:
         seconds = perf_counter() - g.began
         route = _route()
         REQUESTS.labels(method, route, response.status_code).observe(seconds)
-        if route not in _PROBES:
+        if route not in _REGULAR:
             answered = {"method": method, "route": route, "status": response.status_code}
             log.info("Answered", extra={**answered, "ms": round(seconds * 1000, 1)})
         return response
@@ -368,7 +369,7 @@ def _route() -> str:
     return template
 
 
-_PROBES = {"/healthz", "/livez", "/readyz", "/metrics"}
+_REGULAR = {"/healthz", "/livez", "/readyz", "/metrics", "/internal/heads"}
 """What is asked every few seconds is counted, and not worth a line."""
 
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}

@@ -7,7 +7,7 @@ import pytest
 
 from eventcore import jsontext
 from eventcore.observe import _Json
-from tests.fakes.shop import FakeShop
+from tests.fakes.shop import TOKEN, FakeShop
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
@@ -45,7 +45,8 @@ def test_each_call_is_one_line_with_route_time_and_ids_and_no_personal_data(
         json={"name": "Grace Hopper", "email": "grace@example.com"},
         headers={"X-Correlation-ID": "c-1", "traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"},
     )
-    shop.users.get("/healthz")
+    for regular in ("/healthz", "/internal/heads?after=0&until=1"):
+        shop.users.get(regular, headers={"Authorization": f"Bearer {TOKEN}"})
     [answered] = [jsontext.parse(each) for each in lines if '"Answered"' in each]
     assert answered["method"] == "POST"
     assert answered["route"] == "/users"

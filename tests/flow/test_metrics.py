@@ -8,6 +8,7 @@ from prometheus_client import REGISTRY
 
 from eventcore import observe
 from eventcore.errors import Conflict
+from eventcore.web import create_app
 from gateway.api import Upstreams, add_forwarding
 from tests.fakes.shop import FakeShop
 
@@ -59,8 +60,6 @@ def test_the_page_of_metrics_is_what_the_code_has() -> None:
 def test_the_gateway_counts_a_call_under_its_route_and_never_under_an_id(
     path: str, route: str
 ) -> None:
-    from eventcore.web import create_app
-
     app: Flask = create_app("Gateway", (), missing=dict, is_ready=lambda: True)
     nowhere = dict.fromkeys(("user", "order"), "http://127.0.0.1:1")
     add_forwarding(app, Upstreams(nowhere, connections=1))
