@@ -42,8 +42,11 @@ def announce(processes: Sequence[Process], places: Mapping[str, str]) -> None:
 def _welcome(processes: Sequence[Process], places: Mapping[str, str]) -> str:
     urls = {each.name: f"http://localhost:{each.port}" for each in processes}
     served = {name: urls[name] for name in ("gateway", "user-service", "order-service")}
-    probes = {name: f"{url}/metrics" for name, url in urls.items() if name not in served}
-    rows = [f"  {name:<16} {url}" for name, url in {**served, **probes, **places}.items()]
+    metrics = {
+        each.name: f"http://localhost:{each.env['METRICS_PORT']}/metrics" for each in processes
+    }
+    rows = [f"  {name:<16} {url}" for name, url in {**served, **places}.items()]
+    rows += ["", "Metrics of each process:", "", *(f"  {n:<16} {u}" for n, u in metrics.items())]
     return "\n".join(
         [
             "",

@@ -43,7 +43,7 @@ def relay() -> None:
     """Relay the service's events to the broker."""
     settings = read_settings(process="relay", needs=("store", "broker"))
     from eventcore.broker import Queue, RabbitMQ
-    from eventcore.observe import Health
+    from eventcore.observe import WINDOW, Health
     from eventcore.relay import Relay
     from eventcore.store import RelaySession, require_schema
 
@@ -66,6 +66,7 @@ def relay() -> None:
         delivery_limit=settings.delivery_limit,
         queue_bytes=settings.queue_bytes,
     )
+    WINDOW.labels(settings.service).set(settings.window)
     Relay(
         settings.service,
         open_store,
@@ -83,6 +84,7 @@ def project(name: str) -> None:
     from eventcore.broker import Queue, RabbitMQ
     from eventcore.observe import Health
     from eventcore.projector import Projector, Sweep
+    from eventcore.watch import LagWatch, watch
 
     health = Health("broker", "readmodel", "feed")
     stop = _start(settings, health.missing)
@@ -95,6 +97,8 @@ def project(name: str) -> None:
         queue_bytes=settings.queue_bytes,
     )
     queue = Queue(projection.queue, projection.binding)
+    if projection.aggregate_type != settings.service:  # else the service itself looks
+        watch([LagWatch(projection, readmodel, feed).look], stop)
     Projector(
         projection,
         readmodel,
@@ -243,9 +247,9 @@ def _folder(settings: Settings, projection: Projection) -> tuple[Any, Any, Any]:
 
 def _start(settings: Settings, missing: Callable[[], Any]) -> Stop:
     """Logs, probes, and an event that SIGTERM and SIGINT set."""
-    from eventcore.observe import serve_probes, start_logging
+    from eventcore.observe import serve_probes, start
 
-    start_logging(settings.service, settings.process, settings.log_format, settings.log_level)
+    start(settings)
     serve_probes(settings.metrics_port, missing)
     stop = Stop()
     for number in (signal.SIGTERM, signal.SIGINT):

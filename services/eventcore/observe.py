@@ -28,6 +28,8 @@ from prometheus_client import (
 from prometheus_client import generate_latest as _render
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from eventcore.settings import Settings
+
 SECONDS = (
     0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10,
 )  # fmt: skip
@@ -48,11 +50,38 @@ CONFLICTS = Counter(
 CONFLICTS_LOST = Counter(
     "eventstore_conflicts_lost", "Commands refused after all retries", ["aggregate_type"]
 )
+HEAD = Gauge(
+    "eventstore_head_position", "The last position drawn", ["store"],
+    multiprocess_mode="mostrecent",
+)  # fmt: skip
+SETTLED = Gauge(
+    "eventstore_settled_position", "Position up to which nothing can still appear", ["store"],
+    multiprocess_mode="mostrecent",
+)  # fmt: skip
+UNSETTLED = Gauge(
+    "eventstore_unsettled_seconds", "How long a writer holds the settled position back", ["store"],
+    multiprocess_mode="mostrecent",
+)  # fmt: skip
 PUBLISHED = Counter("relay_events_confirmed", "Events confirmed by the broker", ["store"])
 RETURNED = Counter("relay_events_returned", "Events the broker could not route at first", ["store"])
 CHECKPOINT = Gauge(
     "relay_checkpoint_position", "Position up to which all is confirmed", ["store"],
     multiprocess_mode="mostrecent",
+)  # fmt: skip
+RELAY_LAG = Gauge(
+    "relay_lag_events", "Positions settled and not confirmed; gaps count", ["store"],
+    multiprocess_mode="mostrecent",
+)  # fmt: skip
+RELAY_LAG_SECONDS = Gauge(
+    "relay_lag_seconds", "Age of the oldest event not confirmed; 0: there is none", ["store"],
+    multiprocess_mode="mostrecent",
+)  # fmt: skip
+RELAY_ACTIVE = Gauge("relay_active", "1: it holds the lock and relays; 0: it stands by", ["store"])
+IN_FLIGHT = Gauge("relay_in_flight_events", "Events published and not confirmed yet", ["store"])
+WINDOW = Gauge("relay_window_events", "Most events that may be unconfirmed", ["store"])
+CONFIRM_SECONDS = Histogram(
+    "relay_confirm_duration_seconds", "Time from publishing a page to its last confirm",
+    ["store"], buckets=SECONDS,
 )  # fmt: skip
 APPLIED = Counter("projection_events_applied", "Events folded into documents", ["projection"])
 BATCHES = Histogram(
@@ -84,9 +113,42 @@ POSITION = Gauge(
     ["projection"], multiprocess_mode="mostrecent",
 )  # fmt: skip
 
+LAG = Gauge(
+    "projection_lag_events",
+    "Positions from the oldest event neither applied nor parked to the settled one; gaps count",
+    ["projection"], multiprocess_mode="mostrecent",
+)  # fmt: skip
+LAG_SECONDS = Gauge(
+    "projection_lag_seconds",
+    "Age of the oldest event neither applied nor parked; 0: there is none",
+    ["projection"], multiprocess_mode="mostrecent",
+)  # fmt: skip
+STALENESS = Gauge(
+    "projection_staleness_seconds",
+    "Age of the moment up to which all is known to be applied or parked; some sweeps at best",
+    ["projection"], multiprocess_mode="mostrecent",
+)  # fmt: skip
+UP = Gauge(
+    "dependency_up", "1: it worked when it was last used; 0: it did not", ["server"],
+    multiprocess_mode="livemin",
+)  # fmt: skip
+POOL_USED = Gauge(
+    "pool_connections_in_use", "Connections that are taken from the pool", ["server"],
+    multiprocess_mode="livesum",
+)  # fmt: skip
+POOL_MAX = Gauge(
+    "pool_connections_max", "Connections that the pool may have", ["server"],
+    multiprocess_mode="livesum",
+)  # fmt: skip
+BUILD = Gauge(
+    "eventcore_build_info", "1, for what runs here", ["service", "process", "version", "revision"],
+    multiprocess_mode="mostrecent",
+)  # fmt: skip
+
 _fields: ContextVar[Mapping[str, str]] = ContextVar("log fields", default=MappingProxyType({}))
 _STANDARD = {*logging.makeLogRecord({}).__dict__, "message", "asctime", "taskName"}
 _NAMES = {"store": "Postgres", "broker": "RabbitMQ", "readmodel": "MongoDB", "feed": "feed"}
+_SERVERS = {**_NAMES, "store": "PostgreSQL"}
 
 
 @contextmanager
@@ -97,6 +159,13 @@ def log_fields(**fields: str) -> Iterator[None]:
         yield
     finally:
         _fields.reset(token)
+
+
+def start(settings: Settings) -> None:
+    """Show this process from now on: its log lines, and what it is."""
+    start_logging(settings.service, settings.process, settings.log_format, settings.log_level)
+    who = settings.service, settings.process, settings.version, settings.revision
+    BUILD.labels(*who).set(1)
 
 
 def start_logging(service: str, process: str, form: str, level: str) -> None:
@@ -175,6 +244,8 @@ class Health:
         self._problems: dict[str, str | None] = dict.fromkeys(parts, "not connected yet")
         self._lock = threading.Lock()
         self._log = logging.getLogger("eventcore.health")
+        for part in parts:
+            UP.labels(_SERVERS.get(part, part)).set(0)
 
     def well(self, part: str) -> None:
         """`part` works."""
@@ -182,6 +253,7 @@ class Health:
             changed = self._problems.get(part, "") is not None
             self._problems[part] = None
         if changed:
+            UP.labels(_SERVERS.get(part, part)).set(1)
             self._log.info(f"Connected to {_NAMES.get(part, part)}")
 
     def lacks(self, part: str, problem: str) -> None:
@@ -191,6 +263,7 @@ class Health:
             changed = known is None or known == "not connected yet"
             self._problems[part] = problem
         if changed:
+            UP.labels(_SERVERS.get(part, part)).set(0)
             self._log.warning(f"Waiting for {_NAMES.get(part, part)}", extra={"reason": problem})
 
     def missing(self) -> dict[str, str]:

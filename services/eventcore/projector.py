@@ -36,13 +36,11 @@ from eventcore.observe import (
     DEAD_LETTERS,
     DUPLICATES,
     HEART,
-    PARKED,
-    POSITION,
     READABLE,
     Health,
 )
 from eventcore.projection import Document, Projection, version_of
-from eventcore.readmodel import Lease, Parked, ReadModel, Write
+from eventcore.readmodel import Parked, ReadModel, Write
 
 Result = TypeVar("Result")
 
@@ -325,12 +323,11 @@ class Sweep:
         until, covered_at = self._seen or (0, None)
         page = self._feed.heads(lease.position, until)
         self._catch_up(lease.position, page)
-        PARKED.labels(self._projection.name).set(len(self._readmodel.parked(self._projection.name)))
         if page.until < until:
-            self._move(lease, page.until, None)
+            self._readmodel.move_checkpoint(lease, page.until, None)
             return True
         self._seen = (page.settled, now)
-        self._move(lease, page.until, covered_at)
+        self._readmodel.move_checkpoint(lease, page.until, covered_at)
         return False
 
     def release(self) -> None:
@@ -339,10 +336,6 @@ class Sweep:
             self._readmodel.release_lease(self._projection.name, self._holder)
         except ReadModelAway as away:
             log.warning("Lease left to run out", extra={"reason": str(away)})
-
-    def _move(self, lease: Lease, position: int, covered_at: datetime | None) -> None:
-        if self._readmodel.move_checkpoint(lease, position, covered_at):
-            POSITION.labels(self._projection.name).set(position)
 
     def _catch_up(self, position: int, page: HeadsPage) -> None:
         """Apply what the streams lack whose document is behind their head on this page.

@@ -30,9 +30,11 @@ from pymongo.errors import (
     PyMongoError,
     WTimeoutError,
 )
+from pymongo.monitoring import ConnectionPoolListener
 from pymongo.write_concern import WriteConcern
 
 from eventcore.errors import CannotApply, ReadModelAway
+from eventcore.observe import POOL_MAX, POOL_USED
 from eventcore.projection import Document
 from eventcore.settings import Server
 
@@ -305,9 +307,34 @@ class Mongo:
                 waitQueueTimeoutMS=2000,
                 heartbeatFrequencyMS=5000,
                 appname="eventcore",
+                event_listeners=[_Pool()],
             )
+            POOL_MAX.labels("MongoDB").set(self._connections)
             self._password = password
         return self._client
+
+
+class _Pool(ConnectionPoolListener):
+    """Counts the connections that are in use."""
+
+    def __init__(self) -> None:
+        self._in_use = POOL_USED.labels("MongoDB")
+
+    def connection_checked_out(self, event: object) -> None:
+        self._in_use.inc()
+
+    def connection_checked_in(self, event: object) -> None:
+        self._in_use.dec()
+
+    def pool_created(self, event: object) -> None: ...
+    def pool_ready(self, event: object) -> None: ...
+    def pool_cleared(self, event: object) -> None: ...
+    def pool_closed(self, event: object) -> None: ...
+    def connection_created(self, event: object) -> None: ...
+    def connection_ready(self, event: object) -> None: ...
+    def connection_closed(self, event: object) -> None: ...
+    def connection_check_out_started(self, event: object) -> None: ...
+    def connection_check_out_failed(self, event: object) -> None: ...
 
 
 class _DecimalCodec(TypeCodec):

@@ -15,7 +15,15 @@ from eventcore import jsontext
 from eventcore.broker import Message, Publisher
 from eventcore.errors import Away
 from eventcore.event import Event, to_message
-from eventcore.observe import CHECKPOINT, HEART, PUBLISHED, RETURNED, Health
+from eventcore.observe import (
+    CONFIRM_SECONDS,
+    HEART,
+    IN_FLIGHT,
+    PUBLISHED,
+    RELAY_ACTIVE,
+    RETURNED,
+    Health,
+)
 from eventcore.store import RelayStore
 
 log = logging.getLogger(__name__)
@@ -64,13 +72,16 @@ class Relay:
 
     def _with_store(self, stop: Stop) -> None:
         store = self._open_store()
+        active = RELAY_ACTIVE.labels(self._name)
         try:
+            active.set(0)
             self._health.well("store")
             while not store.lock():
                 HEART.beat()
                 self._health.well("broker")  # a standby is ready to take over
                 if stop.wait(1.0):
                     return
+            active.set(1)
             publisher = self._open_publisher()
             try:
                 self._health.well("broker")
@@ -79,6 +90,7 @@ class Relay:
             finally:
                 publisher.close()
         finally:
+            active.set(0)
             store.close()
 
 
@@ -93,6 +105,7 @@ class Pump:
         self._saved = self._checkpoint
         self._saved_at = 0.0
         self._in_flight: deque[int] = deque()
+        self._pages: deque[tuple[int, float]] = deque()
         self._confirmed = 0
         self._returned = 0
 
@@ -129,7 +142,9 @@ class Pump:
             return 0
         page = self._store.read_feed(self._sent, settled)
         if page:
+            began = monotonic()
             self._publisher.publish([to_broker(event) for event in page])
+            self._pages.append((page[-1].position, began))
             self._in_flight.extend(event.position for event in page)
             self._sent = page[-1].position
         else:
@@ -146,7 +161,6 @@ class Pump:
         if self._checkpoint > self._saved:
             self._store.move_checkpoint(self._checkpoint)
             self._saved, self._saved_at = self._checkpoint, monotonic()
-            CHECKPOINT.labels(self._name).set(self._checkpoint)
 
     def _collect(self, wait: float) -> None:
         if wait:
@@ -155,6 +169,9 @@ class Pump:
             confirmed = self._publisher.confirmed()
         for _ in range(confirmed - self._confirmed):
             self._checkpoint = self._in_flight.popleft()
+        while self._pages and self._pages[0][0] <= self._checkpoint:
+            CONFIRM_SECONDS.labels(self._name).observe(monotonic() - self._pages.popleft()[1])
+        IN_FLIGHT.labels(self._name).set(len(self._in_flight))
         PUBLISHED.labels(self._name).inc(confirmed - self._confirmed)
         RETURNED.labels(self._name).inc(self._publisher.returned - self._returned)
         self._confirmed, self._returned = confirmed, self._publisher.returned

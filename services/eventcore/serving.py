@@ -19,7 +19,7 @@ from gunicorn.http.errors import ParseException
 from prometheus_client.multiprocess import mark_process_dead
 
 from eventcore.errors import Away
-from eventcore.observe import Health, serve_probes, start_logging
+from eventcore.observe import Health, serve_probes, start
 from eventcore.readmodel import Mongo
 from eventcore.settings import Settings
 from eventcore.store import Postgres, require_schema
@@ -140,5 +140,5 @@ class _Logger(Logger):  # type: ignore[misc]
 
 def serve(settings: Settings) -> None:
     """Serve until a signal says stop."""
-    start_logging(settings.service, settings.process, settings.log_format, settings.log_level)
+    start(settings)
     Server(settings).run()

@@ -51,6 +51,8 @@ class Settings:
 
     service: str
     process: str
+    version: str
+    revision: str
     port: int
     metrics_port: int
     store: Server | None
@@ -95,6 +97,8 @@ def read_settings(
     settings = Settings(
         service=service,
         process=process,
+        version=reader.text("VERSION", "unknown"),
+        revision=reader.text("REVISION", "unknown"),
         port=reader.integer("PORT", {"gateway": 3000, "user": 3001, "order": 3002}.get(service, 0)),
         metrics_port=reader.integer("METRICS_PORT", 0),
         store=servers["store"],

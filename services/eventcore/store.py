@@ -22,6 +22,7 @@ from sqlalchemy.pool import NullPool
 from eventcore import jsontext
 from eventcore.errors import Away, Busy, Conflict, KeyReused, Misconfigured, StoreAway
 from eventcore.event import Data, Event, NewEvent
+from eventcore.observe import POOL_MAX, POOL_USED
 from eventcore.settings import Server
 
 SCHEMA_VERSION = 1
@@ -82,6 +83,15 @@ class Head:
     version: int
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a log goes: drawn, settled, and confirmed by the broker; positions."""
+
+    head: int
+    settled: int
+    relayed: int
+
+
 class Store(Protocol):
     """The port that services use; every method may raise StoreAway."""
 
@@ -109,6 +119,9 @@ class Store(Protocol):
 
     def settled(self) -> int:
         """The position up to which nothing can still appear."""
+
+    def progress(self, relay: str) -> Progress:
+        """How far the log goes now, and how far `relay` has come; does not wait for writers."""
 
     def read_feed(self, after: int, until: int, limit: int = PAGE) -> list[Event]:
         """Events of all streams by position, above `after`, up to the settled `until`."""
@@ -261,6 +274,12 @@ class Postgres:
                 return position
             time.sleep(0.005)
 
+    def progress(self, relay: str) -> Progress:
+        """See Store."""
+        with self._settling_lock:
+            head, holders, relayed = self._rows(_PROGRESS, (relay,))[0]
+            return Progress(head, self._settling.observe(head, holders), relayed)
+
     def read_feed(self, after: int, until: int, limit: int = PAGE) -> list[Event]:
         """See Store."""
         return _read_feed(self._rows, after, until, limit)
@@ -288,6 +307,11 @@ class Postgres:
         with translated(), self._engine.connect() as connection:
             return list(connection.exec_driver_sql(statement, values))
 
+
+_PROGRESS = (
+    "select head, holders, coalesce((select position from checkpoints where name = %s), 0)"
+    " from settle()"
+)
 
 _APPEND = (
     "select replayed, answer, version from append_events("
@@ -485,6 +509,11 @@ def connect(server: Server, pool_size: int = 0) -> Engine:
     def fresh_password(_dialect: Any, _record: Any, _args: Any, parameters: dict[str, Any]) -> None:
         parameters["password"] = server.password.read()
 
+    if pool_size:
+        POOL_MAX.labels("PostgreSQL").set(pool_size + 1)
+        in_use = POOL_USED.labels("PostgreSQL")
+        event.listen(engine, "checkout", lambda *_: in_use.inc())
+        event.listen(engine, "checkin", lambda *_: in_use.dec())
     return engine
 
 

@@ -111,14 +111,19 @@ def add_forwarding(app: Flask, upstreams: Upstreams) -> None:
 
     Whatever the method: which ones there are for a path, the service knows.
     """
+
+    @app.url_value_preprocessor
+    def name_route(_endpoint: str | None, _values: object) -> None:
+        """Before anything can refuse the request, so that it is counted under its route."""
+        if _endpoint == "forward":
+            g.route = _template(_PATH.fullmatch(_target()[0]))
+
     app.url_map.add(app.url_rule_class("/<path:_path>", endpoint="forward"))
 
     @app.endpoint("forward")
     def forward(_path: str) -> Response:
-        raw = str(request.environ.get("RAW_URI") or request.full_path)
-        path, _, query = raw.partition("?")
+        path, query = _target()
         match = _PATH.fullmatch(path)
-        g.route = _template(match)
         if match is None:
             return problem(404, "Not found", "There is no such call; see /docs.", "not-found")
         repeatable = request.method in ("GET", "HEAD") or "Idempotency-Key" in request.headers
@@ -129,6 +134,12 @@ def add_forwarding(app: Flask, upstreams: Upstreams) -> None:
             return _failed(error)
         headers = {name: answer.headers[name] for name in _BACK if name in answer.headers}
         return Response(answer.data, answer.status, headers)
+
+
+def _target() -> tuple[str, str]:
+    """Path and query of the request, as they were sent."""
+    path, _, query = str(request.environ.get("RAW_URI") or request.full_path).partition("?")
+    return path, query
 
 
 def _template(match: re.Match[str] | None) -> str:

@@ -1,5 +1,7 @@
 """The order service, put together."""
 
+from threading import Event as Stop
+
 from flask import Flask
 
 from eventcore.feed import StoreFeed
@@ -8,6 +10,7 @@ from eventcore.readmodel import Mongo
 from eventcore.serving import Readiness
 from eventcore.settings import Settings
 from eventcore.store import Postgres
+from eventcore.watch import watch, watch_service
 from eventcore.web import create_app as create_web_app
 from order.api import routes
 from order.customers import Customers
@@ -25,6 +28,9 @@ def create_app(settings: Settings) -> Flask:
     store = Postgres(settings.store, settings.threads)
     readmodel = Mongo(settings.readmodel, settings.threads)
     readiness = Readiness(store, readmodel)
+    feed = StoreFeed(store, "order")
+    looks = watch_service("order", store, readmodel, feed, PROJECTIONS)
+    watch([readiness.missing, *looks], Stop())
     customers = Customers(
         readmodel,
         wait=settings.known_user_wait,
@@ -37,6 +43,6 @@ def create_app(settings: Settings) -> Flask:
         missing=readiness.missing,
         is_ready=readiness.is_ready,
         store=store,
-        feed=StoreFeed(store, "order"),
+        feed=feed,
         feed_token=settings.feed_token,
     )

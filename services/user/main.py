@@ -1,5 +1,7 @@
 """The user service, put together."""
 
+from threading import Event as Stop
+
 from flask import Flask
 
 from eventcore.feed import StoreFeed
@@ -8,6 +10,7 @@ from eventcore.readmodel import Mongo
 from eventcore.serving import Readiness
 from eventcore.settings import Settings
 from eventcore.store import Postgres
+from eventcore.watch import watch, watch_service
 from eventcore.web import create_app as create_web_app
 from user.api import routes
 from user.projections import users
@@ -24,12 +27,15 @@ def create_app(settings: Settings) -> Flask:
     store = Postgres(settings.store, settings.threads)
     readmodel = Mongo(settings.readmodel, settings.threads)
     readiness = Readiness(store, readmodel)
+    feed = StoreFeed(store, "user")
+    looks = watch_service("user", store, readmodel, feed, PROJECTIONS)
+    watch([readiness.missing, *looks], Stop())
     return create_web_app(
         TITLE,
         routes(store, Views(users.PROJECTION, readmodel, store)).all,
         missing=readiness.missing,
         is_ready=readiness.is_ready,
         store=store,
-        feed=StoreFeed(store, "user"),
+        feed=feed,
         feed_token=settings.feed_token,
     )

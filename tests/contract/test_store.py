@@ -8,7 +8,7 @@ import pytest
 
 from eventcore.errors import Conflict, KeyReused
 from eventcore.event import NewEvent
-from eventcore.store import Answer, Idempotency, Postgres, Store, Stream
+from eventcore.store import Answer, Idempotency, Postgres, Progress, Store, Stream
 from tests.fakes.store import FakeStore
 
 ANSWER = Answer(202, {"userId": "u", "price": Decimal("0.10")}, {"ETag": '"1"'})
@@ -147,3 +147,14 @@ def test_heads_name_each_stream_that_changed_with_its_last_version_there(store: 
         (first.aggregate_id, 3),
         (second.aggregate_id, 1),
     }
+
+
+def test_progress_says_how_far_the_log_goes_and_how_far_of_it_is_relayed(
+    store: Store, stream: Stream
+) -> None:
+    store.append(stream, 0, [new_event(), new_event()], {})
+    first = store.settled()
+    assert store.progress("user") == Progress(head=first, settled=first, relayed=0)
+    store.append(stream, 2, [new_event()], {})
+    store.settled()
+    assert store.progress("user").settled == first + 1

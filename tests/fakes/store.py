@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from eventcore import jsontext
 from eventcore.errors import Conflict, KeyReused, StoreAway
 from eventcore.event import Data, Event, NewEvent
-from eventcore.store import PAGE, Answer, Appended, Head, Idempotency, Store, Stream
+from eventcore.store import PAGE, Answer, Appended, Head, Idempotency, Progress, Store, Stream
 
 
 @dataclass
@@ -61,6 +61,10 @@ class FakeStore:
         """See Store; what is in memory has settled."""
         self._check()
         return self.head
+
+    def progress(self, relay: str) -> Progress:
+        """See Store."""
+        return Progress(self.head, self.settled(), self.checkpoint())
 
     def read_feed(self, after: int, until: int, limit: int = PAGE) -> list[Event]:
         """See Store."""

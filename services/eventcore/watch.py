@@ -1,0 +1,189 @@
+"""What is known of those that work behind a service, whether they run or not.
+
+A relay or a projector that is stopped says nothing, so how far each is behind is told by who
+can see both ends: the service has the log and its read models. Of a projection of another
+service's events it sees the checkpoint alone; the projector itself looks at that one.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from threading import Event as Stop
+from threading import Thread
+from time import monotonic
+
+from eventcore.errors import Away
+from eventcore.event import Event
+from eventcore.feed import Feed
+from eventcore.observe import (
+    CHECKPOINT,
+    HEAD,
+    LAG,
+    LAG_SECONDS,
+    PARKED,
+    POSITION,
+    RELAY_LAG,
+    RELAY_LAG_SECONDS,
+    SETTLED,
+    STALENESS,
+    UNSETTLED,
+)
+from eventcore.projection import Projection
+from eventcore.readmodel import ReadModel
+from eventcore.store import Store
+
+EVERY = 2.0
+"""Seconds between two looks; a metric is that old at most."""
+
+PAGES = 20
+"""Pages of heads that one look goes through; what it did not reach, the next one does."""
+
+_ANY = 2**62
+"""A position past every feed's end."""
+
+log = logging.getLogger(__name__)
+
+
+class LogWatch:
+    """A store's log and its relay: head, settled position, and what the relay has still to do."""
+
+    def __init__(
+        self,
+        name: str,
+        store: Store,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        timer: Callable[[], float] = monotonic,
+    ) -> None:
+        self._name = name
+        self._store = store
+        self._clock = clock
+        self._timer = timer
+        self._awaited = 0
+        self._since = 0.0
+
+    def look(self) -> None:
+        """Look once, and set the metrics. Raises StoreAway."""
+        progress = self._store.progress(self._name)
+        if progress.settled >= self._awaited:
+            self._awaited, self._since = progress.head, self._timer()
+        held = self._timer() - self._since if progress.settled < self._awaited else 0.0
+        waiting = max(0, progress.settled - progress.relayed)
+        oldest = self._store.read_feed(progress.relayed, progress.settled, 1) if waiting else []
+        HEAD.labels(self._name).set(progress.head)
+        SETTLED.labels(self._name).set(progress.settled)
+        UNSETTLED.labels(self._name).set(held)
+        CHECKPOINT.labels(self._name).set(progress.relayed)
+        RELAY_LAG.labels(self._name).set(waiting if oldest else 0)
+        RELAY_LAG_SECONDS.labels(self._name).set(_age(oldest[0], self._clock()) if oldest else 0)
+
+
+class CheckpointWatch:
+    """A projection as its read model shows it: checkpoint, staleness, parked streams."""
+
+    def __init__(
+        self,
+        projection: Projection,
+        readmodel: ReadModel,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._name = projection.name
+        self._readmodel = readmodel
+        self._clock = clock
+
+    def look(self) -> None:
+        """Look once, and set the metrics. Raises ReadModelAway."""
+        checkpoint = self._readmodel.checkpoint(self._name)
+        POSITION.labels(self._name).set(checkpoint.position)
+        PARKED.labels(self._name).set(len(self._readmodel.parked(self._name)))
+        if checkpoint.covered_at:
+            age = (self._clock() - checkpoint.covered_at).total_seconds()
+            STALENESS.labels(self._name).set(max(0.0, age))
+
+
+class LagWatch:
+    """How far a projection is behind the feed: from the oldest event not applied nor parked.
+
+    It compares heads with documents, as the sweep does, and each stretch of the feed only
+    until it has seen all of it applied once.
+    """
+
+    def __init__(
+        self,
+        projection: Projection,
+        readmodel: ReadModel,
+        feed: Feed,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._projection = projection
+        self._readmodel = readmodel
+        self._feed = feed
+        self._clock = clock
+        self._checkpoint = 0
+        self._applied = 0
+
+    def look(self) -> None:
+        """Look once, and set the metrics. Raises Away."""
+        checkpoint = self._readmodel.checkpoint(self._projection.name).position
+        if checkpoint < self._checkpoint:
+            self._applied = 0  # it is being folded anew
+        self._checkpoint = checkpoint
+        self._applied = max(self._applied, checkpoint)
+        for _ in range(PAGES):
+            page = self._feed.heads(self._applied, _ANY)
+            heads = {str(head.aggregate_id): head.version for head in page.heads}
+            if oldest := self._oldest(heads, page.until):
+                self._tell(page.settled - oldest.position + 1, _age(oldest, self._clock()))
+                return
+            self._applied = max(self._applied, page.until)
+            if page.until >= page.settled:
+                self._tell(0, 0)
+                return
+
+    def _tell(self, events: int, seconds: float) -> None:
+        LAG.labels(self._projection.name).set(events)
+        LAG_SECONDS.labels(self._projection.name).set(seconds)
+
+    def _oldest(self, heads: dict[str, int], until: int) -> Event | None:
+        """The oldest event up to `until` that is neither applied nor on a parked stream."""
+        versions = self._readmodel.versions(self._projection.collection, heads)
+        behind = {stream for stream, head in heads.items() if versions.get(stream, 0) < head}
+        behind -= set(self._readmodel.parked(self._projection.name, behind)) if behind else set()
+        if not behind:
+            return None
+        for event in self._feed.between(self._applied, until):
+            stream = str(event.aggregate_id)
+            if stream in behind and event.version > versions.get(stream, 0):
+                return event
+        return None
+
+
+def _age(event: Event, now: datetime) -> float:
+    return max(0.0, (now - event.recorded_at).total_seconds())
+
+
+def watch(looks: Iterable[Callable[[], object]], stop: Stop, every: float = EVERY) -> Thread:
+    """Look at all of it every few seconds, from a thread, until `stop` is set."""
+    thread = Thread(target=_run, args=(tuple(looks), stop, every), name="watch", daemon=True)
+    thread.start()
+    return thread
+
+
+def _run(looks: Sequence[Callable[[], object]], stop: Stop, every: float) -> None:
+    while not stop.wait(every):
+        for look in looks:
+            try:
+                look()
+            except Away as away:
+                log.debug("Cannot look now", extra={"reason": str(away)})
+
+
+def watch_service(
+    name: str, store: Store, readmodel: ReadModel, feed: Feed, projections: Iterable[Projection]
+) -> list[Callable[[], object]]:
+    """What a service looks at: its log and relay, its read models, the lag of its own events'."""
+    looks: list[Callable[[], object]] = [LogWatch(name, store).look]
+    for projection in projections:
+        looks.append(CheckpointWatch(projection, readmodel).look)
+        if projection.aggregate_type == name:
+            looks.append(LagWatch(projection, readmodel, feed).look)
+    return looks

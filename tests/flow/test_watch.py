@@ -1,0 +1,214 @@
+"""What a service says about its relay and projections: how far they are behind, stopped or not."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from prometheus_client import REGISTRY
+
+from eventcore.errors import ReadModelAway
+from eventcore.feed import StoreFeed
+from eventcore.observe import Health
+from eventcore.store import Progress
+from eventcore.watch import CheckpointWatch, LagWatch, LogWatch
+from tests.fakes.shop import FakeShop
+from tests.fakes.store import FakeStore
+from user.projections import users
+
+NOON = datetime(2026, 1, 16, 12, tzinfo=UTC)
+
+
+class Clock:
+    """Time as the test says."""
+
+    def __init__(self) -> None:
+        self.now = NOON
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def seconds(self) -> float:
+        return (self.now - NOON).total_seconds()
+
+    def wait(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def shop(clock: Clock) -> FakeShop:
+    shop = FakeShop()
+    shop.user_store.now = clock.now
+    return shop
+
+
+def value(name: str, **labels: str) -> float | None:
+    return REGISTRY.get_sample_value(name, labels)
+
+
+def lag() -> tuple[float | None, float | None]:
+    """In events and in seconds."""
+    return (
+        value("projection_lag_events", projection="users"),
+        value("projection_lag_seconds", projection="users"),
+    )
+
+
+def lag_watch(shop: FakeShop, clock: Clock) -> LagWatch:
+    feed = StoreFeed(shop.user_store, "user")
+    return LagWatch(users.PROJECTION, shop.readmodel, feed, clock)
+
+
+def new_user(shop: FakeShop) -> str:
+    user_id: str = shop.post(shop.users, "/users", {"name": "Ada", "email": "a@example.com"})[
+        "userId"
+    ]
+    return user_id
+
+
+def test_lag_grows_while_nothing_is_applied_and_nothing_more_comes(
+    shop: FakeShop, clock: Clock
+) -> None:
+    watch = lag_watch(shop, clock)
+    watch.look()
+    assert lag() == (0, 0)
+    new_user(shop)
+    clock.wait(7)
+    shop.user_store.now = clock.now
+    new_user(shop)
+    watch.look()
+    assert lag() == (2, 7)
+    clock.wait(60)
+    watch.look()
+    assert lag() == (2, 67)
+    shop.settle()
+    watch.look()
+    assert lag() == (0, 0)
+
+
+def test_lag_is_from_the_oldest_event_that_lacks_even_if_later_ones_are_applied(
+    shop: FakeShop, clock: Clock
+) -> None:
+    watch = lag_watch(shop, clock)
+    first = new_user(shop)
+    clock.wait(5)
+    shop.user_store.now = clock.now
+    new_user(shop)
+    shop.settle()
+    del shop.readmodel.collections["users"][first]
+    watch.look()
+    assert lag() == (2, 5)
+
+
+def test_a_parked_stream_does_not_count_as_lag(shop: FakeShop, clock: Clock) -> None:
+    watch = lag_watch(shop, clock)
+    user_id = new_user(shop)
+    shop.settle()
+    shop.users.put(f"/users/{user_id}", json={"name": "Eve"})
+    broken = shop.user_store.log[-1]
+    shop.user_store.log[-1] = type(broken)(
+        *(getattr(broken, f) if f != "data" else {} for f in broken.__slots__)
+    )
+    shop.settle()
+    assert shop.readmodel.parked("users")
+    watch.look()
+    assert lag() == (0, 0)
+    CheckpointWatch(users.PROJECTION, shop.readmodel, clock).look()
+    assert value("projection_parked_streams", projection="users") == 1
+
+
+def test_what_was_seen_applied_is_not_compared_again(
+    shop: FakeShop, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = lag_watch(shop, clock)
+    for _ in range(3):
+        new_user(shop)
+    shop.settle()
+    watch.look()
+    asked: list[list[str]] = []
+    versions = shop.readmodel.versions
+
+    def noted(collection: str, ids: Iterable[str]) -> dict[str, int]:
+        asked.append(list(ids))
+        return versions(collection, asked[-1])
+
+    monkeypatch.setattr(shop.readmodel, "versions", noted)
+    new = new_user(shop)
+    watch.look()
+    assert asked == [[new]]
+
+
+def test_a_projection_that_is_folded_anew_is_compared_from_the_beginning(
+    shop: FakeShop, clock: Clock
+) -> None:
+    watch = lag_watch(shop, clock)
+    new_user(shop)
+    shop.settle()
+    shop.sweep()
+    watch.look()
+    shop.readmodel.collections.clear()
+    shop.readmodel.checkpoints.clear()
+    watch.look()
+    assert lag() == (1, 0)
+
+
+def test_staleness_is_the_age_of_what_the_sweep_has_covered(shop: FakeShop, clock: Clock) -> None:
+    new_user(shop)
+    shop.settle()
+    shop.sweep()
+    covered = shop.readmodel.checkpoint("users").covered_at
+    assert covered
+    clock.now = covered + timedelta(seconds=90)
+    CheckpointWatch(users.PROJECTION, shop.readmodel, clock).look()
+    assert value("projection_staleness_seconds", projection="users") == 90
+    assert value("projection_checkpoint_position", projection="users") == 1
+
+
+def test_the_relays_lag_is_seen_while_it_is_stopped(shop: FakeShop, clock: Clock) -> None:
+    watch = LogWatch("user", shop.user_store, clock, clock.seconds)
+    new_user(shop)
+    clock.wait(30)
+    watch.look()
+    assert value("relay_lag_events", store="user") == 1
+    assert value("relay_lag_seconds", store="user") == 30
+    assert value("eventstore_unsettled_seconds", store="user") == 0
+    shop.relay()
+    watch.look()
+    assert value("relay_lag_events", store="user") == 0
+    assert value("relay_lag_seconds", store="user") == 0
+    assert value("relay_checkpoint_position", store="user") == 1
+
+
+def test_a_writer_that_does_not_commit_shows_for_how_long_it_holds_the_feed_back(
+    clock: Clock,
+) -> None:
+    class Held(FakeStore):
+        """Its head is drawn and does not settle."""
+
+        stuck = True
+
+        def progress(self, relay: str) -> Progress:
+            return Progress(5, 3 if self.stuck else 5, 3)
+
+    store = Held()
+    watch = LogWatch("user", store, clock, clock.seconds)
+    watch.look()
+    clock.wait(12)
+    watch.look()
+    assert value("eventstore_unsettled_seconds", store="user") == 12
+    store.stuck = False
+    watch.look()
+    assert value("eventstore_unsettled_seconds", store="user") == 0
+
+
+def test_health_is_a_metric() -> None:
+    health = Health("store", "readmodel")
+    assert value("dependency_up", server="PostgreSQL") == 0
+    health.well("store")
+    assert value("dependency_up", server="PostgreSQL") == 1
+    health.lacks("store", str(ReadModelAway("gone")))
+    assert value("dependency_up", server="PostgreSQL") == 0
