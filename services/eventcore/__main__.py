@@ -4,6 +4,7 @@ SERVICE names the service; its module `{SERVICE}.main` says what there is to pro
 serve. Imports wait until a command is known: `serve` must set up metrics before any of them.
 """
 
+import atexit
 import importlib
 import json
 import os
@@ -248,8 +249,11 @@ def _folder(settings: Settings, projection: Projection) -> tuple[Any, Any, Any]:
 def _start(settings: Settings, missing: Callable[[], Any]) -> Stop:
     """Logs, probes, and an event that SIGTERM and SIGINT set."""
     from eventcore.observe import serve_probes, start
+    from eventcore.tracing import start_tracing, stop_tracing
 
     start(settings)
+    start_tracing(settings)
+    atexit.register(stop_tracing)
     serve_probes(settings.metrics_port, missing)
     stop = Stop()
     for number in (signal.SIGTERM, signal.SIGINT):

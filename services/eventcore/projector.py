@@ -41,6 +41,7 @@ from eventcore.observe import (
 )
 from eventcore.projection import Document, Projection, version_of
 from eventcore.readmodel import Parked, ReadModel, Write
+from eventcore.tracing import processing
 
 Result = TypeVar("Result")
 
@@ -516,7 +517,11 @@ class Projector:
         while not stop.is_set():
             HEART.beat()
             try:
-                with BATCH_SECONDS.labels(self._projection.name).time():
+                carried = [delivery.message for delivery in deliveries]
+                with (
+                    BATCH_SECONDS.labels(self._projection.name).time(),
+                    processing(self._projection.queue, carried),
+                ):
                     self.handle(deliveries, consumer)
                 BATCHES.labels(self._projection.name).observe(len(deliveries))
                 self._health.well("readmodel")

@@ -12,7 +12,7 @@ from threading import Event as Stop
 from time import monotonic
 
 from eventcore import jsontext
-from eventcore.broker import Message, Publisher
+from eventcore.broker import EXCHANGE, Message, Publisher
 from eventcore.errors import Away
 from eventcore.event import Event, to_message
 from eventcore.observe import (
@@ -25,6 +25,7 @@ from eventcore.observe import (
     Health,
 )
 from eventcore.store import RelayStore
+from eventcore.tracing import Ends, publishing
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class Pump:
         self._saved = self._checkpoint
         self._saved_at = 0.0
         self._in_flight: deque[int] = deque()
-        self._pages: deque[tuple[int, float]] = deque()
+        self._pages: deque[tuple[int, float, Ends]] = deque()
         self._confirmed = 0
         self._returned = 0
 
@@ -143,8 +144,9 @@ class Pump:
         page = self._store.read_feed(self._sent, settled)
         if page:
             began = monotonic()
-            self._publisher.publish([to_broker(event) for event in page])
-            self._pages.append((page[-1].position, began))
+            published = publishing(EXCHANGE, page, [to_broker(event) for event in page])
+            self._publisher.publish(published.messages)
+            self._pages.append((page[-1].position, began, published))
             self._in_flight.extend(event.position for event in page)
             self._sent = page[-1].position
         else:
@@ -170,7 +172,9 @@ class Pump:
         for _ in range(confirmed - self._confirmed):
             self._checkpoint = self._in_flight.popleft()
         while self._pages and self._pages[0][0] <= self._checkpoint:
-            CONFIRM_SECONDS.labels(self._name).observe(monotonic() - self._pages.popleft()[1])
+            _, began, published = self._pages.popleft()
+            CONFIRM_SECONDS.labels(self._name).observe(monotonic() - began)
+            published.end()
         IN_FLIGHT.labels(self._name).set(len(self._in_flight))
         PUBLISHED.labels(self._name).inc(confirmed - self._confirmed)
         RETURNED.labels(self._name).inc(self._publisher.returned - self._returned)

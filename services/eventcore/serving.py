@@ -23,6 +23,7 @@ from eventcore.observe import Health, serve_probes, start
 from eventcore.readmodel import Mongo
 from eventcore.settings import Settings
 from eventcore.store import Postgres, require_schema
+from eventcore.tracing import start_tracing, stop_tracing
 from eventcore.web import unreadable
 
 log = logging.getLogger(__name__)
@@ -105,6 +106,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             "logger_class": _Logger,
             "when_ready": self._when_ready,
             "child_exit": _forget_worker,
+            "worker_exit": lambda _server, _worker: stop_tracing(),
             "on_exit": _forget_metrics,
         }
         for name, value in own.items():
@@ -112,6 +114,7 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Flask:
         """The application, made in each worker."""
+        start_tracing(self._settings)
         app: Flask = self._module.create_app(self._settings)
         app.register_error_handler(ParseException, unreadable)
         return app

@@ -7,7 +7,7 @@ up without a restart. No password has a default.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,6 +65,9 @@ class Settings:
     threads: int
     log_format: str
     log_level: str
+    trace_endpoint: str
+    trace_ratio: float
+    trace_mode: str
     known_user_wait: float
     cache_margin: float
     sweep_interval: float
@@ -114,6 +117,9 @@ def read_settings(
         threads=reader.integer("THREADS", 16),
         log_format=reader.text("LOG_FORMAT", "auto"),
         log_level=reader.text("LOG_LEVEL", "INFO"),
+        trace_endpoint=reader.text("OTEL_EXPORTER_OTLP_ENDPOINT", ""),
+        trace_ratio=reader.ratio("OTEL_TRACES_SAMPLER_ARG", 1.0),
+        trace_mode=reader.choice("TRACE_MODE", ("child", "link")),
         known_user_wait=reader.number("KNOWN_USER_WAIT", 1.0),
         cache_margin=reader.number("CACHE_MARGIN", 10.0),
         sweep_interval=reader.number("SWEEP_INTERVAL", 2.0),
@@ -158,6 +164,23 @@ class _Reader:
             self._wrong.append(f"{name} must be a number of seconds above 0, not {value!r}")
             return default
         return result
+
+    def ratio(self, name: str, default: float) -> float:
+        value = self._environ.get(name, "")
+        try:
+            result = float(value) if value else default
+        except ValueError:
+            result = -1.0
+        if not 0 <= result <= 1:
+            self._wrong.append(f"{name} must be a number from 0 to 1, not {value!r}")
+        return result
+
+    def choice(self, name: str, choices: Sequence[str]) -> str:
+        """One of `choices`, the first by default."""
+        value = self._environ.get(name, "") or choices[0]
+        if value not in choices:
+            self._wrong.append(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+        return value
 
     def secret(self, name: str) -> Secret:
         file = self._environ.get(f"{name}_FILE", "")

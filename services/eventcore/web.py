@@ -42,6 +42,7 @@ from eventcore.projection import Document, version_of
 from eventcore.query import Views
 from eventcore.settings import Secret
 from eventcore.store import Answer, Idempotency, Store
+from eventcore.tracing import current_traceparent, name_request, trace_app
 
 BODY_LIMIT = 64 * 1024
 """Bytes of a request's body, at most."""
@@ -184,6 +185,7 @@ def create_app(
     that know the token. Nothing connects before the first request.
     """
     app = Flask(title, static_folder=None)
+    trace_app(app)
     app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT + 1  # so that one byte too many is seen
     app.url_map.strict_slashes = True
     app.url_map.merge_slashes = False
@@ -291,7 +293,9 @@ def _call(operation: Operation) -> Call:
 
 
 def _traceparent() -> str | None:
-    """The caller's trace context (W3C), if it is well-formed."""
+    """The trace context (W3C): that of our span, else the caller's, if it is well-formed."""
+    if ours := current_traceparent():
+        return ours
     given = request.headers.get("traceparent", "")
     return given if re.fullmatch(_TRACEPARENT, given) else None
 
@@ -337,7 +341,7 @@ def _add_ids(app: Flask) -> None:
         ids = {"request_id": g.request_id, "correlation_id": g.correlation_id}
         g.traceparent = _traceparent()
         if g.traceparent:
-            ids["trace_id"] = g.traceparent.split("-")[1]
+            _, ids["trace_id"], ids["span_id"], _ = g.traceparent.split("-")
         g.log_fields = log_fields(**ids)
         g.log_fields.__enter__()
 
@@ -351,6 +355,7 @@ def _add_ids(app: Flask) -> None:
         seconds = perf_counter() - g.began
         route = _route()
         REQUESTS.labels(method, route, response.status_code).observe(seconds)
+        name_request(method, route)
         if route not in _REGULAR:
             answered = {"method": method, "route": route, "status": response.status_code}
             log.info("Answered", extra={**answered, "ms": round(seconds * 1000, 1)})

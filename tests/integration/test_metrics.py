@@ -6,30 +6,13 @@ import urllib.request
 from collections.abc import Callable
 
 import pika
-from prometheus_client.parser import text_string_to_metric_families
 
-from eventcore.readmodel import Mongo
 from local.servers import MongoDB, RabbitMQ
 from local.shop import Shop
+from tests.integration.scrape import metric, scrape
 
 SOON = 5.0
 """Seconds within which a metric must show what has happened."""
-
-
-def scrape(shop: Shop, process: str) -> dict[tuple[str, ...], float]:
-    """Every sample of a process, by its name and the values of its labels."""
-    url = f"http://127.0.0.1:{shop.environment(process)['METRICS_PORT']}/metrics"
-    with urllib.request.urlopen(url, timeout=5) as answer:
-        text = answer.read().decode()
-    return {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
-
-
-def metric(shop: Shop, process: str, *name: str) -> Callable[[], float]:
-    return lambda: scrape(shop, process).get(name, -1.0)
 
 
 def await_that(condition: Callable[[], bool], seconds: float) -> float:
@@ -111,29 +94,6 @@ def test_a_dead_letter_shows_within_seconds(shop: Shop, rabbitmq: RabbitMQ) -> N
     connection.channel().basic_publish("events", "user.made-up", b"no event")
     connection.close()
     await_that(lambda: count() == before + 1, SOON)
-
-
-def test_a_parked_stream_shows_within_seconds(shop: Shop, mongodb: MongoDB) -> None:
-    parked = metric(shop, "user-service", "projection_parked_streams", "users")
-    user_id = new_user(shop)
-    readmodel = Mongo(mongodb.login("user_read_model"))
-    await_that(lambda: user_id in readmodel.find("users", [user_id]), 10)
-    before = parked()
-    document = readmodel.find("users", [user_id])[user_id]
-    # A document that the fold cannot go on with, as code with a defect would have left it.
-    readmodel._of("users").replace_one({"_id": user_id}, {"_id": user_id, "version": 1})
-    request = urllib.request.Request(
-        f"{shop.url('user-service')}/users/{user_id}",
-        b'{"name": "Eve"}',
-        {"Content-Type": "application/json"},
-        method="PUT",
-    )
-    urllib.request.urlopen(request, timeout=10).close()
-    await_that(lambda: parked() == before + 1, SOON)
-    readmodel._of("users").replace_one({"_id": user_id}, document)
-    readmodel.close()
-    shop.restart("user-projector")  # tries what is parked once more
-    await_that(lambda: parked() == before, 15)
 
 
 def test_pools_and_dependencies_show(shop: Shop) -> None:

@@ -27,6 +27,7 @@ from local.servers import MongoDB, PostgreSQL, RabbitMQ
 from local.shop import Shop
 from order.projections import orders
 from tests.conftest import Databases
+from tests.integration.scrape import metric
 from user.projections import users
 
 USERS, ORDERS, KNOWN = "user_projection_queue", "order_read_model_queue", "order_service_user_sync"
@@ -380,10 +381,13 @@ def test_a_poisoned_stream_is_parked_alone_and_healed_by_parked_retry_with_fixed
 ) -> None:
     user_id, stream = client.create_user(), None
     stream = Stream("user", UUID(user_id))
+    count = metric(shop, "user-service", "projection_parked_streams", "users")
+    before = count()
     truth.stores["user"].append(stream, 1, [NewEvent(uuid4(), UNKNOWN, 1, {})], {})
     after = NewEvent(uuid4(), "USER_NAME_CHANGED", 1, {"name": "Eve"})
     truth.stores["user"].append(stream, 2, [after], {})
     until(lambda: user_id in truth.models["user"].parked("users"))
+    until(lambda: count() == before + 1, 5)
     other = client.create_user("Bob")
     until(lambda: truth.document(users.PROJECTION, other))
 

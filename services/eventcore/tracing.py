@@ -1,0 +1,330 @@
+"""Traces: one from the caller's traceparent to the read model, though half of it happens later.
+
+The context travels with what it belongs to: in an HTTP header, with the event in the store, in
+the message's headers. The only file that imports OpenTelemetry, and only once it is told where
+to export to: without an endpoint nothing of it is loaded, and every function here does nothing.
+
+    gateway → service → INSERT          publish (relay) → process (projector) → MongoDB
+    └── child spans, as HTTP goes ──┘   └── children of the append's, or linked to it ──┘
+
+A relay and a projector work on many events at once. In mode "child" each event has a span of
+its own there, in its own trace, and the span of the work on all of them links to every one. In
+mode "link" there is one span a batch, in a trace of its own, with a link to every event's.
+
+Sources: W3C Trace Context; OpenTelemetry's semantic conventions for HTTP and for messaging.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Protocol
+
+from eventcore.settings import Settings
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Link, Span, SpanContext, SpanKind
+
+    from eventcore.broker import Message
+    from eventcore.event import Event
+
+log = logging.getLogger(__name__)
+
+STOP_TIME = 2.0
+"""Seconds that a process gives its last spans when it ends."""
+
+MOST_LINKS = 1000
+"""Links of one span: more than a page or a batch has events."""
+
+_REGULAR = r"://[^/]+/(healthz|livez|readyz|metrics|internal/heads)"
+"""What is asked every few seconds is not worth a trace."""
+
+
+class Ends(Protocol):
+    """Something that takes time, and ends."""
+
+    def end(self) -> None: ...
+
+
+class _Tracing:
+    """The SDK, set up; see the functions below, which are what others call."""
+
+    def __init__(self, settings: Settings) -> None:
+        os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http,database")
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.instrumentation.psycopg2 import Psycopg2Instrumentor
+        from opentelemetry.instrumentation.pymongo import PymongoInstrumentor
+        from opentelemetry.instrumentation.urllib3 import URLLib3Instrumentor
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        name = os.environ.get("OTEL_SERVICE_NAME") or _name(settings)
+        self.links_only = settings.trace_mode == "link"
+        self.provider = TracerProvider(
+            sampler=_sampler(settings.trace_ratio),
+            resource=Resource.create({"service.name": name, "service.version": settings.version}),
+            span_limits=SpanLimits(max_links=MOST_LINKS),
+            shutdown_on_exit=False,
+        )
+        exporter = OTLPSpanExporter(timeout=5)  # to OTEL_EXPORTER_OTLP_ENDPOINT
+        self.provider.add_span_processor(BatchSpanProcessor(exporter))
+        self.tracer = self.provider.get_tracer("eventcore")
+        Psycopg2Instrumentor().instrument(tracer_provider=self.provider)
+        PymongoInstrumentor().instrument(tracer_provider=self.provider)
+        URLLib3Instrumentor().instrument(tracer_provider=self.provider)
+
+    def publish(
+        self, exchange: str, events: "Sequence[Event]", messages: "Sequence[Message]"
+    ) -> "_Published":
+        from opentelemetry.trace import Link, SpanKind
+
+        contexts = [_context(message.headers) for message in messages]
+        sampled = [context for context in contexts if context and context.trace_flags.sampled]
+        if not sampled:
+            return _Published(messages, ())
+        name, kind = f"publish {exchange}", SpanKind.PRODUCER
+        common = {"messaging.operation.type": "send", "messaging.destination.name": exchange}
+        if self.links_only:
+            links = [Link(context) for context in sampled]
+            count = {"messaging.batch.message_count": len(events)}
+            return _Published(messages, (self._span(name, kind, {**common, **count}, links=links),))
+        told, spans = [], []
+        for event, message, context in zip(events, messages, contexts, strict=True):
+            if context and context.trace_flags.sampled:
+                attributes: dict[str, str | int] = {
+                    **common,
+                    "messaging.message.id": message.id,
+                    "messaging.message.body.size": len(message.body),
+                    "messaging.rabbitmq.destination.routing_key": message.routing_key,
+                    "eventstore.aggregate_id": str(event.aggregate_id),
+                    "eventstore.position": event.position,
+                }
+                span = self._span(name, kind, attributes, context)
+                spans.append(span)
+                message = replace(message, headers=_carrying(message, span.get_span_context()))
+            told.append(message)
+        return _Published(told, spans)
+
+    @contextmanager
+    def process(self, queue: str, messages: "Sequence[Message]") -> Iterator[None]:
+        from opentelemetry.trace import Link, SpanKind, use_span
+
+        name, kind = f"process {queue}", SpanKind.CONSUMER
+        found = [(message, _context(message.headers)) for message in messages]
+        sampled = [(m, context) for m, context in found if context and context.trace_flags.sampled]
+        if not sampled:
+            yield
+            return
+        count = {"messaging.batch.message_count": len(messages)}
+        common = {"messaging.operation.type": "process", "messaging.destination.name": queue}
+        if self.links_only:
+            links = [Link(context) for _, context in sampled]
+            spans = [self._span(name, kind, {**common, **count}, links=links)]
+            batch = spans[0]
+        else:
+            spans = [
+                self._span(
+                    name,
+                    kind,
+                    {
+                        **common,
+                        "messaging.message.id": message.id,
+                        "messaging.rabbitmq.destination.routing_key": message.routing_key,
+                    },
+                    context,
+                )
+                for message, context in sampled
+            ]
+            batch = spans[0]
+            if len(spans) > 1:
+                batch = self._batch(spans, count)
+        try:
+            with use_span(batch, end_on_exit=False):
+                yield
+        finally:
+            for span in {id(each): each for each in (batch, *spans)}.values():
+                span.end()
+
+    def _batch(self, spans: "Sequence[Span]", count: Mapping[str, int]) -> "Span":
+        """The work on several events: a child of the first, linked with all, both ways."""
+        from opentelemetry.trace import Link, SpanKind
+
+        contexts = [span.get_span_context() for span in spans]
+        links = [Link(context) for context in contexts]
+        batch = self._span("apply batch", SpanKind.INTERNAL, count, contexts[0], links)
+        for span in spans[1:]:
+            span.add_link(batch.get_span_context())
+        return batch
+
+    def _span(
+        self,
+        name: str,
+        kind: "SpanKind",
+        attributes: Mapping[str, str | int],
+        parent: "SpanContext | None" = None,
+        links: "Sequence[Link]" = (),
+    ) -> "Span":
+        from opentelemetry.context import Context
+        from opentelemetry.trace import NonRecordingSpan, set_span_in_context
+
+        context = set_span_in_context(NonRecordingSpan(parent), Context()) if parent else Context()
+        system = {
+            "messaging.system": "rabbitmq",
+            "messaging.operation.name": name.split()[0],
+        }
+        return self.tracer.start_span(
+            name, context, kind, attributes={**system, **attributes}, links=links
+        )
+
+
+class _Published:
+    """Messages on their way, and the spans that end with their confirm."""
+
+    def __init__(self, messages: "Sequence[Message]", spans: "Sequence[Span]") -> None:
+        self.messages = messages
+        self._spans = spans
+
+    def end(self) -> None:
+        """They are confirmed."""
+        for span in self._spans:
+            span.end()
+
+
+_tracing: _Tracing | None = None
+
+
+def start_tracing(settings: Settings) -> None:
+    """Trace from now on, if there is an endpoint. In each process, after any fork."""
+    global _tracing
+    if settings.trace_endpoint:
+        _tracing = _Tracing(settings)
+        log.info("Tracing", extra={"endpoint": settings.trace_endpoint})
+
+
+def stop_tracing() -> None:
+    """Export what is left, within a few seconds, whether or not anybody takes it."""
+    if _tracing:
+        last = Thread(target=_tracing.provider.shutdown, name="last spans", daemon=True)
+        last.start()
+        last.join(STOP_TIME)
+
+
+def trace_app(app: Any) -> None:
+    """A span for each request to a Flask application; called before its other hooks are added."""
+    if _tracing:
+        from opentelemetry.instrumentation.flask import FlaskInstrumentor
+
+        instrument: Any = FlaskInstrumentor.instrument_app
+        instrument(
+            app, tracer_provider=_tracing.provider, excluded_urls=_REGULAR, enable_commenter=False
+        )
+
+
+def name_request(method: str, route: str) -> None:
+    """Call the request's span what metrics call it, once its route is known."""
+    if _tracing:
+        from opentelemetry.trace import get_current_span
+
+        span = get_current_span()
+        span.update_name(f"{method} {route}")
+        span.set_attribute("http.route", route)
+
+
+def current_traceparent() -> str | None:
+    """The context of what is done now, as W3C writes it; None without tracing."""
+    if _tracing is None:
+        return None
+    from opentelemetry.trace import get_current_span
+
+    context = get_current_span().get_span_context()
+    return _written(context) if context.is_valid else None
+
+
+def publishing(
+    exchange: str, events: "Sequence[Event]", messages: "Sequence[Message]"
+) -> _Published:
+    """The messages of a page, with the context that each is to carry; `end` when confirmed."""
+    return _tracing.publish(exchange, events, messages) if _tracing else _Published(messages, ())
+
+
+@contextmanager
+def processing(queue: str, messages: "Sequence[Message]") -> Iterator[None]:
+    """A span, or spans, for the work on a batch, in the traces that its messages carry."""
+    if _tracing is None:
+        yield
+        return
+    with _tracing.process(queue, messages):
+        yield
+
+
+def _name(settings: Settings) -> str:
+    process = "service" if settings.process == "serve" else settings.process.replace(" ", "-")
+    return "gateway" if settings.service == "gateway" else f"{settings.service}-{process}"
+
+
+def _written(context: "SpanContext") -> str:
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+
+def _carrying(message: "Message", context: "SpanContext") -> dict[str, str]:
+    return {**message.headers, "traceparent": _written(context)}
+
+
+def _context(headers: Mapping[str, str]) -> "SpanContext | None":
+    """The context that a message carries, if it is one."""
+    from opentelemetry.trace import get_current_span
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    if "traceparent" not in headers:
+        return None
+    span = get_current_span(TraceContextTextMapPropagator().extract(headers, _nothing()))
+    context = span.get_span_context()
+    return context if context.is_valid else None
+
+
+def _nothing() -> Any:
+    from opentelemetry.context import Context
+
+    return Context()
+
+
+def _sampler(ratio: float) -> Any:
+    """As the caller decided; a new trace by ratio; a batch if any of its events is sampled.
+
+    What has neither caller nor events, such as a poll of the database, is no trace.
+    """
+    from opentelemetry.sdk.trace.sampling import (
+        ALWAYS_OFF,
+        ALWAYS_ON,
+        ParentBased,
+        Sampler,
+        TraceIdRatioBased,
+    )
+    from opentelemetry.trace import SpanKind, get_current_span
+
+    usual = ParentBased(TraceIdRatioBased(ratio))
+
+    class BySource(Sampler):
+        def should_sample(
+            self, parent_context: Any, trace_id: int, name: str, kind: Any = None,
+            attributes: Any = None, links: Any = None, trace_state: Any = None,
+        ) -> Any:  # fmt: skip
+            chosen: Sampler = usual
+            if links and any(link.context.trace_flags.sampled for link in links):
+                chosen = ALWAYS_ON
+            elif kind is SpanKind.CLIENT and not _has_parent(parent_context):
+                chosen = ALWAYS_OFF
+            return chosen.should_sample(
+                parent_context, trace_id, name, kind, attributes, links, trace_state
+            )
+
+        def get_description(self) -> str:
+            return "BySource"
+
+    def _has_parent(context: Any) -> bool:
+        return get_current_span(context).get_span_context().is_valid
+
+    return BySource()
