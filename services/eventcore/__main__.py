@@ -85,7 +85,6 @@ def project(name: str) -> None:
     from eventcore.broker import Queue, RabbitMQ
     from eventcore.observe import Health
     from eventcore.projector import Projector, Sweep
-    from eventcore.watch import LagWatch, watch
 
     health = Health("broker", "readmodel", "feed")
     stop = _start(settings, health.missing)
@@ -98,8 +97,6 @@ def project(name: str) -> None:
         queue_bytes=settings.queue_bytes,
     )
     queue = Queue(projection.queue, projection.binding)
-    if projection.aggregate_type != settings.service:  # else the service itself looks
-        watch([LagWatch(projection, readmodel, feed).look], stop)
     Projector(
         projection,
         readmodel,

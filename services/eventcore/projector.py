@@ -36,6 +36,8 @@ from eventcore.observe import (
     DEAD_LETTERS,
     DUPLICATES,
     HEART,
+    LAG,
+    LAG_SECONDS,
     READABLE,
     Health,
 )
@@ -318,6 +320,7 @@ class Sweep:
         lease = self._readmodel.take_lease(self._projection.name, self._holder, self._lease_seconds)
         if lease is None:
             self._seen = None
+            self._tell_lag(0, None)  # whoever has it tells
             return False
         self._retry_parked()
         now = self._clock()
@@ -345,15 +348,29 @@ class Sweep:
         """
         behind = self._behind({str(head.aggregate_id): head.version for head in page.heads})
         if not behind:
+            self._tell_lag(page.settled, None)
             return
+        versions = self._readmodel.versions(self._projection.collection, behind)
+        events = [
+            event
+            for event in self._feed.between(position, page.until)
+            if (stream := str(event.aggregate_id)) in behind
+            and event.version > versions.get(stream, 0)
+        ]
+        CAUGHT_UP.labels(self._projection.name).inc(len(events))
+        self._tell_lag(page.settled, next(iter(events), None))
         missing: defaultdict[str, list[Event]] = defaultdict(list)
-        for event in self._feed.between(position, page.until):
-            if str(event.aggregate_id) in behind:
-                missing[str(event.aggregate_id)].append(event)
-        CAUGHT_UP.labels(self._projection.name).inc(sum(map(len, missing.values())))
+        for event in events:
+            missing[str(event.aggregate_id)].append(event)
         self._folder.apply(missing)
         if still := self._behind(behind):
             raise FeedAway(f"{len(still)} streams cannot be brought to where the feed is")
+
+    def _tell_lag(self, settled: int, oldest: Event | None) -> None:
+        """Of what should be there by now; the newest, since the last sweep, is not looked at."""
+        age = (self._clock() - oldest.recorded_at).total_seconds() if oldest else 0.0
+        LAG.labels(self._projection.name).set(settled - oldest.position + 1 if oldest else 0)
+        LAG_SECONDS.labels(self._projection.name).set(max(0.0, age))
 
     def _behind(self, heads: Mapping[str, int]) -> dict[str, int]:
         """Those whose document is behind; of the parked ones only the entry is renewed."""

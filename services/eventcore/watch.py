@@ -2,7 +2,7 @@
 
 A relay or a projector that is stopped says nothing, so how far each is behind is told by who
 can see both ends: the service has the log and its read models. Of a projection of another
-service's events it sees the checkpoint alone; the projector itself looks at that one.
+service's events it sees the checkpoint alone.
 """
 
 import logging
@@ -29,11 +29,14 @@ from eventcore.observe import (
     UNSETTLED,
 )
 from eventcore.projection import Projection
-from eventcore.readmodel import ReadModel
+from eventcore.readmodel import Checkpoint, ReadModel
 from eventcore.store import Store
 
 EVERY = 2.0
 """Seconds between two looks; a metric is that old at most."""
+
+UNSWEPT = 5.0
+"""Seconds without a sweep after which the service looks for a projection's lag itself."""
 
 PAGES = 20
 """Pages of heads that one look goes through; what it did not reach, the next one does."""
@@ -103,8 +106,8 @@ class CheckpointWatch:
 class LagWatch:
     """How far a projection is behind the feed: from the oldest event not applied nor parked.
 
-    It compares heads with documents, as the sweep does, and each stretch of the feed only
-    until it has seen all of it applied once.
+    While sweeps go on they tell it, at no cost. Where they do not, this compares heads with
+    documents as they would, and each stretch of the feed until it has seen it applied once.
     """
 
     def __init__(
@@ -113,21 +116,28 @@ class LagWatch:
         readmodel: ReadModel,
         feed: Feed,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        timer: Callable[[], float] = monotonic,
     ) -> None:
         self._projection = projection
         self._readmodel = readmodel
         self._feed = feed
         self._clock = clock
-        self._checkpoint = 0
+        self._timer = timer
+        self._checkpoint: Checkpoint | None = None
+        self._since = 0.0
         self._applied = 0
 
     def look(self) -> None:
         """Look once, and set the metrics. Raises Away."""
-        checkpoint = self._readmodel.checkpoint(self._projection.name).position
-        if checkpoint < self._checkpoint:
-            self._applied = 0  # it is being folded anew
-        self._checkpoint = checkpoint
-        self._applied = max(self._applied, checkpoint)
+        checkpoint = self._readmodel.checkpoint(self._projection.name)
+        if checkpoint != self._checkpoint:
+            if self._checkpoint and checkpoint.position < self._checkpoint.position:
+                self._applied = 0  # it is being folded anew
+            self._checkpoint, self._since = checkpoint, self._timer()
+        if self._timer() - self._since < UNSWEPT:
+            self._tell(0, 0)
+            return
+        self._applied = max(self._applied, checkpoint.position)
         for _ in range(PAGES):
             page = self._feed.heads(self._applied, _ANY)
             heads = {str(head.aggregate_id): head.version for head in page.heads}

@@ -1,6 +1,7 @@
 """What a service says about its relay and projections: how far they are behind, stopped or not."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,8 +10,9 @@ from prometheus_client import REGISTRY
 from eventcore.errors import ReadModelAway
 from eventcore.feed import StoreFeed
 from eventcore.observe import Health
+from eventcore.readmodel import Lease
 from eventcore.store import Progress
-from eventcore.watch import CheckpointWatch, LagWatch, LogWatch
+from eventcore.watch import UNSWEPT, CheckpointWatch, LagWatch, LogWatch
 from tests.fakes.shop import FakeShop
 from tests.fakes.store import FakeStore
 from user.projections import users
@@ -60,7 +62,14 @@ def lag() -> tuple[float | None, float | None]:
 
 def lag_watch(shop: FakeShop, clock: Clock) -> LagWatch:
     feed = StoreFeed(shop.user_store, "user")
-    return LagWatch(users.PROJECTION, shop.readmodel, feed, clock)
+    return LagWatch(users.PROJECTION, shop.readmodel, feed, clock, clock.seconds)
+
+
+def unswept(watch: LagWatch, clock: Clock) -> None:
+    """No sweep for so long that the watch looks itself."""
+    watch.look()
+    clock.wait(UNSWEPT)
+    watch.look()
 
 
 def new_user(shop: FakeShop) -> str:
@@ -74,8 +83,9 @@ def test_lag_grows_while_nothing_is_applied_and_nothing_more_comes(
     shop: FakeShop, clock: Clock
 ) -> None:
     watch = lag_watch(shop, clock)
-    watch.look()
+    unswept(watch, clock)
     assert lag() == (0, 0)
+    shop.user_store.now = clock.now
     new_user(shop)
     clock.wait(7)
     shop.user_store.now = clock.now
@@ -90,6 +100,35 @@ def test_lag_grows_while_nothing_is_applied_and_nothing_more_comes(
     assert lag() == (0, 0)
 
 
+def test_while_sweeps_go_on_the_watch_asks_for_no_more_than_the_checkpoint(
+    shop: FakeShop, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = lag_watch(shop, clock)
+    new_user(shop)
+    monkeypatch.setattr(shop.user_store, "read_heads", None)  # it would fail
+    for _ in range(4):
+        shop.readmodel.checkpoints["users"] = (
+            Lease("users", "holder", 1, 0), clock.now, clock.now
+        )  # fmt: skip
+        watch.look()
+        clock.wait(UNSWEPT - 1)
+    assert lag() == (0, 0)
+
+
+def test_a_sweep_tells_the_lag_that_it_found(shop: FakeShop) -> None:
+    new_user(shop)
+    shop.projectors["users"].sweep()  # has seen it
+    assert lag() == (0, 0)
+    new_user(shop)
+    shop.projectors["users"].sweep()  # finds the first one, which should have come
+    events, seconds = lag()
+    assert events == 2
+    assert seconds
+    shop.settle()
+    shop.sweep()
+    assert lag() == (0, 0)
+
+
 def test_lag_is_from_the_oldest_event_that_lacks_even_if_later_ones_are_applied(
     shop: FakeShop, clock: Clock
 ) -> None:
@@ -100,8 +139,8 @@ def test_lag_is_from_the_oldest_event_that_lacks_even_if_later_ones_are_applied(
     new_user(shop)
     shop.settle()
     del shop.readmodel.collections["users"][first]
-    watch.look()
-    assert lag() == (2, 5)
+    unswept(watch, clock)
+    assert lag() == (2, 5 + UNSWEPT)
 
 
 def test_a_parked_stream_does_not_count_as_lag(shop: FakeShop, clock: Clock) -> None:
@@ -110,12 +149,10 @@ def test_a_parked_stream_does_not_count_as_lag(shop: FakeShop, clock: Clock) -> 
     shop.settle()
     shop.users.put(f"/users/{user_id}", json={"name": "Eve"})
     broken = shop.user_store.log[-1]
-    shop.user_store.log[-1] = type(broken)(
-        *(getattr(broken, f) if f != "data" else {} for f in broken.__slots__)
-    )
+    shop.user_store.log[-1] = replace(broken, event_type="USER_MARRIED")
     shop.settle()
     assert shop.readmodel.parked("users")
-    watch.look()
+    unswept(watch, clock)
     assert lag() == (0, 0)
     CheckpointWatch(users.PROJECTION, shop.readmodel, clock).look()
     assert value("projection_parked_streams", projection="users") == 1
@@ -128,7 +165,7 @@ def test_what_was_seen_applied_is_not_compared_again(
     for _ in range(3):
         new_user(shop)
     shop.settle()
-    watch.look()
+    unswept(watch, clock)
     asked: list[list[str]] = []
     versions = shop.readmodel.versions
 
@@ -149,11 +186,11 @@ def test_a_projection_that_is_folded_anew_is_compared_from_the_beginning(
     new_user(shop)
     shop.settle()
     shop.sweep()
-    watch.look()
+    unswept(watch, clock)
     shop.readmodel.collections.clear()
     shop.readmodel.checkpoints.clear()
-    watch.look()
-    assert lag() == (1, 0)
+    unswept(watch, clock)
+    assert lag() == (1, 2 * UNSWEPT)
 
 
 def test_staleness_is_the_age_of_what_the_sweep_has_covered(shop: FakeShop, clock: Clock) -> None:
