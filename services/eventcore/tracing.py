@@ -223,6 +223,15 @@ def trace_app(app: Any) -> None:
         )
 
 
+def trace_wsgi(application: Any) -> Any:
+    """The same WSGI application, with a span for each request."""
+    if _tracing is None:
+        return application
+    from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
+
+    return OpenTelemetryMiddleware(application, tracer_provider=_tracing.provider)
+
+
 def name_request(method: str, route: str) -> None:
     """Call the request's span what metrics call it, once its route is known."""
     if _tracing:

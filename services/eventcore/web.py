@@ -282,25 +282,18 @@ def _body(operation: Operation) -> object:
 
 
 def _call(operation: Operation) -> Call:
-    metadata: dict[str, Any] = {"correlationId": g.correlation_id, "causationId": g.request_id}
-    if g.traceparent:
-        metadata["traceparent"] = g.traceparent
+    ids: Ids = g.ids
+    metadata: dict[str, Any] = {
+        "correlationId": ids.correlation_id,
+        "causationId": ids.request_id,
+    }
+    if ids.traceparent:
+        metadata["traceparent"] = ids.traceparent
     return Call(
         metadata=metadata,
         idempotency=_idempotency() if "Idempotency-Key" in operation.headers else None,
         if_match=_if_match() if "If-Match" in operation.headers else (),
     )
-
-
-def _traceparent() -> str | None:
-    """The trace context (W3C): that of our span, else the caller's, if it is well-formed."""
-    if ours := current_traceparent():
-        return ours
-    given = request.headers.get("traceparent", "")
-    return given if re.fullmatch(_TRACEPARENT, given) else None
-
-
-_TRACEPARENT = "00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"
 
 
 def _idempotency() -> Idempotency | None:
@@ -332,33 +325,76 @@ def _if_match() -> tuple[int, ...]:
 # ── ids ───────────────────────────────────────────────────────────────────────────────────
 
 
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """What a request is known by, in every line that is logged while it is answered."""
+
+    request_id: str
+    correlation_id: str
+    traceparent: str | None
+
+    @classmethod
+    def of(cls, environ: Mapping[str, Any]) -> "Ids":
+        """Those that the caller gave, where they are well-formed, else new ones."""
+        request_id = _id_from(environ, "HTTP_X_REQUEST_ID") or str(new_id())
+        correlation_id = _id_from(environ, "HTTP_X_CORRELATION_ID") or request_id
+        return cls(request_id, correlation_id, _traceparent(environ))
+
+    def fields(self) -> dict[str, str]:
+        """As log lines have them."""
+        ids = {"request_id": self.request_id, "correlation_id": self.correlation_id}
+        if self.traceparent:
+            _, ids["trace_id"], ids["span_id"], _ = self.traceparent.split("-")
+        return ids
+
+
+def _traceparent(environ: Mapping[str, Any]) -> str | None:
+    """The trace context (W3C): that of our span, else the caller's, if it is well-formed."""
+    if ours := current_traceparent():
+        return ours
+    given = environ.get("HTTP_TRACEPARENT", "")
+    return given if _TRACEPARENT.fullmatch(given) else None
+
+
+_TRACEPARENT = re.compile("00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_ID = re.compile("[0-9A-Za-z._:-]{1,128}")
+
+
+def _id_from(environ: Mapping[str, Any], header: str) -> str | None:
+    given = environ.get(header, "")
+    return given if _ID.fullmatch(given) else None
+
+
+def note_answer(method: str, route: str, status: int, began: float) -> None:
+    """Count an answer, and log it unless it is one of those that are asked for all the time."""
+    seconds = perf_counter() - began
+    method = method if method in _METHODS else "(other)"
+    REQUESTS.labels(method, route, status).observe(seconds)
+    name_request(method, route)
+    if route not in _REGULAR:
+        answered = {"method": method, "route": route, "status": status}
+        log.info("Answered", extra={**answered, "ms": round(seconds * 1000, 1)})
+
+
 def _add_ids(app: Flask) -> None:
     @app.before_request
     def take_ids() -> None:
-        g.began = perf_counter()
-        g.request_id = _id_from("X-Request-ID") or str(new_id())
-        g.correlation_id = _id_from("X-Correlation-ID") or g.request_id
-        ids = {"request_id": g.request_id, "correlation_id": g.correlation_id}
-        g.traceparent = _traceparent()
-        if g.traceparent:
-            _, ids["trace_id"], ids["span_id"], _ = g.traceparent.split("-")
-        g.log_fields = log_fields(**ids)
-        g.log_fields.__enter__()
+        about = g._get_current_object()
+        about.began = perf_counter()
+        about.ids = ids = Ids.of(request.environ)
+        about.log_fields = log_fields(**ids.fields())
+        about.log_fields.__enter__()
 
     @app.after_request
     def return_ids(response: Response) -> Response:
-        response.headers["X-Request-ID"] = g.request_id
-        response.headers["X-Correlation-ID"] = g.correlation_id
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers.setdefault("Content-Security-Policy", "default-src 'none'")
-        method = request.method if request.method in _METHODS else "(other)"
-        seconds = perf_counter() - g.began
-        route = _route()
-        REQUESTS.labels(method, route, response.status_code).observe(seconds)
-        name_request(method, route)
-        if route not in _REGULAR:
-            answered = {"method": method, "route": route, "status": response.status_code}
-            log.info("Answered", extra={**answered, "ms": round(seconds * 1000, 1)})
+        about = g._get_current_object()
+        headers = response.headers
+        headers["X-Request-ID"] = about.ids.request_id
+        headers["X-Correlation-ID"] = about.ids.correlation_id
+        headers["X-Content-Type-Options"] = "nosniff"
+        headers.setdefault("Content-Security-Policy", NOTHING_ELSE)
+        if not about.get("is_forwarded"):
+            note_answer(request.method, _route(), response.status_code, about.began)
         return response
 
     @app.teardown_request
@@ -367,23 +403,26 @@ def _add_ids(app: Flask) -> None:
             g.log_fields.__exit__(None, None, None)
 
 
+NOTHING_ELSE = "default-src 'none'"
+"""The Content-Security-Policy of an answer that is no page."""
+
+
 def _route() -> str:
     """The route as it is described, `/users/{id}`: never what stands in its place."""
     rule = request.url_rule.rule if request.url_rule else "(no route)"
-    template: str = g.get("route") or re.sub("<(?:string:)?([a-z]+)>", r"{\1}", rule)
-    return template
+    if rule not in _templates:
+        _templates[rule] = re.sub("<(?:string:)?([a-z]+)>", r"{\1}", rule)
+    return _templates[rule]
 
+
+_templates = {"/<path:_path>": "(no route)"}
+"""The routes of rules; a rule that takes whatever there is is none."""
 
 _REGULAR = {"/healthz", "/livez", "/readyz", "/metrics", "/internal/heads"}
 """What is asked every few seconds is counted, and not worth a line."""
 
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
 """Those of RFC 9110 and RFC 5789; a metric must not have as many labels as callers can think of."""
-
-
-def _id_from(header: str) -> str | None:
-    given = request.headers.get(header, "")
-    return given if re.fullmatch("[0-9A-Za-z._:-]{1,128}", given) else None
 
 
 def _add_limit(app: Flask) -> None:
@@ -480,7 +519,7 @@ def problem(status: int, title: str, detail: str, code: str, **more: Any) -> Res
         "title": title,
         "status": status,
         "detail": detail,
-        "requestId": g.get("request_id", ""),
+        "requestId": g.ids.request_id if "ids" in g else "",
         **more,
     }
     return Response(jsontext.render(body), status, mimetype="application/problem+json")

@@ -2,24 +2,43 @@
 
 import logging
 import re
-from collections.abc import Mapping
-from time import monotonic
+from collections.abc import Iterable, Mapping
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import urllib3
 from flask import Flask, Response, g, request
 from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, ReadTimeoutError
+from werkzeug.exceptions import BadRequest, RequestEntityTooLarge
 
 from eventcore import openapi
 from eventcore.errors import Away
-from eventcore.web import problem
+from eventcore.observe import log_fields
+from eventcore.tracing import trace_wsgi
+from eventcore.web import BODY_LIMIT, NOTHING_ELSE, Ids, note_answer, problem
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication
+
+Environ = dict[str, Any]
 
 log = logging.getLogger(__name__)
 
 IDLE = 1.0
 """Seconds after which a kept connection is not used again: a service that stops answers on
 those it has for two seconds more, so a request never meets one that is just being closed."""
+
+_ONCE_SENT = urllib3.Retry(
+    total=1, connect=1, read=0, status=0, redirect=0, other=0,
+    allowed_methods=None, backoff_factor=0.05, respect_retry_after_header=False,
+)  # fmt: skip
+"""Tried again if it was certainly not sent: there was no connection."""
+
+_TWICE = _ONCE_SENT.new(read=1)
+"""Tried again in any case."""
 
 ROUTES = {"users": "user", "orders": "order", "queries/orders": "order"}
 """The first part of a path, and the service that answers it."""
@@ -29,8 +48,14 @@ _ACTS = {"cancel", "events"}
 """What may follow an id; for metrics alone, the services know what they have."""
 
 _THERE = (
-    "Accept", "Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match",
-    "traceparent", "tracestate",
+    ("Content-Type", "CONTENT_TYPE"),
+    *(
+        (name, f"HTTP_{name.upper().replace('-', '_')}")
+        for name in (
+            "Accept", "Authorization", "Idempotency-Key", "If-Match", "If-None-Match",
+            "traceparent", "tracestate",
+        )
+    ),
 )  # fmt: skip
 _BACK = (
     "Allow", "Cache-Control", "Content-Type", "ETag", "Idempotency-Replayed", "Retry-After",
@@ -66,86 +91,155 @@ class Upstreams:
     """The services behind the gateway, over kept connections; every wait has a limit."""
 
     def __init__(self, urls: Mapping[str, str], connections: int) -> None:
-        self._urls = {name: url.rstrip("/") for name, url in urls.items()}
-        self._pool = urllib3.PoolManager(
+        manager = urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=1, read=10), maxsize=connections, num_pools=4
         )
-        self._pool.pool_classes_by_scheme = {"http": _FreshPool, "https": HTTPSConnectionPool}
+        manager.pool_classes_by_scheme = {"http": _FreshPool, "https": HTTPSConnectionPool}
+        self._pools = {name: manager.connection_from_url(url) for name, url in urls.items()}
 
-    def forward(self, service: str, path: str, repeatable: bool) -> urllib3.BaseHTTPResponse:
-        """Send the current request on; one that may be repeated is tried twice."""
-        headers = {name: request.headers[name] for name in _THERE if name in request.headers}
-        headers["X-Request-ID"] = g.request_id
-        headers["X-Correlation-ID"] = g.correlation_id
-        again = urllib3.Retry(
-            total=1, connect=1, read=1 if repeatable else 0, status=0, redirect=0, other=0,
-            allowed_methods=None, backoff_factor=0.05,
-            respect_retry_after_header=False,
-        )  # fmt: skip
-        return self._pool.request(
-            request.method,
-            f"{self._urls[service]}{path}",
-            body=request.get_data(cache=True) or None,
+    def forward(
+        self, service: str, method: str, target: str, body: bytes, headers: Mapping[str, str]
+    ) -> urllib3.BaseHTTPResponse:
+        """Send a request on; one that may be repeated is tried twice. Raises HTTPError."""
+        repeatable = method in ("GET", "HEAD") or "Idempotency-Key" in headers
+        return self._pools[service].urlopen(
+            method,
+            target,
+            body=body or None,
             headers=headers,
-            retries=again,
+            retries=_TWICE if repeatable else _ONCE_SENT,
+            redirect=False,
             preload_content=True,
         )
 
     def close(self) -> None:
         """Let all connections go."""
-        self._pool.clear()
+        for pool in self._pools.values():
+            pool.close()
 
     def document(self) -> bytes:
         """The OpenAPI documents of all services, as one; raises UpstreamAway."""
         texts = []
-        for url in self._urls.values():
+        for service in self._pools:
             try:
-                texts.append(self._pool.request("GET", f"{url}/openapi.json", retries=1).data)
+                texts.append(self.forward(service, "GET", "/openapi.json", b"", {}).data)
             except HTTPError as error:
                 raise UpstreamAway("A service does not answer, try again.") from error
         return openapi.merge("Shop", texts, problems=(502, 504))
 
 
-def add_forwarding(app: Flask, upstreams: Upstreams) -> None:
-    """Forward the calls on the list; anything else is a 404 here.
+class Forwarder:
+    """The gateway's WSGI application: what is on its list goes to its service from here.
 
-    Whatever the method: which ones there are for a path, the service knows.
+    All else, and what could not be forwarded, is answered by the Flask application behind it.
     """
 
-    @app.url_value_preprocessor
-    def name_route(_endpoint: str | None, _values: object) -> None:
-        """Before anything can refuse the request, so that it is counted under its route."""
-        if _endpoint == "forward":
-            g.route = _template(_PATH.fullmatch(_target()[0]))
+    def __init__(self, behind: "WSGIApplication", upstreams: Upstreams) -> None:
+        self._behind = behind
+        self._upstreams = upstreams
+        self._forward_traced = trace_wsgi(self._forward)
 
-    app.url_map.add(app.url_rule_class("/<path:_path>", endpoint="forward"))
-
-    @app.endpoint("forward")
-    def forward(_path: str) -> Response:
-        path, query = _target()
+    def __call__(self, environ: Environ, start_response: "StartResponse") -> Iterable[bytes]:
+        path, _, query = str(environ.get("RAW_URI") or _raw_uri(environ)).partition("?")
         match = _PATH.fullmatch(path)
         if match is None:
-            return problem(404, "Not found", "There is no such call; see /docs.", "not-found")
-        repeatable = request.method in ("GET", "HEAD") or "Idempotency-Key" in request.headers
-        target = f"{path}?{query}" if query else path
-        try:
-            answer = upstreams.forward(ROUTES[match[1]], target, repeatable)
-        except HTTPError as error:
+            return self._behind(environ, start_response)
+        environ["gateway.service"] = ROUTES[match[1]]
+        environ["gateway.target"] = f"{path}?{query}" if query else path
+        environ["gateway.route"] = _template(match)
+        answer: Iterable[bytes] = self._forward_traced(environ, start_response)
+        return answer
+
+    def _forward(self, environ: Environ, start_response: "StartResponse") -> Iterable[bytes]:
+        began = perf_counter()
+        ids = Ids.of(environ)
+        with log_fields(**ids.fields()):
+            try:
+                answer = self._send(environ, ids)
+            except Exception as error:  # noqa: BLE001 - the application behind answers it
+                environ["gateway.failed"] = error
+                environ["HTTP_X_REQUEST_ID"] = ids.request_id
+                environ["HTTP_X_CORRELATION_ID"] = ids.correlation_id
+                return self._behind(environ, _noting(start_response, environ, began))
+            headers = [(name, answer.headers[name]) for name in _BACK if name in answer.headers]
+            headers += [
+                ("X-Request-ID", ids.request_id),
+                ("X-Correlation-ID", ids.correlation_id),
+                ("X-Content-Type-Options", "nosniff"),
+                ("Content-Security-Policy", NOTHING_ELSE),
+            ]
+            if answer.status not in (204, 304):
+                headers.append(("Content-Length", str(len(answer.data))))
+            start_response(f"{answer.status} {answer.reason or ''}", headers)
+            note_answer(environ["REQUEST_METHOD"], environ["gateway.route"], answer.status, began)
+            return (answer.data,)
+
+    def _send(self, environ: Environ, ids: Ids) -> urllib3.BaseHTTPResponse:
+        headers = {name: environ[key] for name, key in _THERE if environ.get(key)}
+        headers["X-Request-ID"] = ids.request_id
+        headers["X-Correlation-ID"] = ids.correlation_id
+        return self._upstreams.forward(
+            environ["gateway.service"],
+            environ["REQUEST_METHOD"],
+            environ["gateway.target"],
+            _body(environ),
+            headers,
+        )
+
+
+def _body(environ: Environ) -> bytes:
+    """The request's body, whole; raises RequestEntityTooLarge, BadRequest."""
+    declared = int(environ.get("CONTENT_LENGTH") or 0)
+    if declared > BODY_LIMIT:
+        raise RequestEntityTooLarge
+    body: bytes = environ["wsgi.input"].read(BODY_LIMIT + 1)
+    if len(body) > BODY_LIMIT:
+        raise RequestEntityTooLarge
+    if len(body) < declared:
+        raise BadRequest("The body is shorter than its Content-Length.")
+    return body
+
+
+def _raw_uri(environ: Environ) -> str:
+    """Path and query, where the server does not say how they were sent."""
+    query = environ.get("QUERY_STRING", "")
+    path = quote(environ.get("PATH_INFO", ""), safe="/-", encoding="latin-1")
+    return f"{path}?{query}" if query else path
+
+
+def _noting(start_response: "StartResponse", environ: Environ, began: float) -> "StartResponse":
+    """Notes the answer that is given in place of the service's."""
+
+    def start(status: str, headers: Any, exc_info: Any = None) -> Any:
+        note_answer(environ["REQUEST_METHOD"], environ["gateway.route"], int(status[:3]), began)
+        return start_response(status, headers, exc_info)
+
+    return start
+
+
+def add_forwarding(app: Flask, upstreams: Upstreams) -> None:
+    """Forward the calls on the list, whatever the method; anything else is a 404 here."""
+    app.url_map.add(app.url_rule_class("/<path:_path>", endpoint="unknown"))
+
+    @app.before_request
+    def failed() -> Response | None:
+        error = request.environ.get("gateway.failed")
+        if error is None:
+            return None
+        g.is_forwarded = True
+        if isinstance(error, HTTPError):
             return _failed(error)
-        headers = {name: answer.headers[name] for name in _BACK if name in answer.headers}
-        return Response(answer.data, answer.status, headers)
+        raise error
+
+    @app.endpoint("unknown")
+    def unknown(_path: str) -> Response:
+        return problem(404, "Not found", "There is no such call; see /docs.", "not-found")
+
+    app.wsgi_app = Forwarder(app.wsgi_app, upstreams)  # type: ignore[method-assign]
 
 
-def _target() -> tuple[str, str]:
-    """Path and query of the request, as they were sent."""
-    path, _, query = str(request.environ.get("RAW_URI") or request.full_path).partition("?")
-    return path, query
-
-
-def _template(match: re.Match[str] | None) -> str:
+def _template(match: re.Match[str]) -> str:
     """The route as a metric names it: without ids, and one for all that no service has."""
-    if match is None:
-        return "(no route)"
     _, *parts = match[2].split("/")
     if len(parts) > 2 or (len(parts) == 2 and parts[1] not in _ACTS):
         return "(no route)"

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from flask import Flask, g
 
 from gateway import api
 from gateway.api import Upstreams
@@ -56,9 +55,7 @@ def test_a_connection_is_kept_for_a_moment_and_not_used_when_it_has_been_idle(
     upstreams = Upstreams({"user": f"http://127.0.0.1:{service.server_port}"}, connections=1)
 
     def ask() -> int:
-        with Flask(__name__).test_request_context("/users"):
-            g.request_id = g.correlation_id = "id"
-            assert upstreams.forward("user", "/users", repeatable=False).status == 200
+        assert upstreams.forward("user", "GET", "/users", b"", {}).status == 200
         return service.connections
 
     assert [ask(), ask()] == [1, 1]
