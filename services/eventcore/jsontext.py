@@ -12,6 +12,7 @@ import msgspec
 
 _decoder = msgspec.json.Decoder(float_hook=Decimal)
 _encoder = msgspec.json.Encoder(decimal_format="number")
+_lenient = msgspec.json.Encoder(enc_hook=str)
 
 
 def parse(text: bytes | str, *, unique_keys: bool = False) -> Any:
@@ -43,3 +44,11 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
 def render(value: object) -> bytes:
     """The JSON text of a value: Decimals as numbers, UUIDs and times as text."""
     return _encoder.encode(value)
+
+
+def render_line(value: object) -> str:
+    """The JSON text of whatever there is, on one line: what JSON has no form for, as its text."""
+    try:
+        return _lenient.encode(value).decode()
+    except (UnicodeEncodeError, TypeError):
+        return json.dumps(value, default=str, skipkeys=True)

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import MappingProxyType
 
@@ -28,6 +27,7 @@ from prometheus_client import (
 from prometheus_client import generate_latest as _render
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from eventcore import jsontext
 from eventcore.settings import Settings
 
 SECONDS = (
@@ -185,7 +185,7 @@ class _Json(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": _moment(record.created),
             "level": record.levelname.lower(),
             "message": record.getMessage(),
             **self._always,
@@ -193,8 +193,19 @@ class _Json(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return jsontext.render_line(line)
 
+
+def _moment(seconds: float) -> str:
+    """As 2026-01-16T10:00:00.123+00:00; the date and the whole second are made once a second."""
+    global _second
+    whole = int(seconds)
+    if _second[0] != whole:
+        _second = whole, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
+    return f"{_second[1]}.{int((seconds - whole) * 1000):03d}+00:00"
+
+
+_second = (0, "")
 
 _ONE_LINE = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 """A line break in a name does not begin a second log line."""

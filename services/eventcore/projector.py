@@ -138,17 +138,20 @@ class Folder:
         whose events are ahead of the log itself, each with the version its document has. A
         stream that is parked already only has its entry renewed, unless `retry`. Raises
         ReadModelAway; then some may be applied, and it can be called again.
+
+        The usual case costs no question: a stream that begins is written without a look
+        whether it is there, since the guard says so; and whether a stream is parked is asked
+        where there is a gap, since the event that it stopped at is one.
         """
         name = self._projection.name
-        parked = self._readmodel.parked(name, streams)
+        parked = self._readmodel.parked(name, streams) if retry else {}
         pending = dict(streams)
-        if not retry:
-            for stream in parked.keys() & pending.keys():
-                events = pending.pop(stream)
-                self.renew(parked[stream], max((e.version for e in events), default=0))
         ahead: dict[str, int] = {}
         for attempt in range(RACES):
-            documents = self._readmodel.find(self._projection.collection, pending)
+            known = pending if attempt or retry else self._begun(pending)
+            documents = self._readmodel.find(self._projection.collection, known) if known else {}
+            if not retry:
+                self._leave_parked(pending, documents)
             folded: dict[str, Folded] = {}
             for stream, events in pending.items():
                 try:
@@ -162,6 +165,29 @@ class Folder:
             pending = {stream: pending[stream] for stream in folded}
             sleep(backoff(attempt) / 50)  # a replica was faster with one of them
         raise ReadModelAway(f"documents of {name} kept changing under {RACES} attempts")
+
+    def _begun(self, streams: Mapping[str, Sequence[Event]]) -> list[str]:
+        """Those of which there may be a document: all but those that seem to begin here."""
+        return [
+            stream
+            for stream, events in streams.items()
+            if stream in self._reached or not any(event.version == 1 for event in events)
+        ]
+
+    def _leave_parked(
+        self, pending: dict[str, Sequence[Event]], documents: Mapping[str, Document]
+    ) -> None:
+        """Take those out that are parked, with their entries renewed; only a gap can be one."""
+        gaps = []
+        for stream, events in pending.items():
+            above = sorted(
+                e.version for e in events if e.version > version_of(documents.get(stream))
+            )
+            if above and above[0] != version_of(documents.get(stream)) + 1:
+                gaps.append(stream)
+        if gaps:
+            for stream, parked in self._readmodel.parked(self._projection.name, gaps).items():
+                self.renew(parked, max(event.version for event in pending.pop(stream)))
 
     def retry(self, stream: str) -> bool:
         """Try a parked stream again; True if it has been released, False if it stays parked.

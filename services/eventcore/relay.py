@@ -122,7 +122,8 @@ class Pump:
                 if not sent:
                     self._collect(wait=0.02)
                 continue
-            self.save()
+            if monotonic() - self._saved_at > SAVE_EVERY:
+                self.save()
             if monotonic() > expire_at:
                 self._store.expire_idempotency_keys()
                 expire_at = monotonic() + EXPIRE_EVERY

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
+import psycopg2
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, InvalidRequestError, TimeoutError
 from sqlalchemy.pool import NullPool
@@ -201,7 +202,7 @@ class Postgres:
         self._settling = Settling()
         self._settling_lock = threading.Lock()
         self._patience = patience
-        self._wakeup = Wakeup(self._engine)
+        self._wakeup = Wakeup(lambda: self._rows("notify events"))
 
     def append(
         self,
@@ -304,8 +305,20 @@ class Postgres:
         return bool(self._rows("select 1 from events where event_id = %s::uuid", (str(event_id),)))
 
     def _rows(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:
-        with translated(), self._engine.connect() as connection:
-            return list(connection.exec_driver_sql(statement, values))
+        """SQLAlchemy keeps the connections; what runs on one goes straight to the driver."""
+        with translated():
+            connection: Any = self._engine.raw_connection()
+            try:
+                with connection.cursor() as cursor:
+                    cursor.execute(statement, values)
+                    return cursor.fetchall() if cursor.description else []
+            except psycopg2.Error as error:
+                if connection.dbapi_connection.closed:
+                    connection.invalidate(error)
+                    self._engine.dispose()  # the others are as old
+                raise
+            finally:
+                connection.close()
 
 
 _PROGRESS = (
@@ -419,7 +432,7 @@ class RelaySession:
 
     def wait(self, timeout: float) -> None:
         """See RelayStore."""
-        driver: Any = self._connection.connection.driver_connection
+        driver = self._driver()
         if not driver.notifies:
             select.select([driver], [], [], timeout)
             with translated(), _driver_errors(driver):
@@ -432,9 +445,12 @@ class RelaySession:
         self._connection.close()
 
     def _rows(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:
-        with translated():
-            result = self._connection.exec_driver_sql(statement, values)
-            return list(result) if result.returns_rows else []
+        with translated(), self._driver().cursor() as cursor:
+            cursor.execute(statement, values)
+            return cursor.fetchall() if cursor.description else []
+
+    def _driver(self) -> Any:
+        return self._connection.connection.driver_connection
 
 
 class Wakeup:
@@ -445,10 +461,10 @@ class Wakeup:
     since the relay polls as well.
     """
 
-    INTERVAL = 0.003
+    INTERVAL = 0.005
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, notify: Callable[[], object]) -> None:
+        self._notify = notify
         self._rung = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -466,8 +482,7 @@ class Wakeup:
         while self._rung.wait():
             self._rung.clear()
             try:
-                with translated(), self._engine.connect() as connection:
-                    connection.exec_driver_sql("notify events")
+                self._notify()
             except Away as away:
                 log.debug("relay not woken, it will poll", extra={"error": str(away)})
             time.sleep(self.INTERVAL)  # so that a burst of appends is one wake-up
@@ -583,6 +598,8 @@ def translated() -> Iterator[None]:
         raise Busy("all connections to PostgreSQL are in use; nothing was written") from error
     except DBAPIError as error:
         raise _to_error(getattr(error.orig, "pgcode", None), str(error.orig)) from error
+    except psycopg2.Error as error:
+        raise _to_error(error.pgcode, str(error)) from error
     except InvalidRequestError as error:  # a connection that was lost before
         raise StoreAway("the connection to PostgreSQL was lost") from error
 

@@ -47,16 +47,15 @@ _PATH = re.compile(r"/(users|orders|queries/orders)((?:/[A-Za-z0-9-]{1,64}){0,3}
 _ACTS = {"cancel", "events"}
 """What may follow an id; for metrics alone, the services know what they have."""
 
-_THERE = (
-    ("Content-Type", "CONTENT_TYPE"),
-    *(
-        (name, f"HTTP_{name.upper().replace('-', '_')}")
-        for name in (
-            "Accept", "Authorization", "Idempotency-Key", "If-Match", "If-None-Match",
-            "traceparent", "tracestate",
-        )
-    ),
+_THERE = tuple(
+    (name, f"HTTP_{name.upper().replace('-', '_')}")
+    for name in (
+        "Accept", "Authorization", "Idempotency-Key", "If-Match", "If-None-Match",
+        "traceparent", "tracestate",
+    )
 )  # fmt: skip
+"""The headers that go on to a service, and what WSGI calls them."""
+
 _BACK = (
     "Allow", "Cache-Control", "Content-Type", "ETag", "Idempotency-Replayed", "Retry-After",
     "WWW-Authenticate",
@@ -175,7 +174,9 @@ class Forwarder:
             return (answer.data,)
 
     def _send(self, environ: Environ, ids: Ids) -> urllib3.BaseHTTPResponse:
-        headers = {name: environ[key] for name, key in _THERE if environ.get(key)}
+        headers = {name: environ[key] for name, key in _THERE if key in environ}
+        if kind := environ.get("CONTENT_TYPE"):
+            headers["Content-Type"] = kind
         headers["X-Request-ID"] = ids.request_id
         headers["X-Correlation-ID"] = ids.correlation_id
         return self._upstreams.forward(
