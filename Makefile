@@ -33,8 +33,9 @@ lint: .venv/ready ## Check style, types and import rules
 bench: .venv/ready ## Measure the system on this machine, and print what it reached
 	@$(PYTHON) -m tests.bench
 
-docs: .venv/ready ## Write the chart's values into its README, and init.sql into the chart
+docs: .venv/ready ## Write the chart's values into its README; dashboards, alerts and init.sql into it
 	@$(PYTHON) -m local.chart_docs
+	@$(PYTHON) -m local.panels
 	@cp init.sql charts/shop/files/init.sql
 
 lock: .venv/ready ## Lock the newest versions that requirements.in allows, with hashes

@@ -22,7 +22,7 @@ from pymongo.errors import PyMongoError
 
 from eventcore.settings import Server
 from local.child import CannotStart, Child, is_free
-from local.rabbitmq_package import rabbitmq_programs
+from local.packages import rabbitmq_programs
 from local.secretfiles import secret_file
 
 HOST = "127.0.0.1"
@@ -151,13 +151,16 @@ class PostgreSQL(OwnServer):
 class RabbitMQ(OwnServer):
     """The distribution's RabbitMQ as a private node, with a port mapper of its own.
 
-    Its management page is on `management_port`, if one is given.
+    Its management page is on `management_port`, and its metrics on `metrics_port`, if given.
     """
 
-    def __init__(self, folder: Path, port: int, management_port: int = 0) -> None:
+    def __init__(
+        self, folder: Path, port: int, management_port: int = 0, metrics_port: int = 0
+    ) -> None:
         super().__init__(folder)
         self._programs = rabbitmq_programs()
         self._management_port = management_port
+        self.metrics_port = metrics_port
         self._password = secret_file(folder.parent / "secrets", "rabbitmq")
         self.address = Server(HOST, port, "/", "shop", self._password)
         epmd_port, node_port = free_port(), free_port()
@@ -222,17 +225,20 @@ class RabbitMQ(OwnServer):
             "log.console = true",
             "log.console.level = warning",
         ]
-        plugins = "[]."
+        plugins = []
         if self._management_port:
-            plugins = "[rabbitmq_management]."
+            plugins.append("rabbitmq_management")
             lines += [
                 f"management.tcp.ip = {HOST}",
                 f"management.tcp.port = {self._management_port}",
             ]
+        if self.metrics_port:
+            plugins.append("rabbitmq_prometheus")
+            lines += [f"prometheus.tcp.ip = {HOST}", f"prometheus.tcp.port = {self.metrics_port}"]
         config = self._folder / "rabbitmq.conf"
         config.touch(mode=0o600)
         config.write_text("\n".join(lines) + "\n")
-        (self._folder / "enabled_plugins").write_text(plugins + "\n")
+        (self._folder / "enabled_plugins").write_text(f"[{', '.join(plugins)}].\n")
 
     def _answers(self) -> bool:
         """Whether it answers our greeting with its own, connection.start."""

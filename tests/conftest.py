@@ -40,8 +40,8 @@ def postgres(data_folder: Path) -> Iterator[PostgreSQL]:
 
 @pytest.fixture(scope="session")
 def rabbitmq(data_folder: Path) -> Iterator[RabbitMQ]:
-    """A RabbitMQ node; `ctl(...)` is its rabbitmqctl."""
-    yield from _running(RabbitMQ(data_folder / "rabbitmq", free_port()))
+    """A RabbitMQ node; `ctl(...)` is its rabbitmqctl, `metrics_port` where its metrics are."""
+    yield from _running(RabbitMQ(data_folder / "rabbitmq", free_port(), metrics_port=free_port()))
 
 
 @pytest.fixture(scope="session")

@@ -170,6 +170,24 @@ def provision(passwords: Path, projectors: Sequence[str], wait: float) -> None:
         )
 
 
+@main.command()
+@click.argument("beginnings", metavar="[BEGINNING]...", nargs=-1)
+def metrics(beginnings: Sequence[str]) -> None:
+    """Print the metrics of the process whose METRICS_PORT this is, all or those that begin so."""
+    settings = read_settings(process="metrics", needs=())
+    import urllib.request
+
+    try:
+        url = f"http://127.0.0.1:{settings.metrics_port}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+    except OSError as error:
+        raise Away(f"nothing serves metrics at METRICS_PORT: {error}") from error
+    for line in lines:
+        if not line.startswith("#") and (not beginnings or line.startswith(beginnings)):
+            click.echo(line)
+
+
 @main.group()
 def parked() -> None:
     """Streams that a projection has set aside."""

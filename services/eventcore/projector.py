@@ -442,6 +442,8 @@ class Projector:
         self._opening: Future[Consumer] | None = None
         self._connect_at = 0.0
         self._failures = 0
+        for counter in (APPLIED, DUPLICATES, CAUGHT_UP, DEAD_LETTERS):
+            counter.labels(projection.name)  # 0 from the start, or nobody sees the first rise
 
     def run(self, stop: Stop) -> None:
         """Project until `stop` is set, whatever servers come and go meanwhile."""

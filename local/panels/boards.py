@@ -1,0 +1,867 @@
+"""The four dashboards: how it is, how events flow, what reads them, and what all of it stands on.
+
+With several replicas each tells the same gauge, so gauges are taken as `max by`.
+"""
+
+from collections.abc import Sequence
+
+from local.panels.grafana import Board, Panel, Query, Row
+
+OURS = "eventcore_build_info"
+"""What every process of ours has."""
+
+SERVERS = "|".join(
+    (
+        OURS,
+        "rabbitmq_build_info",
+        "rabbitmq_detailed_queue_consumers",
+        "pg_up",
+        "mongodb_up",
+        "kubelet_volume_stats_capacity_bytes",
+    )
+)
+
+
+def _latest(metric: str, by: str, more: str = "") -> Query:
+    """A gauge that every replica tells."""
+    return Query(f"max by ({by}) ({metric}{{*{more}}})", _legend(by))
+
+
+def _rate(metric: str, by: str, more: str = "") -> Query:
+    return Query(f"sum by ({by}) (rate({metric}{{*{more}}}[*]))", _legend(by))
+
+
+def _quantiles(metric: str, by: str, *which: float, more: str = "") -> list[Query]:
+    return [
+        Query(
+            f"histogram_quantile({each}, sum by (le, {by}) (rate({metric}_bucket{{*{more}}}[*])))",
+            f"{_legend(by)} p{each * 100:g}",
+        )
+        for each in which
+    ]
+
+
+def _mean(metric: str, by: str) -> Query:
+    of = [f"sum by ({by}) (rate({metric}_{part}{{*}}[*]))" for part in ("sum", "count")]
+    return Query(f"{of[0]} / ({of[1]} > 0)", f"{_legend(by)} mean")
+
+
+def _legend(by: str) -> str:
+    return " ".join(f"{{{{{label}}}}}" for label in by.split(", "))
+
+
+_CALLS = "http_request_duration_seconds_count"
+_PUBLIC = ', route!~"/internal/.*"'
+_SERVICE_OF = (
+    " * on (namespace, job, instance) group_left (service)"
+    " max by (namespace, job, instance, service) (eventcore_build_info{*})"
+)
+
+
+def _failed(by: str, more: str = "") -> str:
+    """The share of answers that are the servers' fault; 0 where there is none."""
+    failed = f'sum by ({by}) (rate({_CALLS}{{*{more}, status=~"5.."}}[*]))'
+    answered = f"sum by ({by}) (rate({_CALLS}{{*{more}}}[*]))"
+    return f"({failed} or 0 * {answered}) / ({answered} > 0)"
+
+
+def _service_sum(expr: str, by: str = "service") -> str:
+    return f"sum by ({by}) ({expr}{_SERVICE_OF})"
+
+
+_ANSWERED_BY_SERVICE = _service_sum(f"rate({_CALLS}{{*}}[*])")
+_FAILED_BY_SERVICE = _service_sum(f'rate({_CALLS}{{*, status=~"5.."}}[*])')
+
+_FIRING = 'ALERTS{namespace=~"$namespace", alertname=~"Shop.*", alertstate="firing"}'
+
+_READABLE = "projection_append_to_readable_seconds"
+
+_NOW = Row(
+    "Now",
+    (
+        Panel(
+            "What is red now",
+            "Every alert that fires, and how bad it is. Its runbook is docs/runbooks/NAME.md: "
+            "it begins with the command to run. Empty is good.",
+            "none",
+            [
+                Query(
+                    "sum by (alertname, severity, namespace, store, projection, server, queue,"
+                    f" route, instance) ({_FIRING})"
+                )
+            ],
+            kind="table",
+            width=12,
+        ),
+        Panel(
+            "Alerts",
+            "How many alerts fire.",
+            "none",
+            [Query(f"count({_FIRING}) or vector(0)")],
+            kind="stat",
+            thresholds=(1,),
+            width=4,
+            height=4,
+        ),
+        Panel(
+            "Processes",
+            "How many processes can be scraped; eight, with one replica each.",
+            "none",
+            [Query("count(max by (namespace, job, instance) (eventcore_build_info{*}))")],
+            kind="stat",
+            width=4,
+            height=4,
+        ),
+        Panel(
+            "Servers missed",
+            "How many processes miss PostgreSQL, RabbitMQ, MongoDB or another service's feed.",
+            "none",
+            [Query("count(dependency_up{*} == 0) or vector(0)")],
+            kind="stat",
+            thresholds=(1,),
+            width=4,
+            height=4,
+        ),
+        Panel(
+            "Oldest not relayed",
+            "Age of the oldest event that the broker has not confirmed; 0: there is none.",
+            "s",
+            [Query("max(relay_lag_seconds{*})")],
+            kind="stat",
+            thresholds=(5, 30),
+            width=4,
+            height=4,
+        ),
+        Panel(
+            "Oldest not readable",
+            "Age of the oldest event that a projection has neither applied nor parked.",
+            "s",
+            [Query("max(projection_lag_seconds{*})")],
+            kind="stat",
+            thresholds=(10, 60),
+            width=4,
+            height=4,
+        ),
+        Panel(
+            "Set aside",
+            "Streams that a projection has parked, since their next event cannot be applied.",
+            "none",
+            [Query("sum(max by (namespace, projection) (projection_parked_streams{*}))")],
+            kind="stat",
+            thresholds=(1,),
+            width=4,
+            height=4,
+        ),
+    ),
+)
+
+_RED = Row(
+    "Calls",
+    (
+        Panel(
+            "Calls by route",
+            "Calls a second. A call through the gateway counts there and at its service.",
+            "reqps",
+            [_rate(_CALLS, "route")],
+        ),
+        Panel(
+            "Failed by route",
+            "Share of calls that were answered with 5xx. What a caller did wrong is not in it.",
+            "percentunit",
+            [Query(_failed("route"), "{{route}}")],
+            thresholds=(0.01, 0.05),
+        ),
+        Panel(
+            "Time by route",
+            "How long calls take, the slowest hundredth and the middle one. An order may wait a "
+            "second for its user.",
+            "s",
+            _quantiles("http_request_duration_seconds", "route", 0.99, 0.5, more=_PUBLIC),
+            thresholds=(0.5,),
+        ),
+        Panel(
+            "Calls by service",
+            "Calls a second that each service answers, projectors' calls of its feed included.",
+            "reqps",
+            [Query(_ANSWERED_BY_SERVICE, "{{service}}")],
+        ),
+        Panel(
+            "Failed by service",
+            "Share of each service's calls that were answered with 5xx.",
+            "percentunit",
+            [
+                Query(
+                    f"({_FAILED_BY_SERVICE} or 0 * {_ANSWERED_BY_SERVICE})"
+                    f" / ({_ANSWERED_BY_SERVICE} > 0)",
+                    "{{service}}",
+                )
+            ],
+            thresholds=(0.01, 0.05),
+        ),
+        Panel(
+            "Time by service",
+            "How long calls take at each service, the slowest hundredth.",
+            "s",
+            [
+                Query(
+                    "histogram_quantile(0.99, "
+                    + _service_sum(
+                        f"rate(http_request_duration_seconds_bucket{{*{_PUBLIC}}}[*])",
+                        "le, service",
+                    )
+                    + ")",
+                    "{{service}} p99",
+                )
+            ],
+            thresholds=(0.5,),
+        ),
+        Panel(
+            "Answers by status",
+            "Calls a second by what was answered: 4xx is for the caller, 5xx is for us.",
+            "reqps",
+            [_rate(_CALLS, "status")],
+        ),
+        Panel(
+            "Slow calls by route",
+            "Share of calls that took longer than half a second.",
+            "percentunit",
+            [
+                Query(
+                    f"1 - sum by (route) (rate(http_request_duration_seconds_bucket"
+                    f'{{*{_PUBLIC}, le="0.5"}}[*]))'
+                    f" / (sum by (route) (rate({_CALLS}{{*{_PUBLIC}}}[*])) > 0)",
+                    "{{route}}",
+                )
+            ],
+            thresholds=(0.01, 0.05),
+        ),
+        Panel(
+            "Append to readable",
+            "From an event's append to the write of its document: what a reader waits for.",
+            "s",
+            _quantiles(_READABLE, "projection", 0.99, 0.5),
+            thresholds=(1, 10),
+        ),
+    ),
+)
+
+_BEHIND = Row(
+    "Behind",
+    (
+        Panel(
+            "Lag of the relays",
+            "Age of the oldest event that is not confirmed. It grows while a relay is stopped.",
+            "s",
+            [_latest("relay_lag_seconds", "store")],
+            thresholds=(5, 30),
+        ),
+        Panel(
+            "Lag of the projections",
+            "Age of the oldest event neither applied nor parked. It grows while a projector is "
+            "stopped, whether or not anything arrives.",
+            "s",
+            [_latest("projection_lag_seconds", "projection")],
+            thresholds=(10, 60),
+        ),
+        Panel(
+            "Events appended",
+            "Events a second, by their type.",
+            "cps",
+            [_rate("eventstore_events_appended_total", "event_type")],
+        ),
+    ),
+)
+
+OVERVIEW = Board(
+    "shop-overview",
+    "Shop / Overview",
+    "Is it well, what is slow, what is stuck?",
+    OURS,
+    (_NOW, _RED, _BEHIND),
+)
+
+EVENT_FLOW = Board(
+    "shop-event-flow",
+    "Shop / Event flow",
+    "From append to readable, stage by stage: where events wait.",
+    OURS,
+    (
+        Row(
+            "1. Append",
+            (
+                Panel(
+                    "Events appended",
+                    "Events a second, by their type.",
+                    "cps",
+                    [_rate("eventstore_events_appended_total", "event_type")],
+                ),
+                Panel(
+                    "Time of an append",
+                    "Until PostgreSQL has committed, or refused.",
+                    "s",
+                    _quantiles("eventstore_append_duration_seconds", "aggregate_type", 0.99, 0.5),
+                    thresholds=(0.1, 0.5),
+                ),
+                Panel(
+                    "Conflicts",
+                    "Appends a second that found their stream changed by others and were tried "
+                    "again, and those that were given up.",
+                    "cps",
+                    [
+                        Query(
+                            "sum by (aggregate_type) (rate(eventstore_conflicts_total{*}[*]))",
+                            "{{aggregate_type}} tried again",
+                        ),
+                        Query(
+                            "sum by (aggregate_type) (rate(eventstore_conflicts_lost_total{*}[*]))",
+                            "{{aggregate_type}} given up",
+                        ),
+                    ],
+                ),
+            ),
+        ),
+        Row(
+            "2. Settle",
+            (
+                Panel(
+                    "Head and settled position",
+                    "The last position drawn, and the one up to which nothing can still appear. "
+                    "A gap that stays is a writer that does not end.",
+                    "none",
+                    [
+                        Query("max by (store) (eventstore_head_position{*})", "{{store}} head"),
+                        Query(
+                            "max by (store) (eventstore_settled_position{*})", "{{store}} settled"
+                        ),
+                    ],
+                ),
+                Panel(
+                    "Not settled yet",
+                    "Positions between the settled one and the head.",
+                    "none",
+                    [
+                        Query(
+                            "max by (store) (eventstore_head_position{*})"
+                            " - max by (store) (eventstore_settled_position{*})",
+                            "{{store}}",
+                        )
+                    ],
+                ),
+                Panel(
+                    "Held back",
+                    "How long a writer has held the settled position back; 0: nobody does. "
+                    "Meanwhile nothing newer reaches any reader.",
+                    "s",
+                    [_latest("eventstore_unsettled_seconds", "store")],
+                    thresholds=(10, 60),
+                ),
+            ),
+        ),
+        Row(
+            "3. Relay",
+            (
+                Panel(
+                    "Lag in seconds",
+                    "Age of the oldest event that the broker has not confirmed.",
+                    "s",
+                    [_latest("relay_lag_seconds", "store")],
+                    thresholds=(5, 30),
+                ),
+                Panel(
+                    "Lag in events",
+                    "Positions that are settled and not confirmed.",
+                    "none",
+                    [_latest("relay_lag_events", "store")],
+                ),
+                Panel(
+                    "Checkpoint and settled position",
+                    "The relay's checkpoint follows the settled position; one that stands still "
+                    "below it is stuck.",
+                    "none",
+                    [
+                        Query(
+                            "max by (store) (eventstore_settled_position{*})", "{{store}} settled"
+                        ),
+                        Query(
+                            "max by (store) (relay_checkpoint_position{*})", "{{store}} confirmed"
+                        ),
+                    ],
+                ),
+                Panel(
+                    "Confirmed",
+                    "Events a second that the broker has confirmed.",
+                    "cps",
+                    [_rate("relay_events_confirmed_total", "store")],
+                ),
+                Panel(
+                    "Time until confirmed",
+                    "From the publishing of a page of events to the last confirm of it.",
+                    "s",
+                    _quantiles("relay_confirm_duration_seconds", "store", 0.99, 0.5),
+                    thresholds=(1, 5),
+                ),
+                Panel(
+                    "In flight and window",
+                    "Events published and not confirmed, and how many there may be at most.",
+                    "none",
+                    [
+                        Query("max by (store) (relay_in_flight_events{*})", "{{store}} in flight"),
+                        Query("max by (store) (relay_window_events{*})", "{{store}} window"),
+                    ],
+                ),
+                Panel(
+                    "Returned",
+                    "Events a second that the broker could not route at first: a queue was gone, "
+                    "and was declared again.",
+                    "cps",
+                    [_rate("relay_events_returned_total", "store")],
+                    thresholds=(0.01,),
+                ),
+                Panel(
+                    "Relays at work",
+                    "How many relays hold their store's lock: one each, others stand by.",
+                    "none",
+                    [Query("sum by (store) (relay_active{*})", "{{store}}")],
+                ),
+            ),
+        ),
+        Row(
+            "4. Apply",
+            (
+                Panel(
+                    "Deliveries at once",
+                    "How many deliveries a projector applies together: more under load.",
+                    "none",
+                    [_mean("projection_batch_events", "projection")],
+                ),
+                Panel(
+                    "Time of a batch",
+                    "Until MongoDB has written all of a batch and the broker has its acks.",
+                    "s",
+                    _quantiles("projection_batch_duration_seconds", "projection", 0.99, 0.5),
+                    thresholds=(1, 5),
+                ),
+                Panel(
+                    "Append to readable",
+                    "The whole way: from an event's append to the write of its document.",
+                    "s",
+                    _quantiles(_READABLE, "projection", 0.99, 0.95, 0.5),
+                    thresholds=(1, 10),
+                ),
+            ),
+        ),
+    ),
+)
+
+PROJECTIONS = Board(
+    "shop-projections",
+    "Shop / Projections",
+    "How far each read model is behind, and what it could not apply.",
+    OURS,
+    (
+        Row(
+            "How far behind",
+            (
+                Panel(
+                    "Lag in seconds",
+                    "Age of the oldest event neither applied nor parked; 0: there is none.",
+                    "s",
+                    [_latest("projection_lag_seconds", "projection")],
+                    thresholds=(10, 60),
+                ),
+                Panel(
+                    "Lag in events",
+                    "Positions from the oldest event neither applied nor parked to the settled "
+                    "one; other projections' events are among them.",
+                    "none",
+                    [_latest("projection_lag_events", "projection")],
+                ),
+                Panel(
+                    "Staleness",
+                    "Age of the moment up to which all is known to be applied or parked: some "
+                    "sweeps, 2 to 5 s, while all is well.",
+                    "s",
+                    [_latest("projection_staleness_seconds", "projection")],
+                    thresholds=(30, 300),
+                ),
+                Panel(
+                    "Checkpoints",
+                    "Position up to which each projection has applied or parked all.",
+                    "none",
+                    [_latest("projection_checkpoint_position", "projection")],
+                ),
+                Panel(
+                    "Append to readable",
+                    "From an event's append to the write of its document.",
+                    "s",
+                    _quantiles(_READABLE, "projection", 0.99, 0.95, 0.5),
+                    thresholds=(1, 10),
+                ),
+                Panel(
+                    "Readable within",
+                    "Share of events that were readable within a tenth of a second, and within "
+                    "one second.",
+                    "percentunit",
+                    [
+                        Query(
+                            f'sum by (projection) (rate({_READABLE}_bucket{{*, le="{bound}"}}[*]))'
+                            f" / (sum by (projection) (rate({_READABLE}_count{{*}}[*])) > 0)",
+                            f"{{{{projection}}}} {bound} s",
+                        )
+                        for bound in ("0.1", "1.0")
+                    ],
+                    highest=1,
+                ),
+            ),
+        ),
+        Row(
+            "Work",
+            (
+                Panel(
+                    "Applied",
+                    "Events a second that were folded into documents.",
+                    "cps",
+                    [_rate("projection_events_applied_total", "projection")],
+                ),
+                Panel(
+                    "Duplicates",
+                    "Deliveries a second that were seen before: a relay or a consumer has begun "
+                    "anew. They change nothing.",
+                    "cps",
+                    [_rate("projection_events_duplicate_total", "projection")],
+                ),
+                Panel(
+                    "Caught up",
+                    "Events a second that were fetched from the feed, since the broker had not "
+                    "brought them.",
+                    "cps",
+                    [_rate("projection_events_caught_up_total", "projection")],
+                ),
+                Panel(
+                    "Deliveries at once",
+                    "How many deliveries are applied together.",
+                    "none",
+                    [
+                        _mean("projection_batch_events", "projection"),
+                        *_quantiles("projection_batch_events", "projection", 0.99),
+                    ],
+                ),
+                Panel(
+                    "Time of a batch",
+                    "Of a try to apply and acknowledge one.",
+                    "s",
+                    _quantiles("projection_batch_duration_seconds", "projection", 0.99, 0.5),
+                    thresholds=(1, 5),
+                ),
+                Panel(
+                    "Tries a second",
+                    "Batches a second that were tried, well or not.",
+                    "ops",
+                    [_rate("projection_batch_duration_seconds_count", "projection")],
+                ),
+            ),
+        ),
+        Row(
+            "What could not be applied",
+            (
+                Panel(
+                    "Parked streams",
+                    "Streams set aside until `parked retry`: all others go on.",
+                    "none",
+                    [_latest("projection_parked_streams", "projection")],
+                    thresholds=(1,),
+                    width=12,
+                ),
+                Panel(
+                    "Dead letters",
+                    "Messages that are no events and were put aside.",
+                    "none",
+                    [
+                        Query(
+                            "sum by (projection) (increase(projection_dead_letters_total{*}[*]))",
+                            "{{projection}}",
+                        )
+                    ],
+                    thresholds=(1,),
+                    width=12,
+                    bars=True,
+                ),
+            ),
+        ),
+    ),
+)
+
+
+def _queue(metric: str) -> str:
+    """A queue's gauge, from /metrics/detailed or from /metrics/per-object."""
+    names = (f"rabbitmq_detailed_queue_{metric}{{*}}", f'rabbitmq_queue_{metric}{{*, queue!=""}}')
+    return "max by (queue) ({} or {})".format(*names)
+
+
+_OWN: Sequence[Panel] = (
+    Panel(
+        "Dependencies",
+        "1: the server worked for every process that last used it; 0: for one it did not.",
+        "none",
+        [Query("min by (server) (dependency_up{*})", "{{server}}")],
+        highest=1,
+    ),
+    Panel(
+        "Connections in use",
+        "Connections taken from the pools of each process, and how many there may be.",
+        "none",
+        [
+            Query(
+                "sum by (server, instance) (pool_connections_in_use{*})",
+                "{{server}} {{instance}} in use",
+            ),
+            Query(
+                "sum by (server, instance) (pool_connections_max{*})",
+                "{{server}} {{instance}} at most",
+            ),
+        ],
+    ),
+    Panel(
+        "Share of the pools in use",
+        "At 100 % calls wait for a connection, and fail in the end.",
+        "percentunit",
+        [
+            Query(
+                "sum by (server, instance) (pool_connections_in_use{*})"
+                " / (sum by (server, instance) (pool_connections_max{*}) > 0)",
+                "{{server}} {{instance}}",
+            )
+        ],
+        thresholds=(0.8, 1),
+        highest=1,
+    ),
+    Panel(
+        "What runs",
+        "Each process, its version and the commit it was built from.",
+        "none",
+        [
+            Query(
+                "max by (namespace, service, process, version, revision, instance)"
+                " (eventcore_build_info{*})"
+            )
+        ],
+        kind="table",
+        width=24,
+    ),
+)
+
+_RABBITMQ: Sequence[Panel] = (
+    Panel(
+        "Messages ready",
+        "Messages that wait in each queue for a consumer.",
+        "none",
+        [Query(_queue("messages_ready"), "{{queue}}")],
+        thresholds=(1000,),
+    ),
+    Panel(
+        "Messages being worked on",
+        "Messages delivered and not acknowledged yet.",
+        "none",
+        [Query(_queue("messages_unacked"), "{{queue}}")],
+    ),
+    Panel(
+        "Consumers",
+        "Consumers of each queue; that of dead letters has none.",
+        "none",
+        [Query(_queue("consumers"), "{{queue}}")],
+    ),
+    Panel(
+        "Messages through the broker",
+        "Messages a second that were received, confirmed, delivered and acknowledged.",
+        "cps",
+        [
+            Query(f"sum(rate(rabbitmq_global_messages_{what}_total{{*}}[*]))", what)
+            for what in ("received", "confirmed", "acknowledged")
+        ],
+    ),
+    Panel(
+        "Unroutable",
+        "Messages a second that no queue would take: returned to who published them, or dropped.",
+        "cps",
+        [
+            Query(f"sum(rate(rabbitmq_global_messages_unroutable_{what}_total{{*}}[*]))", what)
+            for what in ("returned", "dropped")
+        ],
+        thresholds=(0.01,),
+    ),
+    Panel(
+        "Alarms",
+        "1: the broker takes nothing from publishers until memory or disk is free again.",
+        "none",
+        [
+            Query(f"max by (instance) (rabbitmq_alarms_{what}_watermark{{*}})", legend)
+            for what, legend in (
+                ("memory_used", "{{instance}} memory"),
+                ("free_disk_space", "{{instance}} disk"),
+            )
+        ],
+        thresholds=(1,),
+        highest=1,
+    ),
+    Panel(
+        "Memory and its limit",
+        "Memory that the broker uses, and the watermark of its alarm.",
+        "bytes",
+        [
+            Query("max by (instance) (rabbitmq_process_resident_memory_bytes{*})", "in use"),
+            Query("max by (instance) (rabbitmq_resident_memory_limit_bytes{*})", "limit"),
+        ],
+    ),
+    Panel(
+        "Free disk and its limit",
+        "Room on the broker's disk, and the watermark of its alarm.",
+        "bytes",
+        [
+            Query("min by (instance) (rabbitmq_disk_space_available_bytes{*})", "free"),
+            Query("max by (instance) (rabbitmq_disk_space_available_limit_bytes{*})", "limit"),
+        ],
+    ),
+    Panel(
+        "Connections and channels",
+        "Open connections and channels: one of each for a relay or a projector.",
+        "none",
+        [
+            Query("sum(rabbitmq_connections{*})", "connections"),
+            Query("sum(rabbitmq_channels{*})", "channels"),
+        ],
+    ),
+)
+
+_POSTGRES: Sequence[Panel] = (
+    Panel(
+        "PostgreSQL answers",
+        "1: its exporter can log in.",
+        "none",
+        [Query("min by (instance) (pg_up{*})", "{{instance}}")],
+        highest=1,
+    ),
+    Panel(
+        "Connections of PostgreSQL",
+        "Connections by their state, and how many there may be.",
+        "none",
+        [
+            Query("sum by (state) (pg_stat_activity_count{*})", "{{state}}"),
+            Query("max(pg_settings_max_connections{*})", "at most"),
+        ],
+    ),
+    Panel(
+        "Longest transaction",
+        "Age of the oldest open transaction. One that writes events holds back all readers.",
+        "s",
+        [Query("max by (datname) (pg_stat_activity_max_tx_duration{*})", "{{datname}}")],
+        thresholds=(10, 60),
+    ),
+    Panel(
+        "Transactions",
+        "Transactions a second that were committed and rolled back.",
+        "ops",
+        [
+            Query('sum(rate(pg_stat_database_xact_commit{*, datname!=""}[*]))', "committed"),
+            Query('sum(rate(pg_stat_database_xact_rollback{*, datname!=""}[*]))', "rolled back"),
+        ],
+    ),
+    Panel(
+        "Size of the databases",
+        "Bytes of each database: events are never deleted.",
+        "bytes",
+        [Query("max by (datname) (pg_database_size_bytes{*})", "{{datname}}")],
+    ),
+    Panel(
+        "Deadlocks",
+        "Transactions a second that PostgreSQL ended, since they waited for each other.",
+        "cps",
+        [Query('sum by (datname) (rate(pg_stat_database_deadlocks{*, datname!=""}[*]))')],
+        thresholds=(0.01,),
+    ),
+)
+
+_MONGODB: Sequence[Panel] = (
+    Panel(
+        "MongoDB answers",
+        "1: its exporter can log in.",
+        "none",
+        [Query("min by (instance) (mongodb_up{*})", "{{instance}}")],
+        highest=1,
+    ),
+    Panel(
+        "Connections of MongoDB",
+        "Connections that are open.",
+        "none",
+        [
+            Query(
+                'sum(mongodb_ss_connections{*, conn_type="current"}'
+                ' or mongodb_connections{*, state="current"})',
+                "open",
+            )
+        ],
+    ),
+    Panel(
+        "Operations",
+        "Operations a second, by their kind.",
+        "ops",
+        [
+            Query(
+                "sum by (legacy_op_type, type) (rate(mongodb_ss_opcounters{*}[*])"
+                " or rate(mongodb_op_counters_total{*}[*]))",
+                "{{legacy_op_type}}{{type}}",
+            )
+        ],
+    ),
+)
+
+_VOLUMES: Sequence[Panel] = (
+    Panel(
+        "Volumes in use",
+        "Share of each volume that is used.",
+        "percentunit",
+        [
+            Query(
+                "max by (persistentvolumeclaim) (kubelet_volume_stats_used_bytes{*}"
+                " / (kubelet_volume_stats_capacity_bytes{*} > 0))",
+                "{{persistentvolumeclaim}}",
+            )
+        ],
+        thresholds=(0.8, 0.95),
+        highest=1,
+        width=12,
+    ),
+    Panel(
+        "Room on the volumes",
+        "Bytes that are left on each volume.",
+        "bytes",
+        [
+            Query(
+                "min by (persistentvolumeclaim) (kubelet_volume_stats_available_bytes{*})",
+                "{{persistentvolumeclaim}}",
+            )
+        ],
+        width=12,
+    ),
+)
+
+STORES = Board(
+    "shop-stores",
+    "Shop / Stores and broker",
+    "What all of it stands on: PostgreSQL, RabbitMQ, MongoDB, pools and disks.",
+    SERVERS,
+    (
+        Row("As our processes see them", _OWN),
+        Row("RabbitMQ, from its own endpoint", _RABBITMQ),
+        Row("PostgreSQL, from its exporter", _POSTGRES),
+        Row("MongoDB, from its exporter", _MONGODB),
+        Row("Volumes, from the kubelets", _VOLUMES),
+    ),
+)
+
+BOARDS = {
+    "overview": OVERVIEW,
+    "event-flow": EVENT_FLOW,
+    "projections": PROJECTIONS,
+    "stores": STORES,
+}
+"""The dashboards, by the name of their file."""

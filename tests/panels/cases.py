@@ -1,0 +1,411 @@
+"""For each alert a series of samples, one a minute, in which it fires and is quiet again.
+
+Samples are written as promtool takes them: `0x5` is six zeros, `0+6x30` rises by six a minute.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+Series = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Case:
+    """`alert` fires at the minute `fires` with these labels and this description, and not at the
+    minutes `quiet`: before, and after.
+    """
+
+    alert: str
+    series: Series
+    fires: int
+    quiet: tuple[int, ...]
+    description: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    severity: str = "warning"
+
+
+def build(service: str, instance: str, process: str = "serve", version: str = "0.1.0") -> str:
+    """The name of a process's eventcore_build_info."""
+    return (
+        f'eventcore_build_info{{job="shop", instance="{instance}", service="{service}",'
+        f' process="{process}", version="{version}"}}'
+    )
+
+
+_HERE = {build("user", "a:1"): "1x600"}
+
+_CALLS = 'http_request_duration_seconds_count{route="/orders", method="POST", status="%s"}'
+_FAST = 'http_request_duration_seconds_bucket{route="/orders", status="200", le="0.5"}'
+_INTERNAL = 'http_request_duration_seconds_count{route="/internal/heads", status="503"}'
+
+_QUEUE = 'rabbitmq_detailed_queue_consumers{queue="%s"}'
+_DISK = 'kubelet_volume_stats_%s_bytes{persistentvolumeclaim="data-shop-postgres-0"}'
+
+CASES = (
+    Case(
+        "ShopServiceDown",
+        {
+            'up{job="shop", instance="a:1"}': "1x9 0x5 1x20",
+            build("user", "a:1"): "1x9 stale _x5 1x20",
+            'up{job="another", instance="z:1"}': "0x60",  # not ours
+        },
+        fires=14,
+        quiet=(9, 24),
+        description="a:1 (job shop) does not answer.",
+        labels={"job": "shop", "instance": "a:1"},
+        severity="critical",
+    ),
+    Case(
+        "ShopScrapeMissing",
+        {**_HERE, build("order", "b:1", "relay"): "1x10 stale _x20 1x60"},
+        fires=20,
+        quiet=(9, 50),
+        description="order's `relay` is no longer scraped.",
+        labels={"service": "order", "process": "relay"},
+    ),
+    Case(
+        "ShopScrapeMissing",
+        {build("user", "a:1"): "_x20 1x60"},
+        fires=10,
+        quiet=(3, 40),
+        description="No process of the shop is scraped.",
+    ),
+    Case(
+        "ShopDependencyDown",
+        {
+            'dependency_up{job="shop", instance="a:1", server="RabbitMQ"}': "1x9 0x9 1x20",
+            'dependency_up{job="shop", instance="a:1", server="MongoDB"}': "1x60",
+        },
+        fires=14,
+        quiet=(9, 24),
+        description="a:1 (job shop) cannot use RabbitMQ.",
+        labels={"job": "shop", "instance": "a:1", "server": "RabbitMQ"},
+        severity="critical",
+    ),
+    Case(
+        "ShopPoolExhausted",
+        {
+            'pool_connections_in_use{job="shop", instance="a:1", server="PostgreSQL"}': (
+                "3x9 16x9 2x20"
+            ),
+            'pool_connections_max{job="shop", instance="a:1", server="PostgreSQL"}': "16x60",
+            'pool_connections_in_use{job="shop", instance="b:1", server="MongoDB"}': "0x60",
+            'pool_connections_max{job="shop", instance="b:1", server="MongoDB"}': "0x60",
+        },
+        fires=14,
+        quiet=(9, 24),
+        description="a:1 uses 100% of its connections to PostgreSQL.",
+        labels={"job": "shop", "instance": "a:1", "server": "PostgreSQL"},
+    ),
+    Case(
+        "ShopVersionsDiffer",
+        {
+            build("user", "a:1"): "1x300",
+            build("user", "b:1"): "1x20 stale",
+            build("user", "b:1", version="0.2.0"): "_x21 1x100 stale",
+        },
+        fires=100,
+        quiet=(20, 60, 200),
+        description="2 versions run{in}.",
+        severity="info",
+    ),
+    Case(
+        "ShopHighErrorRate",
+        {_CALLS % 200: "0+60x300", _CALLS % 503: "0x60 0+6x30 180x200"},
+        fires=74,
+        quiet=(50, 140),
+        description="/orders fails in 2.121% of all calls.",
+        labels={"route": "/orders"},
+        severity="critical",
+    ),
+    Case(
+        "ShopHighErrorRate",
+        {_CALLS % 200: "0+60x600", _CALLS % 503: "0x60 0+0.3x200 60x300", _INTERNAL: "0+9x600"},
+        fires=230,
+        quiet=(50, 320),
+        description="/orders fails in 0.366% of all calls.",
+        labels={"route": "/orders"},
+    ),
+    Case(
+        "ShopHighLatency",
+        {_CALLS % 200: "0+60x300", _FAST: "0+60x60 3630+30x29 4560+60x200"},
+        fires=75,
+        quiet=(50, 110),
+        description="/orders is slow in 12.5% of all calls.",
+        labels={"route": "/orders"},
+    ),
+    Case(
+        "ShopConflictsHigh",
+        {
+            'eventstore_conflicts_total{aggregate_type="user"}': "0x10 0+20x20 400x30",
+            'eventstore_append_duration_seconds_count{aggregate_type="user"}': "0+30x90",
+            'eventstore_conflicts_total{aggregate_type="order"}': "0+2x90",  # of three in a minute
+            'eventstore_append_duration_seconds_count{aggregate_type="order"}': "0+3x90",
+        },
+        fires=28,
+        quiet=(9, 45),
+        description="66.67% of the appends to user streams find them changed.",
+        labels={"aggregate_type": "user"},
+    ),
+    Case(
+        "ShopFeedStalled",
+        {'eventstore_unsettled_seconds{store="user"}': "0x5 120x5 0x20"},
+        fires=9,
+        quiet=(5, 18),
+        description="Nothing newer of the store user can be read for 2m 0s.",
+        labels={"store": "user"},
+        severity="critical",
+    ),
+    Case(
+        "ShopRelayLagHigh",
+        {
+            'relay_lag_seconds{store="order", instance="a:1"}': "0x5 60x9 0x20",
+            'relay_lag_seconds{store="order", instance="b:1"}': "0x5 60x9 0x20",  # a replica
+        },
+        fires=12,
+        quiet=(5, 20),
+        description="The oldest event of the store order that is not confirmed is 1m 0s old.",
+        labels={"store": "order"},
+    ),
+    Case(
+        "ShopNothingRelayed",
+        {
+            **_HERE,
+            'eventstore_events_appended_total{job="shop", instance="a:1", event_type="USER_CREATED"}': (  # noqa: E501
+                "0+10x100"
+            ),
+            'relay_events_confirmed_total{store="user"}': "0+10x20 200x20 210+10x50",
+        },
+        fires=38,
+        quiet=(20, 60),
+        description="user's events stay in its log.",
+        labels={"service": "user"},
+        severity="critical",
+    ),
+    Case(
+        "ShopNothingRelayed",
+        {
+            **_HERE,
+            'eventstore_events_appended_total{job="shop", instance="a:1", event_type="USER_CREATED"}': (  # noqa: E501
+                "0x10 0+10x20 200x50"
+            ),
+            'relay_events_confirmed_total{store="order"}': "0+10x100",
+        },
+        fires=25,
+        quiet=(10, 45),
+        description="user's events stay in its log.",
+        labels={"service": "user"},
+        severity="critical",
+    ),
+    Case(
+        "ShopRelayIdle",
+        {
+            'relay_active{store="user", instance="a:1"}': "1x5 0x9 1x20",
+            'relay_active{store="user", instance="b:1"}': "0x60",  # stands by
+        },
+        fires=10,
+        quiet=(5, 20),
+        description="The relays of the store user run, and none of them relays.",
+        labels={"store": "user"},
+        severity="critical",
+    ),
+    Case(
+        "ShopUnroutableMessages",
+        {'relay_events_returned_total{store="user"}': "0x10 0+5x20 100x30"},
+        fires=26,
+        quiet=(9, 45),
+        description="25 events of the store user were returned within five minutes.",
+        labels={"store": "user"},
+    ),
+    Case(
+        "ShopProjectionLagHigh",
+        {'projection_lag_seconds{projection="orders"}': "0x5 300x9 0x20"},
+        fires=12,
+        quiet=(5, 20),
+        description="The oldest event that orders has neither applied nor parked is 5m 0s old.",
+        labels={"projection": "orders"},
+    ),
+    Case(
+        "ShopProjectionStuck",
+        {'projection_staleness_seconds{projection="orders"}': "3x5 600x9 3x20"},
+        fires=12,
+        quiet=(5, 20),
+        description="orders was last known to be complete 10m 0s ago.",
+        labels={"projection": "orders"},
+        severity="critical",
+    ),
+    Case(
+        "ShopStreamParked",
+        {'projection_parked_streams{projection="users"}': "0x5 2x9 0x20"},
+        fires=9,
+        quiet=(5, 20),
+        description="2 streams of users stand still; all others go on.",
+        labels={"projection": "users"},
+    ),
+    Case(
+        "ShopDeadLetters",
+        {'projection_dead_letters_total{projection="users"}': "0x20 1x60"},
+        fires=22,
+        quiet=(19, 45),
+        description="1 messages to users were put aside.",
+        labels={"projection": "users"},
+    ),
+    Case(
+        "ShopQueueWithoutConsumer",
+        {
+            _QUEUE % "users": "1x5 0x15 1x20",
+            _QUEUE % "users.dead-letters": "0x60",
+            _QUEUE % "somebody-else's": "0x60",
+        },
+        fires=14,
+        quiet=(5, 28),
+        description="Nobody takes from users: events wait in it, and its read model is kept by"
+        " nobody.",
+        labels={"queue": "users"},
+    ),
+    Case(
+        "ShopQueueWithoutConsumer",
+        {
+            'rabbitmq_queue_consumers{queue="users"}': "1x5 0x15 1x20",
+            'rabbitmq_queue_consumers{queue="users.dead-letters"}': "0x60",
+        },
+        fires=14,
+        quiet=(5, 28),
+        description="Nobody takes from users: events wait in it, and its read model is kept by"
+        " nobody.",
+        labels={"queue": "users"},
+    ),
+    Case(
+        "ShopRabbitAlarm",
+        {
+            'rabbitmq_alarms_memory_used_watermark{instance="r:1"}': "0x5 1x5 0x20",
+            'rabbitmq_alarms_free_disk_space_watermark{instance="r:1"}': "0x60",
+        },
+        fires=9,
+        quiet=(5, 18),
+        description="r:1 blocks whoever publishes.",
+        labels={"instance": "r:1"},
+        severity="critical",
+    ),
+    Case(
+        "ShopRabbitAlarm",
+        {
+            'rabbitmq_alarms_memory_used_watermark{instance="r:1"}': "0x60",
+            'rabbitmq_alarms_free_disk_space_watermark{instance="r:1"}': "0x5 1x5 0x20",
+        },
+        fires=9,
+        quiet=(5, 18),
+        description="r:1 blocks whoever publishes.",
+        labels={"instance": "r:1"},
+        severity="critical",
+    ),
+    Case(
+        "ShopPostgresDown",
+        {'pg_up{instance="p:1"}': "1x5 0x5 1x20"},
+        fires=9,
+        quiet=(5, 18),
+        description="The server behind p:1 does not answer: no command can be taken.",
+        labels={"instance": "p:1"},
+        severity="critical",
+    ),
+    Case(
+        "ShopPostgresConnectionsHigh",
+        {
+            'pg_stat_activity_count{instance="p:1", datname="user_event_db", state="active"}': (
+                "5x5 45x15 5x20"
+            ),
+            'pg_stat_activity_count{instance="p:1", datname="order_event_db", state="idle"}': (
+                "5x5 45x15 5x20"
+            ),
+            'pg_settings_max_connections{instance="p:1"}': "100x60",
+        },
+        fires=14,
+        quiet=(5, 28),
+        description="90% of the connections behind p:1 are taken.",
+        labels={"instance": "p:1"},
+    ),
+    Case(
+        "ShopMongoDown",
+        {'mongodb_up{instance="m:1"}': "1x5 0x5 1x20"},
+        fires=9,
+        quiet=(5, 18),
+        description="The server behind m:1 does not answer: queries are answered from the logs,"
+        " and read models stand still.",
+        labels={"instance": "m:1"},
+        severity="critical",
+    ),
+    Case(
+        "ShopDiskFillsSoon",
+        {**_HERE, _DISK % "available": "40x60 40-0.2x90 22x200", _DISK % "capacity": "100x400"},
+        fires=140,
+        quiet=(50, 300),
+        description="The claim data-shop-postgres-0 is nearly full, or soon will be.",
+        labels={"persistentvolumeclaim": "data-shop-postgres-0"},
+    ),
+    Case(
+        "ShopDiskFillsSoon",
+        {**_HERE, _DISK % "available": "4x100 60x200", _DISK % "capacity": "100x400"},
+        fires=60,
+        quiet=(5, 300),
+        description="The claim data-shop-postgres-0 is nearly full, or soon will be.",
+        labels={"persistentvolumeclaim": "data-shop-postgres-0"},
+    ),
+    Case(
+        "ShopSetupFailed",
+        {
+            **_HERE,
+            'kube_job_failed{condition="true", job_name="shop-setup-0123abcd"}': "0x5 1x5 0x20",
+            'kube_job_failed{condition="true", job_name="somebody-else"}': "1x60",
+        },
+        fires=9,
+        quiet=(5, 18),
+        description="shop-setup-0123abcd has failed: processes of the new version wait for it.",
+        labels={"job_name": "shop-setup-0123abcd"},
+        severity="critical",
+    ),
+)
+
+_OURS = {
+    **{build(each, f"{each}:1"): "1x600" for each in ("gateway", "user", "order")},
+    **{f'up{{job="shop", instance="{each}:1"}}': "1x600" for each in ("gateway", "user", "order")},
+    'dependency_up{job="shop", instance="user:1", server="PostgreSQL"}': "1x600",
+    'pool_connections_in_use{job="shop", instance="user:1", server="PostgreSQL"}': "4x600",
+    'pool_connections_max{job="shop", instance="user:1", server="PostgreSQL"}': "17x600",
+    _CALLS % 200: "0+60x600",
+    _CALLS % 409: "0+9x600",  # the caller's fault
+    _CALLS % 503: "0x100 2x500",  # two calls in ten hours
+    _FAST: "0+69x600",
+    'eventstore_events_appended_total{job="shop", instance="user:1", event_type="USER_CREATED"}': (
+        "0+10x600"
+    ),
+    'eventstore_append_duration_seconds_count{aggregate_type="user"}': "0+10x600",
+    'eventstore_conflicts_total{aggregate_type="user"}': "0+1x600",
+    'eventstore_unsettled_seconds{store="user"}': "0x600",
+    'relay_events_confirmed_total{store="user"}': "0+10x600",
+    'relay_events_returned_total{store="user"}': "0x60 3x600",
+    'relay_lag_seconds{store="user"}': "0x600",
+    'relay_active{store="user"}': "1x600",
+    'projection_lag_seconds{projection="users"}': "1x600",
+    'projection_staleness_seconds{projection="users"}': "4x600",
+    'projection_parked_streams{projection="users"}': "0x600",
+    'projection_dead_letters_total{projection="users"}': "7x600",
+}
+
+WELL = {
+    "servers that nobody looks into": _OURS,
+    "servers with exporters": {
+        **_OURS,
+        _QUEUE % "users": "1x600",
+        _QUEUE % "users.dead-letters": "0x600",
+        'rabbitmq_alarms_memory_used_watermark{instance="r:1"}': "0x600",
+        'rabbitmq_alarms_free_disk_space_watermark{instance="r:1"}': "0x600",
+        'pg_up{instance="p:1"}': "1x600",
+        'pg_stat_activity_count{instance="p:1", state="idle"}': "30x600",
+        'pg_settings_max_connections{instance="p:1"}': "200x600",
+        'mongodb_up{instance="m:1"}': "1x600",
+        _DISK % "available": "80-0.01x600",
+        _DISK % "capacity": "100x600",
+        'kube_job_failed{condition="true", job_name="shop-setup-0123abcd"}': "0x600",
+    },
+}
+"""A system in which nothing is worth an alert, with and without its servers' own metrics."""
