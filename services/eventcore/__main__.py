@@ -1,12 +1,11 @@
 """python -m eventcore COMMAND: every process of a service, and the operator's tools.
 
-SERVICE names the service; its module `{SERVICE}.main` says what there is to project and to
-serve. Imports wait until a command is known: `serve` must set up metrics before any of them.
+The processes are here, the tools in `operate`. SERVICE names the service; its module
+`{SERVICE}.main` says what there is to project and to serve. Imports wait until a command is
+known: `serve` must set up metrics before any of them.
 """
 
 import atexit
-import importlib
-import json
 import os
 import signal
 import sys
@@ -20,7 +19,7 @@ from uuid import uuid4
 import click
 
 from eventcore.errors import Away, Misconfigured
-from eventcore.projection import Projection
+from eventcore.operate import TOOLS, open_folder, projection_named, service_module
 from eventcore.settings import SERVERS, Secret, Settings, read_settings
 
 
@@ -33,7 +32,7 @@ def main() -> None:
 def serve() -> None:
     """Serve the service's HTTP calls."""
     os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="metrics-"))
-    settings = read_settings(process="serve", needs=_service().NEEDS)
+    settings = read_settings(process="serve", needs=service_module().NEEDS)
     from eventcore.serving import serve as run
 
     run(settings)
@@ -53,7 +52,7 @@ def relay() -> None:
     assert settings.store
     assert settings.broker
     server, broker_server = settings.store, settings.broker
-    own = [p for p in _service().PROJECTIONS if p.aggregate_type == settings.service]
+    own = [p for p in service_module().PROJECTIONS if p.aggregate_type == settings.service]
     queues = [Queue(projection.queue, projection.binding) for projection in own]
 
     def open_store() -> RelaySession:
@@ -81,7 +80,7 @@ def relay() -> None:
 def project(name: str) -> None:
     """Run a projector for the projection NAME."""
     settings = read_settings(process=f"project {name}", needs=("broker", "readmodel", "feed"))
-    projection = _projection(name)
+    projection = projection_named(name)
     from eventcore.broker import Queue, RabbitMQ
     from eventcore.observe import Health
     from eventcore.projector import Projector, Sweep
@@ -89,7 +88,7 @@ def project(name: str) -> None:
     health = Health("broker", "readmodel", "feed")
     stop = _start(settings, health.missing)
     assert settings.broker
-    readmodel, feed, folder = _folder(settings, projection)
+    readmodel, feed, folder = open_folder(settings, projection)
     broker = RabbitMQ(
         settings.broker,
         name=f"{projection.name}-projector",
@@ -141,7 +140,7 @@ def provision(passwords: Path, projectors: Sequence[str], wait: float) -> None:
 
     service = settings.service
     runs = dict(each.split("=", 1) for each in projectors)
-    projections = {login: _projection(name) for login, name in runs.items()}
+    projections = {login: projection_named(name) for login, name in runs.items()}
 
     def read(server: str, *logins: str) -> dict[str, Secret]:
         return {each: Secret(file=passwords / server / each) for each in logins}
@@ -170,97 +169,6 @@ def provision(passwords: Path, projectors: Sequence[str], wait: float) -> None:
         )
 
 
-@main.command()
-@click.argument("beginnings", metavar="[BEGINNING]...", nargs=-1)
-def metrics(beginnings: Sequence[str]) -> None:
-    """Print the metrics of the process whose METRICS_PORT this is, all or those that begin so."""
-    settings = read_settings(process="metrics", needs=())
-    import urllib.request
-
-    try:
-        url = f"http://127.0.0.1:{settings.metrics_port}/metrics"
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            lines = answer.read().decode().splitlines()
-    except OSError as error:
-        raise Away(f"nothing serves metrics at METRICS_PORT: {error}") from error
-    for line in lines:
-        if not line.startswith("#") and (not beginnings or line.startswith(beginnings)):
-            click.echo(line)
-
-
-@main.group()
-def parked() -> None:
-    """Streams that a projection has set aside."""
-
-
-@parked.command(name="list")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def parked_list(as_json: bool) -> None:
-    """List them: projection, stream, where it stopped, and why."""
-    settings = read_settings(process="parked list", needs=("readmodel",))
-    from eventcore.readmodel import Mongo
-
-    assert settings.readmodel
-    readmodel = Mongo(settings.readmodel)
-    for projection in _service().PROJECTIONS:
-        for each in readmodel.parked(projection.name).values():
-            line = {
-                "projection": each.projection,
-                "stream": each.stream,
-                "version": each.version,
-                "highest": each.highest,
-                "when": each.when.isoformat(),
-                "error": each.error,
-            }
-            click.echo(json.dumps(line) if as_json else "  ".join(map(str, line.values())))
-
-
-@parked.command(name="retry")
-@click.argument("projection_name", metavar="PROJECTION")
-@click.argument("streams", metavar="[STREAM]...", nargs=-1)
-def parked_retry(projection_name: str, streams: Sequence[str]) -> None:
-    """Try the parked streams of PROJECTION again, all or those named.
-
-    A stream goes on where it stopped; one that still cannot be applied stays parked. Ends
-    with status 1 if any does.
-    """
-    settings = read_settings(process="parked retry", needs=("readmodel", "feed"))
-    readmodel, _, folder = _folder(settings, _projection(projection_name))
-    still = 0
-    for stream in streams or readmodel.parked(projection_name):
-        released = folder.retry(stream)
-        still += not released
-        click.echo(f"{stream}: {'released' if released else 'still parked'}")
-    sys.exit(1 if still else 0)
-
-
-def _service() -> Any:
-    """The module that puts the service together: TITLE, NEEDS, PROJECTIONS, create_app."""
-    name = os.environ.get("SERVICE", "")
-    try:
-        return importlib.import_module(f"{name or 'SERVICE'}.main")
-    except ModuleNotFoundError as error:
-        raise Misconfigured(f"SERVICE must name a service, not {name!r}") from error
-
-
-def _projection(name: str) -> Projection:
-    known: dict[str, Projection] = {each.name: each for each in _service().PROJECTIONS}
-    if name not in known:
-        raise Misconfigured(f"there is no projection {name!r}, only {', '.join(known) or 'none'}")
-    return known[name]
-
-
-def _folder(settings: Settings, projection: Projection) -> tuple[Any, Any, Any]:
-    from eventcore.feed import HttpFeed
-    from eventcore.projector import Folder
-    from eventcore.readmodel import Mongo
-
-    assert settings.readmodel
-    readmodel = Mongo(settings.readmodel)
-    feed = HttpFeed(settings.feed_url, settings.feed_token)
-    return readmodel, feed, Folder(projection, readmodel, feed)
-
-
 def _start(settings: Settings, missing: Callable[[], Any]) -> Stop:
     """Logs, probes, and an event that SIGTERM and SIGINT set."""
     from eventcore.observe import serve_probes, start
@@ -274,6 +182,10 @@ def _start(settings: Settings, missing: Callable[[], Any]) -> Stop:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     return stop
+
+
+for tool in TOOLS:
+    main.add_command(tool)
 
 
 if __name__ == "__main__":
