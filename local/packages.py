@@ -25,7 +25,7 @@ if [ ! -e /usr/sbin/policy-rc.d ]; then
 fi
 apt-get -qq update
 apt-get -qq install --yes --no-install-recommends "$1"
-update-rc.d "$1" disable
+if [ -e "/etc/init.d/$1" ]; then update-rc.d "$1" disable; fi
 """
 
 
@@ -43,6 +43,11 @@ def prometheus_programs() -> Path:
     """The folder with `prometheus` and `promtool`; else as for `rabbitmq_programs`."""
     advice = "install the package prometheus"
     return _installed("prometheus", lambda: _on_path("promtool"), advice)
+
+
+def wrk_program() -> Path:
+    """The load generator `wrk`; else as for `rabbitmq_programs`."""
+    return _installed("wrk", lambda: _on_path("wrk"), "install the package wrk") / "wrk"
 
 
 def _find_rabbitmq() -> Path | None:

@@ -7,11 +7,13 @@ nothing shared with what the system may run besides.
 import importlib.util
 import os
 import random
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
@@ -118,6 +120,23 @@ class PostgreSQL(OwnServer):
             stop_signal=signal.SIGINT,  # a fast shutdown: transactions in progress roll back
             as_user=self._as_user,
         )
+
+    def bench(self, script: str, clients: int, seconds: float, login: Server) -> float:
+        """Transactions a second of pgbench, which plays a script as `clients` at once."""
+        folder = Path(tempfile.mkdtemp(prefix="pgbench-"))
+        file = folder / "script.sql"
+        file.write_text(script)
+        program = [str(self._programs / "pgbench"), "--no-vacuum", "--protocol=prepared"]
+        place = ["-h", HOST, "-p", str(login.port), "-U", login.user, login.name]
+        load = ["-f", str(file), "-c", str(clients), "-j", "2", "-T", str(int(seconds))]
+        env = _plain_environment() | {"PGPASSWORD": login.password.read()}
+        said = subprocess.run(
+            [*program, *load, *place], env=env, capture_output=True, text=True, check=True
+        ).stdout
+        shutil.rmtree(folder)
+        found = re.search(r"tps = ([0-9.]+)", said)
+        assert found, said
+        return float(found[1])
 
     def _prepare(self) -> None:
         if self._as_user:
