@@ -12,6 +12,7 @@
     │   ├── ReadModelAway  MongoDB
     │   ├── BrokerAway     RabbitMQ
     │   ├── FeedAway       the service that owns a feed
+    │   ├── StoreRestored  the log is not the one that documents were folded from
     │   └── Busy           too many callers wait for the same thing
     ├── NotAnEvent         a message that cannot be read as an event
     ├── CannotApply        an event that a projection does not know how to apply
@@ -104,6 +105,12 @@ class FeedAway(Away):
     """The service that owns a feed cannot be reached."""
 
     code = "feed-away"
+
+
+class StoreRestored(Away):
+    """The log was restored: documents may hold what it does not. They must be folded anew."""
+
+    code = "store-restored"
 
 
 class Busy(Away):

@@ -15,7 +15,7 @@ from eventcore import jsontext
 from eventcore.errors import FeedAway, NotAnEvent
 from eventcore.event import Event, from_message
 from eventcore.settings import Secret
-from eventcore.store import PAGE, Head, Store, Stream
+from eventcore.store import PAGE, Head, Progress, Store, Stream
 
 SWEEP_RANGE = 1000
 """Positions that one page of heads covers at most."""
@@ -23,11 +23,15 @@ SWEEP_RANGE = 1000
 
 @dataclass(frozen=True, slots=True)
 class HeadsPage:
-    """The streams that changed up to position `until`, and the settled position now."""
+    """The streams that changed up to position `until`; and of the log now: the settled and the
+    last drawn position, and its epoch ("": the owner is too old to tell).
+    """
 
     heads: tuple[Head, ...]
     until: int
     settled: int
+    head: int
+    epoch: str
 
 
 class Feed(Protocol):
@@ -41,6 +45,9 @@ class Feed(Protocol):
 
     def between(self, after: int, until: int) -> list[Event]:
         """All events above position `after` up to `until`, the end of a page of heads."""
+
+    def progress(self) -> Progress:
+        """How far the log goes now, and how far its relay has come."""
 
 
 class StoreFeed:
@@ -57,16 +64,21 @@ class StoreFeed:
     def heads(self, after: int, until: int) -> HeadsPage:
         """See Feed; never past what has settled."""
         settled = self._store.settled()
+        log = self.progress()
         until = min(until, settled, after + SWEEP_RANGE)
         if until <= after:
-            return HeadsPage((), after, settled)
+            return HeadsPage((), after, settled, log.head, log.epoch)
         heads = self._store.read_heads(self._aggregate_type, after, until)
-        return HeadsPage(tuple(heads), until, settled)
+        return HeadsPage(tuple(heads), until, settled, log.head, log.epoch)
 
     def between(self, after: int, until: int) -> list[Event]:
         """See Feed."""
         events = self._store.read_feed(after, min(until, after + SWEEP_RANGE), SWEEP_RANGE)
         return [event for event in events if event.aggregate_type == self._aggregate_type]
+
+    def progress(self) -> Progress:
+        """See Feed; a service's relay has its name."""
+        return self._store.progress(self._aggregate_type)
 
 
 class HttpFeed:
@@ -93,11 +105,18 @@ class HttpFeed:
         """See Feed."""
         page = self._get("heads", after=after, until=until)
         heads = tuple(Head(UUID(each["id"]), each["version"]) for each in page["heads"])
-        return HeadsPage(heads, page["until"], page["settled"])
+        return HeadsPage(
+            heads, page["until"], page["settled"], page.get("head", 0), page.get("epoch", "")
+        )
 
     def between(self, after: int, until: int) -> list[Event]:
         """See Feed."""
         return self._events("feed", after=after, until=until)
+
+    def progress(self) -> Progress:
+        """See Feed."""
+        log = self._get("log")
+        return Progress(log["head"], log["settled"], log["relayed"], log["epoch"])
 
     def _events(self, what: str, **query: str | int) -> list[Event]:
         try:

@@ -112,7 +112,22 @@ POSITION = Gauge(
     "projection_checkpoint_position", "Position up to which all is applied or parked",
     ["projection"], multiprocess_mode="mostrecent",
 )  # fmt: skip
-
+GENERATION = Gauge(
+    "projection_generation", "Number of the generation that serves",
+    ["projection"], multiprocess_mode="mostrecent",
+)  # fmt: skip
+HALTED = Gauge(
+    "projection_halted", "1: nothing is applied, since the log was restored; 0: it goes on",
+    ["projection"], multiprocess_mode="mostrecent",
+)  # fmt: skip
+VERIFIED = Gauge(
+    "projection_verified_timestamp_seconds", "When it was last compared with the log",
+    ["projection"], multiprocess_mode="mostrecent",
+)  # fmt: skip
+WRONG = Gauge(
+    "projection_verified_wrong_streams", "Streams that the last comparison found wrong",
+    ["projection"], multiprocess_mode="mostrecent",
+)  # fmt: skip
 LAG = Gauge(
     "projection_lag_events",
     "Positions from the oldest event neither applied nor parked to the settled one; gaps count",

@@ -45,14 +45,16 @@ def parked() -> None:
 def parked_list(as_json: bool) -> None:
     """List them: projection, stream, where it stopped, and why."""
     settings = read_settings(process="parked list", needs=("readmodel",))
+    from eventcore.query import Serving
     from eventcore.readmodel import Mongo
 
     assert settings.readmodel
     readmodel = Mongo(settings.readmodel)
     for projection in service_module().PROJECTIONS:
-        for each in readmodel.parked(projection.name).values():
+        serving = Serving(projection, readmodel).now()
+        for each in readmodel.parked(serving.name).values():
             line = {
-                "projection": each.projection,
+                "projection": projection.name,
                 "stream": each.stream,
                 "version": each.version,
                 "highest": each.highest,

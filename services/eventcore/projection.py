@@ -4,7 +4,7 @@ A document belongs to one stream. Its `_id` is the aggregate's id, its `version`
 the last event folded into it; a step sees neither and sets neither.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias
@@ -67,11 +67,25 @@ class Projection:
             document = {**document, **self.steps[known.event_type](document, known)}
         return {**document, "version": event.version}
 
-    def fold(self, events: list[Event]) -> Document | None:
-        """The document after the events of one stream, from its first on; None without any."""
+    def skip(self, document: Document | None, event: Event) -> Document:
+        """The document after `event` is passed over: nothing of it but its version.
+
+        Where it was the first one, the document is removed: it is kept, and not shown.
+        """
+        return {
+            **(document or {"_id": str(event.aggregate_id), "removed": True}),
+            "version": event.version,
+        }
+
+    def fold(self, events: Iterable[Event], skipped: Collection[int] = ()) -> Document | None:
+        """The document after the events of one stream, from its first on; None without any.
+
+        The versions in `skipped` are passed over.
+        """
         document = None
         for event in events:
-            document = self.apply(document, event)
+            step = self.skip if event.version in skipped else self.apply
+            document = step(document, event)
         return document
 
     @cached_property

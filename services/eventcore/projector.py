@@ -25,7 +25,15 @@ from typing import TypeVar
 
 from eventcore import jsontext
 from eventcore.broker import Consumer, Delivery
-from eventcore.errors import Away, BrokerAway, CannotApply, FeedAway, NotAnEvent, ReadModelAway
+from eventcore.errors import (
+    Away,
+    BrokerAway,
+    CannotApply,
+    FeedAway,
+    NotAnEvent,
+    ReadModelAway,
+    StoreRestored,
+)
 from eventcore.event import Event, from_message
 from eventcore.feed import Feed, HeadsPage
 from eventcore.observe import (
@@ -42,7 +50,7 @@ from eventcore.observe import (
     Health,
 )
 from eventcore.projection import Document, Projection, version_of
-from eventcore.readmodel import Parked, ReadModel, Write
+from eventcore.readmodel import Generation, Lease, Parked, ReadModel, Write, generation_of
 from eventcore.tracing import processing
 
 Result = TypeVar("Result")
@@ -111,7 +119,11 @@ class Folded:
 
 
 class Folder:
-    """Applies events to the documents of one projection, whatever order they come in."""
+    """Applies events to the documents of one projection, whatever order they come in.
+
+    They are those of the generation that serves, once `follow` was called; or of the one that is
+    given, for good.
+    """
 
     def __init__(
         self,
@@ -119,12 +131,29 @@ class Folder:
         readmodel: ReadModel,
         feed: Feed,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        generation: Generation | None = None,
     ) -> None:
         self._projection = projection
         self._readmodel = readmodel
         self._feed = feed
         self._clock = clock
+        self._follows = generation is None
+        self.generation = generation or generation_of(projection)
+        self._skips: frozenset[tuple[str, int]] = frozenset()
         self._reached: OrderedDict[str, int] = OrderedDict()
+
+    def follow(self) -> None:
+        """Go over to the generation that serves now, and learn what is to be skipped.
+
+        Raises ReadModelAway.
+        """
+        name = self._projection.name
+        self._skips = frozenset((s.stream, s.version) for s in self._readmodel.skips(name))
+        serving = self._readmodel.generations(name).serving
+        if self._follows and serving != self.generation.number:
+            self.generation = generation_of(self._projection, serving)
+            self._reached.clear()
+            log.info("Another generation serves", extra={"projection": name, "generation": serving})
 
     def has_reached(self, stream: str, version: int) -> bool:
         """Whether this process itself has brought a stream's document to `version`."""
@@ -143,13 +172,13 @@ class Folder:
         whether it is there, since the guard says so; and whether a stream is parked is asked
         where there is a gap, since the event that it stopped at is one.
         """
-        name = self._projection.name
-        parked = self._readmodel.parked(name, streams) if retry else {}
+        into = self.generation
+        parked = self._readmodel.parked(into.name, streams) if retry else {}
         pending = dict(streams)
         ahead: dict[str, int] = {}
         for attempt in range(RACES):
             known = pending if attempt or retry else self._begun(pending)
-            documents = self._readmodel.find(self._projection.collection, known) if known else {}
+            documents = self._readmodel.find(into.collection, known) if known else {}
             if not retry:
                 self._leave_parked(pending, documents)
             folded: dict[str, Folded] = {}
@@ -164,7 +193,7 @@ class Folder:
                 return ahead
             pending = {stream: pending[stream] for stream in folded}
             sleep(backoff(attempt) / 50)  # a replica was faster with one of them
-        raise ReadModelAway(f"documents of {name} kept changing under {RACES} attempts")
+        raise ReadModelAway(f"documents of {into.name} kept changing under {RACES} attempts")
 
     def _begun(self, streams: Mapping[str, Sequence[Event]]) -> list[str]:
         """Those of which there may be a document: all but those that seem to begin here."""
@@ -186,7 +215,7 @@ class Folder:
             if above and above[0] != version_of(documents.get(stream)) + 1:
                 gaps.append(stream)
         if gaps:
-            for stream, parked in self._readmodel.parked(self._projection.name, gaps).items():
+            for stream, parked in self._readmodel.parked(self.generation.name, gaps).items():
                 self.renew(parked, max(event.version for event in pending.pop(stream)))
 
     def retry(self, stream: str) -> bool:
@@ -194,7 +223,7 @@ class Folder:
 
         It is released once its document has reached everything that is known of it.
         """
-        name, collection = self._projection.name, self._projection.collection
+        name, collection = self.generation.name, self.generation.collection
         for _ in range(RACES):
             before = self._readmodel.versions(collection, [stream]).get(stream, 0)
             self.apply({stream: self._feed.stream(stream, after=before)}, retry=True)
@@ -216,7 +245,9 @@ class Folder:
         result = Folded(before, document, highest)
         for event in self._in_order(stream, before, events):
             try:
-                result.document = self._projection.apply(result.document, event)
+                skipped = (stream, event.version) in self._skips
+                step = self._projection.skip if skipped else self._projection.apply
+                result.document = step(result.document, event)
                 result.recorded.append(event.recorded_at)
             except Exception as error:  # noqa: BLE001 - whatever a step raises parks its stream
                 result.stopped_at, result.error = event.version, f"{type(error).__name__}: {error}"
@@ -257,7 +288,7 @@ class Folder:
         if not writes:
             return True
         try:
-            complete = self._readmodel.write(self._projection.collection, list(writes.values()))
+            complete = self._readmodel.write(self.generation.collection, list(writes.values()))
         except CannotApply:
             complete = self._write_each(folded, writes)
         if complete:
@@ -286,7 +317,7 @@ class Folder:
         complete = True
         for stream, write in list(writes.items()):
             try:
-                complete &= self._readmodel.write(self._projection.collection, [write])
+                complete &= self._readmodel.write(self.generation.collection, [write])
             except CannotApply as error:
                 del writes[stream]
                 folded[stream].stopped_at = write.replaces + 1
@@ -299,12 +330,12 @@ class Folder:
             if each.error:
                 self._park(stream, each)
             elif stream in parked:
-                self._readmodel.release(self._projection.name, stream, each.version)
+                self._readmodel.release(self.generation.name, stream, each.version)
 
     def _park(self, stream: str, folded: Folded) -> None:
         self._readmodel.park(
             Parked(
-                projection=self._projection.name,
+                generation=self.generation.name,
                 stream=stream,
                 version=folded.stopped_at,
                 highest=max(folded.highest, folded.stopped_at),
@@ -338,20 +369,27 @@ class Sweep:
         self._holder = holder
         self._lease_seconds = lease_seconds
         self._clock = clock
+        self._generation = folder.generation
         self._seen: tuple[int, datetime] | None = None
         self._retried = False
 
     def run(self) -> bool:
-        """One page of it; True if there is more to sweep at once. Raises Away."""
-        lease = self._readmodel.take_lease(self._projection.name, self._holder, self._lease_seconds)
+        """One page of it; True if there is more to sweep at once.
+
+        Raises Away, and StoreRestored, by which every replica knows that nothing may be applied.
+        """
+        self._follow()
+        lease = self._readmodel.take_lease(self._generation.name, self._holder, self._lease_seconds)
         if lease is None:
             self._seen = None
             self._tell_lag(0, None)  # whoever has it tells
+            self.require_going()
             return False
-        self._retry_parked()
         now = self._clock()
         until, covered_at = self._seen or (0, None)
         page = self._feed.heads(lease.position, until)
+        lease = self._same_store(lease, page)
+        self._retry_parked()
         self._catch_up(lease.position, page)
         if page.until < until:
             self._readmodel.move_checkpoint(lease, page.until, None)
@@ -363,9 +401,44 @@ class Sweep:
     def release(self) -> None:
         """Let a replica sweep at once, rather than when the lease has run out."""
         try:
-            self._readmodel.release_lease(self._projection.name, self._holder)
+            self._readmodel.release_lease(self._generation.name, self._holder)
         except ReadModelAway as away:
             log.warning("Lease left to run out", extra={"reason": str(away)})
+
+    def require_going(self) -> None:
+        """Raise StoreRestored where it is noted that this generation must not go on."""
+        if reason := self._readmodel.checkpoint(self._generation.name).halted:
+            raise StoreRestored(reason)
+
+    def _follow(self) -> None:
+        """Sweep the generation that serves now; of another one nothing is known yet."""
+        self._folder.follow()
+        if self._folder.generation != self._generation:
+            self.release()
+            self._generation = self._folder.generation
+            self._seen = None
+            self._retried = False
+
+    def _same_store(self, lease: Lease, page: HeadsPage) -> Lease:
+        """The lease, with the epoch of the log it was folded from; raises StoreRestored.
+
+        A log that was restored has another epoch. One that was put back without telling (a
+        snapshot of the volume, say) can be known only as long as it is behind the checkpoint.
+        """
+        if not page.epoch:
+            return lease
+        known = lease.store_epoch or page.epoch
+        if known == page.epoch and lease.position <= page.head:
+            if lease.halted:
+                self._readmodel.halt(lease.generation, "")
+            return replace(lease, store_epoch=known)
+        reason = (
+            f"{self._projection.name} is at position {lease.position} of another log: this one was"
+            f" restored and goes to {page.head}. Nothing is applied until it is folded anew:"
+            f" python -m eventcore rebuild {self._projection.name}"
+        )
+        self._readmodel.halt(lease.generation, reason)
+        raise StoreRestored(reason)
 
     def _catch_up(self, position: int, page: HeadsPage) -> None:
         """Apply what the streams lack whose document is behind their head on this page.
@@ -376,7 +449,7 @@ class Sweep:
         if not behind:
             self._tell_lag(page.settled, None)
             return
-        versions = self._readmodel.versions(self._projection.collection, behind)
+        versions = self._readmodel.versions(self._generation.collection, behind)
         events = [
             event
             for event in self._feed.between(position, page.until)
@@ -401,16 +474,16 @@ class Sweep:
     def _behind(self, heads: Mapping[str, int]) -> dict[str, int]:
         """Those whose document is behind; of the parked ones only the entry is renewed."""
         unsure = {s: v for s, v in heads.items() if not self._folder.has_reached(s, v)}
-        versions = self._readmodel.versions(self._projection.collection, unsure)
+        versions = self._readmodel.versions(self._generation.collection, unsure)
         behind = {s: v for s, v in unsure.items() if versions.get(s, 0) < v}
-        for stream, parked in self._readmodel.parked(self._projection.name, behind).items():
+        for stream, parked in self._readmodel.parked(self._generation.name, behind).items():
             self._folder.renew(parked, behind.pop(stream))
         return behind
 
     def _retry_parked(self) -> None:
         """New code may know what the old did not: try the parked streams once at start."""
         if not self._retried:
-            for stream in self._readmodel.parked(self._projection.name):
+            for stream in self._readmodel.parked(self._generation.name):
                 HEART.beat()
                 self._folder.retry(stream)
             self._retried = True
@@ -442,6 +515,7 @@ class Projector:
         self._opening: Future[Consumer] | None = None
         self._connect_at = 0.0
         self._failures = 0
+        self._halted = False
         for counter in (APPLIED, DUPLICATES, CAUGHT_UP, DEAD_LETTERS):
             counter.labels(projection.name)  # 0 from the start, or nobody sees the first rise
 
@@ -502,7 +576,10 @@ class Projector:
         while not stop.is_set():
             HEART.beat()
             try:
-                self._readmodel.prepare(self._projection.collection, self._projection.indexes)
+                self._folder.follow()
+                into = self._folder.generation
+                self._readmodel.prepare(into.collection, self._projection.indexes)
+                self._halted = bool(self._readmodel.checkpoint(into.name).halted)
                 self._health.well("readmodel")
                 return
             except ReadModelAway as away:
@@ -511,7 +588,11 @@ class Projector:
                 failures += 1
 
     def consume(self, stop: Stop, wait: float) -> None:
-        """Take what is there and apply it; without a broker, let `wait` pass."""
+        """Take what is there and apply it; without a broker, or while halted, let `wait` pass."""
+        if self._halted:
+            self.disconnect()
+            stop.wait(wait or 0.01)
+            return
         try:
             consumer = self._connected(wait)
             if consumer is None:
@@ -584,6 +665,13 @@ class Projector:
         """Sweep one page; True if more is to be swept at once."""
         try:
             more = self._sweep.run()
+            self._halted = False
+        except StoreRestored as restored:
+            if not self._halted:
+                log.error("Projection halted", extra={"reason": str(restored)})
+            self._halted = True
+            self._health.lacks("feed", str(restored))
+            return False
         except Away as away:
             self._health.lacks("feed" if isinstance(away, FeedAway) else "readmodel", str(away))
             return False

@@ -5,44 +5,72 @@ that has none (yet) or is away, the stream itself. So an answered write is never
 """
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from time import monotonic
 from uuid import UUID
 
 from eventcore.command import read_all
-from eventcore.errors import NotFound, ReadModelAway
+from eventcore.errors import CannotApply, NotFound, ReadModelAway
 from eventcore.event import Data, Event, Json, to_timestamp
 from eventcore.projection import Document, Projection
-from eventcore.readmodel import ReadModel
+from eventcore.readmodel import Generation, ReadModel, generation_of
 from eventcore.store import Store, Stream
+
+NOTICED = 1.0
+"""Seconds after which a process has noticed that another generation serves."""
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+class Serving:
+    """Which generation of a projection serves; asked once a second at most."""
+
+    def __init__(
+        self,
+        projection: Projection,
+        readmodel: ReadModel,
+        timer: Callable[[], float] = monotonic,
+    ) -> None:
+        self._projection = projection
+        self._readmodel = readmodel
+        self._timer = timer
+        self._known = generation_of(projection)
+        self._asked_at = float("-inf")
+
+    def now(self) -> Generation:
+        """It; raises ReadModelAway."""
+        if self._timer() - self._asked_at > NOTICED:
+            number = self._readmodel.generations(self._projection.name).serving
+            self._known = generation_of(self._projection, number)
+            self._asked_at = self._timer()
+        return self._known
+
+
 class Views:
     """One projection's documents, as queries see them."""
 
-    projection: Projection
-    readmodel: ReadModel
-    store: Store
+    def __init__(self, projection: Projection, readmodel: ReadModel, store: Store) -> None:
+        self.projection = projection
+        self._readmodel = readmodel
+        self._store = store
+        self._serving = Serving(projection, readmodel)
 
     def current(self, aggregate_id: UUID) -> Document:
         """The document now; raises NotFound, or StoreAway where only the stream could tell."""
         try:
-            found = self.readmodel.find(self.projection.collection, [str(aggregate_id)])
+            collection = self._serving.now().collection
+            document = self._readmodel.find(collection, [str(aggregate_id)]).get(str(aggregate_id))
         except ReadModelAway as away:
             log.warning("Answered from the stream", extra={"reason": str(away)})
-            found = {}
-        document = found.get(str(aggregate_id))
-        return document or self.as_it_was(aggregate_id)
+            document = None
+        return self._shown(aggregate_id, document) or self.as_it_was(aggregate_id)
 
     def as_it_was(
         self, aggregate_id: UUID, version: int | None = None, at: datetime | None = None
     ) -> Document:
         """The document folded from events, up to a version or a moment; raises NotFound."""
-        events = read_all(self.store, self._stream(aggregate_id))
+        events = read_all(self._store, self._stream(aggregate_id))
         if not events:
             raise NotFound(f"There is no {self._stream(aggregate_id)}.")
         if version is not None and version > len(events):
@@ -50,7 +78,7 @@ class Views:
                 f"{self._stream(aggregate_id)} has no version {version}: it is at {len(events)}."
             )
         past = [e for e in events if _is_past(e, version, at)]
-        document = self.projection.fold(past)
+        document = self._shown(aggregate_id, self._fold(aggregate_id, past))
         if document is None:
             began = to_timestamp(events[0].recorded_at)
             raise NotFound(f"{self._stream(aggregate_id)} did not exist yet: it began at {began}.")
@@ -58,18 +86,42 @@ class Views:
 
     def page(self, where: Mapping[str, str], before: str | None, limit: int) -> list[Document]:
         """Up to `limit` documents, newest first, and one more if there are more."""
-        return self.readmodel.page(self.projection.collection, where, before, limit + 1)
+        collection = self._serving.now().collection
+        return self._readmodel.page(collection, where, before, limit + 1)
 
     def history(self, aggregate_id: UUID, after: int, limit: int) -> Data:
         """A page of the stream, oldest first; `next` is the `after` of the next page, if any."""
         stream = self._stream(aggregate_id)
-        events = self.store.read_stream(stream, after, limit + 1)
-        if not events and not self.store.read_stream(stream, 0, 1):
+        events = self._store.read_stream(stream, after, limit + 1)
+        if not events and not self._store.read_stream(stream, 0, 1):
             raise NotFound(f"There is no {stream}.")
         shown = events[:limit]
         more = len(events) > limit
         entries = tuple(to_entry(event) for event in shown)
         return {"events": entries, "next": shown[-1].version if more else None}
+
+    def _fold(self, aggregate_id: UUID, events: Sequence[Event]) -> Document | None:
+        """The document after these events; what is to be skipped is asked where one needs it."""
+        try:
+            return self.projection.fold(events)
+        except Exception as error:
+            skips = self._readmodel.skips(self.projection.name)
+            skipped = [s.version for s in skips if s.stream == str(aggregate_id)]
+            if not skipped:
+                raise CannotApply(
+                    f"{self._stream(aggregate_id)} has an event that cannot be shown yet: {error}."
+                    " Nothing is lost; its history can be read."
+                ) from error
+            return self.projection.fold(events, skipped)
+
+    def _shown(self, aggregate_id: UUID, document: Document | None) -> Document | None:
+        """The document, if it is not removed; raises NotFound if it is."""
+        if document and "removed" in document:
+            raise NotFound(
+                f"{self._stream(aggregate_id)} is not shown: its first event was skipped."
+                " Its history can be read."
+            )
+        return document
 
     def _stream(self, aggregate_id: UUID) -> Stream:
         return Stream(self.projection.aggregate_type, aggregate_id)

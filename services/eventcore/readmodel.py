@@ -3,14 +3,19 @@
 The only file that imports pymongo. Prices are kept as Decimal128, exactly. Every write is
 acknowledged by the journal of a majority before it counts.
 
-    <collection>   the documents of a projection: _id, version, and its own fields
-    checkpoints    one a projection: position, coveredAt, and who holds the lease, with its epoch
-    parked         one a stream that is set aside: no payload, only where it stopped and why
+    <collection>   the documents of a generation: _id, version, and the projection's own fields
+    generations    one a projection: the number of the generation that serves, and the newest one's
+    checkpoints    one a generation: position, coveredAt, the epoch of the store it was folded from,
+                   and who holds the lease, with the lease's own epoch
+    parked         one a stream that a generation has set aside: no payload, only where and why
+    skips          one an event that somebody has decided to leave out, for all generations
+    verifications  one a projection: when it was last compared with the log, and what was found
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Protocol
@@ -35,7 +40,7 @@ from pymongo.write_concern import WriteConcern
 
 from eventcore.errors import CannotApply, ReadModelAway
 from eventcore.observe import POOL_MAX, POOL_USED
-from eventcore.projection import Document
+from eventcore.projection import Document, Projection
 from eventcore.settings import Server
 
 IDS_AT_ONCE = 50
@@ -51,33 +56,101 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
-    """The right to move a projection's checkpoint, until someone has a higher epoch."""
+class Generation:
+    """One build of a projection: it has documents, a checkpoint and a parked list of its own.
+
+    Other generations are folded beside the one that serves, and may take its place.
+    """
 
     projection: str
+    number: int
+    collection: str
+
+    @property
+    def name(self) -> str:
+        """What its checkpoint and its parked list are kept under."""
+        return self.projection if self.number == 1 else f"{self.projection}.{self.number}"
+
+
+def generation_of(projection: Projection, number: int = 1) -> Generation:
+    """A generation of a projection; the first has its collection's plain name."""
+    collection = projection.collection if number == 1 else f"{projection.collection}.{number}"
+    return Generation(projection.name, number, collection)
+
+
+@dataclass(frozen=True, slots=True)
+class Generations:
+    """The numbers of a projection's generations: the one that serves, the one that did so before
+    it (0: none is kept), and the newest that was ever begun.
+    """
+
+    serving: int = 1
+    previous: int = 0
+    newest: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to move a generation's checkpoint, until someone has a higher epoch.
+
+    `store_epoch` names the life of the log that the generation is folded from; "": not yet known.
+    `halted` is the checkpoint's.
+    """
+
+    generation: str
     holder: str
     epoch: int
     position: int
+    store_epoch: str = ""
+    halted: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Up to `position` every event is applied or parked; that had settled at `covered_at`."""
+    """Up to `position` every event is applied or parked; that had settled at `covered_at`.
+
+    `halted` says why nothing more is applied: the log is not the one it was folded from.
+    """
 
     position: int
     covered_at: datetime | None
+    store_epoch: str = ""
+    halted: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """A stream that one projection has set aside at `version`; `highest` is known to exist."""
+    """A stream that one generation has set aside at `version`; `highest` is known to exist."""
 
-    projection: str
+    generation: str
     stream: str
     version: int
     highest: int
     error: str
     when: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """The decision that a projection passes over one event, for good: by whom, why and when."""
+
+    projection: str
+    stream: str
+    version: int
+    event_id: str
+    who: str
+    why: str
+    when: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What a comparison of a projection with the log found, and when: streams."""
+
+    projection: str
+    when: datetime
+    checked: int
+    wrong: int
 
 
 class ReadModel(Protocol):
@@ -92,7 +165,13 @@ class ReadModel(Protocol):
     def page(
         self, collection: str, where: Mapping[str, str], before: str | None, limit: int
     ) -> list[Document]:
-        """Up to `limit` documents by descending `_id`, below `before`, that match `where`."""
+        """Up to `limit` documents by descending `_id`, below `before`, that match `where`.
+
+        Without those that are removed.
+        """
+
+    def scan(self, collection: str, after: str, limit: int) -> list[Document]:
+        """Up to `limit` documents, removed ones too, by ascending `_id`, above `after`."""
 
     def write(self, collection: str, writes: Sequence[Write]) -> bool:
         """Write each document if it still is at the version it replaces.
@@ -104,29 +183,60 @@ class ReadModel(Protocol):
     def prepare(self, collection: str, indexes: Sequence[Sequence[str]]) -> None:
         """Make a collection's indexes; again at any time."""
 
-    def checkpoint(self, projection: str) -> Checkpoint:
-        """How far a projection has come; position 0 at first."""
+    def generations(self, projection: str) -> Generations:
+        """Which generations of a projection there are; at first there is one."""
 
-    def take_lease(self, projection: str, holder: str, seconds: float) -> Lease | None:
+    def begin_generation(self, projection: str) -> int:
+        """The number of a new generation, which nobody else gets."""
+
+    def switch(self, projection: str, serving: int, to: int) -> bool:
+        """Let generation `to` serve in place of `serving`, in one step; False: that serves no more.
+
+        The other one is kept as the previous one.
+        """
+
+    def drop(self, generation: Generation) -> None:
+        """Delete a generation that does not serve: documents, checkpoint and parked list."""
+
+    def checkpoint(self, generation: str) -> Checkpoint:
+        """How far a generation has come; position 0 at first."""
+
+    def take_lease(self, generation: str, holder: str, seconds: float) -> Lease | None:
         """Take or renew the lease; None while another holder has it. A new holder, a new epoch."""
 
-    def release_lease(self, projection: str, holder: str) -> None:
+    def release_lease(self, generation: str, holder: str) -> None:
         """Let another holder have the lease at once, if `holder` has it."""
+
+    def halt(self, generation: str, reason: str) -> None:
+        """Note why a generation must not go on, for all its projectors; "": it may."""
 
     def move_checkpoint(self, lease: Lease, position: int, covered_at: datetime | None) -> bool:
         """Move forwards, if the lease's epoch is still the newest; False: it is not.
 
-        `covered_at` says when `position` had settled; None: unknown, what is there stays.
+        `covered_at` says when `position` had settled; None: unknown, what is there stays. The
+        lease's `store_epoch` is kept with it.
         """
 
     def park(self, parked: Parked) -> None:
         """Put a stream on the parked list, or renew its entry; `highest` only grows."""
 
-    def parked(self, projection: str, streams: Iterable[str] | None = None) -> dict[str, Parked]:
-        """The parked streams of a projection, all or those among `streams`."""
+    def parked(self, generation: str, streams: Iterable[str] | None = None) -> dict[str, Parked]:
+        """The parked streams of a generation, all or those among `streams`."""
 
-    def release(self, projection: str, stream: str, version: int) -> bool:
+    def release(self, generation: str, stream: str, version: int) -> bool:
         """Take a stream off the list if its document's `version` has reached all that is known."""
+
+    def skip(self, skip: Skip) -> None:
+        """Record that an event is passed over; the first who said so is kept."""
+
+    def skips(self, projection: str) -> list[Skip]:
+        """All events that a projection passes over."""
+
+    def note_verification(self, found: Verification) -> None:
+        """Keep what a comparison found, in place of what the one before found."""
+
+    def verification(self, projection: str) -> Verification | None:
+        """What the last comparison found; None: there was none."""
 
     def ping(self) -> None:
         """Return if the server answers."""
@@ -154,11 +264,17 @@ class Mongo:
         self, collection: str, where: Mapping[str, str], before: str | None, limit: int
     ) -> list[Document]:
         """See ReadModel."""
-        query: dict[str, Any] = dict(where)
+        query: dict[str, Any] = {**where, "removed": {"$exists": False}}
         if before is not None:
             query["_id"] = {"$lt": before}
         with _translated():
             return list(self._of(collection).find(query).sort("_id", DESCENDING).limit(limit))
+
+    def scan(self, collection: str, after: str, limit: int) -> list[Document]:
+        """See ReadModel."""
+        with _translated():
+            found = self._of(collection).find({"_id": {"$gt": after}})
+            return list(found.sort("_id", ASCENDING).limit(limit))
 
     def write(self, collection: str, writes: Sequence[Write]) -> bool:
         """See ReadModel."""
@@ -177,43 +293,94 @@ class Mongo:
                 keys = [(name, DESCENDING if name == "_id" else ASCENDING) for name in fields]
                 self._of(collection).create_index(keys)
 
-    def checkpoint(self, projection: str) -> Checkpoint:
+    def generations(self, projection: str) -> Generations:
         """See ReadModel."""
         with _translated():
-            found = self._of("checkpoints").find_one({"_id": projection})
+            found = self._of("generations").find_one({"_id": projection})
+        if found is None:
+            return Generations()
+        return Generations(found["serving"], found["previous"], found["newest"])
+
+    def begin_generation(self, projection: str) -> int:
+        """See ReadModel."""
+        with _translated():
+            generations = self._of("generations")
+            first = {"serving": 1, "previous": 0, "newest": 1}
+            generations.update_one({"_id": projection}, {"$setOnInsert": first}, upsert=True)
+            begun = generations.find_one_and_update(
+                {"_id": projection}, {"$inc": {"newest": 1}}, return_document=ReturnDocument.AFTER
+            )
+        return _whole(begun["newest"])
+
+    def switch(self, projection: str, serving: int, to: int) -> bool:
+        """See ReadModel."""
+        with _translated():
+            result = self._of("generations").update_one(
+                {"_id": projection, "serving": serving},
+                {"$set": {"serving": to, "previous": serving}},
+            )
+        return bool(result.matched_count == 1)
+
+    def drop(self, generation: Generation) -> None:
+        """See ReadModel."""
+        with _translated():
+            self._of("generations").update_one(
+                {"_id": generation.projection, "previous": generation.number},
+                {"$set": {"previous": 0}},
+            )
+            self._of(generation.collection).drop()
+            self._of("parked").delete_many({"generation": generation.name})
+            self._of("checkpoints").delete_one({"_id": generation.name})
+
+    def checkpoint(self, generation: str) -> Checkpoint:
+        """See ReadModel."""
+        with _translated():
+            found = self._of("checkpoints").find_one({"_id": generation})
         if found is None:
             return Checkpoint(0, None)
-        return Checkpoint(_whole(found["position"]), _moment(found.get("coveredAt")))
+        return Checkpoint(
+            _whole(found["position"]),
+            _moment(found.get("coveredAt")),
+            found.get("storeEpoch", ""),
+            found.get("halted", ""),
+        )
 
-    def take_lease(self, projection: str, holder: str, seconds: float) -> Lease | None:
+    def take_lease(self, generation: str, holder: str, seconds: float) -> Lease | None:
         """See ReadModel."""
         now = datetime.now(UTC)
         held = {"holder": holder, "expiresAt": now + timedelta(seconds=seconds)}
         with _translated():
             checkpoints = self._of("checkpoints")
             found = checkpoints.find_one_and_update(
-                {"_id": projection, "holder": holder},
+                {"_id": generation, "holder": holder},
                 {"$set": held},
                 return_document=ReturnDocument.AFTER,
             ) or checkpoints.find_one_and_update(
-                {"_id": projection, "expiresAt": {"$lt": now}},
+                {"_id": generation, "expiresAt": {"$lt": now}},
                 {"$set": held, "$inc": {"epoch": 1}},
                 return_document=ReturnDocument.AFTER,
             )
             if found is None:
                 try:
-                    found = {"_id": projection, "position": 0, "epoch": 1, **held}
+                    found = {"_id": generation, "position": 0, "epoch": 1, **held}
                     checkpoints.insert_one(found)
                 except DuplicateKeyError:
                     return None
-        return Lease(projection, holder, _whole(found["epoch"]), _whole(found["position"]))
+        epoch, position = _whole(found["epoch"]), _whole(found["position"])
+        of_store = found.get("storeEpoch", ""), found.get("halted", "")
+        return Lease(generation, holder, epoch, position, *of_store)
 
-    def release_lease(self, projection: str, holder: str) -> None:
+    def release_lease(self, generation: str, holder: str) -> None:
         """See ReadModel."""
         with _translated():
             self._of("checkpoints").update_one(
-                {"_id": projection, "holder": holder}, {"$set": {"expiresAt": _LONG_AGO}}
+                {"_id": generation, "holder": holder}, {"$set": {"expiresAt": _LONG_AGO}}
             )
+
+    def halt(self, generation: str, reason: str) -> None:
+        """See ReadModel."""
+        with _translated():
+            self._of("checkpoints").update_one({"_id": generation}, {"$set": {"halted": reason}})
 
     def move_checkpoint(self, lease: Lease, position: int, covered_at: datetime | None) -> bool:
         """See ReadModel."""
@@ -222,7 +389,8 @@ class Mongo:
             reached["coveredAt"] = covered_at
         with _translated():
             result = self._of("checkpoints").update_one(
-                {"_id": lease.projection, "epoch": lease.epoch}, {"$max": reached}
+                {"_id": lease.generation, "epoch": lease.epoch},
+                {"$max": reached, "$set": {"storeEpoch": lease.store_epoch}},
             )
         return bool(result.matched_count == 1)
 
@@ -230,10 +398,10 @@ class Mongo:
         """See ReadModel."""
         with _translated():
             self._of("parked").update_one(
-                {"_id": f"{parked.projection}/{parked.stream}"},
+                {"_id": f"{parked.generation}/{parked.stream}"},
                 {
                     "$set": {
-                        "projection": parked.projection,
+                        "generation": parked.generation,
                         "stream": parked.stream,
                         "version": parked.version,
                         "error": parked.error,
@@ -244,22 +412,49 @@ class Mongo:
                 upsert=True,
             )
 
-    def parked(self, projection: str, streams: Iterable[str] | None = None) -> dict[str, Parked]:
+    def parked(self, generation: str, streams: Iterable[str] | None = None) -> dict[str, Parked]:
         """See ReadModel."""
         if streams is not None:
-            found = self._by_id("parked", (f"{projection}/{stream}" for stream in streams))
+            found = self._by_id("parked", (f"{generation}/{stream}" for stream in streams))
         else:
             with _translated():
-                found = list(self._of("parked").find({"projection": projection}))
+                found = list(self._of("parked").find({"generation": generation}))
         return {str(each["stream"]): _parked(each) for each in found}
 
-    def release(self, projection: str, stream: str, version: int) -> bool:
+    def release(self, generation: str, stream: str, version: int) -> bool:
         """See ReadModel."""
         with _translated():
             result = self._of("parked").delete_one(
-                {"_id": f"{projection}/{stream}", "highest": {"$lte": version}}
+                {"_id": f"{generation}/{stream}", "highest": {"$lte": version}}
             )
         return bool(result.deleted_count == 1)
+
+    def skip(self, skip: Skip) -> None:
+        """See ReadModel."""
+        with _translated():
+            self._of("skips").update_one(
+                {"_id": f"{skip.projection}/{skip.event_id}"},
+                {"$setOnInsert": _camel(asdict(skip))},
+                upsert=True,
+            )
+
+    def skips(self, projection: str) -> list[Skip]:
+        """See ReadModel."""
+        with _translated():
+            return [_skip(each) for each in self._of("skips").find({"projection": projection})]
+
+    def note_verification(self, found: Verification) -> None:
+        """See ReadModel."""
+        with _translated():
+            self._of("verifications").replace_one(
+                {"_id": found.projection}, _camel(asdict(found)), upsert=True
+            )
+
+    def verification(self, projection: str) -> Verification | None:
+        """See ReadModel."""
+        with _translated():
+            found = self._of("verifications").find_one({"_id": projection})
+        return _verification(found) if found else None
 
     def ping(self) -> None:
         """See ReadModel."""
@@ -419,9 +614,35 @@ def make_login(admin: Server, database: str, user: str, password: str, *, writes
         client[home].command(act, user, pwd=password, roles=roles)
 
 
+def _camel(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Names as documents have them: event_id is eventId."""
+    return {re.sub("_([a-z])", lambda m: m[1].upper(), k): v for k, v in fields.items()}
+
+
+def _skip(found: Mapping[str, Any]) -> Skip:
+    return Skip(
+        projection=found["projection"],
+        stream=found["stream"],
+        version=found["version"],
+        event_id=found["eventId"],
+        who=found["who"],
+        why=found["why"],
+        when=found["when"],
+    )
+
+
+def _verification(found: Mapping[str, Any]) -> Verification:
+    return Verification(
+        projection=found["projection"],
+        when=found["when"],
+        checked=found["checked"],
+        wrong=found["wrong"],
+    )
+
+
 def _parked(found: Mapping[str, Any]) -> Parked:
     return Parked(
-        projection=found["projection"],
+        generation=found["generation"],
         stream=found["stream"],
         version=found["version"],
         highest=found["highest"],

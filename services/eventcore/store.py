@@ -26,7 +26,7 @@ from eventcore.event import Data, Event, NewEvent
 from eventcore.observe import POOL_MAX, POOL_USED
 from eventcore.settings import Server
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """What `init.sql` must have recorded, at least, for this code to work."""
 
 RETRY_FOR = 3.0
@@ -86,11 +86,15 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a log goes: drawn, settled, and confirmed by the broker; positions."""
+    """How far a log goes: drawn, settled, and confirmed by the broker; positions.
+
+    `epoch` names the life of the log: a restored one has another.
+    """
 
     head: int
     settled: int
     relayed: int
+    epoch: str
 
 
 class Store(Protocol):
@@ -278,8 +282,8 @@ class Postgres:
     def progress(self, relay: str) -> Progress:
         """See Store."""
         with self._settling_lock:
-            head, holders, relayed = self._rows(_PROGRESS, (relay,))[0]
-            return Progress(head, self._settling.observe(head, holders), relayed)
+            head, holders, relayed, epoch = self._rows(_PROGRESS, (relay,))[0]
+            return Progress(head, self._settling.observe(head, holders), relayed, epoch)
 
     def read_feed(self, after: int, until: int, limit: int = PAGE) -> list[Event]:
         """See Store."""
@@ -322,8 +326,8 @@ class Postgres:
 
 
 _PROGRESS = (
-    "select head, holders, coalesce((select position from checkpoints where name = %s), 0)"
-    " from settle()"
+    "select head, holders, coalesce((select position from checkpoints where name = %s), 0),"
+    " (select epoch::text from store_epochs order by number desc limit 1) from settle()"
 )
 
 _APPEND = (

@@ -17,6 +17,8 @@ from eventcore.event import Event
 from eventcore.feed import Feed
 from eventcore.observe import (
     CHECKPOINT,
+    GENERATION,
+    HALTED,
     HEAD,
     LAG,
     LAG_SECONDS,
@@ -27,8 +29,11 @@ from eventcore.observe import (
     SETTLED,
     STALENESS,
     UNSETTLED,
+    VERIFIED,
+    WRONG,
 )
 from eventcore.projection import Projection
+from eventcore.query import Serving
 from eventcore.readmodel import Checkpoint, ReadModel
 from eventcore.store import Store
 
@@ -90,17 +95,24 @@ class CheckpointWatch:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._name = projection.name
+        self._serving = Serving(projection, readmodel)
         self._readmodel = readmodel
         self._clock = clock
 
     def look(self) -> None:
         """Look once, and set the metrics. Raises ReadModelAway."""
-        checkpoint = self._readmodel.checkpoint(self._name)
+        generation = self._serving.now()
+        checkpoint = self._readmodel.checkpoint(generation.name)
+        GENERATION.labels(self._name).set(generation.number)
         POSITION.labels(self._name).set(checkpoint.position)
-        PARKED.labels(self._name).set(len(self._readmodel.parked(self._name)))
+        HALTED.labels(self._name).set(1 if checkpoint.halted else 0)
+        PARKED.labels(self._name).set(len(self._readmodel.parked(generation.name)))
         if checkpoint.covered_at:
             age = (self._clock() - checkpoint.covered_at).total_seconds()
             STALENESS.labels(self._name).set(max(0.0, age))
+        if found := self._readmodel.verification(self._name):
+            VERIFIED.labels(self._name).set(found.when.timestamp())
+            WRONG.labels(self._name).set(found.wrong)
 
 
 class LagWatch:
@@ -119,6 +131,7 @@ class LagWatch:
         timer: Callable[[], float] = monotonic,
     ) -> None:
         self._projection = projection
+        self._serving = Serving(projection, readmodel)
         self._readmodel = readmodel
         self._feed = feed
         self._clock = clock
@@ -129,7 +142,7 @@ class LagWatch:
 
     def look(self) -> None:
         """Look once, and set the metrics. Raises Away."""
-        checkpoint = self._readmodel.checkpoint(self._projection.name)
+        checkpoint = self._readmodel.checkpoint(self._serving.now().name)
         if checkpoint != self._checkpoint:
             if self._checkpoint and checkpoint.position < self._checkpoint.position:
                 self._applied = 0  # it is being folded anew
@@ -155,9 +168,10 @@ class LagWatch:
 
     def _oldest(self, heads: dict[str, int], until: int) -> Event | None:
         """The oldest event up to `until` that is neither applied nor on a parked stream."""
-        versions = self._readmodel.versions(self._projection.collection, heads)
+        generation = self._serving.now()
+        versions = self._readmodel.versions(generation.collection, heads)
         behind = {stream for stream, head in heads.items() if versions.get(stream, 0) < head}
-        behind -= set(self._readmodel.parked(self._projection.name, behind)) if behind else set()
+        behind -= set(self._readmodel.parked(generation.name, behind)) if behind else set()
         if not behind:
             return None
         for event in self._feed.between(self._applied, until):

@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
@@ -556,7 +556,22 @@ def _add_feed(app: Flask, feed: StoreFeed, token: Secret) -> None:
         asked = _RangeQuery.model_validate(_query_values())
         page = feed.heads(asked.after, asked.until)
         changed: Json = tuple({"id": str(h.aggregate_id), "version": h.version} for h in page.heads)
-        return _respond(Reply({"heads": changed, "until": page.until, "settled": page.settled}))
+        return _respond(
+            Reply(
+                {
+                    "heads": changed,
+                    "until": page.until,
+                    "settled": page.settled,
+                    "head": page.head,
+                    "epoch": page.epoch,
+                }
+            )
+        )
+
+    @app.get("/internal/log")
+    def log() -> Response:
+        authorize()
+        return _respond(Reply(asdict(feed.progress())))
 
 
 _Position = Annotated[int, Field(ge=0, lt=2**63), DIGITS]

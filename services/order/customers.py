@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from eventcore.errors import Busy, Invalid, ReadModelAway
+from eventcore.query import Serving
 from eventcore.readmodel import ReadModel
 from order.projections.known_users import PROJECTION
 
@@ -36,6 +37,7 @@ class Customers:
 
     def __init__(self, readmodel: ReadModel, wait: float, margin: float, waiters: int) -> None:
         self._readmodel = readmodel
+        self._serving = Serving(PROJECTION, readmodel)
         self._wait = wait
         self._margin = timedelta(seconds=margin)
         self._waiters = threading.BoundedSemaphore(waiters)
@@ -79,13 +81,13 @@ class Customers:
         made_at = _made_at(UUID(user_id))
         if made_at is None or made_at > datetime.now(UTC) + self._margin:
             return True
-        covered_at = self._readmodel.checkpoint(PROJECTION.name).covered_at
+        covered_at = self._readmodel.checkpoint(self._serving.now().name).covered_at
         if covered_at is None or covered_at <= made_at + self._margin:
             return False
         return not self._is_known(user_id)  # it may have come since we looked
 
     def _is_known(self, user_id: str) -> bool:
-        known = user_id in self._readmodel.versions(PROJECTION.collection, [user_id])
+        known = user_id in self._readmodel.versions(self._serving.now().collection, [user_id])
         if known:
             self._remember(user_id)
         return known

@@ -10,7 +10,18 @@ from uuid import uuid4
 import pytest
 
 from eventcore.errors import CannotApply
-from eventcore.readmodel import Mongo, Parked, ReadModel, Write
+from eventcore.projection import Document
+from eventcore.readmodel import (
+    Checkpoint,
+    Generation,
+    Generations,
+    Mongo,
+    Parked,
+    ReadModel,
+    Skip,
+    Verification,
+    Write,
+)
 from tests.fakes.readmodel import FakeReadModel
 
 NOW = datetime(2026, 1, 16, 10, tzinfo=UTC)
@@ -140,3 +151,78 @@ def test_a_parked_stream_is_released_once_its_document_has_reached_everything(
     assert readmodel.release("p", "s", 9) is True
     assert readmodel.release("p", "s", 9) is False
     assert readmodel.parked("p") == {}
+
+
+def test_a_generation_gets_a_number_of_its_own_and_serves_once_it_is_switched_to(
+    readmodel: ReadModel,
+) -> None:
+    assert readmodel.generations("p") == Generations(serving=1, previous=0, newest=1)
+    assert [readmodel.begin_generation("p"), readmodel.begin_generation("p")] == [2, 3]
+    assert readmodel.switch("p", serving=1, to=3)
+    assert not readmodel.switch("p", serving=1, to=2)
+    assert readmodel.generations("p") == Generations(serving=3, previous=1, newest=3)
+    assert readmodel.generations("another") == Generations()
+
+
+def test_a_dropped_generation_leaves_nothing_and_the_others_stay(readmodel: ReadModel) -> None:
+    first, second = Generation("p", 1, "things"), Generation("p", 2, "things.2")
+    readmodel.begin_generation("p")
+    for each in (first, second):
+        readmodel.write(each.collection, [Write({"_id": "a", "version": 1}, 0)])
+        readmodel.park(Parked(each.name, "s", 3, 5, "why", NOW))
+        lease = readmodel.take_lease(each.name, "holder", 5)
+        assert lease
+        readmodel.move_checkpoint(lease, 7, None)
+    readmodel.switch("p", 1, 2)
+    readmodel.drop(first)
+    assert readmodel.generations("p") == Generations(serving=2, previous=0, newest=2)
+    assert not readmodel.find("things", ["a"])
+    assert not readmodel.parked("p")
+    assert readmodel.checkpoint("p") == Checkpoint(0, None)
+    assert readmodel.find("things.2", ["a"])
+    assert readmodel.parked("p.2")
+    assert readmodel.checkpoint("p.2").position == 7
+
+
+def test_a_checkpoint_remembers_the_log_it_was_folded_from_and_why_it_is_halted(
+    readmodel: ReadModel,
+) -> None:
+    lease = readmodel.take_lease("p", "holder", 5)
+    assert lease
+    assert (lease.store_epoch, lease.halted) == ("", "")
+    readmodel.move_checkpoint(replace(lease, store_epoch="first life"), 3, None)
+    readmodel.halt("p", "it was restored")
+    again = readmodel.take_lease("p", "holder", 5)
+    assert again
+    assert (again.position, again.store_epoch, again.halted) == (3, "first life", "it was restored")
+    assert readmodel.checkpoint("p").halted == "it was restored"
+    readmodel.halt("p", "")
+    assert readmodel.checkpoint("p").halted == ""
+
+
+def test_a_scan_goes_through_all_documents_once_and_a_page_leaves_out_those_removed(
+    readmodel: ReadModel,
+) -> None:
+    documents: list[Document] = [{"_id": each, "version": 1} for each in "abc"]
+    documents[1]["removed"] = True
+    readmodel.write("things", [Write(each, 0) for each in documents])
+    first = readmodel.scan("things", "", 2)
+    assert [each["_id"] for each in first] == ["a", "b"]
+    assert [each["_id"] for each in readmodel.scan("things", "b", 2)] == ["c"]
+    assert [each["_id"] for each in readmodel.page("things", {}, None, 5)] == ["c", "a"]
+
+
+def test_a_skip_is_kept_with_who_said_so_first(readmodel: ReadModel) -> None:
+    first = Skip("p", "s", 2, "event", "Ada", "it was a test", NOW)
+    readmodel.skip(first)
+    readmodel.skip(replace(first, who="Bob"))
+    assert readmodel.skips("p") == [first]
+    assert readmodel.skips("another") == []
+
+
+def test_what_the_last_verification_found_is_kept(readmodel: ReadModel) -> None:
+    assert readmodel.verification("p") is None
+    readmodel.note_verification(Verification("p", NOW, 5, 1))
+    found = Verification("p", NOW, 9, 0)
+    readmodel.note_verification(found)
+    assert readmodel.verification("p") == found

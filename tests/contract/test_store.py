@@ -154,7 +154,9 @@ def test_progress_says_how_far_the_log_goes_and_how_far_of_it_is_relayed(
 ) -> None:
     store.append(stream, 0, [new_event(), new_event()], {})
     first = store.settled()
-    assert store.progress("user") == Progress(head=first, settled=first, relayed=0)
+    progress = store.progress("user")
+    assert progress == Progress(head=first, settled=first, relayed=0, epoch=progress.epoch)
+    assert progress.epoch
     store.append(stream, 2, [new_event()], {})
     store.settled()
     assert store.progress("user").settled == first + 1

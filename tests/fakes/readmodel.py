@@ -8,7 +8,17 @@ from datetime import UTC, datetime, timedelta
 
 from eventcore.errors import CannotApply, ReadModelAway
 from eventcore.projection import Document, version_of
-from eventcore.readmodel import Checkpoint, Lease, Parked, ReadModel, Write
+from eventcore.readmodel import (
+    Checkpoint,
+    Generation,
+    Generations,
+    Lease,
+    Parked,
+    ReadModel,
+    Skip,
+    Verification,
+    Write,
+)
 
 
 @dataclass
@@ -17,7 +27,11 @@ class FakeReadModel:
 
     collections: dict[str, dict[str, Document]] = field(default_factory=lambda: defaultdict(dict))
     checkpoints: dict[str, tuple[Lease, datetime, datetime | None]] = field(default_factory=dict)
+    halts: dict[str, str] = field(default_factory=dict)
     parked_list: dict[tuple[str, str], Parked] = field(default_factory=dict)
+    generation_numbers: dict[str, Generations] = field(default_factory=dict)
+    skip_list: dict[tuple[str, str], Skip] = field(default_factory=dict)
+    verifications: dict[str, Verification] = field(default_factory=dict)
     away: bool = False
 
     def find(self, collection: str, ids: Iterable[str]) -> dict[str, Document]:
@@ -40,9 +54,16 @@ class FakeReadModel:
             document
             for each, document in found
             if (before is None or each < before)
+            and "removed" not in document
             and all(document.get(name) == value for name, value in where.items())
         ]
         return matching[:limit]
+
+    def scan(self, collection: str, after: str, limit: int) -> list[Document]:
+        """See ReadModel."""
+        self._check()
+        found = sorted(self.collections[collection].items())
+        return [copy.deepcopy(document) for each, document in found if each > after][:limit]
 
     def write(self, collection: str, writes: Sequence[Write]) -> bool:
         """See ReadModel."""
@@ -62,73 +83,130 @@ class FakeReadModel:
         """See ReadModel."""
         self._check()
 
-    def checkpoint(self, projection: str) -> Checkpoint:
+    def generations(self, projection: str) -> Generations:
         """See ReadModel."""
         self._check()
-        if projection not in self.checkpoints:
-            return Checkpoint(0, None)
-        lease, _, covered_at = self.checkpoints[projection]
-        return Checkpoint(lease.position, covered_at)
+        return self.generation_numbers.get(projection, Generations())
 
-    def take_lease(self, projection: str, holder: str, seconds: float) -> Lease | None:
+    def begin_generation(self, projection: str) -> int:
+        """See ReadModel."""
+        known = self.generations(projection)
+        self.generation_numbers[projection] = replace(known, newest=known.newest + 1)
+        return known.newest + 1
+
+    def switch(self, projection: str, serving: int, to: int) -> bool:
+        """See ReadModel."""
+        known = self.generations(projection)
+        if known.serving != serving:
+            return False
+        self.generation_numbers[projection] = replace(known, serving=to, previous=serving)
+        return True
+
+    def drop(self, generation: Generation) -> None:
+        """See ReadModel."""
+        known = self.generations(generation.projection)
+        if known.previous == generation.number:
+            self.generation_numbers[generation.projection] = replace(known, previous=0)
+        self.collections.pop(generation.collection, None)
+        self.checkpoints.pop(generation.name, None)
+        self.halts.pop(generation.name, None)
+        for stream in self.parked(generation.name):
+            del self.parked_list[generation.name, stream]
+
+    def checkpoint(self, generation: str) -> Checkpoint:
+        """See ReadModel."""
+        self._check()
+        if generation not in self.checkpoints:
+            return Checkpoint(0, None)
+        lease, _, covered_at = self.checkpoints[generation]
+        halted = self.halts.get(generation, "")
+        return Checkpoint(lease.position, covered_at, lease.store_epoch, halted)
+
+    def take_lease(self, generation: str, holder: str, seconds: float) -> Lease | None:
         """See ReadModel."""
         self._check()
         now = datetime.now(UTC)
         until = now + timedelta(seconds=seconds)
         lease, expires_at, covered_at = self.checkpoints.get(
-            projection, (Lease(projection, "", 0, 0), now, None)
+            generation, (Lease(generation, "", 0, 0), now, None)
         )
         if lease.holder != holder:
             if lease.holder and expires_at >= now:
                 return None
             lease = replace(lease, holder=holder, epoch=lease.epoch + 1)
-        self.checkpoints[projection] = (lease, until, covered_at)
-        return lease
+        self.checkpoints[generation] = (lease, until, covered_at)
+        return replace(lease, halted=self.halts.get(generation, ""))
 
-    def release_lease(self, projection: str, holder: str) -> None:
+    def release_lease(self, generation: str, holder: str) -> None:
         """See ReadModel."""
         self._check()
-        lease, _, covered_at = self.checkpoints.get(projection, (None, None, None))
+        lease, _, covered_at = self.checkpoints.get(generation, (None, None, None))
         if lease and lease.holder == holder:
-            self.checkpoints[projection] = (lease, datetime(1970, 1, 1, tzinfo=UTC), covered_at)
+            self.checkpoints[generation] = (lease, datetime(1970, 1, 1, tzinfo=UTC), covered_at)
+
+    def halt(self, generation: str, reason: str) -> None:
+        """See ReadModel."""
+        self._check()
+        self.halts[generation] = reason
 
     def move_checkpoint(self, lease: Lease, position: int, covered_at: datetime | None) -> bool:
         """See ReadModel."""
         self._check()
-        current, expires_at, known = self.checkpoints[lease.projection]
+        current, expires_at, known = self.checkpoints[lease.generation]
         if current.epoch != lease.epoch:
             return False
-        moved = replace(current, position=max(position, current.position))
+        position = max(position, current.position)
+        moved = replace(current, position=position, store_epoch=lease.store_epoch)
         covered = max((at for at in (covered_at, known) if at), default=None)
-        self.checkpoints[lease.projection] = (moved, expires_at, covered)
+        self.checkpoints[lease.generation] = (moved, expires_at, covered)
         return True
 
     def park(self, parked: Parked) -> None:
         """See ReadModel."""
         self._check()
-        key = (parked.projection, parked.stream)
+        key = (parked.generation, parked.stream)
         known = self.parked_list.get(key, parked)
         highest = max(known.highest, parked.highest)
         self.parked_list[key] = replace(parked, highest=highest, when=known.when)
 
-    def parked(self, projection: str, streams: Iterable[str] | None = None) -> dict[str, Parked]:
+    def parked(self, generation: str, streams: Iterable[str] | None = None) -> dict[str, Parked]:
         """See ReadModel."""
         self._check()
         wanted = None if streams is None else set(streams)
         return {
             stream: each
             for (name, stream), each in self.parked_list.items()
-            if name == projection and (wanted is None or stream in wanted)
+            if name == generation and (wanted is None or stream in wanted)
         }
 
-    def release(self, projection: str, stream: str, version: int) -> bool:
+    def release(self, generation: str, stream: str, version: int) -> bool:
         """See ReadModel."""
         self._check()
-        known = self.parked_list.get((projection, stream))
+        known = self.parked_list.get((generation, stream))
         if known is None or known.highest > version:
             return False
-        del self.parked_list[projection, stream]
+        del self.parked_list[generation, stream]
         return True
+
+    def skip(self, skip: Skip) -> None:
+        """See ReadModel."""
+        self._check()
+        self.skip_list.setdefault((skip.projection, skip.event_id), skip)
+
+    def skips(self, projection: str) -> list[Skip]:
+        """See ReadModel."""
+        self._check()
+        return [each for each in self.skip_list.values() if each.projection == projection]
+
+    def note_verification(self, found: Verification) -> None:
+        """See ReadModel."""
+        self._check()
+        self.verifications[found.projection] = found
+
+    def verification(self, projection: str) -> Verification | None:
+        """See ReadModel."""
+        self._check()
+        return self.verifications.get(projection)
 
     def ping(self) -> None:
         """See ReadModel."""

@@ -20,6 +20,7 @@ class FakeStore:
     away: bool = False
     now: datetime = datetime(2026, 1, 16, 10, tzinfo=UTC)
     head: int = 0
+    epoch: str = "the first"
 
     def append(
         self,
@@ -64,7 +65,7 @@ class FakeStore:
 
     def progress(self, relay: str) -> Progress:
         """See Store."""
-        return Progress(self.head, self.settled(), self.checkpoint())
+        return Progress(self.head, self.settled(), self.checkpoint(), self.epoch)
 
     def read_feed(self, after: int, until: int, limit: int = PAGE) -> list[Event]:
         """See Store."""

@@ -229,7 +229,7 @@ def test_a_writer_that_does_not_commit_shows_for_how_long_it_holds_the_feed_back
         stuck = True
 
         def progress(self, relay: str) -> Progress:
-            return Progress(5, 3 if self.stuck else 5, 3)
+            return Progress(5, 3 if self.stuck else 5, 3, "the first")
 
     store = Held()
     watch = LogWatch("user", store, clock, clock.seconds)

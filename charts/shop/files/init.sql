@@ -16,7 +16,7 @@ set local client_min_messages = warning;
 
 do $init$
 declare
-    this_version constant int := 1;
+    this_version constant int := 2;
     recorded int := 0;
     role_name text;
 begin
@@ -139,6 +139,26 @@ begin
     grant select, delete on public.idempotency_keys to event_relay;
 
     insert into public.schema_versions (version) values (1);
+    end if;
+
+    -- ── version 2 ────────────────────────────────────────────────────────────────────────
+    if recorded < 2 then
+
+    create table public.store_epochs (
+        number    bigint generated always as identity primary key,
+        epoch     uuid not null unique default gen_random_uuid(),
+        began_at  timestamptz not null default clock_timestamp(),
+        reason    text not null
+    );
+    comment on table public.store_epochs is 'One row for each life of this log: it begins anew when the log is restored, so that who has read further than it now goes can know. The greatest number is the current one.';
+    comment on column public.store_epochs.number is 'Their order.';
+    comment on column public.store_epochs.epoch is 'The name of the life, which checkpoints elsewhere remember.';
+    comment on column public.store_epochs.began_at is 'When it began.';
+    comment on column public.store_epochs.reason is 'Why: created, or restored from what.';
+    insert into public.store_epochs (reason) values ('created');
+    grant select on public.store_epochs to event_append, event_relay, event_read;
+
+    insert into public.schema_versions (version) values (2);
     end if;
 
     -- ── functions: replaced by every run, which locks no table ───────────────────────────
