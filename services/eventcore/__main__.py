@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import click
 
-from eventcore.errors import Away, Misconfigured
+from eventcore.errors import Away, Misconfigured, Refused
 from eventcore.operate import TOOLS, open_folder, projection_named, service_module
 from eventcore.settings import SERVERS, Secret, Settings, read_settings
 
@@ -191,6 +191,6 @@ for tool in TOOLS:
 if __name__ == "__main__":
     try:
         main()
-    except (Misconfigured, Away) as problem:
+    except (Misconfigured, Away, Refused) as problem:
         click.echo(f"eventcore: {problem}", err=True)
         sys.exit(1)

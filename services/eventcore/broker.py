@@ -10,6 +10,7 @@ many at once; an unroutable mandatory message is returned before it is confirmed
 consumer acknowledgements, and on quorum queues (delivery limit, length limit with drop-head).
 """
 
+import hashlib
 import logging
 import re
 import ssl
@@ -20,11 +21,11 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import pika
 from pika.adapters.select_connection import IOLoop, SelectConnection
-from pika.exceptions import ChannelClosedByBroker
+from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from eventcore.errors import BrokerAway, Error, Misconfigured
 from eventcore.settings import Server
@@ -47,8 +48,16 @@ CLOSE_TIMEOUT = 2.0
 BLOCKED_TIMEOUT = 30.0
 """Seconds that a publisher waits while the broker blocks it or confirms nothing."""
 
+LOOKS = 1_000_000
+"""How often a dead letter may be looked at: each look is a delivery that is given back, and past
+its limit (20 where none is set, from RabbitMQ 4.0 on) a message is dropped.
+"""
+
 REPUBLISH_AFTER = (0.1, 0.5, 2.0)
 """Seconds before each further try with a message that could not be routed."""
+
+Fate: TypeAlias = Literal["keep", "requeue", "discard"]
+"""What becomes of a dead letter."""
 
 log = logging.getLogger(__name__)
 
@@ -173,6 +182,10 @@ class RabbitMQ:
         """See Broker."""
         return BatchConsumer(self._parameters(), self._topology([queue]), queue, prefetch)
 
+    def dead_letters(self, queue: Queue) -> "DeadLetters":
+        """What lies in a queue's dead-letter queue, for an operator; raises BrokerAway."""
+        return DeadLetters(self._parameters(), queue)
+
     def _topology(self, queues: Sequence[Queue]) -> "Topology":
         return Topology(queues, self._delivery_limit, self._queue_bytes)
 
@@ -228,6 +241,7 @@ class Topology:
             "x-overflow": "drop-head",
         }
         work = {**bounded, "x-delivery-limit": self.delivery_limit}
+        kept = {**bounded, "x-delivery-limit": LOOKS}
         yield lambda done: channel.exchange_declare(
             EXCHANGE, exchange_type="topic", durable=True, callback=done
         )
@@ -235,7 +249,7 @@ class Topology:
             DEAD_LETTERS, exchange_type="direct", durable=True, callback=done
         )
         for queue in self.queues:
-            for name, arguments in ((queue.name, work), (queue.dead_letters, bounded)):
+            for name, arguments in ((queue.name, work), (queue.dead_letters, kept)):
                 yield lambda done, name=name, arguments=arguments: channel.queue_declare(
                     name, durable=True, arguments=arguments, callback=done
                 )
@@ -668,6 +682,86 @@ class BatchConsumer(_Link):
 
     def _on_return(self, _message_id: str) -> None:
         self._break(BrokerAway(f"{self._queue.dead_letters} was deleted"))
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that could not be read as an event; `id` names it among the others, whatever it
+    says of itself.
+    """
+
+    id: str
+    message: Message
+    reason: str
+    routing_key: str
+
+
+class DeadLetters:
+    """An operator's hands on one dead-letter queue. Not for use by a process."""
+
+    def __init__(self, parameters: pika.ConnectionParameters, queue: Queue) -> None:
+        self._parameters = parameters
+        self._queue = queue
+
+    def go_through(self, decide: Callable[[DeadLetter], Fate], limit: int = 10_000) -> int:
+        """Look at each, oldest first, `limit` at most, and do what is decided; how many were seen.
+
+        "keep" leaves it where it is; "requeue" publishes it to the work queue, confirmed, before
+        it is taken away; "discard" deletes it. Raises BrokerAway, Misconfigured.
+        """
+        try:
+            connection = pika.BlockingConnection(self._parameters)
+            try:
+                return self._go_through(connection.channel(), decide, limit)
+            finally:
+                if connection.is_open:
+                    connection.close()  # what was kept goes back to its place
+        except ChannelClosedByBroker as error:
+            raise Misconfigured(f"RabbitMQ refused: {error.reply_text}") from error
+        except AMQPError as error:
+            raise BrokerAway(f"RabbitMQ cannot be reached: {_cause(error)}") from error
+
+    def _go_through(self, channel: Any, decide: Callable[[DeadLetter], Fate], limit: int) -> int:
+        name = self._queue.dead_letters
+        there = channel.queue_declare(name, passive=True).method.message_count
+        channel.queue_bind(self._queue.name, DEAD_LETTERS, self._queue.name)
+        channel.confirm_delivery()
+        seen = 0
+        while seen < min(there, limit):
+            method, properties, body = channel.basic_get(name)
+            if method is None:
+                break
+            seen += 1
+            letter = _dead_letter(_delivery(method, properties, body).message, seen)
+            fate = decide(letter)
+            if fate == "requeue":
+                headers = {k: v for k, v in letter.message.headers.items() if k not in _ADDED}
+                channel.basic_publish(
+                    DEAD_LETTERS,
+                    self._queue.name,
+                    body,
+                    pika.BasicProperties(
+                        message_id=letter.message.id,
+                        headers=headers,
+                        content_type="application/json",
+                        delivery_mode=2,
+                    ),
+                    mandatory=True,
+                )
+            if fate != "keep":
+                channel.basic_ack(method.delivery_tag)
+        return seen
+
+
+_ADDED = ("x-reason", "x-routing-key")
+
+
+def _dead_letter(message: Message, place: int) -> DeadLetter:
+    digest = hashlib.sha256(message.body).hexdigest()[:8]
+    headers = message.headers
+    return DeadLetter(
+        f"{place}-{digest}", message, headers.get("x-reason", ""), headers.get("x-routing-key", "")
+    )
 
 
 def _delivery(method: Any, properties: Any, body: bytes) -> Delivery:

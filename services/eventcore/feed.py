@@ -55,11 +55,11 @@ class StoreFeed:
 
     def __init__(self, store: Store, aggregate_type: str) -> None:
         self._store = store
-        self._aggregate_type = aggregate_type
+        self.aggregate_type = aggregate_type
 
     def stream(self, aggregate_id: str, after: int) -> list[Event]:
         """See Feed; one page of it."""
-        return self._store.read_stream(Stream(self._aggregate_type, UUID(aggregate_id)), after)
+        return self._store.read_stream(Stream(self.aggregate_type, UUID(aggregate_id)), after)
 
     def heads(self, after: int, until: int) -> HeadsPage:
         """See Feed; never past what has settled."""
@@ -68,17 +68,17 @@ class StoreFeed:
         until = min(until, settled, after + SWEEP_RANGE)
         if until <= after:
             return HeadsPage((), after, settled, log.head, log.epoch)
-        heads = self._store.read_heads(self._aggregate_type, after, until)
+        heads = self._store.read_heads(self.aggregate_type, after, until)
         return HeadsPage(tuple(heads), until, settled, log.head, log.epoch)
 
     def between(self, after: int, until: int) -> list[Event]:
         """See Feed."""
         events = self._store.read_feed(after, min(until, after + SWEEP_RANGE), SWEEP_RANGE)
-        return [event for event in events if event.aggregate_type == self._aggregate_type]
+        return [event for event in events if event.aggregate_type == self.aggregate_type]
 
     def progress(self) -> Progress:
         """See Feed; a service's relay has its name."""
-        return self._store.progress(self._aggregate_type)
+        return self._store.progress(self.aggregate_type)
 
 
 class HttpFeed:
@@ -117,6 +117,10 @@ class HttpFeed:
         """See Feed."""
         log = self._get("log")
         return Progress(log["head"], log["settled"], log["relayed"], log["epoch"])
+
+    def aggregate_type(self) -> str:
+        """What the owner's streams are about. Raises FeedAway."""
+        return str(self._get("log")["aggregateType"])
 
     def _events(self, what: str, **query: str | int) -> list[Event]:
         try:

@@ -1,20 +1,33 @@
 """The operator's tools: what `python -m eventcore` has beside the processes.
 
-As in `__main__`, imports wait until a command is known.
+They run where their servers' credentials are: in a pod of the projector or service they are
+about. As in `__main__`, imports wait until a command is known. With --json each prints one JSON
+object a line; what destroys asks first, or takes --yes.
 """
 
+import getpass
 import importlib
 import json
 import os
+import random
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import click
 
-from eventcore.errors import Away, Misconfigured
+from eventcore.errors import Away, Misconfigured, Refused
 from eventcore.projection import Projection
 from eventcore.settings import Settings, read_settings
+
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+yes = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 @click.command()
@@ -26,7 +39,7 @@ def metrics(beginnings: Sequence[str]) -> None:
 
     try:
         url = f"http://127.0.0.1:{settings.metrics_port}/metrics"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=10) as answer:  # nosec B310 - of this machine
             lines = answer.read().decode().splitlines()
     except OSError as error:
         raise Away(f"nothing serves metrics at METRICS_PORT: {error}") from error
@@ -35,13 +48,44 @@ def metrics(beginnings: Sequence[str]) -> None:
             click.echo(line)
 
 
+@click.command()
+@as_json
+def lag(as_json: bool) -> None:
+    """Say how far the owner's log goes, how far its relay has come, and how far the projections
+    of it are behind: in positions (gaps count) and in seconds.
+    """
+    with _at_projections("lag") as (readmodel, feed, projections):
+        from eventcore.query import Serving
+        from eventcore.watch import Behind
+
+        log = feed.progress()
+        line: dict[str, object] = {"head": log.head, "settled": log.settled}
+        _say({**line, "relayed": log.relayed, "behind": log.settled - log.relayed}, as_json)
+        for projection in projections:
+            generation = Serving(projection, readmodel).now()
+            checkpoint = readmodel.checkpoint(generation.name)
+            oldest, settled = Behind(projection, readmodel, feed, generation).oldest(
+                checkpoint.position
+            )
+            line = {
+                "projection": projection.name,
+                "generation": generation.number,
+                "checkpoint": checkpoint.position,
+                "behind": settled - oldest.position + 1 if oldest else 0,
+                "seconds": round(_age(oldest.recorded_at), 1) if oldest else 0,
+                "parked": len(readmodel.parked(generation.name)),
+                "halted": checkpoint.halted,
+            }
+            _say(line, as_json)
+
+
 @click.group()
 def parked() -> None:
     """Streams that a projection has set aside."""
 
 
 @parked.command(name="list")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@as_json
 def parked_list(as_json: bool) -> None:
     """List them: projection, stream, where it stopped, and why."""
     settings = read_settings(process="parked list", needs=("readmodel",))
@@ -53,15 +97,29 @@ def parked_list(as_json: bool) -> None:
     for projection in service_module().PROJECTIONS:
         serving = Serving(projection, readmodel).now()
         for each in readmodel.parked(serving.name).values():
-            line = {
-                "projection": projection.name,
-                "stream": each.stream,
-                "version": each.version,
-                "highest": each.highest,
-                "when": each.when.isoformat(),
-                "error": each.error,
+            _say(_parked(projection, each), as_json)
+
+
+@parked.command(name="show")
+@click.argument("projection_name", metavar="PROJECTION")
+@click.argument("stream")
+@click.option("--data", is_flag=True, help="Also what the events say; it may be personal.")
+@as_json
+def parked_show(projection_name: str, stream: str, data: bool, as_json: bool) -> None:
+    """Show a parked stream, and its events from the one it stopped at on."""
+    with _at(projection_name, "parked show") as (projection, readmodel, feed, folder):
+        found = _require_parked(projection, readmodel, folder, stream)
+        _say(_parked(projection, found), as_json)
+        for event in feed.stream(stream, found.version - 1):
+            line: dict[str, object] = {
+                "version": event.version,
+                "event": event.event_type,
+                "schemaVersion": event.schema_version,
+                "id": str(event.event_id),
+                "position": event.position,
+                "recordedAt": event.recorded_at.isoformat(),
             }
-            click.echo(json.dumps(line) if as_json else "  ".join(map(str, line.values())))
+            _say({**line, "data": _plain(event.data)} if data else line, as_json)
 
 
 @parked.command(name="retry")
@@ -73,14 +131,238 @@ def parked_retry(projection_name: str, streams: Sequence[str]) -> None:
     A stream goes on where it stopped; one that still cannot be applied stays parked. Ends
     with status 1 if any does.
     """
-    settings = read_settings(process="parked retry", needs=("readmodel", "feed"))
-    readmodel, _, folder = open_folder(settings, projection_named(projection_name))
-    still = 0
-    for stream in streams or readmodel.parked(projection_name):
+    with _at(projection_name, "parked retry") as (_, readmodel, __, folder):
+        still = 0
+        for stream in streams or readmodel.parked(folder.generation.name):
+            released = folder.retry(stream)
+            still += not released
+            click.echo(f"{stream}: {'released' if released else 'still parked'}")
+        sys.exit(1 if still else 0)
+
+
+@parked.command(name="skip")
+@click.argument("projection_name", metavar="PROJECTION")
+@click.argument("stream")
+@click.option("--why", required=True, help="The reason; it is kept.")
+@click.option("--who", default=getpass.getuser, help="Who decides this; it is kept.")
+@yes
+def parked_skip(projection_name: str, stream: str, why: str, who: str, yes: bool) -> None:
+    """Pass over the event that a parked stream stopped at, for good, and go on after it.
+
+    The event stays in the log. A rebuild passes over it too. Where it is the first of its
+    stream, the document is not shown. Ends with status 1 if the stream stops again.
+    """
+    with _at(projection_name, "parked skip") as (projection, readmodel, feed, folder):
+        from eventcore.readmodel import Skip
+
+        found = _require_parked(projection, readmodel, folder, stream)
+        event = next(iter(feed.stream(stream, found.version - 1)), None)
+        if event is None:
+            raise Refused(f"the log has no version {found.version} of {stream}")
+        what = f"{event.event_type}, version {event.version} of {stream}, in {projection.name}"
+        _ask(yes, f"Pass over {what}, for good?")
+        event_id = str(event.event_id)
+        readmodel.skip(
+            Skip(projection.name, stream, event.version, event_id, who, why, datetime.now(UTC))
+        )
+        folder.follow()
         released = folder.retry(stream)
-        still += not released
-        click.echo(f"{stream}: {'released' if released else 'still parked'}")
-    sys.exit(1 if still else 0)
+        click.echo(f"{stream}: {'released' if released else 'parked again, further on'}")
+        sys.exit(0 if released else 1)
+
+
+@click.group(name="dead-letters")
+def dead_letters() -> None:
+    """Messages that are no events, which a projector has put aside whole."""
+
+
+@dead_letters.command(name="list")
+@click.argument("projection_name", metavar="PROJECTION")
+@as_json
+def dead_letters_list(projection_name: str, as_json: bool) -> None:
+    """List those of PROJECTION: an id for the other commands, its key, size, and why."""
+
+    def show(letter: Any) -> Any:
+        line = {
+            "id": letter.id,
+            "routingKey": letter.routing_key,
+            "bytes": len(letter.message.body),
+            "messageId": letter.message.id,
+            "reason": letter.reason,
+        }
+        _say(line, as_json)
+        return "keep"
+
+    _dead_letters(projection_name, "dead-letters list").go_through(show)
+
+
+@dead_letters.command(name="show")
+@click.argument("projection_name", metavar="PROJECTION")
+@click.argument("letter_id", metavar="ID")
+def dead_letters_show(projection_name: str, letter_id: str) -> None:
+    """Print one message as it came; what is no text is written as \\xNN."""
+    found: list[Any] = []
+
+    def pick(letter: Any) -> Any:
+        if letter.id == letter_id:
+            found.append(letter)
+        return "keep"
+
+    _dead_letters(projection_name, "dead-letters show").go_through(pick)
+    if not found:
+        raise Refused(f"{projection_name} has no dead letter {letter_id}; list them again")
+    for name, value in found[0].message.headers.items():
+        click.echo(f"{name}: {value}")
+    click.echo("")
+    click.echo(found[0].message.body.decode(errors="backslashreplace"))
+
+
+@dead_letters.command(name="requeue")
+@click.argument("projection_name", metavar="PROJECTION")
+@click.argument("letter_ids", metavar="[ID]...", nargs=-1)
+@yes
+def dead_letters_requeue(projection_name: str, letter_ids: Sequence[str], yes: bool) -> None:
+    """Give messages back to PROJECTION, all or those named: new code may be able to read them."""
+    _ask(yes, f"Give {_which(letter_ids)} back to {projection_name}?")
+    _settle_letters(projection_name, "requeue", letter_ids, "given back")
+
+
+@dead_letters.command(name="discard")
+@click.argument("projection_name", metavar="PROJECTION")
+@click.argument("letter_ids", metavar="[ID]...", nargs=-1)
+@yes
+def dead_letters_discard(projection_name: str, letter_ids: Sequence[str], yes: bool) -> None:
+    """Delete messages, all or those named. No event is lost: the log has them all."""
+    _ask(yes, f"Delete {_which(letter_ids)} of {projection_name}?")
+    _settle_letters(projection_name, "discard", letter_ids, "deleted")
+
+
+@click.command()
+@click.argument("projection_name", metavar="PROJECTION")
+@click.option("--stream", help="Fold this one stream anew, in place.")
+@click.option("--rollback", is_flag=True, help="Go back to the generation that served before.")
+@click.option("--drop-previous", is_flag=True, help="Delete the generation that served before.")
+@click.option("--accept-differences", is_flag=True, help="Switch although documents differ.")
+@as_json
+@yes
+def rebuild(
+    projection_name: str,
+    stream: str | None,
+    rollback: bool,
+    drop_previous: bool,
+    accept_differences: bool,
+    as_json: bool,
+    yes: bool,
+) -> None:
+    """Fold PROJECTION anew, from position 0, and let the new documents serve.
+
+    They are folded beside those that serve, compared with them, and switched to in one step.
+    Where they differ, or an event cannot be applied, it asks before it switches, or ends with
+    status 1 and nothing changed. The old ones are kept for --rollback, until the next time.
+    """
+    with _at(projection_name, "rebuild") as (projection, readmodel, feed, folder):
+        import eventcore.rebuild as run
+        from eventcore.readmodel import generation_of
+
+        if stream:
+            changed = run.rebuild_stream(projection, readmodel, feed, folder.generation, stream)
+            click.echo(f"{stream}: {'folded anew' if changed else 'was right already'}")
+            return
+        generations = readmodel.generations(projection.name)
+        if drop_previous:
+            if not generations.previous:
+                raise Refused(f"no generation of {projection.name} is kept beside the serving one")
+            previous = generation_of(projection, generations.previous)
+            _ask(yes, f"Delete {previous.name}, which served before?")
+            readmodel.drop(previous)
+            click.echo(f"{previous.name} is deleted.")
+            return
+        begin = run.back if rollback else run.begin
+        build = begin(projection, readmodel, feed, str(uuid4()), time.sleep)
+        switched = False
+        try:
+            if not rollback:
+                build.fold(_progress(projection.name, as_json))
+            build.catch_up()
+            parity = build.compare()
+            _say_parity(build.generation.name, parity, as_json)
+            if not parity.agrees and not accept_differences:
+                _ask(False, f"{build.generation.name} differs. Let it serve all the same?")
+            build.switch()
+            switched = True
+        finally:
+            if not switched and not rollback:
+                build.discard()
+        _say({"serves": build.generation.name}, as_json)
+
+
+@click.command()
+@click.argument("projection_names", metavar="[PROJECTION]...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Every stream and every document.")
+@click.option("--sample", default=200, show_default=True, help="Streams taken by chance.")
+@as_json
+def verify(projection_names: Sequence[str], everything: bool, sample: int, as_json: bool) -> None:
+    """Compare projections with the log, all of the feed's or those named.
+
+    Each stream's versions must have no gap, and its document must be what they fold to. Ends
+    with status 1 if anything is wrong; what was found is a metric as well.
+    """
+    wrong = 0
+    with _at_projections("verify", projection_names) as (readmodel, feed, projections):
+        from eventcore.query import Serving
+        from eventcore.readmodel import Verification
+        from eventcore.verify import Verifier
+
+        for projection in projections:
+            generation = Serving(projection, readmodel).now()
+            verifier = Verifier(projection, readmodel, feed, generation, time.sleep)
+            found = verifier.run(None if everything else sample, random.SystemRandom())
+            for each in found.wrong:
+                _say({"projection": projection.name, **asdict(each)}, as_json)
+            line = {
+                "projection": projection.name,
+                "generation": generation.number,
+                "checked": found.checked,
+                "wrong": len(found.wrong),
+                "checkpoint": found.checkpoint.position,
+                "settled": found.log.settled,
+                "relayBehind": found.log.settled - found.log.relayed,
+            }
+            _say(line, as_json)
+            wrong += len(found.wrong)
+            readmodel.note_verification(
+                Verification(projection.name, datetime.now(UTC), found.checked, len(found.wrong))
+            )
+    sys.exit(1 if wrong else 0)
+
+
+@click.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@as_json
+def backup(file: Path, as_json: bool) -> None:
+    """Write the event database to FILE, as its owner; appends go on meanwhile."""
+    settings = read_settings(process="backup", needs=("store",))
+    import eventcore.backup as run
+
+    assert settings.store
+    _say(asdict(run.backup(settings.store, file)), as_json)
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@as_json
+@yes
+def restore(file: Path, as_json: bool, yes: bool) -> None:
+    """Fill an event database that is empty from FILE, as its owner, with positions as they were.
+
+    Projections that had read further say so, and stand still until they are rebuilt.
+    """
+    settings = read_settings(process="restore", needs=("store",))
+    import eventcore.backup as run
+
+    assert settings.store
+    _ask(yes, f"Restore {file} into {settings.store.name}?")
+    _say(asdict(run.restore(settings.store, file)), as_json)
 
 
 def service_module() -> Any:
@@ -112,5 +394,151 @@ def open_folder(settings: Settings, projection: Projection) -> tuple[Any, Any, A
     return readmodel, feed, Folder(projection, readmodel, feed)
 
 
-TOOLS = (metrics, parked)
+@contextmanager
+def _at(name: str, command: str) -> Iterator[tuple[Projection, Any, Any, Any]]:
+    """A projection with its read model, feed and folder, at the generation that serves."""
+    settings = read_settings(process=command, needs=("readmodel", "feed"))
+    projection = projection_named(name)
+    readmodel, feed, folder = open_folder(settings, projection)
+    folder.follow()
+    yield projection, readmodel, feed, folder
+
+
+@contextmanager
+def _at_projections(
+    command: str, names: Sequence[str] = ()
+) -> Iterator[tuple[Any, Any, list[Projection]]]:
+    """A read model, a feed, and the projections that are folded from it, or those of `names`."""
+    settings = read_settings(process=command, needs=("readmodel", "feed"))
+    from eventcore.feed import HttpFeed
+    from eventcore.readmodel import Mongo
+
+    assert settings.readmodel
+    feed = HttpFeed(settings.feed_url, settings.feed_token)
+    known: Sequence[Projection] = service_module().PROJECTIONS
+    if names:
+        known = [projection_named(name) for name in names]
+    owner = feed.aggregate_type()
+    yield Mongo(settings.readmodel), feed, [p for p in known if p.aggregate_type == owner]
+
+
+def _require_parked(projection: Projection, readmodel: Any, folder: Any, stream: str) -> Any:
+    found = readmodel.parked(folder.generation.name, [stream]).get(stream)
+    if found is None:
+        raise Refused(f"{stream} is not parked in {projection.name}")
+    return found
+
+
+def _parked(projection: Projection, parked: Any) -> dict[str, object]:
+    return {
+        "projection": projection.name,
+        "stream": parked.stream,
+        "version": parked.version,
+        "highest": parked.highest,
+        "when": parked.when.isoformat(),
+        "error": parked.error,
+    }
+
+
+def _dead_letters(name: str, command: str) -> Any:
+    settings = read_settings(process=command, needs=("broker",))
+    projection = projection_named(name)
+    from eventcore.broker import Queue, RabbitMQ
+
+    assert settings.broker
+    broker = RabbitMQ(
+        settings.broker,
+        name=command,
+        delivery_limit=settings.delivery_limit,
+        queue_bytes=settings.queue_bytes,
+    )
+    return broker.dead_letters(Queue(projection.queue, projection.binding))
+
+
+def _settle_letters(name: str, fate: str, ids: Sequence[str], done: str) -> None:
+    settled: list[str] = []
+
+    def decide(letter: Any) -> Any:
+        if ids and letter.id not in ids:
+            return "keep"
+        settled.append(letter.id)
+        return fate
+
+    _dead_letters(name, f"dead-letters {fate}").go_through(decide)
+    for each in settled:
+        click.echo(f"{each}: {done}")
+    if missing := set(ids) - set(settled):
+        raise Refused(f"{name} has no dead letter {', '.join(sorted(missing))}; list them again")
+
+
+def _progress(name: str, as_json: bool) -> Callable[[int, int], None]:
+    """Says how far a rebuild is, every two seconds: position, rate, and the time that is left."""
+    begun_at = said_at = time.monotonic()
+
+    def tell(position: int, until: int) -> None:
+        nonlocal said_at
+        now = time.monotonic()
+        if now - said_at < 2 and position < until:
+            return
+        said_at = now
+        rate = position / max(now - begun_at, 0.001)
+        line = {
+            "rebuilding": name,
+            "position": position,
+            "of": until,
+            "positionsPerSecond": round(rate),
+            "secondsLeft": round((until - position) / rate) if rate else None,
+        }
+        _say(line, as_json)
+
+    return tell
+
+
+def _say_parity(name: str, parity: Any, as_json: bool) -> None:
+    line = {
+        "generation": name,
+        "documents": parity.new,
+        "serving": parity.serving,
+        "alike": parity.alike,
+        "different": parity.different,
+        "missing": parity.missing,
+        "added": parity.added,
+        "parked": parity.parked,
+        "digest": f"{parity.new_digest % 2**64:016x}",
+        "servingDigest": f"{parity.serving_digest % 2**64:016x}",
+    }
+    _say(line, as_json)
+    for kind, streams in parity.ids.items():
+        _say({kind: " ".join(streams)}, as_json)
+
+
+def _which(ids: Sequence[str]) -> str:
+    return ", ".join(ids) if ids else "all dead letters"
+
+
+def _ask(yes: bool, question: str) -> None:
+    """Go on if the answer is yes; raises Refused if it is no, or nobody is there to be asked."""
+    if yes:
+        return
+    if not sys.stdin.isatty() or not click.confirm(question):
+        raise Refused(f"not done: {question} (nobody said yes)")
+
+
+def _say(line: dict[str, object], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(line))
+    else:
+        click.echo("  ".join(f"{name}={value}" for name, value in line.items()))
+
+
+def _plain(data: Any) -> Any:
+    """Event data as plain JSON; decimals as the text they are."""
+    return json.loads(json.dumps(data, default=str))
+
+
+def _age(moment: datetime) -> float:
+    return max(0.0, (datetime.now(UTC) - moment).total_seconds())
+
+
+TOOLS = (metrics, lag, parked, dead_letters, rebuild, verify, backup, restore)
 """All of them."""

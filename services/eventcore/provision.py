@@ -90,7 +90,8 @@ def provision_broker(
     queues = [p.queue for p in projections.values() if p.aggregate_type == service]
     rights = {f"{service}-relay": _may(queues, publish=(EXCHANGE,), read=())}
     for login, projection in projections.items():
-        rights[login] = _may((projection.queue,), publish=(DEAD_LETTERS,), read=(projection.queue,))
+        read = (projection.queue, f"{projection.queue}.dead-letters")
+        rights[login] = _may((projection.queue,), publish=(DEAD_LETTERS,), read=read)
     api = _Management(admin)
     vhost = quote(admin.name, safe="")
     if not api.has(f"vhosts/{vhost}"):

@@ -34,7 +34,7 @@ from eventcore.observe import (
 )
 from eventcore.projection import Projection
 from eventcore.query import Serving
-from eventcore.readmodel import Checkpoint, ReadModel
+from eventcore.readmodel import Checkpoint, Generation, ReadModel
 from eventcore.store import Store
 
 EVERY = 2.0
@@ -151,14 +151,14 @@ class LagWatch:
             self._tell(0, 0)
             return
         self._applied = max(self._applied, checkpoint.position)
+        behind = Behind(self._projection, self._readmodel, self._feed, self._serving.now())
         for _ in range(PAGES):
-            page = self._feed.heads(self._applied, _ANY)
-            heads = {str(head.aggregate_id): head.version for head in page.heads}
-            if oldest := self._oldest(heads, page.until):
-                self._tell(page.settled - oldest.position + 1, _age(oldest, self._clock()))
+            oldest, reached, settled = behind.look(self._applied)
+            if oldest:
+                self._tell(settled - oldest.position + 1, _age(oldest, self._clock()))
                 return
-            self._applied = max(self._applied, page.until)
-            if page.until >= page.settled:
+            self._applied = max(self._applied, reached)
+            if reached >= settled:
                 self._tell(0, 0)
                 return
 
@@ -166,15 +166,42 @@ class LagWatch:
         LAG.labels(self._projection.name).set(events)
         LAG_SECONDS.labels(self._projection.name).set(seconds)
 
-    def _oldest(self, heads: dict[str, int], until: int) -> Event | None:
-        """The oldest event up to `until` that is neither applied nor on a parked stream."""
-        generation = self._serving.now()
-        versions = self._readmodel.versions(generation.collection, heads)
+
+class Behind:
+    """Finds the oldest event that a generation has neither applied nor on a parked stream."""
+
+    def __init__(
+        self, projection: Projection, readmodel: ReadModel, feed: Feed, generation: Generation
+    ) -> None:
+        self._projection = projection
+        self._readmodel = readmodel
+        self._feed = feed
+        self._generation = generation
+
+    def look(self, after: int) -> tuple[Event | None, int, int]:
+        """That event, in one page of the log above `after`; where the page ends; what is settled.
+
+        Raises Away.
+        """
+        page = self._feed.heads(after, _ANY)
+        heads = {str(head.aggregate_id): head.version for head in page.heads}
+        return self._oldest(heads, after, page.until), page.until, page.settled
+
+    def oldest(self, after: int) -> tuple[Event | None, int]:
+        """That event anywhere above `after`, and what is settled. Raises Away."""
+        while True:
+            found, reached, settled = self.look(after)
+            if found or reached >= settled or reached == after:
+                return found, settled
+            after = reached
+
+    def _oldest(self, heads: dict[str, int], after: int, until: int) -> Event | None:
+        versions = self._readmodel.versions(self._generation.collection, heads)
         behind = {stream for stream, head in heads.items() if versions.get(stream, 0) < head}
-        behind -= set(self._readmodel.parked(generation.name, behind)) if behind else set()
+        behind -= set(self._readmodel.parked(self._generation.name, behind)) if behind else set()
         if not behind:
             return None
-        for event in self._feed.between(self._applied, until):
+        for event in self._feed.between(after, until):
             stream = str(event.aggregate_id)
             if stream in behind and event.version > versions.get(stream, 0):
                 return event

@@ -571,7 +571,7 @@ def _add_feed(app: Flask, feed: StoreFeed, token: Secret) -> None:
     @app.get("/internal/log")
     def log() -> Response:
         authorize()
-        return _respond(Reply(asdict(feed.progress())))
+        return _respond(Reply({"aggregateType": feed.aggregate_type, **asdict(feed.progress())}))
 
 
 _Position = Annotated[int, Field(ge=0, lt=2**63), DIGITS]

@@ -21,7 +21,7 @@ from eventcore import jsontext
 from eventcore.errors import Away
 from eventcore.event import NewEvent, to_message
 from eventcore.projection import Document, Projection
-from eventcore.readmodel import Mongo
+from eventcore.readmodel import Generation, Mongo, Parked, generation_of
 from eventcore.store import Postgres, Stream, connect, transaction
 from local.servers import MongoDB, PostgreSQL, RabbitMQ
 from local.shop import Shop
@@ -111,7 +111,17 @@ class Truth:
     ) -> Document | None:
         """A document of a read model."""
         model = self.models[where or projection.aggregate_type]
-        return model.find(projection.collection, [key]).get(key)
+        return model.find(self.serving(projection, where).collection, [key]).get(key)
+
+    def serving(self, projection: Projection, where: str | None = None) -> Generation:
+        """The generation that serves."""
+        model = self.models[where or projection.aggregate_type]
+        return generation_of(projection, model.generations(projection.name).serving)
+
+    def parked(self, projection: Projection) -> dict[str, Parked]:
+        """The streams that are parked in it."""
+        name = self.serving(projection).name
+        return self.models[projection.aggregate_type].parked(name)
 
     def folded(self, projection: Projection) -> dict[str, Document | None]:
         """What the read model must be: each stream of the log, folded.
@@ -146,7 +156,7 @@ class Truth:
         """Those documents that are not what they must be (yet)."""
         model = self.models[projection.aggregate_type]
         try:
-            found = model.find(projection.collection, expected)
+            found = model.find(self.serving(projection).collection, expected)
         except Away:
             return expected
         return {key: each for key, each in expected.items() if found.get(key) != each}
@@ -386,7 +396,7 @@ def test_a_poisoned_stream_is_parked_alone_and_healed_by_parked_retry_with_fixed
     truth.stores["user"].append(stream, 1, [NewEvent(uuid4(), UNKNOWN, 1, {})], {})
     after = NewEvent(uuid4(), "USER_NAME_CHANGED", 1, {"name": "Eve"})
     truth.stores["user"].append(stream, 2, [after], {})
-    until(lambda: user_id in truth.models["user"].parked("users"))
+    until(lambda: user_id in truth.parked(users.PROJECTION))
     until(lambda: count() == before + 1, 5)
     other = client.create_user("Bob")
     until(lambda: truth.document(users.PROJECTION, other))

@@ -1,0 +1,326 @@
+"""Rebuild: a projection is folded anew, from position 0, beside the generation that serves.
+
+    fold      the feed, page by page, into the documents of a new generation
+    catch up  by the ordinary sweep, to where the log was when that began
+    compare   with the generation that serves: counts, versions, digests
+    switch    in one step; queries have the old documents until then, and the new ones after it
+
+The old generation is kept, and can be gone back to: it catches up before it serves again. A
+projector that has not noticed the switch yet writes to the old one for a moment; the sweep of
+the new one brings what it lacks.
+"""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from time import monotonic
+from typing import TypeVar
+
+from eventcore.errors import Away, CannotApply, Conflict, NotFound, Refused
+from eventcore.event import Event
+from eventcore.feed import SWEEP_RANGE, Feed
+from eventcore.projection import Document, Projection, content, version_of
+from eventcore.projector import Folder, Sweep, backoff
+from eventcore.readmodel import Generation, ReadModel, Write, generation_of
+
+Result = TypeVar("Result")
+
+PATIENCE = 60.0
+"""Seconds that a server may be away before a rebuild gives up."""
+
+SHOWN = 10
+"""Ids that a comparison names of each kind."""
+
+_SCAN = 500
+_ROUNDS = 10
+_NOTICED = 15
+
+
+@dataclass(slots=True)
+class Parity:
+    """How two generations compare: documents that both have alike, and what else there is.
+
+    Ids are those of the first few. The digests are sums over all documents, in any order.
+    """
+
+    serving: int = 0
+    new: int = 0
+    alike: int = 0
+    different: int = 0
+    missing: int = 0
+    added: int = 0
+    parked: int = 0
+    ids: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    serving_digest: int = 0
+    new_digest: int = 0
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both hold the same, and the new one could apply everything."""
+        return not (self.different or self.missing or self.added or self.parked)
+
+    def note(self, kind: str, stream: str) -> None:
+        """Count one more stream of a kind, and name it if it is among the first."""
+        setattr(self, kind, getattr(self, kind) + 1)
+        if kind != "alike" and len(self.ids[kind]) < SHOWN:
+            self.ids[kind].append(stream)
+
+
+class Rebuild:
+    """One generation of a projection, on its way to serve. Raises Away, after some patience."""
+
+    def __init__(
+        self,
+        projection: Projection,
+        readmodel: ReadModel,
+        feed: Feed,
+        generation: Generation,
+        holder: str,
+        wait: Callable[[float], object],
+        lease_seconds: float = 30.0,
+    ) -> None:
+        self.generation = generation
+        self._projection = projection
+        self._readmodel = readmodel
+        self._feed = feed
+        self._holder = holder
+        self._wait = wait
+        self._lease_seconds = lease_seconds
+        self._folder = Folder(projection, readmodel, feed, generation=generation)
+        self._sweep = Sweep(self._folder, projection, readmodel, feed, holder, lease_seconds)
+
+    def fold(self, tell: Callable[[int, int], None]) -> None:
+        """Fold the log as it is now; `tell` hears the position reached and the last one.
+
+        What cannot be applied is parked, as everywhere. Holds one page in memory.
+        """
+        self._patiently(self._folder.follow)
+        self._patiently(
+            lambda: self._readmodel.prepare(self.generation.collection, self._projection.indexes)
+        )
+        position, until = 0, self._patiently(self._feed.progress).settled
+        renew_at = monotonic()
+        while position < until:
+            end = min(position + SWEEP_RANGE, until)
+            self._patiently(lambda after=position, end=end: self._page(after, end))  # type: ignore[misc]
+            position = end
+            if monotonic() >= renew_at:
+                self._patiently(lambda end=end: self._reach(end))  # type: ignore[misc]
+                renew_at = monotonic() + self._lease_seconds / 10
+            tell(position, until)
+        self._patiently(lambda: self._reach(position))
+
+    def catch_up(self) -> None:
+        """Sweep until the generation is where the log was when this began."""
+        until = self._patiently(self._feed.progress).settled
+        while self._patiently(self._reached) < until:
+            if not self._patiently(self._sweep.run):
+                self._wait(0.05)
+
+    def compare(self) -> Parity:
+        """Compare all documents with those of the generation that serves.
+
+        What changes meanwhile is compared again, once both have caught up with it.
+        """
+        serving = self._serving()
+        parity = Parity()
+        unsure: list[str] = []
+        for old, new in self._pairs(serving.collection, self.generation.collection):
+            parity.serving += old is not None
+            parity.new += new is not None
+            parity.serving_digest += _digest(old)
+            parity.new_digest += _digest(new)
+            if _alike(old, new):
+                parity.alike += 1
+            else:
+                unsure.append(str((old or new or {})["_id"]))
+        for kind, stream in self._look_again(serving, unsure):
+            parity.note(kind, stream)
+        for stream in self._readmodel.parked(self.generation.name):
+            parity.note("parked", stream)
+        return parity
+
+    def switch(self) -> None:
+        """Let this generation serve; sweep it until every process has noticed.
+
+        The one that was kept before is dropped. Raises Conflict if another rebuild was faster.
+        """
+        known = self._patiently(lambda: self._readmodel.generations(self._projection.name))
+        name, number = self._projection.name, self.generation.number
+        if not self._readmodel.switch(name, known.serving, number):
+            raise Conflict(f"another generation of {name} has begun to serve meanwhile")
+        if known.previous not in (0, number):
+            self._readmodel.drop(generation_of(self._projection, known.previous))
+        for _ in range(_NOTICED):
+            self._patiently(self._sweep.run)
+            self._wait(0.2)
+        self._sweep.release()
+
+    def discard(self) -> None:
+        """Drop this generation, which does not serve."""
+        self._readmodel.drop(self.generation)
+
+    def _page(self, after: int, until: int) -> None:
+        streams: defaultdict[str, list[Event]] = defaultdict(list)
+        for event in self._feed.between(after, until):
+            streams[str(event.aggregate_id)].append(event)
+        if streams:
+            self._folder.apply(streams)
+
+    def _reach(self, position: int) -> None:
+        """Move the checkpoint, and keep the lease."""
+        name = self.generation.name
+        lease = self._readmodel.take_lease(name, self._holder, self._lease_seconds)
+        if lease is None:
+            raise Conflict(f"somebody else has begun to fold {name}")
+        self._readmodel.move_checkpoint(lease, position, None)
+
+    def _reached(self) -> int:
+        return self._readmodel.checkpoint(self.generation.name).position
+
+    def _serving(self) -> Generation:
+        known = self._patiently(lambda: self._readmodel.generations(self._projection.name))
+        return generation_of(self._projection, known.serving)
+
+    def _pairs(self, serving: str, new: str) -> Iterator[tuple[Document | None, Document | None]]:
+        """The documents of both, side by side, by id; None where one is missing."""
+        olds, news = self._scan(serving), self._scan(new)
+        old, mine = next(olds, None), next(news, None)
+        while old or mine:
+            first = min(str(each["_id"]) for each in (old, mine) if each)
+            here = old if old and old["_id"] == first else None
+            there = mine if mine and mine["_id"] == first else None
+            yield here, there
+            old = next(olds, None) if here else old
+            mine = next(news, None) if there else mine
+
+    def _scan(self, collection: str) -> Iterator[Document]:
+        after = ""
+        while page := self._patiently(
+            lambda: self._readmodel.scan(collection, after, _SCAN)  # noqa: B023 - called at once
+        ):
+            yield from page
+            after = str(page[-1]["_id"])
+
+    def _look_again(self, serving: Generation, unsure: list[str]) -> Iterator[tuple[str, str]]:
+        """What is to be said of those that were not alike, and are not after catching up either."""
+        for round_ in range(_ROUNDS):
+            if not unsure:
+                return
+            self.catch_up()
+            still = []
+            for old, new in self._both(serving, unsure):
+                stream = str((old or new or {})["_id"])
+                if _alike(old, new):
+                    yield "alike", stream
+                elif round_ < _ROUNDS - 1 and version_of(old) != version_of(new):
+                    still.append(stream)
+                else:
+                    yield _kind(old, new), stream
+            unsure = still
+            self._wait(0.2)
+
+    def _both(
+        self, serving: Generation, streams: list[str]
+    ) -> Iterator[tuple[Document | None, Document | None]]:
+        ids = iter(streams)
+        while some := list(islice(ids, _SCAN)):
+            olds = self._patiently(lambda: self._readmodel.find(serving.collection, some))
+            news = self._patiently(lambda: self._readmodel.find(self.generation.collection, some))
+            yield from ((olds.get(each), news.get(each)) for each in some)
+
+    def _patiently(self, act: Callable[[], Result]) -> Result:
+        deadline, failures = monotonic() + PATIENCE, 0
+        while True:
+            try:
+                return act()
+            except Away:
+                if monotonic() > deadline:
+                    raise
+                self._wait(backoff(failures))
+                failures += 1
+
+
+def begin(
+    projection: Projection,
+    readmodel: ReadModel,
+    feed: Feed,
+    holder: str,
+    wait: Callable[[float], object],
+) -> Rebuild:
+    """A new generation, with nothing in it; what a rebuild that was killed left is dropped.
+
+    Raises Conflict while another one is under way, and Away.
+    """
+    known = readmodel.generations(projection.name)
+    for number in range(1, known.newest + 1):
+        if number not in (known.serving, known.previous):
+            left = generation_of(projection, number)
+            if readmodel.take_lease(left.name, holder, 5) is None:
+                raise Conflict(f"{projection.name} is being rebuilt already, as {left.name}")
+            readmodel.drop(left)
+    generation = generation_of(projection, readmodel.begin_generation(projection.name))
+    return Rebuild(projection, readmodel, feed, generation, holder, wait)
+
+
+def back(
+    projection: Projection,
+    readmodel: ReadModel,
+    feed: Feed,
+    holder: str,
+    wait: Callable[[float], object],
+) -> Rebuild:
+    """The generation that served before. Raises NotFound where none is kept, and Away."""
+    known = readmodel.generations(projection.name)
+    if not known.previous:
+        raise NotFound(f"no generation of {projection.name} is kept beside the one that serves")
+    generation = generation_of(projection, known.previous)
+    return Rebuild(projection, readmodel, feed, generation, holder, wait)
+
+
+def rebuild_stream(
+    projection: Projection, readmodel: ReadModel, feed: Feed, generation: Generation, stream: str
+) -> bool:
+    """Fold one stream anew and replace its document; False: it was right already.
+
+    Raises NotFound if the log has no such stream, Refused if it cannot be folded, and Away.
+    """
+    events = feed.stream(stream, after=0)
+    if not events:
+        raise NotFound(f"the log has no {projection.aggregate_type} {stream}")
+    skipped = [s.version for s in readmodel.skips(projection.name) if s.stream == stream]
+    try:
+        folded = projection.fold(events, skipped)
+    except Exception as error:
+        raise Refused(f"{stream} cannot be folded: {type(error).__name__}: {error}") from error
+    assert folded
+    for _ in range(_ROUNDS):
+        known = readmodel.find(generation.collection, [stream]).get(stream)
+        if known and version_of(known) == version_of(folded) and _alike(known, folded):
+            readmodel.release(generation.name, stream, version_of(folded))
+            return False
+        if readmodel.write(generation.collection, [Write(folded, version_of(known))]):
+            readmodel.release(generation.name, stream, version_of(folded))
+            return True
+    raise CannotApply(f"the document of {stream} kept changing; try again")
+
+
+def _digest(document: Document | None) -> int:
+    """Of all that a fold makes; 0 where there is no document."""
+    if document is None:
+        return 0
+    text = json.dumps(content(document), sort_keys=True, default=str)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+
+
+def _alike(old: Document | None, new: Document | None) -> bool:
+    return old is not None and new is not None and content(old) == content(new)
+
+
+def _kind(old: Document | None, new: Document | None) -> str:
+    if new is None:
+        return "missing"
+    return "different" if old is not None else "added"

@@ -1,0 +1,367 @@
+"""A projection is folded anew beside the one that serves; an operator sees what is wrong."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from random import Random
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from eventcore.errors import Conflict, NotFound, Refused, StoreRestored
+from eventcore.feed import StoreFeed
+from eventcore.projection import Document, Projection
+from eventcore.projector import Folder, Sweep
+from eventcore.readmodel import Checkpoint, Parked, Skip, Write, generation_of
+from eventcore.rebuild import Rebuild, back, begin, rebuild_stream
+from eventcore.store import Stream
+from eventcore.verify import Verified, Verifier
+from tests.fakes.shop import FakeShop, projector
+from user.projections import users
+
+USERS = users.PROJECTION
+NOW = datetime(2026, 1, 16, 10, tzinfo=UTC)
+
+
+@pytest.fixture
+def shop() -> FakeShop:
+    shop = FakeShop()
+    for number in range(5):
+        user_id = shop.create_user(f"Ada {number}")
+        shop.users.put(f"/users/{user_id}", json={"name": f"Eve {number}"})
+    shop.settle()
+    shop.sweep()
+    return shop
+
+
+def feed(shop: FakeShop) -> StoreFeed:
+    return StoreFeed(shop.user_store, "user")
+
+
+def new_build(shop: FakeShop, projection: Projection = USERS) -> Rebuild:
+    return begin(projection, shop.readmodel, feed(shop), "rebuilder", lambda _: None)
+
+
+def rebuilt(shop: FakeShop, projection: Projection = USERS) -> Rebuild:
+    build = new_build(shop, projection)
+    build.fold(lambda *_: None)
+    build.catch_up()
+    return build
+
+
+def verified(shop: FakeShop, sample: int | None = None, number: int = 1) -> Verified:
+    generation = generation_of(USERS, number)
+    verifier = Verifier(USERS, shop.readmodel, feed(shop), generation, lambda _: None)
+    return verifier.run(sample, Random(1))
+
+
+def documents(shop: FakeShop, number: int = 1) -> dict[str, dict[str, Any]]:
+    found: dict[str, Any] = shop.readmodel.collections[generation_of(USERS, number).collection]
+    return found
+
+
+def spoil(shop: FakeShop) -> str:
+    """Alter one document behind everybody's back; its id."""
+    stream = sorted(documents(shop))[0]
+    documents(shop)[stream]["name"] = "Mallory"
+    return stream
+
+
+def test_a_rebuilt_generation_equals_the_one_that_serves(shop: FakeShop) -> None:
+    build = rebuilt(shop)
+    parity = build.compare()
+    assert parity.agrees
+    assert (parity.serving, parity.new, parity.alike) == (5, 5, 5)
+    assert parity.serving_digest == parity.new_digest != 0
+    assert documents(shop, 2) == documents(shop)
+
+
+def test_queries_are_served_from_the_old_documents_until_the_switch_and_from_the_new_after_it(
+    shop: FakeShop,
+) -> None:
+    stream = spoil(shop)
+    build = rebuilt(shop)
+    assert shop.users.get(f"/users/{stream}").get_json()["name"] == "Mallory"
+    build.switch()
+    fresh = FakeShop(shop.user_store, shop.order_store, shop.readmodel, shop.broker)
+    assert fresh.users.get(f"/users/{stream}").get_json()["name"].startswith("Eve")
+
+
+def test_projectors_follow_the_switch_and_the_sweep_brings_what_was_written_to_the_old_one(
+    shop: FakeShop,
+) -> None:
+    build = rebuilt(shop)
+    build.switch()
+    user_id = shop.create_user("Zoe")  # its projector has not noticed, and writes to the old one
+    assert user_id in documents(shop)
+    assert user_id not in documents(shop, 2)
+    shop.sweep()
+    assert documents(shop, 2)[user_id]["name"] == "Zoe"
+    later = shop.create_user("Yan")
+    assert later in documents(shop, 2)
+    assert later not in documents(shop)
+
+
+def test_what_happens_during_a_rebuild_is_in_both_before_they_are_compared(
+    shop: FakeShop,
+) -> None:
+    build = new_build(shop)
+    build.fold(lambda *_: None)
+    late = shop.create_user("Late")
+    parity = build.compare()
+    assert parity.agrees
+    assert documents(shop, 2)[late] == documents(shop)[late]
+
+
+def test_a_comparison_names_what_differs_is_missing_and_is_added(shop: FakeShop) -> None:
+    first, second, third, *_ = sorted(documents(shop))
+    documents(shop)[first]["name"] = "Mallory"
+    del documents(shop)[second]
+    build = rebuilt(shop)
+    del documents(shop, 2)[third]
+    parity = build.compare()
+    assert not parity.agrees
+    assert (parity.different, parity.added, parity.missing) == (1, 1, 1)
+    assert parity.ids == {"different": [first], "added": [second], "missing": [third]}
+    assert parity.serving_digest != parity.new_digest
+
+
+def test_going_back_catches_up_first(shop: FakeShop) -> None:
+    rebuilt(shop).switch()
+    shop.sweep()
+    shop.create_user("Zoe")
+    build = back(USERS, shop.readmodel, feed(shop), "rebuilder", lambda _: None)
+    build.catch_up()
+    assert build.compare().agrees
+    build.switch()
+    assert shop.readmodel.generations("users").serving == 1
+    assert shop.readmodel.generations("users").previous == 2
+    assert "Zoe" in {each["name"] for each in documents(shop).values()}
+
+
+def test_there_is_no_going_back_where_nothing_is_kept(shop: FakeShop) -> None:
+    with pytest.raises(NotFound):
+        back(USERS, shop.readmodel, feed(shop), "rebuilder", lambda _: None)
+
+
+def test_two_rebuilds_at_once_are_refused_and_one_that_was_killed_leaves_nothing(
+    shop: FakeShop,
+) -> None:
+    left = rebuilt(shop)
+    with pytest.raises(Conflict, match="already"):
+        begin(USERS, shop.readmodel, feed(shop), "another", lambda _: None)
+    shop.readmodel.release_lease(left.generation.name, "rebuilder")  # as when it has run out
+    build = begin(USERS, shop.readmodel, feed(shop), "another", lambda _: None)
+    assert build.generation.number == 3
+    assert not documents(shop, 2)
+
+
+def test_the_generation_before_the_previous_one_is_dropped(shop: FakeShop) -> None:
+    for _ in range(2):
+        rebuilt(shop).switch()
+    known = shop.readmodel.generations("users")
+    assert (known.serving, known.previous) == (3, 2)
+    assert not documents(shop, 1)
+    assert documents(shop, 2)
+
+
+def test_a_stream_that_new_code_cannot_fold_is_parked_in_the_new_generation_alone(
+    shop: FakeShop,
+) -> None:
+    def refuse(document: Document, event: object) -> Document:
+        raise ValueError("no")
+
+    broken = replace(USERS, steps={**USERS.steps, "USER_NAME_CHANGED": refuse})
+    build = rebuilt(shop, broken)
+    parity = build.compare()
+    assert parity.parked == 5
+    assert not parity.agrees
+    assert not shop.readmodel.parked("users")
+    build.discard()
+    assert not shop.readmodel.parked("users.2")
+
+
+def test_a_skipped_event_is_passed_over_by_projector_rebuild_query_and_verification(
+    shop: FakeShop,
+) -> None:
+    stream = sorted(documents(shop))[0]
+    event = shop.user_store.read_stream(Stream("user", UUID(stream)))[1]
+    shop.readmodel.skip(
+        Skip("users", stream, 2, str(event.event_id), "Ada", "it was a mistake", NOW)
+    )
+    build = rebuilt(shop)
+    assert documents(shop, 2)[stream]["name"].startswith("Ada")
+    assert documents(shop, 2)[stream]["version"] == 2
+    assert build.compare().ids["different"] == [stream]
+    build.switch()
+    assert verified(shop, number=2).wrong == ()
+
+
+def test_a_document_whose_first_event_is_skipped_is_not_shown_and_goes_on(shop: FakeShop) -> None:
+    user_id = shop.post(shop.users, "/users", {"name": "A", "email": "a@example.com"})["userId"]
+    event = shop.user_store.read_stream(Stream("user", UUID(user_id)))[0]
+    shop.readmodel.skip(Skip("users", user_id, 1, str(event.event_id), "Ada", "why", NOW))
+    shop.sweep()
+    assert documents(shop)[user_id] == {"_id": user_id, "version": 1, "removed": True}
+    answer = shop.users.get(f"/users/{user_id}")
+    assert answer.status_code == 404
+    assert "skipped" in answer.get_json()["detail"]
+
+
+def test_one_stream_is_folded_anew_in_place(shop: FakeShop) -> None:
+    stream = spoil(shop)
+    generation = generation_of(USERS)
+
+    def fold() -> bool:
+        return rebuild_stream(USERS, shop.readmodel, feed(shop), generation, stream)
+
+    assert fold() is True
+    assert documents(shop)[stream]["name"].startswith("Eve")
+    assert fold() is False
+    documents(shop)[stream]["version"] = 9  # ahead of the log
+    assert fold() is True
+    assert documents(shop)[stream]["version"] == 2
+    with pytest.raises(NotFound):
+        rebuild_stream(USERS, shop.readmodel, feed(shop), generation, str(UUID(int=7)))
+
+
+def test_a_stream_that_cannot_be_folded_is_refused_and_its_document_stays(shop: FakeShop) -> None:
+    stream = sorted(documents(shop))[0]
+    before = documents(shop)[stream]
+    stranger = replace(USERS, steps={})
+    with pytest.raises(Refused, match="cannot be folded"):
+        rebuild_stream(stranger, shop.readmodel, feed(shop), generation_of(USERS), stream)
+    assert documents(shop)[stream] == before
+
+
+@pytest.mark.parametrize("sample", [None, 50])
+def test_verification_of_what_is_right_finds_nothing(shop: FakeShop, sample: int | None) -> None:
+    found = verified(shop, sample)
+    assert found.wrong == ()
+    assert found.checked == 5
+    assert found.log.settled == 10
+
+
+@pytest.mark.parametrize("sample", [None, 50])
+def test_verification_finds_what_is_altered_behind_ahead_and_missing(
+    shop: FakeShop, sample: int | None
+) -> None:
+    altered, behind, ahead, missing, _ = sorted(documents(shop))
+    documents(shop)[altered]["email"] = "mallory@example.com"
+    documents(shop)[behind]["version"] = 1
+    documents(shop)[ahead]["version"] = 3
+    del documents(shop)[missing]
+    found = {each.stream: each.what for each in verified(shop, sample).wrong}
+    assert found[altered] == "the document differs from the log in email"
+    assert found[behind] == "the document is at version 1 of 2"
+    assert "ahead of the log's 2" in found[ahead]
+    assert found[missing] == "the document is at version 0 of 2"
+    assert len(found) == 4
+
+
+def test_verification_of_everything_finds_a_document_that_belongs_to_no_stream(
+    shop: FakeShop,
+) -> None:
+    stranger = str(UUID(int=7))
+    shop.readmodel.write("users", [Write({"_id": stranger, "version": 1}, 0)])
+    [found] = verified(shop).wrong
+    assert (found.stream, "no stream" in found.what) == (stranger, True)
+
+
+def test_verification_finds_a_gap_in_the_log_itself(shop: FakeShop) -> None:
+    stream = sorted(documents(shop))[0]
+    shop.user_store.log = [
+        replace(event, version=3) if str(event.aggregate_id) == stream and event.version == 2
+        else event
+        for event in shop.user_store.log
+    ]  # fmt: skip
+    assert (stream, "the log has a gap in its versions") in {
+        (each.stream, each.what) for each in verified(shop).wrong
+    }
+
+
+def test_a_parked_stream_is_not_wrong(shop: FakeShop) -> None:
+    stream = sorted(documents(shop))[0]
+    documents(shop)[stream] = (
+        USERS.fold(shop.user_store.read_stream(Stream("user", UUID(stream)))[:1]) or {}
+    )
+    shop.readmodel.park(Parked("users", stream, 2, 2, "why", NOW))
+    assert verified(shop).wrong == ()
+
+
+def test_a_checkpoint_ahead_of_the_log_or_of_another_one_is_wrong(shop: FakeShop) -> None:
+    lease, until, covered_at = shop.readmodel.checkpoints["users"]
+    shop.readmodel.checkpoints["users"] = (replace(lease, position=99), until, covered_at)
+    assert "ahead" in verified(shop).wrong[0].what
+    another = replace(lease, store_epoch="another")
+    shop.readmodel.checkpoints["users"] = (another, until, covered_at)
+    assert "restored" in verified(shop).wrong[0].what
+
+
+# ── a log that was restored ───────────────────────────────────────────────────────────────
+
+
+def sweep_of(shop: FakeShop, holder: str) -> Sweep:
+    folder = Folder(USERS, shop.readmodel, feed(shop))
+    return Sweep(folder, USERS, shop.readmodel, feed(shop), holder, 5)
+
+
+def restored(shop: FakeShop, keep: int) -> None:
+    """An older state of the log, that goes on differently."""
+    shop.user_store.log = shop.user_store.log[:keep]
+    shop.user_store.head = keep
+    shop.user_store.checkpoints["relay"] = keep
+    shop.user_store.epoch = "the second"
+
+
+def test_every_replica_says_that_the_log_was_restored_and_applies_nothing(shop: FakeShop) -> None:
+    restored(shop, keep=8)
+    before = dict(documents(shop))
+    holder, other = shop.projectors["users"], projector(
+        USERS, shop.readmodel, shop.user_store, shop.broker
+    )  # fmt: skip
+    assert holder.sweep() is False
+    with pytest.raises(StoreRestored, match="rebuild users"):
+        sweep_of(shop, "another").run()
+    other.sweep()
+    shop.post(shop.users, "/users", {"name": "New", "email": "new@example.com"})
+    shop.relay()
+    shop.consume(["users"])
+    assert documents(shop) == before
+    assert shop.readmodel.checkpoint("users").halted
+
+
+def test_a_rebuild_makes_a_halted_projection_go_on(shop: FakeShop) -> None:
+    restored(shop, keep=8)
+    shop.sweep(["users"])
+    build = rebuilt(shop)
+    assert build.compare().missing == 1  # the user that the log has no more
+    build.switch()
+    shop.sweep(["users"])
+    new = shop.create_user("New")
+    assert documents(shop, 2)[new]["name"] == "New"
+    assert verified(shop, number=2).wrong == ()
+    assert shop.readmodel.checkpoint("users.2") == Checkpoint(
+        shop.readmodel.checkpoint("users.2").position,
+        shop.readmodel.checkpoint("users.2").covered_at,
+        "the second",
+        "",
+    )
+
+
+def test_a_log_that_was_put_back_without_telling_is_known_by_its_end(shop: FakeShop) -> None:
+    shop.user_store.log = shop.user_store.log[:8]
+    shop.user_store.head = 8
+    with pytest.raises(StoreRestored):
+        sweep_of(shop, "holder").run()
+
+
+def test_the_right_log_again_lets_it_go_on(shop: FakeShop) -> None:
+    shop.user_store.epoch = "of a wrong database"
+    shop.sweep(["users"])
+    assert shop.readmodel.checkpoint("users").halted
+    shop.user_store.epoch = "the first"
+    shop.sweep(["users"])
+    assert not shop.readmodel.checkpoint("users").halted
+    new = shop.create_user("New")
+    assert new in documents(shop)

@@ -1,0 +1,402 @@
+"""The operator's tools, as an operator calls them, on the running system."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pika
+import pytest
+
+from eventcore.backup import backup, restore
+from eventcore.errors import Conflict, Invalid
+from eventcore.event import NewEvent
+from eventcore.provision import provision_store
+from eventcore.readmodel import Write
+from eventcore.settings import Server
+from eventcore.store import Answer, Idempotency, Postgres, RelaySession, Stream, migrate
+from local.processes import ROOT, store_login
+from local.secretfiles import secret_file
+from local.servers import PostgreSQL, RabbitMQ
+from local.shop import Shop
+from tests.conftest import Databases
+from tests.integration.test_shop import (
+    USERS,
+    Client,
+    Truth,
+    channel,
+    client,
+    depth,
+    truth,
+    until,
+)
+from user.projections import users
+
+__all__ = ["channel", "client", "truth"]
+
+PROJECTION = users.PROJECTION
+
+
+class Tool:
+    """Calls the tools where a process runs, in its environment."""
+
+    def __init__(self, shop: Shop, at: str = "user-projector") -> None:
+        self._shop = shop
+        self._at = at
+
+    def __call__(
+        self, *arguments: str, status: int = 0, env: Mapping[str, str] | None = None
+    ) -> str:
+        """What it says; an AssertionError for another exit status."""
+        done = subprocess.run(
+            [sys.executable, "-m", "eventcore", *arguments],
+            env={**os.environ, **self._shop.environment(self._at), **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout + done.stderr
+
+    def lines(self, *arguments: str, status: int = 0) -> list[dict[str, Any]]:
+        """The same with --json, read."""
+        return [json.loads(line) for line in self(*arguments, "--json", status=status).splitlines()]
+
+
+@pytest.fixture
+def tool(shop: Shop) -> Tool:
+    return Tool(shop)
+
+
+@pytest.fixture
+def user_id(client: Client, truth: Truth) -> str:
+    """A user with two events, readable."""
+    user_id = client.create_user()
+    client.send("PUT", f"/users/{user_id}", {"name": "Eve"})
+    until(lambda: (truth.document(PROJECTION, user_id) or {}).get("version") == 2)
+    return user_id
+
+
+def spoil(truth: Truth, user_id: str) -> None:
+    """Alter a document behind everybody's back."""
+    document = serving(truth, user_id)
+    changed = {**document, "name": "Mallory"}
+    assert truth.models["user"].write(collection(truth), [Write(changed, document["version"])])
+
+
+def collection(truth: Truth) -> str:
+    return truth.serving(PROJECTION).collection
+
+
+def serving(truth: Truth, user_id: str) -> Any:
+    return truth.document(PROJECTION, user_id) or {"name": None}
+
+
+def poison(truth: Truth, user_id: str) -> None:
+    """An event that the code does not know, and one after it."""
+    stream = Stream("user", UUID(user_id))
+    truth.stores["user"].append(stream, 2, [NewEvent(uuid4(), "USER_MARRIED", 1, {})], {})
+    last = NewEvent(uuid4(), "USER_NAME_CHANGED", 1, {"name": "Fay"})
+    truth.stores["user"].append(stream, 3, [last], {})
+
+
+# ── lag, verify ───────────────────────────────────────────────────────────────────────────
+
+
+def test_lag_says_how_far_everything_is(shop: Shop, client: Client, tool: Tool) -> None:
+    log, users_line = tool.lines("lag")
+    assert log["relayed"] <= log["settled"] <= log["head"]
+    assert users_line["projection"] == "users"
+    shop.stop("user-projector")
+    client.create_user()
+    until(lambda: tool.lines("lag")[1]["behind"] >= 1)
+    assert tool.lines("lag")[1]["seconds"] > 0
+    shop.start("user-projector")
+    until(lambda: tool.lines("lag")[1]["behind"] == 0)
+    [log, known] = Tool(shop, "order-user-sync").lines("lag")
+    assert known["projection"] == "known-users"
+
+
+def test_verify_finds_an_altered_document_and_rebuilding_its_stream_mends_it(
+    truth: Truth, tool: Tool, shop: Shop, user_id: str
+) -> None:
+    assert tool.lines("verify", "--all")[-1]["wrong"] == 0
+    spoil(truth, user_id)
+    *findings, told = tool.lines("verify", "--all", status=1)
+    assert told["wrong"] == 1
+    assert findings == [
+        {
+            "projection": "users",
+            "stream": user_id,
+            "what": "the document differs from the log in name",
+        }
+    ]
+    noted = truth.models["user"].verification("users")
+    assert noted
+    assert noted.wrong == 1
+    assert "folded anew" in tool("rebuild", "users", "--stream", user_id)
+    assert serving(truth, user_id)["name"] == "Eve"
+    assert "right already" in tool("rebuild", "users", "--stream", user_id)
+    assert tool.lines("verify", "--sample", "20")[-1]["checked"] > 0
+
+
+# ── rebuild ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_rebuild_under_load_keeps_answering_and_comes_out_the_same(
+    client: Client, truth: Truth, tool: Tool, user_id: str
+) -> None:
+    stop, names = threading.Event(), []
+
+    def ask() -> None:
+        for number in range(10_000):
+            if stop.is_set():
+                return
+            status, answer = client.send("GET", f"/users/{user_id}")
+            names.append((status, answer.get("name")))
+            if number % 5 == 0:
+                client.create_user(f"During {number}")
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        before = truth.models["user"].generations("users")
+        *_, parity, last = tool.lines("rebuild", "users")
+    finally:
+        stop.set()
+        asking.join()
+    after = truth.models["user"].generations("users")
+    assert (after.serving, after.previous) == (before.newest + 1, before.serving)
+    assert last == {"serves": f"users.{after.serving}"}
+    assert parity["alike"] >= 1
+    assert parity["different"] == parity["missing"] == parity["added"] == 0
+    assert set(names) == {(200, "Eve")}
+    assert tool.lines("verify", "--all")[-1]["wrong"] == 0
+
+
+def test_a_rebuild_that_differs_is_not_switched_to_unless_it_is_accepted_and_can_be_undone(
+    client: Client, truth: Truth, tool: Tool, user_id: str
+) -> None:
+    spoil(truth, user_id)
+    before = truth.models["user"].generations("users").serving
+    said = tool("rebuild", "users", status=1)
+    assert f"different={user_id}" in said
+    assert "nobody said yes" in said
+    assert truth.models["user"].generations("users").serving == before
+    tool("rebuild", "users", "--accept-differences")
+    assert serving(truth, user_id)["name"] == "Eve"
+    until(lambda: client.send("GET", f"/users/{user_id}")[1]["name"] == "Eve")
+    new = client.create_user("New")
+    until(lambda: serving(truth, new)["name"] == "New")
+    tool("rebuild", "users", "--rollback", "--accept-differences")
+    assert truth.models["user"].generations("users").serving == before
+    assert serving(truth, user_id)["name"] == "Mallory"
+    assert serving(truth, new)["name"] == "New"
+    tool("rebuild", "users", "--rollback", "--accept-differences")
+    assert "is deleted" in tool("rebuild", "users", "--drop-previous", "--yes")
+    assert "no generation" in tool("rebuild", "users", "--rollback", status=1)
+
+
+# ── parked, skip ──────────────────────────────────────────────────────────────────────────
+
+
+def test_a_parked_stream_is_shown_and_goes_on_once_its_event_is_skipped(
+    client: Client, truth: Truth, tool: Tool, user_id: str
+) -> None:
+    poison(truth, user_id)
+    until(lambda: any(each["stream"] == user_id for each in tool.lines("parked", "list")))
+    entry, third, fourth = tool.lines("parked", "show", "users", user_id)
+    assert (entry["version"], entry["highest"]) == (3, 4)
+    assert (third["event"], fourth["event"]) == ("USER_MARRIED", "USER_NAME_CHANGED")
+    assert "data" not in fourth
+    shown = tool("parked", "show", "users", user_id, "--data")
+    assert "Fay" in shown
+    skip = ("parked", "skip", "users", user_id, "--why", "a trial", "--who", "Ada")
+    assert "nobody said yes" in tool(*skip, status=1)
+    assert "released" in tool(*skip, "--yes")
+    assert serving(truth, user_id)["name"] == "Fay"
+    [skip_record] = [s for s in truth.models["user"].skips("users") if s.stream == user_id]
+    assert (skip_record.who, skip_record.why, skip_record.version) == ("Ada", "a trial", 3)
+    assert tool.lines("verify", "--all")[-1]["wrong"] == 0
+    assert "not parked" in tool("parked", "show", "users", user_id, status=1)
+
+
+# ── dead letters ──────────────────────────────────────────────────────────────────────────
+
+
+def test_dead_letters_are_listed_shown_given_back_and_deleted(
+    rabbitmq: RabbitMQ, channel: Any, tool: Tool
+) -> None:
+    dead = f"{USERS}.dead-letters"
+    until(lambda: depth(channel, dead) >= 0)
+    channel.queue_purge(dead)
+    for body in (b"not json", b"\xff\xfe", b"{}"):
+        channel.basic_publish("", USERS, body, pika.BasicProperties(message_id="m"))
+    until(lambda: depth(channel, dead) == 3)
+    listed = tool.lines("dead-letters", "list", "users")
+    assert [each["bytes"] for each in listed] == [8, 2, 2]
+    assert all(each["reason"] and each["messageId"] == "m" for each in listed)
+    assert "\\xff\\xfe" in tool("dead-letters", "show", "users", listed[1]["id"])
+    assert depth(channel, dead) == 3
+    assert "nobody said yes" in tool("dead-letters", "discard", "users", status=1)
+    tool("dead-letters", "discard", "users", listed[0]["id"], "--yes")
+    until(lambda: depth(channel, dead) == 2)
+    tool("dead-letters", "requeue", "users", "--yes")  # it cannot be read, and comes back
+    until(lambda: len(tool.lines("dead-letters", "list", "users")) == 2)
+    assert "no dead letter" in tool("dead-letters", "show", "users", "9-x", status=1)
+    tool("dead-letters", "discard", "users", "--yes")
+    until(lambda: depth(channel, dead) == 0)
+
+
+# ── backup and restore ────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def empty(postgres: PostgreSQL, data_folder: Path) -> Server:
+    """The owner's login of an event database with the schema and nothing in it."""
+    name = f"restored{uuid4().hex[:8]}"
+    secrets = data_folder / "secrets"
+    logins = {f"{name}_{each}": secret_file(secrets, f"{name}_{each}") for each in PURPOSES}
+    provision_store(postgres.address, name, logins)
+    owner = store_login(postgres.address, name, "owner", secrets)
+    migrate(owner, ROOT / "init.sql")
+    return owner
+
+
+PURPOSES = ("owner", "service", "relay")
+
+
+def test_a_restored_log_has_every_position_answer_and_checkpoint_and_a_new_epoch(
+    databases: Databases, client: Client, truth: Truth, tmp_path: Path, empty: Server
+) -> None:
+    client.place_order(client.create_user(), key="of the backup")
+    owner = databases("order", "owner")
+    file = tmp_path / "order.backup"
+    manifest = backup(owner, file)
+    assert file.stat().st_mode & 0o777 == 0o600
+    client.place_order(client.create_user())  # not in it
+    restore(empty, file)
+    kept = Postgres(databases("order", "service"), 1)
+    restored = Postgres(_as_service(empty), 1)
+    try:
+        original = _feed(kept, manifest.head)
+        assert _feed(restored, 2**62) == original
+        assert len(original) == manifest.events > 0
+        log = restored.progress("order")
+        assert log.epoch not in ("", manifest.epoch)
+        assert log.head == manifest.head
+        first = original[0]
+        stream = Stream(first.aggregate_type, first.aggregate_id)
+        version = len(restored.read_stream(stream))
+        restored.append(stream, version, [NewEvent(uuid4(), "ORDER_CANCELLED", 1, {})], {})
+        assert restored.progress("order").head == manifest.head + 1
+    finally:
+        kept.close()
+        restored.close()
+    with pytest.raises(Conflict, match="events already"):
+        restore(empty, file)
+    with pytest.raises(Conflict, match="there already"):
+        backup(owner, file)
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered", "foreign"])
+def test_a_damaged_backup_restores_nothing(
+    databases: Databases, client: Client, tmp_path: Path, empty: Server, damage: str
+) -> None:
+    import gzip
+
+    client.create_user()
+    file = tmp_path / "user.backup"
+    backup(databases("user", "owner"), file)
+    content = gzip.decompress(file.read_bytes())
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-200])
+    elif damage == "altered":
+        file.write_bytes(gzip.compress(content.replace(b"USER_CREATED", b"USER_CREATEX", 1)))
+    else:
+        file.write_bytes(gzip.compress(b'{"hello": 1}\n'))
+    with pytest.raises(Invalid):
+        restore(empty, file)
+    store = Postgres(_as_service(empty), 1)
+    assert store.progress("user").head == 0
+    store.close()
+
+
+def test_backup_and_restore_are_commands(
+    shop: Shop, databases: Databases, tmp_path: Path, empty: Server, client: Client
+) -> None:
+    client.create_user()
+    file = tmp_path / "user.backup"
+    owner = databases("user", "owner")
+    tool = Tool(shop)
+    told = json.loads(tool("backup", str(file), "--json", env=_told(owner)))
+    assert told["events"] > 0
+    assert "nobody said yes" in tool("restore", str(file), status=1, env=_told(empty))
+    tool("restore", str(file), "--yes", env=_told(empty))
+    assert "events already" in tool("restore", str(file), "--yes", status=1, env=_told(empty))
+
+
+def _told(server: Server) -> dict[str, str]:
+    return {
+        "POSTGRES_HOST": server.host,
+        "POSTGRES_PORT": str(server.port),
+        "POSTGRES_DATABASE": server.name,
+        "POSTGRES_USER": server.user,
+        "POSTGRES_PASSWORD": server.password.read(),
+    }
+
+
+def _as_service(owner: Server) -> Server:
+    """The service's login of an owner's database."""
+    login = owner.user.replace("_owner", "_service")
+    assert owner.password.file
+    return replace(owner, user=login, password=secret_file(owner.password.file.parent, login))
+
+
+def _feed(store: Postgres, until: int) -> list[Any]:
+    settled = min(store.settled(), until)
+    events, after = [], 0
+    while page := store.read_feed(after, settled):
+        events += page
+        after = page[-1].position
+    return events
+
+
+def test_a_relay_of_a_restored_log_publishes_again_what_was_not_confirmed(
+    databases: Databases, client: Client, tmp_path: Path, empty: Server
+) -> None:
+    client.create_user()
+    file = tmp_path / "user.backup"
+    backup(databases("user", "owner"), file)
+    restore(empty, file)
+    relay = replace(_as_service(empty), user=empty.user.replace("_owner", "_relay"))
+    assert empty.password.file
+    relay = replace(relay, password=secret_file(empty.password.file.parent, relay.user))
+    session = RelaySession(relay, "user")
+    assert 0 < session.checkpoint() <= session.settled()
+    session.close()
+
+
+def test_an_idempotency_key_still_holds_after_a_restore(
+    databases: Databases, spare_databases: Databases, tmp_path: Path, empty: Server
+) -> None:
+    store = Postgres(spare_databases("spare", "service"), 1)
+    key = Idempotency(str(uuid4()), "hash")
+    stream = Stream("thing", uuid4())
+    answer = Answer(202, {"thingId": "1"}, {})
+    store.append(stream, 0, [NewEvent(uuid4(), "THING_MADE", 1, {})], {}, key, answer)
+    backup(spare_databases("spare", "owner"), tmp_path / "spare.backup")
+    restore(empty, tmp_path / "spare.backup")
+    restored = Postgres(_as_service(empty), 1)
+    assert restored.recorded_answer(key) == answer
+    store.close()
+    restored.close()
