@@ -278,7 +278,7 @@ PURPOSES = ("owner", "service", "relay")
 def test_a_restored_log_has_every_position_answer_and_checkpoint_and_a_new_epoch(
     databases: Databases, client: Client, truth: Truth, tmp_path: Path, empty: Server
 ) -> None:
-    client.place_order(client.create_user(), key="of the backup")
+    client.place_order(client.create_user(), key=str(uuid4()))
     owner = databases("order", "owner")
     file = tmp_path / "order.backup"
     manifest = backup(owner, file)
