@@ -10,7 +10,7 @@ LOCK := .venv/bin/uv --quiet pip compile --universal --python-version 3.11 --gen
 # A Kubernetes on this machine that builds images itself, for machines without docker.
 export LOCAL_CLUSTER ?= $(abspath $(wildcard ../shared/cluster/cluster))
 
-.PHONY: help run demo test lint bench docs lock clean images up deploy e2e bench-cluster down
+.PHONY: help run demo shell test lint bench docs lock clean images up deploy e2e bench-cluster down
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1: /p' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ run: .venv/ready ## Run everything until Ctrl-C: servers, services, projectors
 
 demo: .venv/ready ## Play the guide's six requests, beside a running system
 	@$(PYTHON) -m local.demo
+
+shell: .venv/ready ## Open a shell where a process of `make run` is: IN=order-service
+	@$(PYTHON) -m local.inside $(or $(IN),order-service)
 
 test: .venv/ready ## Run all tests, on fakes and on real servers of their own
 	@$(PYTHON) -m pytest --ignore=tests/bench --ignore=tests/e2e

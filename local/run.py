@@ -25,6 +25,7 @@ from eventcore.settings import Server
 from local.announce import announce, say
 from local.child import CannotStart, is_free
 from local.given import given_mongodb, given_postgres, given_rabbitmq
+from local.inside import forget_environments, note_environments
 from local.lock import sole_use
 from local.processes import SERVICES, Environment, Process, Servers, prepare_stores, processes
 from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
@@ -71,7 +72,11 @@ def run(data: Path, port: int) -> None:
             free_port=_metrics_ports(),
             settings={"LOG_FORMAT": log_format},
         )
-        _supervise(eight, places)
+        note_environments(eight, data / "secrets")
+        try:
+            _supervise(eight, places)
+        finally:
+            forget_environments(data / "secrets")
 
 
 @contextmanager

@@ -11,22 +11,19 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
 
-import pika
 import pytest
 
-from eventcore.event import NewEvent
-from eventcore.store import Postgres, Stream
 from local.panels.alerts import alerts
 from local.panels.boards import BOARDS
 from local.servers import RabbitMQ
 from local.shop import Shop
 from tests.conftest import Databases
 from tests.integration.prometheus import Prometheus, prometheus
+from tests.integration.trouble import append_what_no_code_knows, publish
 from tests.panels.test_boards import plain
 
 RULES = Path(__file__).parents[2] / "charts" / "shop" / "files" / "alerts.yaml"
@@ -144,30 +141,14 @@ def watched(
         put_aside = "increase(projection_dead_letters_total[1m]) > 0"
         with load.running(LOAD):
             _await(lambda: len(server.query("projection_dead_letters_total")) == 3)
-            _publish(rabbitmq, b"no event")
-            _append_what_no_code_knows(load.create_user(), databases)
+            publish(rabbitmq, b"no event")
+            append_what_no_code_knows(load.create_user(), databases)
             _await(lambda: len(server.query(put_aside)) == 2)  # both queues of users have got it
             projectors = ("user-projector", "order-projector", "order-user-sync")
             shop.restart(*projectors)  # what they missed is fetched, and delivered once more
         _await(lambda: bool(server.query('ALERTS{alertname="ShopStreamParked"}')))
         _await(lambda: not server.query("up == 0"))  # those that were too busy to say anything
         yield server
-
-
-def _append_what_no_code_knows(user_id: str, databases: Databases) -> None:
-    """The user's stream is parked from then on, as a release that was taken back may leave it."""
-    with closing(Postgres(databases("user", "service"), 1)) as store:
-        event = NewEvent(uuid4(), "USER_MARRIED", 1, {})
-        store.append(Stream("user", UUID(user_id)), 1, [event], {})
-
-
-def _publish(rabbitmq: RabbitMQ, body: bytes) -> None:
-    address = rabbitmq.address
-    credentials = pika.PlainCredentials(address.user, address.password.read())
-    place = pika.ConnectionParameters(address.host, address.port, address.name, credentials)
-    connection = pika.BlockingConnection(place)
-    connection.channel().basic_publish("events", "user.made-up", body)
-    connection.close()
 
 
 def _await(condition: Callable[[], bool], seconds: float = 20) -> None:

@@ -1,0 +1,28 @@
+"""What makes the running system complain, as it happens to it in earnest."""
+
+from contextlib import closing
+from uuid import UUID, uuid4
+
+import pika
+
+from eventcore.event import NewEvent
+from eventcore.store import Postgres, Stream
+from local.servers import RabbitMQ
+from tests.conftest import Databases
+
+
+def append_what_no_code_knows(user_id: str, databases: Databases) -> None:
+    """The user's stream is parked from then on, as a release that was taken back may leave it."""
+    with closing(Postgres(databases("user", "service"), 1)) as store:
+        event = NewEvent(uuid4(), "USER_MARRIED", 1, {})
+        store.append(Stream("user", UUID(user_id)), 1, [event], {})
+
+
+def publish(rabbitmq: RabbitMQ, body: bytes) -> None:
+    """Put a message where all queues of users get it."""
+    address = rabbitmq.address
+    credentials = pika.PlainCredentials(address.user, address.password.read())
+    place = pika.ConnectionParameters(address.host, address.port, address.name, credentials)
+    connection = pika.BlockingConnection(place)
+    connection.channel().basic_publish("events", "user.made-up", body)
+    connection.close()

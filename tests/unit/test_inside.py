@@ -1,0 +1,55 @@
+"""A shell where a process of `make run` is."""
+
+import json
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+from local.inside import forget_environments, note_environments
+from local.processes import ROOT, Process
+
+
+def relay() -> Process:
+    told = {"SERVICE": "order", "METRICS_PORT": "23001", "PYTHONPATH": str(ROOT / "services")}
+    return Process("order-relay", ("python",), told, 23001, "http://127.0.0.1:23001/readyz")
+
+
+def inside(data: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "local.inside", "--data", str(data), "--", *command]
+    environ = {"PYTHONPATH": f"{ROOT / 'services'}:{ROOT}", "PATH": "/usr/bin:/bin", "LEAKED": "no"}
+    return subprocess.run(
+        argv, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+def test_a_command_has_the_environment_of_the_process_and_our_python(tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    note_environments([relay()], tmp_path / "secrets")
+    says = "import json, os, sys; print(json.dumps([dict(os.environ), sys.executable]))"
+    environ, program = json.loads(inside(tmp_path, "order-relay", "python", "-c", says).stdout)
+    assert environ["METRICS_PORT"] == "23001"
+    assert "LEAKED" not in environ
+    assert program == sys.executable
+
+
+def test_what_a_process_is_told_is_for_its_owner_alone_and_gone_in_the_end(tmp_path: Path) -> None:
+    note_environments([relay()], tmp_path)
+    [file] = tmp_path.iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    forget_environments(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_name_is_one_sentence_that_has_the_right_ones(tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    note_environments([relay()], tmp_path / "secrets")
+    done = inside(tmp_path, "nobody")
+    assert done.returncode == 1
+    assert done.stderr == "make shell: there is no process 'nobody', only order-relay.\n"
+
+
+def test_beside_nothing_it_says_to_start_something(tmp_path: Path) -> None:
+    done = inside(tmp_path, "order-relay")
+    assert done.returncode == 1
+    assert "start it with `make run`" in done.stderr
