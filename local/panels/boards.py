@@ -588,6 +588,43 @@ PROJECTIONS = Board(
                 ),
             ),
         ),
+        Row(
+            "Right or wrong",
+            (
+                Panel(
+                    "Streams found wrong",
+                    "Streams whose document is not what their events make, by the last `verify`.",
+                    "none",
+                    [_latest("projection_verified_wrong_streams", "projection")],
+                    thresholds=(1,),
+                ),
+                Panel(
+                    "Verified ago",
+                    "Time since the last `verify`.",
+                    "s",
+                    [
+                        Query(
+                            "time() - max by (projection)"
+                            " (projection_verified_timestamp_seconds{*})",
+                            "{{projection}}",
+                        )
+                    ],
+                ),
+                Panel(
+                    "Halted",
+                    "1: nothing is applied, since the log was restored, until `rebuild`.",
+                    "none",
+                    [_latest("projection_halted", "projection")],
+                    thresholds=(1,),
+                ),
+                Panel(
+                    "Generation",
+                    "Number of the generation that serves; each `rebuild` makes a new one.",
+                    "none",
+                    [_latest("projection_generation", "projection")],
+                ),
+            ),
+        ),
     ),
 )
 
