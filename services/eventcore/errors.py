@@ -8,7 +8,7 @@
     │   ├── StaleVersion   the caller expected another version
     │   └── KeyReused      an Idempotency-Key came back with another request
     ├── Away               a server cannot be reached now; nothing was lost
-    │   ├── StoreAway      PostgreSQL
+    │   ├── StoreAway      PostgreSQL; StoreSlow: it answers, too late
     │   ├── ReadModelAway  MongoDB
     │   ├── BrokerAway     RabbitMQ
     │   ├── FeedAway       the service that owns a feed
@@ -77,16 +77,26 @@ class KeyReused(Refused):
 
 
 class Away(Error):
-    """A server that cannot be reached now. Retry after `retry_after` seconds."""
+    """A server that cannot be reached now. Retry after `retry_after` seconds.
+
+    `unreachable`: nothing came back at all; else it answered that it cannot do it now.
+    """
 
     code = "away"
     retry_after = 2
+    unreachable = True
 
 
 class StoreAway(Away):
     """PostgreSQL cannot be reached, or does not answer within its time limit."""
 
     code = "store-away"
+
+
+class StoreSlow(StoreAway):
+    """PostgreSQL answered that it could not do it within its time limit, or has no room."""
+
+    unreachable = False
 
 
 class ReadModelAway(Away):
@@ -118,6 +128,7 @@ class Busy(Away):
 
     code = "busy"
     retry_after = 1
+    unreachable = False
 
 
 class NotAnEvent(Error):

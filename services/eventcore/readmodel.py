@@ -38,6 +38,7 @@ from pymongo.errors import (
 from pymongo.monitoring import ConnectionPoolListener
 from pymongo.write_concern import WriteConcern
 
+from eventcore.circuit import Circuit
 from eventcore.errors import CannotApply, ReadModelAway
 from eventcore.observe import POOL_MAX, POOL_USED
 from eventcore.projection import Document, Projection
@@ -250,6 +251,7 @@ class Mongo:
         self._connections = connections
         self._client: MongoClient[Document] | None = None
         self._password = ""
+        self._circuit = Circuit()
 
     def find(self, collection: str, ids: Iterable[str]) -> dict[str, Document]:
         """See ReadModel."""
@@ -267,12 +269,12 @@ class Mongo:
         query: dict[str, Any] = {**where, "removed": {"$exists": False}}
         if before is not None:
             query["_id"] = {"$lt": before}
-        with _translated():
+        with self._reaching():
             return list(self._of(collection).find(query).sort("_id", DESCENDING).limit(limit))
 
     def scan(self, collection: str, after: str, limit: int) -> list[Document]:
         """See ReadModel."""
-        with _translated():
+        with self._reaching():
             found = self._of(collection).find({"_id": {"$gt": after}})
             return list(found.sort("_id", ASCENDING).limit(limit))
 
@@ -280,7 +282,7 @@ class Mongo:
         """See ReadModel."""
         operations = [_operation(write) for write in writes]
         try:
-            with _translated():
+            with self._reaching():
                 result = self._of(collection).bulk_write(operations, ordered=False)
         except BulkWriteError as error:
             return _all_faster_elsewhere(error)
@@ -288,14 +290,14 @@ class Mongo:
 
     def prepare(self, collection: str, indexes: Sequence[Sequence[str]]) -> None:
         """See ReadModel."""
-        with _translated():
+        with self._reaching():
             for fields in indexes:
                 keys = [(name, DESCENDING if name == "_id" else ASCENDING) for name in fields]
                 self._of(collection).create_index(keys)
 
     def generations(self, projection: str) -> Generations:
         """See ReadModel."""
-        with _translated():
+        with self._reaching():
             found = self._of("generations").find_one({"_id": projection})
         if found is None:
             return Generations()
@@ -303,7 +305,7 @@ class Mongo:
 
     def begin_generation(self, projection: str) -> int:
         """See ReadModel."""
-        with _translated():
+        with self._reaching():
             generations = self._of("generations")
             first = {"serving": 1, "previous": 0, "newest": 1}
             generations.update_one({"_id": projection}, {"$setOnInsert": first}, upsert=True)
@@ -314,7 +316,7 @@ class Mongo:
 
     def switch(self, projection: str, serving: int, to: int) -> bool:
         """See ReadModel."""
-        with _translated():
+        with self._reaching():
             result = self._of("generations").update_one(
                 {"_id": projection, "serving": serving},
                 {"$set": {"serving": to, "previous": serving}},
@@ -323,7 +325,7 @@ class Mongo:
 
     def drop(self, generation: Generation) -> None:
         """See ReadModel."""
-        with _translated():
+        with self._reaching():
             self._of("generations").update_one(
                 {"_id": generation.projection, "previous": generation.number},
                 {"$set": {"previous": 0}},
@@ -334,7 +336,7 @@ class Mongo:
 
     def checkpoint(self, generation: str) -> Checkpoint:
         """See ReadModel."""
-        with _translated():
+        with self._reaching():
             found = self._of("checkpoints").find_one({"_id": generation})
         if found is None:
             return Checkpoint(0, None)
@@ -349,7 +351,7 @@ class Mongo:
         """See ReadModel."""
         now = datetime.now(UTC)
         held = {"holder": holder, "expiresAt": now + timedelta(seconds=seconds)}
-        with _translated():
+        with self._reaching():
             checkpoints = self._of("checkpoints")
             found = checkpoints.find_one_and_update(
                 {"_id": generation, "holder": holder},
@@ -372,14 +374,14 @@ class Mongo:
 
     def release_lease(self, generation: str, holder: str) -> None:
         """See ReadModel."""
-        with _translated():
+        with self._reaching():
             self._of("checkpoints").update_one(
                 {"_id": generation, "holder": holder}, {"$set": {"expiresAt": _LONG_AGO}}
             )
 
     def halt(self, generation: str, reason: str) -> None:
         """See ReadModel."""
-        with _translated():
+        with self._reaching():
             self._of("checkpoints").update_one({"_id": generation}, {"$set": {"halted": reason}})
 
     def move_checkpoint(self, lease: Lease, position: int, covered_at: datetime | None) -> bool:
@@ -387,7 +389,7 @@ class Mongo:
         reached: dict[str, Any] = {"position": position}
         if covered_at is not None:
             reached["coveredAt"] = covered_at
-        with _translated():
+        with self._reaching():
             result = self._of("checkpoints").update_one(
                 {"_id": lease.generation, "epoch": lease.epoch},
                 {"$max": reached, "$set": {"storeEpoch": lease.store_epoch}},
@@ -396,7 +398,7 @@ class Mongo:
 
     def park(self, parked: Parked) -> None:
         """See ReadModel."""
-        with _translated():
+        with self._reaching():
             self._of("parked").update_one(
                 {"_id": f"{parked.generation}/{parked.stream}"},
                 {
@@ -417,13 +419,13 @@ class Mongo:
         if streams is not None:
             found = self._by_id("parked", (f"{generation}/{stream}" for stream in streams))
         else:
-            with _translated():
+            with self._reaching():
                 found = list(self._of("parked").find({"generation": generation}))
         return {str(each["stream"]): _parked(each) for each in found}
 
     def release(self, generation: str, stream: str, version: int) -> bool:
         """See ReadModel."""
-        with _translated():
+        with self._reaching():
             result = self._of("parked").delete_one(
                 {"_id": f"{generation}/{stream}", "highest": {"$lte": version}}
             )
@@ -431,7 +433,7 @@ class Mongo:
 
     def skip(self, skip: Skip) -> None:
         """See ReadModel."""
-        with _translated():
+        with self._reaching():
             self._of("skips").update_one(
                 {"_id": f"{skip.projection}/{skip.event_id}"},
                 {"$setOnInsert": _camel(asdict(skip))},
@@ -440,25 +442,25 @@ class Mongo:
 
     def skips(self, projection: str) -> list[Skip]:
         """See ReadModel."""
-        with _translated():
+        with self._reaching():
             return [_skip(each) for each in self._of("skips").find({"projection": projection})]
 
     def note_verification(self, found: Verification) -> None:
         """See ReadModel."""
-        with _translated():
+        with self._reaching():
             self._of("verifications").replace_one(
                 {"_id": found.projection}, _camel(asdict(found)), upsert=True
             )
 
     def verification(self, projection: str) -> Verification | None:
         """See ReadModel."""
-        with _translated():
+        with self._reaching():
             found = self._of("verifications").find_one({"_id": projection})
         return _verification(found) if found else None
 
     def ping(self) -> None:
         """See ReadModel."""
-        with _translated():
+        with self._reaching():
             self._database().command("ping")
 
     def close(self) -> None:
@@ -472,11 +474,16 @@ class Mongo:
     ) -> list[Document]:
         """Documents by their ids, some at a time: a long `$in` is slow on some servers."""
         wanted, found = list(ids), list[Document]()
-        with _translated():
+        with self._reaching():
             for begin in range(0, len(wanted), IDS_AT_ONCE):
                 some = wanted[begin : begin + IDS_AT_ONCE]
                 found += self._of(collection).find({"_id": {"$in": some}}, fields)
         return found
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        with self._circuit.call(), _translated():
+            yield
 
     def _of(self, collection: str) -> Any:
         return self._database()[collection]
@@ -498,7 +505,7 @@ class Mongo:
                 maxPoolSize=self._connections,
                 serverSelectionTimeoutMS=1500,
                 connectTimeoutMS=1500,
-                socketTimeoutMS=6000,
+                socketTimeoutMS=4000,
                 waitQueueTimeoutMS=2000,
                 heartbeatFrequencyMS=5000,
                 appname="eventcore",

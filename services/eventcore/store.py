@@ -5,7 +5,9 @@ and keeps the one algorithm that is ours: settling. The only file that imports S
 """
 
 import logging
+import os
 import select
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +23,8 @@ from sqlalchemy.exc import DBAPIError, InvalidRequestError, TimeoutError
 from sqlalchemy.pool import NullPool
 
 from eventcore import jsontext
-from eventcore.errors import Away, Busy, Conflict, KeyReused, Misconfigured, StoreAway
+from eventcore.circuit import Circuit
+from eventcore.errors import Away, Busy, Conflict, KeyReused, Misconfigured, StoreAway, StoreSlow
 from eventcore.event import Data, Event, NewEvent
 from eventcore.observe import POOL_MAX, POOL_USED
 from eventcore.settings import Server
@@ -206,6 +209,8 @@ class Postgres:
         self._settling = Settling()
         self._settling_lock = threading.Lock()
         self._patience = patience
+        self._circuit = Circuit()
+        self._hangs = Hangs()
         self._wakeup = Wakeup(lambda: self._rows("notify events"))
 
     def append(
@@ -310,10 +315,10 @@ class Postgres:
 
     def _rows(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:
         """SQLAlchemy keeps the connections; what runs on one goes straight to the driver."""
-        with translated():
+        with self._circuit.call(), translated():
             connection: Any = self._engine.raw_connection()
             try:
-                with connection.cursor() as cursor:
+                with connection.cursor() as cursor, self._hangs.limit(connection):
                     cursor.execute(statement, values)
                     return cursor.fetchall() if cursor.description else []
             except psycopg2.Error as error:
@@ -455,6 +460,60 @@ class RelaySession:
 
     def _driver(self) -> Any:
         return self._connection.connection.driver_connection
+
+
+class Hangs:
+    """Ends calls that a server holds and does not answer: stopped, or behind a dead link.
+
+    PostgreSQL's own time limits need a server that works, and TCP's one that does not even
+    acknowledge; the driver has none. So a thread looks for calls that are too old, and shuts their
+    connection, which the caller finds lost.
+    """
+
+    LIMIT = 6.0
+    """Seconds; more than `statement_timeout`, within which a server that works has answered."""
+
+    def __init__(self, limit: float = LIMIT) -> None:
+        self._limit = limit
+        self._calls: dict[int, float] = {}
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def limit(self, connection: Any) -> Iterator[None]:
+        """Around a call on a psycopg2 connection."""
+        number = connection.fileno()
+        self._calls[number] = time.monotonic()
+        if self._thread is None:
+            self._watch()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls.pop(number, None)
+
+    def _watch(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="hangs", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(min(0.5, self._limit / 2))
+            with self._lock:  # while a call is listed, its connection is open and its own
+                begun_before = time.monotonic() - self._limit
+                for number, begun in list(self._calls.items()):
+                    if begun < begun_before:
+                        self._shut(number)
+
+    @staticmethod
+    def _shut(number: int) -> None:
+        with socket.socket(fileno=os.dup(number)) as hanging:
+            try:
+                hanging.shutdown(socket.SHUT_RDWR)
+            except OSError as error:
+                log.debug("A connection was lost already", extra={"error": str(error)})
 
 
 class Wakeup:
@@ -626,7 +685,7 @@ def _to_error(sqlstate: str | None, text: str) -> Exception:
     if sqlstate in _NOT_ALLOWED:
         return StoreAway(f"PostgreSQL does not let us: {reason}")
     if sqlstate in _BUSY:
-        return StoreAway(f"PostgreSQL did not answer in time: {reason}")
+        return StoreSlow(f"PostgreSQL did not answer in time: {reason}")
     if sqlstate is None or sqlstate[:2] in {"08", "57", "53", "58", "25"}:
         return StoreAway(f"PostgreSQL cannot be reached: {reason}")
     return Misconfigured(f"PostgreSQL refused a statement of ours ({sqlstate}): {reason}")

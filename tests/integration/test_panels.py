@@ -5,6 +5,8 @@ that has watched the running system under a short load with all that panels are 
 import json
 import math
 import re
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -17,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from local.inside import within
 from local.panels.alerts import alerts
 from local.panels.boards import BOARDS
 from local.servers import RabbitMQ
@@ -146,9 +149,20 @@ def watched(
             _await(lambda: len(server.query(put_aside)) == 2)  # both queues of users have got it
             projectors = ("user-projector", "order-projector", "order-user-sync")
             shop.restart(*projectors)  # what they missed is fetched, and delivered once more
+            verify(shop, "user-projector")
         _await(lambda: bool(server.query('ALERTS{alertname="ShopStreamParked"}')))
         _await(lambda: not server.query("up == 0"))  # those that were too busy to say anything
         yield server
+
+
+def verify(shop: Shop, projector: str) -> None:
+    """Compare with the log, as the chart's CronJob does; what it finds is a metric."""
+    subprocess.run(
+        [sys.executable, "-m", "eventcore", "verify", "--sample", "5"],
+        env=dict(within(shop.environment(projector))),
+        timeout=60,
+        check=True,
+    )
 
 
 def _await(condition: Callable[[], bool], seconds: float = 20) -> None:
