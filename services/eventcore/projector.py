@@ -35,6 +35,7 @@ from eventcore.errors import (
     StoreRestored,
 )
 from eventcore.event import Event, from_message
+from eventcore.failpoints import reach
 from eventcore.feed import Feed, HeadsPage
 from eventcore.observe import (
     APPLIED,
@@ -333,6 +334,7 @@ class Folder:
                 self._readmodel.release(self.generation.name, stream, each.version)
 
     def _park(self, stream: str, folded: Folded) -> None:
+        reach("projector:parking")
         self._readmodel.park(
             Parked(
                 generation=self.generation.name,
@@ -391,6 +393,7 @@ class Sweep:
         lease = self._same_store(lease, page)
         self._retry_parked()
         self._catch_up(lease.position, page)
+        reach("sweep:caught-up")
         if page.until < until:
             self._readmodel.move_checkpoint(lease, page.until, None)
             return True
@@ -537,6 +540,7 @@ class Projector:
 
     def handle(self, deliveries: Sequence[Delivery], consumer: Consumer) -> None:
         """Apply a batch and acknowledge it whole; raises ReadModelAway, BrokerAway."""
+        reach("projector:delivered")
         streams: defaultdict[str, list[Event]] = defaultdict(list)
         carriers: dict[tuple[str, int], Delivery] = {}
         for delivery in deliveries:
@@ -552,7 +556,9 @@ class Projector:
         for (stream, version), delivery in carriers.items():
             if version > ahead.get(stream, version):
                 self._dead_letter(delivery, consumer, f"version {version} is ahead of the log")
+        reach("projector:written")
         consumer.acknowledge(deliveries[-1])
+        reach("projector:acknowledged")
 
     def _read(self, delivery: Delivery) -> Event:
         try:

@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from eventcore.errors import Away, CannotApply, Conflict, NotFound, Refused
 from eventcore.event import Event
+from eventcore.failpoints import reach
 from eventcore.feed import SWEEP_RANGE, Feed
 from eventcore.projection import Document, Projection, content, version_of
 from eventcore.projector import Folder, Sweep, backoff
@@ -152,6 +153,7 @@ class Rebuild:
         name, number = self._projection.name, self.generation.number
         if not self._readmodel.switch(name, known.serving, number):
             raise Conflict(f"another generation of {name} has begun to serve meanwhile")
+        reach("rebuild:switched")
         if known.previous not in (0, number):
             self._readmodel.drop(generation_of(self._projection, known.previous))
         for _ in range(_NOTICED):

@@ -15,6 +15,7 @@ from eventcore import jsontext
 from eventcore.broker import EXCHANGE, Message, Publisher
 from eventcore.errors import Away
 from eventcore.event import Event, to_message
+from eventcore.failpoints import reach
 from eventcore.observe import (
     CONFIRM_SECONDS,
     HEART,
@@ -144,9 +145,11 @@ class Pump:
             return 0
         page = self._store.read_feed(self._sent, settled)
         if page:
+            reach("relay:read")
             began = monotonic()
             published = publishing(EXCHANGE, page, [to_broker(event) for event in page])
             self._publisher.publish(published.messages)
+            reach("relay:published")
             self._pages.append((page[-1].position, began, published))
             self._in_flight.extend(event.position for event in page)
             self._sent = page[-1].position
@@ -162,7 +165,9 @@ class Pump:
     def save(self) -> None:
         """Move the checkpoint to the last position below which everything is confirmed."""
         if self._checkpoint > self._saved:
+            reach("relay:confirmed")
             self._store.move_checkpoint(self._checkpoint)
+            reach("relay:saved")
             self._saved, self._saved_at = self._checkpoint, monotonic()
 
     def _collect(self, wait: float) -> None:

@@ -26,6 +26,7 @@ from eventcore import jsontext
 from eventcore.circuit import Circuit
 from eventcore.errors import Away, Busy, Conflict, KeyReused, Misconfigured, StoreAway, StoreSlow
 from eventcore.event import Data, Event, NewEvent
+from eventcore.failpoints import reach
 from eventcore.observe import POOL_MAX, POOL_USED
 from eventcore.settings import Server
 
@@ -230,7 +231,9 @@ class Postgres:
         give_up_at = time.monotonic() + RETRY_FOR
         for last_try in (False, False, True):
             try:
+                reach("append:begin")
                 row = self._rows(_APPEND, values)[0]
+                reach("append:committed")
                 break
             except Conflict as conflict:
                 # Ours, if the connection broke between the commit and its answer.
@@ -544,6 +547,7 @@ class Wakeup:
     def _run(self) -> None:
         while self._rung.wait():
             self._rung.clear()
+            reach("wakeup:begin")
             try:
                 self._notify()
             except Away as away:
