@@ -27,11 +27,12 @@ shell: .venv/ready ## Open a shell where a process of `make run` is: IN=order-se
 test: .venv/ready ## Run all tests, on fakes and on real servers of their own
 	@$(PYTHON) -m pytest --ignore=tests/bench --ignore=tests/e2e
 
-lint: .venv/ready ## Check style, types and import rules
+lint: .venv/ready ## Check style, types, import rules, and what is insecure
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports --no-logo
+	@$(PYTHON) -m local.audit
 
 bench: .venv/ready ## Measure the system on this machine, and print what it reached
 	@$(PYTHON) -m tests.bench

@@ -1,8 +1,8 @@
 """Servers that are given as URLs instead of started here: taken apart, and tried once.
 
-    DATABASE_URL  postgresql://administrator:password@host:5432/postgres?sslmode=require
-    RABBITMQ_URL  amqp://user:password@host:5672/vhost, or amqps://
-    MONGODB_URL   mongodb://user:password@host:27017/?authSource=admin
+    DATABASE_URL  postgresql://<administrator>:<password>@host:5432/postgres?sslmode=require
+    RABBITMQ_URL  amqp://<user>:<password>@host:5672/vhost, or amqps://
+    MONGODB_URL   mongodb://<user>:<password>@host:27017/?authSource=admin
 
 Each function returns the server, or None where its URL is not set; it raises CannotStart
 where the URL is malformed, or what it names does not let us in.
@@ -129,7 +129,8 @@ def _split(name: str, environ: Mapping[str, str], *schemes: str) -> SplitResult 
     except ValueError:
         complete = None
     if not complete:
-        raise CannotStart(f"{name} must have the form {schemes[0]}://user:password@host:port/.")
+        form = f"{schemes[0]}://USER:PASSWORD@HOST:PORT/"  # pragma: allowlist secret
+        raise CannotStart(f"{name} must have the form {form}.")
     return parts
 
 

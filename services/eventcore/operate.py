@@ -39,7 +39,7 @@ def metrics(beginnings: Sequence[str]) -> None:
 
     try:
         url = f"http://127.0.0.1:{settings.metrics_port}/metrics"
-        with urllib.request.urlopen(url, timeout=10) as answer:  # nosec B310 - of this machine
+        with urllib.request.urlopen(url, timeout=10) as answer:  # nosec B310
             lines = answer.read().decode().splitlines()
     except OSError as error:
         raise Away(f"nothing serves metrics at METRICS_PORT: {error}") from error

@@ -250,7 +250,7 @@ class Mongo:
         self._server = server
         self._connections = connections
         self._client: MongoClient[Document] | None = None
-        self._password = ""
+        self._password = ""  # nosec B105
         self._circuit = Circuit()
 
     def find(self, collection: str, ids: Iterable[str]) -> dict[str, Document]:

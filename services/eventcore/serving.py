@@ -133,7 +133,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             "keepalive": 75,  # longer than any client keeps a connection, the gateway's too
             "timeout": 30,
             "graceful_timeout": GRACE,
-            "worker_tmp_dir": "/dev/shm",
+            "worker_tmp_dir": "/dev/shm",  # nosec B108
             "control_socket_disable": True,
             "limit_request_line": 4094,
             "limit_request_fields": 50,

@@ -269,7 +269,7 @@ class Postgres:
         """See Store."""
         return _to_events(
             self._rows(
-                f"select {_EVENT_COLUMNS} from read_stream(%s, %s::uuid, %s, %s)",
+                f"select {_EVENT_COLUMNS} from read_stream(%s, %s::uuid, %s, %s)",  # nosec B608
                 (stream.aggregate_type, str(stream.aggregate_id), after, limit),
             )
         )
@@ -382,7 +382,7 @@ _Rows = Callable[[str, tuple[object, ...]], list[Any]]
 
 
 def _read_feed(rows: _Rows, after: int, until: int, limit: int) -> list[Event]:
-    statement = f"select {_EVENT_COLUMNS} from read_feed(%s, %s, %s)"
+    statement = f"select {_EVENT_COLUMNS} from read_feed(%s, %s, %s)"  # nosec B608
     return _to_events(rows(statement, (after, until, limit)))
 
 

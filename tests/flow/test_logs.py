@@ -9,7 +9,7 @@ from eventcore import jsontext
 from eventcore.observe import _Json
 from tests.fakes.shop import TOKEN, FakeShop
 
-TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"  # pragma: allowlist secret
 
 
 class Lines(logging.Handler):

@@ -1,0 +1,67 @@
+"""What `make lint` looks for beside style and types: insecure code, secrets in files, and
+dependencies with known vulnerabilities, where the list of those can be had.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+_PROGRAMS = Path(sys.executable).parent
+LOCK = "requirements.txt"
+"""It holds all that the services' own locks hold."""
+
+
+def insecure_code() -> bool:
+    """Whether bandit finds something; it says what."""
+    command = ("bandit", "-q", "-c", "pyproject.toml", "-r", "services", "local")
+    done = _run(*command)
+    print(done.stdout, end="")
+    return done.returncode != 0
+
+
+def secrets() -> bool:
+    """Whether a file of the repository holds what looks like a secret; says where.
+
+    Names that have "password" in them are not looked for: they are all over the chart, whose own
+    tests hold that none has a value.
+    """
+    listed = subprocess.run(("git", "ls-files", "-z"), capture_output=True, text=True, check=True)
+    names = [name for name in listed.stdout.split("\0") if name and not name.endswith(LOCK)]
+    files = [name for name in names if Path(name).is_file()]
+    scan = ("detect-secrets", "scan", "--disable-plugin", "KeywordDetector")
+    found = json.loads(_run(*scan, *files).stdout)["results"]
+    for name, each in found.items():
+        for secret in each:
+            print(f"{name}:{secret['line_number']}: {secret['type']}")
+    return bool(found)
+
+
+def vulnerable_dependencies() -> bool:
+    """Whether a locked package has a known vulnerability; says which, or that nobody could tell."""
+    told = ("--disable-pip", "--require-hashes", "--progress-spinner=off", "--format=json")
+    answer = _run("pip-audit", *told, "--requirement", LOCK)
+    try:
+        packages = json.loads(answer.stdout)["dependencies"]
+    except ValueError:
+        packages = []
+    known = [each for each in packages if "vulns" in each]
+    if not known:
+        print(f"{LOCK} was not audited: the list of vulnerabilities cannot be had here.")
+    for package in known:
+        for each in package["vulns"]:
+            mended = ", ".join(each["fix_versions"]) or "nothing yet"
+            what = f"{package['name']} {package['version']} has {each['id']}"
+            print(f"{LOCK}: {what}, mended by {mended}")
+    return any(package["vulns"] for package in known)
+
+
+def _run(program: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        (str(_PROGRAMS / program), *arguments), capture_output=True, text=True, check=False
+    )
+
+
+if __name__ == "__main__":
+    found = [look() for look in (insecure_code, secrets, vulnerable_dependencies)]
+    sys.exit(any(found))
