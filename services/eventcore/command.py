@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TypeVar
 from uuid import UUID
 
@@ -48,6 +49,19 @@ class Handled:
 def new_id() -> UUID:
     """A UUID of version 7: they grow with time, so indexes grow at one end."""
     return uuid_utils.compat.uuid7()
+
+
+_LAST = 253402300799_000
+"""Milliseconds until the end of the year 9999, the last that a datetime can hold."""
+
+
+def made_at(made: UUID | None) -> datetime | None:
+    """When an id was made (RFC 9562, 5.7), to the millisecond; None for one that `new_id` never
+    makes.
+    """
+    if made is None or made.version != 7 or (milliseconds := made.int >> 80) > _LAST:
+        return None
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
 def read_all(store: Store, stream: Stream, after: int = 0) -> list[Event]:

@@ -49,6 +49,41 @@ def metrics(beginnings: Sequence[str]) -> None:
 
 
 @click.command()
+@click.argument("wanted", metavar="ID")
+@as_json
+@click.option("--data", "with_data", is_flag=True, help="What is in the events and errors, too.")
+@click.option(
+    "--since", type=click.DateTime(["%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%d"]),
+    help="Look for a correlation id from then on, such as 2026-01-16T10:00:00Z.",
+)  # fmt: skip
+def trace(wanted: str, as_json: bool, with_data: bool, since: datetime | None) -> None:
+    """Print everything that happened to ID, in order, with times and gaps.
+
+    ID is an aggregate's, such as an order's, or a correlation id. It is looked for in the store and
+    the read model of the SERVICE. Neither names nor e-mails nor anything else of an event's data is
+    printed, unless --data is given.
+    """
+    settings = read_settings(process="trace", needs=("store", "readmodel"))
+    from eventcore import jsontext
+    from eventcore.history import find, tell, timeline
+    from eventcore.readmodel import Mongo
+    from eventcore.store import Postgres
+
+    assert settings.store
+    assert settings.readmodel
+    store, readmodel = Postgres(settings.store, 1), Mongo(settings.readmodel, 1)
+    since = since and (since if since.tzinfo else since.replace(tzinfo=UTC))
+    projections = service_module().PROJECTIONS
+    history = find(wanted, settings.service, store, readmodel, projections, since)
+    if history.searched and not history.searched.is_whole:
+        click.echo(f"eventcore: {history.searched}", err=True)
+    if history.is_empty:
+        raise Refused(f"nothing is known of {wanted} in the service {settings.service}")
+    for entry in timeline(history, with_data=with_data):
+        click.echo(jsontext.render(entry.as_json()) if as_json else tell(entry))
+
+
+@click.command()
 @as_json
 def lag(as_json: bool) -> None:
     """Say how far the owner's log goes, how far its relay has come, and how far the projections
@@ -540,5 +575,5 @@ def _age(moment: datetime) -> float:
     return max(0.0, (datetime.now(UTC) - moment).total_seconds())
 
 
-TOOLS = (metrics, lag, parked, dead_letters, rebuild, verify, backup, restore)
+TOOLS = (metrics, trace, lag, parked, dead_letters, rebuild, verify, backup, restore)
 """All of them."""

@@ -3,7 +3,8 @@
 The only file that imports pymongo. Prices are kept as Decimal128, exactly. Every write is
 acknowledged by the journal of a majority before it counts.
 
-    <collection>   the documents of a generation: _id, version, and the projection's own fields
+    <collection>   the documents of a generation: _id, version, the projection's own fields, and
+                   projectedAt, when it was written, which nobody sees but who asks for it
     generations    one a projection: the number of the generation that serves, and the newest one's
     checkpoints    one a generation: position, coveredAt, the epoch of the store it was folded from,
                    and who holds the lease, with the lease's own epoch
@@ -43,6 +44,9 @@ from eventcore.errors import CannotApply, ReadModelAway
 from eventcore.observe import POOL_MAX, POOL_USED
 from eventcore.projection import Document, Projection
 from eventcore.settings import Server
+
+PROJECTED_AT = "projectedAt"
+"""The field that says when a document was written."""
 
 IDS_AT_ONCE = 50
 """Ids in one `$in`."""
@@ -163,6 +167,12 @@ class ReadModel(Protocol):
     def versions(self, collection: str, ids: Iterable[str]) -> dict[str, int]:
         """Their versions alone."""
 
+    def projected_at(self, collection: str, ids: Iterable[str]) -> dict[str, datetime]:
+        """When the documents among `ids` were written, as their writer's clock said; milliseconds.
+
+        A document that was written before this was noted is left out. No other method shows it.
+        """
+
     def page(
         self, collection: str, where: Mapping[str, str], before: str | None, limit: int
     ) -> list[Document]:
@@ -255,12 +265,19 @@ class Mongo:
 
     def find(self, collection: str, ids: Iterable[str]) -> dict[str, Document]:
         """See ReadModel."""
-        return {str(document["_id"]): document for document in self._by_id(collection, ids)}
+        found = self._by_id(collection, ids)
+        return {str(document["_id"]): _shown(document) for document in found}
 
     def versions(self, collection: str, ids: Iterable[str]) -> dict[str, int]:
         """See ReadModel."""
         found = self._by_id(collection, ids, {"version": 1})
         return {str(document["_id"]): _whole(document["version"]) for document in found}
+
+    def projected_at(self, collection: str, ids: Iterable[str]) -> dict[str, datetime]:
+        """See ReadModel."""
+        found = self._by_id(collection, ids, {PROJECTED_AT: 1})
+        written = {str(each["_id"]): _moment(each.get(PROJECTED_AT)) for each in found}
+        return {each: at for each, at in written.items() if at}
 
     def page(
         self, collection: str, where: Mapping[str, str], before: str | None, limit: int
@@ -270,17 +287,19 @@ class Mongo:
         if before is not None:
             query["_id"] = {"$lt": before}
         with self._reaching():
-            return list(self._of(collection).find(query).sort("_id", DESCENDING).limit(limit))
+            found = self._of(collection).find(query).sort("_id", DESCENDING).limit(limit)
+            return [_shown(document) for document in found]
 
     def scan(self, collection: str, after: str, limit: int) -> list[Document]:
         """See ReadModel."""
         with self._reaching():
             found = self._of(collection).find({"_id": {"$gt": after}})
-            return list(found.sort("_id", ASCENDING).limit(limit))
+            return [_shown(each) for each in found.sort("_id", ASCENDING).limit(limit)]
 
     def write(self, collection: str, writes: Sequence[Write]) -> bool:
         """See ReadModel."""
-        operations = [_operation(write) for write in writes]
+        now = datetime.now(UTC)
+        operations = [_operation(write, now) for write in writes]
         try:
             with self._reaching():
                 result = self._of(collection).bulk_write(operations, ordered=False)
@@ -559,10 +578,17 @@ _EXACT: CodecOptions[Document] = CodecOptions(
 )
 
 
-def _operation(write: Write) -> InsertOne[Document] | ReplaceOne[Document]:
+def _operation(write: Write, now: datetime) -> InsertOne[Document] | ReplaceOne[Document]:
+    document = {**write.document, PROJECTED_AT: now}
     if write.replaces == 0:
-        return InsertOne(write.document)
-    return ReplaceOne({"_id": write.document["_id"], "version": write.replaces}, write.document)
+        return InsertOne(document)
+    return ReplaceOne({"_id": document["_id"], "version": write.replaces}, document)
+
+
+def _shown(document: Document) -> Document:
+    """As the projection has folded it."""
+    document.pop(PROJECTED_AT, None)
+    return document
 
 
 def _all_faster_elsewhere(error: BulkWriteError) -> bool:

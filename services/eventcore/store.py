@@ -135,6 +135,12 @@ class Store(Protocol):
     def read_feed(self, after: int, until: int, limit: int = PAGE) -> list[Event]:
         """Events of all streams by position, above `after`, up to the settled `until`."""
 
+    def read_correlated(self, correlation_id: str, after: int, until: int) -> list[Event]:
+        """The events with a correlation id, by position, above `after` and up to `until`.
+
+        Each event between them is looked at, so they must not be far apart.
+        """
+
     def read_heads(self, aggregate_type: str, after: int, until: int) -> list[Head]:
         """The streams that changed between two settled positions, with their last versions."""
 
@@ -296,6 +302,16 @@ class Postgres:
     def read_feed(self, after: int, until: int, limit: int = PAGE) -> list[Event]:
         """See Store."""
         return _read_feed(self._rows, after, until, limit)
+
+    def read_correlated(self, correlation_id: str, after: int, until: int) -> list[Event]:
+        """See Store."""
+        return _to_events(
+            self._rows(
+                f"select {_EVENT_COLUMNS} from events where position > %s and position <= %s"
+                " and metadata->>'correlationId' = %s order by position",
+                (after, until, correlation_id),
+            )
+        )
 
     def read_heads(self, aggregate_type: str, after: int, until: int) -> list[Head]:
         """See Store."""

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+from eventcore.command import made_at
 from eventcore.errors import Busy, Invalid, ReadModelAway
 from eventcore.query import Serving
 from eventcore.readmodel import ReadModel
@@ -21,9 +22,6 @@ REMEMBERED = 10_000
 
 POLL = 0.01
 """Seconds between two looks at the cache while a request waits."""
-
-_LAST = 253402300799_000
-"""Milliseconds until the end of the year 9999, the last that a datetime can hold."""
 
 
 class Customers:
@@ -78,11 +76,11 @@ class Customers:
 
     def _is_nobodys(self, user_id: str) -> bool:
         """Whether the cache would know this user if there were one, or nobody can have the id."""
-        made_at = _made_at(UUID(user_id))
-        if made_at is None or made_at > datetime.now(UTC) + self._margin:
+        made = made_at(UUID(user_id))
+        if made is None or made > datetime.now(UTC) + self._margin:
             return True
         covered_at = self._readmodel.checkpoint(self._serving.now().name).covered_at
-        if covered_at is None or covered_at <= made_at + self._margin:
+        if covered_at is None or covered_at <= made + self._margin:
             return False
         return not self._is_known(user_id)  # it may have come since we looked
 
@@ -102,11 +100,3 @@ class Customers:
             self._remembered.move_to_end(user_id)
             if len(self._remembered) > REMEMBERED:
                 self._remembered.popitem(last=False)
-
-
-def _made_at(user_id: UUID) -> datetime | None:
-    """When an id was made (RFC 9562, 5.7); None for one that the user service never makes."""
-    milliseconds = user_id.int >> 80
-    if user_id.version != 7 or milliseconds > _LAST:
-        return None
-    return datetime.fromtimestamp(milliseconds / 1000, UTC)

@@ -51,6 +51,23 @@ def test_documents_come_back_exactly(readmodel: ReadModel) -> None:
     assert readmodel.versions("things", ["a", "missing"]) == {"a": 1}
 
 
+def test_when_a_document_was_written_is_told_and_never_shown(readmodel: ReadModel) -> None:
+    before = datetime.now(UTC) - timedelta(milliseconds=1)
+    write(readmodel, "a", 1)
+    first = readmodel.projected_at("things", ["a", "missing"])
+    assert list(first) == ["a"]
+    assert before <= first["a"] <= datetime.now(UTC)
+    time.sleep(0.002)  # times are kept in milliseconds
+    write(readmodel, "a", 1)  # refused: it is there
+    assert readmodel.projected_at("things", ["a"]) == first
+    write(readmodel, "a", 2)
+    assert readmodel.projected_at("things", ["a"])["a"] > first["a"]
+    plain = {"_id": "a", "version": 2}
+    assert readmodel.find("things", ["a"]) == {"a": plain}
+    assert readmodel.page("things", {}, None, 1) == [plain]
+    assert readmodel.scan("things", "", 1) == [plain]
+
+
 def test_a_write_takes_effect_only_on_the_version_it_replaces(readmodel: ReadModel) -> None:
     assert write(readmodel, "a", 1) is True
     assert write(readmodel, "a", 1) is False

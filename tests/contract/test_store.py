@@ -45,6 +45,17 @@ def test_events_come_back_as_they_were_appended(store: Store, stream: Stream) ->
     assert event.recorded_at.tzinfo
 
 
+def test_events_are_found_by_their_correlation_id_between_two_positions(store: Store) -> None:
+    wanted, before = str(uuid4()), store.settled()
+    for correlation_id in (wanted, "another", wanted, wanted):
+        stream, metadata = Stream("user", uuid4()), {"correlationId": correlation_id}
+        store.append(stream, 0, [new_event()], metadata)
+    first, _, third, last = store.read_feed(before, store.settled())
+    assert store.read_correlated(wanted, before, last.position) == [first, third, last]
+    assert store.read_correlated(wanted, first.position, third.position) == [third]
+    assert store.read_correlated("' or true --", before, last.position) == []
+
+
 def test_several_events_get_consecutive_versions_and_positions(
     store: Store, stream: Stream
 ) -> None:

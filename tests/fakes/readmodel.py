@@ -32,6 +32,7 @@ class FakeReadModel:
     generation_numbers: dict[str, Generations] = field(default_factory=dict)
     skip_list: dict[tuple[str, str], Skip] = field(default_factory=dict)
     verifications: dict[str, Verification] = field(default_factory=dict)
+    written: dict[tuple[str, str], datetime] = field(default_factory=dict)
     away: bool = False
 
     def find(self, collection: str, ids: Iterable[str]) -> dict[str, Document]:
@@ -43,6 +44,12 @@ class FakeReadModel:
     def versions(self, collection: str, ids: Iterable[str]) -> dict[str, int]:
         """See ReadModel."""
         return {each: version_of(found) for each, found in self.find(collection, ids).items()}
+
+    def projected_at(self, collection: str, ids: Iterable[str]) -> dict[str, datetime]:
+        """See ReadModel."""
+        written = {each: self.written[collection, each] for each in self.find(collection, ids)}
+        return {each: at.replace(microsecond=at.microsecond // 1000 * 1000)
+                for each, at in written.items()}  # fmt: skip
 
     def page(
         self, collection: str, where: Mapping[str, str], before: str | None, limit: int
@@ -75,6 +82,7 @@ class FakeReadModel:
             key = str(write.document["_id"])
             if version_of(self.collections[collection].get(key)) == write.replaces:
                 self.collections[collection][key] = copy.deepcopy(write.document)
+                self.written[collection, key] = datetime.now(UTC)
             else:
                 complete = False
         return complete

@@ -72,6 +72,12 @@ class FakeStore:
         self._check()
         return self.log[after:until][:limit]
 
+    def read_correlated(self, correlation_id: str, after: int, until: int) -> list[Event]:
+        """See Store."""
+        self._check()
+        between = self.log[after:until]
+        return [e for e in between if e.metadata.get("correlationId") == correlation_id]
+
     def read_heads(self, aggregate_type: str, after: int, until: int) -> list[Head]:
         """See Store."""
         heads = {}

@@ -43,6 +43,7 @@ class Runbook:
         return re.findall("^## (.+)$", self.text, re.MULTILINE)
 
     @property
-    def commands(self) -> set[str]:
-        """What it calls of `python -m eventcore`, by its first word."""
-        return set(re.findall(r"python -m eventcore ([a-z][a-z-]*)", self.text))
+    def commands(self) -> set[tuple[str, str]]:
+        """What it calls of `python -m eventcore`, by its first two words."""
+        found = re.findall(r"python\s-m\seventcore\s([a-z-]+)(?:\s([a-z-]+))?", self.text)
+        return {(first, second) for first, second in found}

@@ -1,0 +1,222 @@
+"""What `trace` tells: everything that happened to an id, in order, and nothing that is private."""
+
+import json
+import re
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from eventcore import history, jsontext
+from eventcore.command import made_at, new_id
+from eventcore.errors import ReadModelAway, StoreAway
+from eventcore.event import NewEvent
+from eventcore.history import History, find, tell, timeline
+from eventcore.readmodel import Skip
+from eventcore.store import Stream
+from order.projections import known_users, orders
+from tests.fakes.shop import FakeShop
+from tests.fakes.store import FakeStore
+from user.projections import users
+
+OF_ORDERS = (orders.PROJECTION, known_users.PROJECTION)
+
+
+@pytest.fixture
+def shop() -> FakeShop:
+    now = datetime.now(UTC)
+    return FakeShop(user_store=FakeStore(now=now), order_store=FakeStore(now=now))
+
+
+def order_history(shop: FakeShop, wanted: str, since: datetime | None = None) -> History:
+    return find(wanted, "order", shop.order_store, shop.readmodel, OF_ORDERS, since)
+
+
+def user_history(shop: FakeShop, wanted: str) -> History:
+    return find(wanted, "user", shop.user_store, shop.readmodel, (users.PROJECTION,))
+
+
+def told(found: History, **options: bool) -> list[str]:
+    return [entry.what for entry in timeline(found, **options)]
+
+
+def as_json(found: History, **options: bool) -> list[dict[str, Any]]:
+    entries = timeline(found, **options)
+    return [json.loads(jsontext.render(entry.as_json())) for entry in entries]
+
+
+def test_an_order_is_told_from_its_request_to_its_document_and_its_user(shop: FakeShop) -> None:
+    order_id = shop.place_order(user_id := shop.create_user())
+    shop.order_store.now = datetime.now(UTC)
+    shop.settle()
+    entries = as_json(order_history(shop, order_id))
+    by = {each["what"]: each for each in entries}
+    assert by["event"]["eventType"] == "ORDER_PLACED"
+    assert (by["event"]["position"], by["event"]["version"], by["event"]["relayed"]) == (1, 1, True)
+    assert by["request"]["requestId"] == by["event"]["causationId"]
+    documents = {each["projection"]: each for each in entries if each["what"] == "document"}
+    assert documents["orders"]["stream"] == order_id
+    assert documents["known-users"]["stream"] == user_id
+    assert (by["relay"]["relayed"], by["relay"]["head"]) == (1, 1)
+    assert [each["what"] for each in entries].index("request") < [
+        each["what"] for each in entries
+    ].index("event")
+
+
+def test_times_are_in_order_and_each_gap_is_since_the_one_before(shop: FakeShop) -> None:
+    order_id = shop.place_order(shop.create_user())
+    shop.settle()
+    happened = [each for each in as_json(order_history(shop, order_id)) if each["at"]]
+    moments = [datetime.fromisoformat(each["at"]) for each in happened]
+    assert happened[0]["gapSeconds"] is None
+    for before, after, entry in zip(moments, moments[1:], happened[1:], strict=False):
+        expected = max(0.0, (after - before).total_seconds())
+        assert entry["gapSeconds"] == pytest.approx(expected, abs=0.002)
+
+
+def test_what_is_not_relayed_and_not_projected_is_said_so(shop: FakeShop) -> None:
+    order_id = shop.place_order(shop.create_user())
+    found = order_history(shop, order_id)
+    [event] = [each for each in as_json(found) if each["what"] == "event"]
+    [standing] = [each for each in as_json(found) if each["what"] == "standing"]
+    assert event["relayed"] is False
+    assert (standing["projection"], standing["version"]) == ("orders", 0)
+    text = "\n".join(map(tell, timeline(found)))
+    assert "not relayed yet" in text
+    assert f"orders has no document: order {order_id}" in text
+
+
+def test_a_document_that_is_behind_says_of_what(shop: FakeShop) -> None:
+    user_id = shop.create_user()
+    shop.users.put(f"/users/{user_id}", json={"name": "Eve"})
+    text = "\n".join(map(tell, timeline(user_history(shop, user_id))))
+    assert f"users wrote user {user_id} at version 1" in text
+    assert f"users is at version 1 of 2: user {user_id}" in text
+
+
+def park(shop: FakeShop, user_id: str) -> None:
+    event = NewEvent(uuid4(), "USER_MARRIED", 1, {"to": "bob@example.com"})
+    shop.user_store.append(Stream("user", UUID(user_id)), 1, [event], {})
+    shop.settle()
+    [key] = [each for each in shop.readmodel.parked_list if each[0] == "users"]
+    parked = shop.readmodel.parked_list[key]
+    shop.readmodel.parked_list[key] = replace(parked, error="ValueError: bob@example.com")
+
+
+def test_a_parked_stream_is_shown_parked_without_the_text_of_its_error(shop: FakeShop) -> None:
+    user_id = shop.create_user()
+    park(shop, user_id)
+    found = user_history(shop, user_id)
+    [parked] = [each for each in as_json(found) if each["what"] == "parked"]
+    assert (parked["version"], parked["highest"], parked["error"]) == (2, 2, "ValueError")
+    [asked] = [each for each in as_json(found, with_data=True) if each["what"] == "parked"]
+    assert asked["error"] == "ValueError: bob@example.com"
+
+
+def test_names_and_addresses_are_told_only_where_they_are_asked_for(shop: FakeShop) -> None:
+    user_id = shop.create_user("Ada Lovelace", "ada@example.com")
+    park(shop, user_id)
+    found = user_history(shop, user_id)
+    for entry in timeline(found):
+        shown = tell(entry) + jsontext.render(entry.as_json()).decode()
+        assert not re.search("Ada|@", shown)
+    everything = "\n".join(map(tell, timeline(found, with_data=True)))
+    assert '"name":"Ada Lovelace"' in everything
+
+
+def test_what_is_to_be_skipped_is_told(shop: FakeShop) -> None:
+    user_id = shop.create_user()
+    now = datetime.now(UTC)
+    shop.readmodel.skip(Skip("users", user_id, 2, str(uuid4()), "eve", "it was wrong", now))
+    text = "\n".join(map(tell, timeline(user_history(shop, user_id))))
+    assert f"users was told to skip version 2 of user {user_id}" in text
+
+
+def test_a_correlation_id_leads_to_all_events_of_its_requests(shop: FakeShop) -> None:
+    user_id = shop.create_user()
+    headers = {"X-Correlation-ID": str(new_id())}
+    body = {"userId": user_id, "item": "Laptop", "price": 1}
+    placed = [shop.orders.post("/orders", json=body, headers=headers) for _ in range(2)]
+    shop.orders.post("/orders", json=body)
+    shop.settle()
+    found = order_history(shop, headers["X-Correlation-ID"])
+    streams = {str(event.aggregate_id) for event in found.events}
+    assert streams == {answer.get_json()["orderId"] for answer in placed}
+    assert told(found).count("request") == 2
+    documents = [each for each in as_json(found) if each["what"] == "document"]
+    assert {each["stream"] for each in documents} == {*streams, user_id}
+
+
+def test_a_correlation_id_of_any_form_is_looked_for_among_the_newest(shop: FakeShop) -> None:
+    body = {"name": "Ada", "email": "a@b"}
+    shop.users.post("/users", json=body, headers={"X-Correlation-ID": "checkout-7"})
+    found = user_history(shop, "checkout-7")
+    assert [event.event_type for event in found.events] == ["USER_CREATED"]
+    assert found.searched
+    assert found.searched.is_whole
+
+
+def a_long_log(monkeypatch: pytest.MonkeyPatch, correlation_id: str) -> FakeStore:
+    """Two hundred events, one a minute; the hundred-and-first has the correlation id."""
+    monkeypatch.setattr(history, "REACH", 40)
+    monkeypatch.setattr(history, "STEP", 7)
+    store = FakeStore()
+    made = made_at(UUID(correlation_id))
+    assert made
+    for number in range(200):
+        store.now = made + timedelta(minutes=number - 100)
+        metadata = {"correlationId": correlation_id if number == 100 else "another"}
+        store.append(Stream("user", uuid4()), 0, [NewEvent(uuid4(), "X", 1, {})], metadata)
+    return store
+
+
+def test_a_correlation_id_that_tells_its_time_is_looked_for_from_then_on_and_no_further(
+    shop: FakeShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = str(new_id())
+    shop.user_store = a_long_log(monkeypatch, wanted)
+    found = user_history(shop, wanted)
+    assert [event.position for event in found.events] == [101]
+    assert found.searched
+    assert (found.searched.after, found.searched.until) == (99, 139)
+    assert "above position 99 and up to 139 alone, of 200" in str(found.searched)
+
+
+def test_what_is_older_than_the_newest_is_found_from_a_moment_that_is_given(
+    shop: FakeShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = a_long_log(monkeypatch, str(new_id()))
+    store.log = [
+        replace(event, metadata={"correlationId": "checkout-7" if event.position == 50 else "x"})
+        for event in store.log
+    ]
+    shop.user_store = store
+    assert user_history(shop, "checkout-7").is_empty
+    since = store.log[45].recorded_at
+    found = find("checkout-7", "user", store, shop.readmodel, (users.PROJECTION,), since)
+    assert [event.position for event in found.events] == [50]
+
+
+def test_nothing_is_known_of_a_stranger(shop: FakeShop) -> None:
+    shop.create_user()
+    for wanted in (str(new_id()), "whatever"):
+        assert user_history(shop, wanted).is_empty
+        assert order_history(shop, wanted).is_empty
+
+
+def test_the_order_service_knows_a_user_by_its_cache(shop: FakeShop) -> None:
+    user_id = shop.create_user()
+    [document] = as_json(order_history(shop, user_id))
+    assert (document["what"], document["projection"]) == ("document", "known-users")
+
+
+def test_a_server_that_is_away_is_named(shop: FakeShop) -> None:
+    user_id = shop.create_user()
+    shop.readmodel.away = True
+    with pytest.raises(ReadModelAway, match="MongoDB"):
+        user_history(shop, user_id)
+    shop.user_store.away = True
+    with pytest.raises(StoreAway, match="PostgreSQL"):
+        user_history(shop, user_id)
