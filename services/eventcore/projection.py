@@ -25,15 +25,6 @@ def version_of(document: Document | None) -> int:
     return version
 
 
-NOTES: frozenset[str] = frozenset()
-"""Fields that a projector notes on a document for itself; no fold makes them."""
-
-
-def content(document: Document) -> Document:
-    """All that a fold makes of a document, its version too."""
-    return {name: value for name, value in document.items() if name not in NOTES}
-
-
 @dataclass(frozen=True)
 class Projection:
     """What a projector needs to know of one read model.

@@ -23,7 +23,7 @@ from eventcore.errors import Away, CannotApply, Conflict, NotFound, Refused
 from eventcore.event import Event
 from eventcore.failpoints import reach
 from eventcore.feed import SWEEP_RANGE, Feed
-from eventcore.projection import Document, Projection, content, version_of
+from eventcore.projection import Document, Projection, version_of
 from eventcore.projector import Folder, Sweep, backoff
 from eventcore.readmodel import Generation, ReadModel, Write, generation_of
 
@@ -314,12 +314,12 @@ def _digest(document: Document | None) -> int:
     """Of all that a fold makes; 0 where there is no document."""
     if document is None:
         return 0
-    text = json.dumps(content(document), sort_keys=True, default=str)
+    text = json.dumps(document, sort_keys=True, default=str)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
 
 def _alike(old: Document | None, new: Document | None) -> bool:
-    return old is not None and new is not None and content(old) == content(new)
+    return old is not None and old == new
 
 
 def _kind(old: Document | None, new: Document | None) -> str:

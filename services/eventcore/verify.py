@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from eventcore.event import Event
 from eventcore.feed import SWEEP_RANGE, Feed
-from eventcore.projection import Document, Projection, content, version_of
+from eventcore.projection import Document, Projection, version_of
 from eventcore.readmodel import Checkpoint, Generation, ReadModel
 from eventcore.store import Progress
 
@@ -149,7 +149,7 @@ class Verifier:
         except Exception as error:  # noqa: BLE001 - whatever a step raises
             return f"this code cannot fold it: {type(error).__name__}"
         assert folded
-        return _different(content(document), folded)
+        return _different(document, folded)
 
 
 def _different(document: Document, folded: Document) -> str:
