@@ -98,11 +98,15 @@ def _close(opened: "Future[Consumer]") -> None:
 
 @dataclass(slots=True)
 class Folded:
-    """What became of one stream's events: the document, and what stopped it, if anything."""
+    """What became of one stream's events: the document, and what stopped it, if anything.
+
+    `highest` came; the log is known to go to `known`.
+    """
 
     before: int
     document: Document | None
     highest: int
+    known: int
     stopped_at: int = 0
     error: str = ""
     recorded: list[datetime] = field(default_factory=list)
@@ -111,7 +115,7 @@ class Folded:
     @property
     def is_ahead(self) -> bool:
         """Whether there are events that the log itself does not lead up to."""
-        return self.highest > self.version and not self.error
+        return self.highest > self.known
 
     @property
     def version(self) -> int:
@@ -165,7 +169,7 @@ class Folder:
 
         When it returns, each event is applied, or its stream stands on the parked list, or
         (the feed being away) it is left to the sweep. What comes back names the streams
-        whose events are ahead of the log itself, each with the version its document has. A
+        whose events are ahead of the log itself, each with the version to which the log goes. A
         stream that is parked already only has its entry renewed, unless `retry`. Raises
         ReadModelAway; then some may be applied, and it can be called again.
 
@@ -181,7 +185,7 @@ class Folder:
             known = pending if attempt or retry else self._begun(pending)
             documents = self._readmodel.find(into.collection, known) if known else {}
             if not retry:
-                self._leave_parked(pending, documents)
+                ahead.update(self._leave_parked(pending, documents))
             folded: dict[str, Folded] = {}
             for stream, events in pending.items():
                 try:
@@ -190,7 +194,7 @@ class Folder:
                     log.warning("Gap left to the sweep", extra={"id": stream, "reason": str(away)})
             if self._write(folded):
                 self._settle(folded, parked)
-                ahead.update((s, f.version) for s, f in folded.items() if f.is_ahead)
+                ahead.update((s, f.known) for s, f in folded.items() if f.is_ahead)
                 return ahead
             pending = {stream: pending[stream] for stream in folded}
             sleep(backoff(attempt) / 50)  # a replica was faster with one of them
@@ -206,9 +210,12 @@ class Folder:
 
     def _leave_parked(
         self, pending: dict[str, Sequence[Event]], documents: Mapping[str, Document]
-    ) -> None:
-        """Take those out that are parked, with their entries renewed; only a gap can be one."""
-        gaps = []
+    ) -> dict[str, int]:
+        """Take those out that are parked, with their entries renewed; only a gap can be one.
+
+        An entry goes no further than the log: what is ahead of that comes back, as from `apply`.
+        """
+        gaps, ahead = [], dict[str, int]()
         for stream, events in pending.items():
             above = sorted(
                 e.version for e in events if e.version > version_of(documents.get(stream))
@@ -217,7 +224,26 @@ class Folder:
                 gaps.append(stream)
         if gaps:
             for stream, parked in self._readmodel.parked(self.generation.name, gaps).items():
-                self.renew(parked, max(event.version for event in pending.pop(stream)))
+                highest = max(event.version for event in pending.pop(stream))
+                if highest > (known := self._renew_from_feed(parked, highest)):
+                    ahead[stream] = known
+        return ahead
+
+    def _renew_from_feed(self, parked: Parked, highest: int) -> int:
+        """How far the log goes, if `highest` is news; then the entry says so too."""
+        if highest <= parked.highest:
+            return highest
+        try:
+            news = self._feed.stream(parked.stream, parked.highest)
+        except FeedAway as away:
+            log.warning(
+                "Parked stream left to the sweep",
+                extra={"id": parked.stream, "reason": str(away)},
+            )
+            return highest
+        known = news[-1].version if news else parked.highest
+        self.renew(parked, known)
+        return known
 
     def retry(self, stream: str) -> bool:
         """Try a parked stream again; True if it has been released, False if it stays parked.
@@ -243,8 +269,10 @@ class Folder:
     def _fold(self, stream: str, document: Document | None, events: Sequence[Event]) -> Folded:
         before = version_of(document)
         highest = max((event.version for event in events), default=before)
-        result = Folded(before, document, highest)
-        for event in self._in_order(stream, before, events):
+        ordered = self._in_order(stream, before, events)
+        known = ordered[-1].version if ordered else before
+        result = Folded(before, document, highest, known)
+        for event in ordered:
             try:
                 skipped = (stream, event.version) in self._skips
                 step = self._projection.skip if skipped else self._projection.apply
@@ -340,7 +368,7 @@ class Folder:
                 generation=self.generation.name,
                 stream=stream,
                 version=folded.stopped_at,
-                highest=max(folded.highest, folded.stopped_at),
+                highest=folded.known,
                 error=folded.error[:500],
                 when=self._clock(),
             )

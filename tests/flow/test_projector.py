@@ -17,6 +17,7 @@ from eventcore.errors import BrokerAway, FeedAway
 from eventcore.event import NewEvent
 from eventcore.projection import Projection
 from eventcore.projector import Folder
+from eventcore.relay import to_broker
 from eventcore.store import Stream
 from order.projections import orders
 from tests.fakes.shop import FakeShop, projector
@@ -226,6 +227,45 @@ def test_an_event_that_the_log_does_not_have_is_a_dead_letter(shop: FakeShop) ->
     shop.sweep()
     assert len(shop.broker.queues[f"{USERS}.dead-letters"]) == 1
     assert_converged(shop)
+
+
+def ghost_of(shop: FakeShop, version: int) -> Message:
+    """A message of the last user's last event, with a version that the log does not have."""
+    message = to_broker(shop.user_store.log[-1])
+    known = b'"version":%d' % shop.user_store.log[-1].version
+    return replace(message, id="ghost", body=message.body.replace(known, b'"version":%d' % version))
+
+
+@pytest.mark.parametrize("parked_before", [True, False])
+def test_a_message_ahead_of_the_log_does_not_hold_a_parked_stream_after_the_fix(
+    shop: FakeShop, parked_before: bool
+) -> None:
+    user_id = shop.create_user()
+    poison(shop, user_id)
+    shop.relay()
+    if parked_before:
+        shop.consume()
+    shop.broker.route(ghost_of(shop, 77))
+    shop.consume()
+    assert shop.readmodel.parked("users")[user_id].highest == 2
+    [(dead, _)] = shop.broker.queues[f"{USERS}.dead-letters"]
+    assert dead.id == "ghost"
+    fixed = replace(users.PROJECTION, ignores=frozenset({"USER_MARRIED"}))
+    projector(fixed, shop.readmodel, shop.user_store, shop.broker).sweep()
+    assert shop.readmodel.parked("users") == {}
+
+
+def test_later_events_of_a_parked_stream_are_noted_and_are_no_dead_letters(
+    shop: FakeShop,
+) -> None:
+    user_id = shop.create_user()
+    poison(shop, user_id)
+    shop.settle()
+    for name in ("Eve", "Eva"):
+        poison(shop, user_id, "USER_NAME_CHANGED", {"name": name})
+    shop.settle()
+    assert shop.readmodel.parked("users")[user_id].highest == 4
+    assert not shop.broker.queues[f"{USERS}.dead-letters"]
 
 
 def test_two_replicas_that_fold_the_same_events_write_each_once(shop: FakeShop) -> None:
