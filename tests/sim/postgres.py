@@ -1,0 +1,474 @@
+"""A model of PostgreSQL with `init.sql` in it, and the real store on top of it.
+
+What is simulated is each function of `init.sql`, one act at a time: locks are taken and waited
+for, positions are drawn before the commit, and a commit may come late, or after its client has
+been told that the connection is lost, or never.
+"""
+
+from bisect import bisect_right, insort
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+from types import SimpleNamespace
+from typing import Any, TypeVar
+from uuid import UUID
+
+from eventcore import jsontext
+from eventcore.circuit import Circuit
+from eventcore.errors import FeedAway, StoreAway
+from eventcore.event import Event
+from eventcore.feed import HeadsPage, StoreFeed
+from eventcore.store import Postgres, Progress, RelaySession, Settling, _to_error
+from tests.sim.judge import Judge
+from tests.sim.world import Crash, Lock, Process, World
+
+LOCK_TIMEOUT = 3.0
+"""Seconds, as in `connect`."""
+
+Rows = list[Any]
+Result = TypeVar("Result")
+
+
+@dataclass(eq=False)
+class Session:
+    """One connection; `open` as far as the server knows."""
+
+    owner: Process | None
+    open: bool = True
+    notified: bool = False
+
+
+@dataclass(eq=False)
+class Transaction:
+    """One append, from its first lock to its end."""
+
+    name: str
+    values: tuple[Any, ...]
+    session: Session
+    positions: list[int] = field(default_factory=list)
+    locks: list[object] = field(default_factory=list)
+    waits_for: object = None
+    writes: bool = False
+    ended: bool = False
+    result: Rows = field(default_factory=list)
+
+    @property
+    def stream(self) -> tuple[str, str]:
+        return self.values[0], self.values[1]
+
+
+class FakePostgres:
+    """The server: what is committed, who holds which lock, and how far positions are drawn."""
+
+    def __init__(self, world: World, judge: Judge) -> None:
+        self._world = world
+        self._judge = judge
+        self._names = count(1)
+        self.rows: dict[int, tuple[Any, ...]] = {}
+        self.positions: list[int] = []
+        self.streams: dict[tuple[str, str], list[int]] = {}
+        self.ids: set[str] = set()
+        self.keys: dict[str, tuple[str, str]] = {}
+        self.head = 0
+        self.open: dict[str, Transaction] = {}
+        self._begun: dict[str, Transaction] = {}
+        self.checkpoints: dict[str, int] = {}
+        self.relay: Session | None = None
+        self.away_until = 0.0
+        self.sessions: list[Session] = []
+        self._held: dict[object, Transaction] = {}
+
+    # ── connections ───────────────────────────────────────────────────────────────────────
+
+    def connect(self) -> Session:
+        """Open a session; raises StoreAway."""
+        self._world.point("pg connect")
+        self._require_up()
+        session = Session(self._world.running)
+        self.sessions.append(session)
+        return session
+
+    def close(self, session: Session) -> None:
+        """The server learns that a session is over: its lock is free; what it runs goes on."""
+        session.open = False
+        if session in self.sessions:
+            self.sessions.remove(session)
+        if self.relay is session:
+            self.relay = None
+
+    def restart(self, seconds: float) -> None:
+        """Lose all sessions and what was not committed."""
+        if self.open:
+            self._world.reach("PostgreSQL restarts with a transaction open")
+        self.away_until = self._world.now + seconds
+        for session in list(self.sessions):
+            self.close(session)
+        for transaction in list(self._begun.values()):
+            self._roll_back(transaction)
+
+    def execute(self, session: Session, statement: str, values: tuple[Any, ...]) -> Rows:
+        """Carry out one statement of store.py; raises what the driver's errors become."""
+        name, act = self._act(statement)
+        self._world.point(f"pg {name}")
+        self._require_up()
+        if not session.open:
+            raise StoreAway("the connection to PostgreSQL was lost")
+        if self._world.chance("pg cut"):
+            self.close(session)
+            raise StoreAway("the connection to PostgreSQL was lost")
+        rows = act(session, values)
+        if name in ("append", "move checkpoint"):
+            self._world.point(f"pg {name} done")
+        if not session.open or self._world.chance("pg answer lost"):
+            self.close(session)
+            if name == "append":
+                self._world.reach("a commit's answer is lost")
+            raise StoreAway("the connection to PostgreSQL was lost")
+        return rows
+
+    def _require_up(self) -> None:
+        if self._world.now < self.away_until:
+            raise StoreAway("PostgreSQL cannot be reached")
+
+    def _act(self, statement: str) -> tuple[str, Callable[[Session, tuple[Any, ...]], Rows]]:
+        for begin, name, act in (
+            ("select replayed", "append", self._append),
+            ("select head, holders from settle", "settle", self._settle),
+            ("select head, holders, coalesce", "progress", self._progress),
+            ("select request_hash", "recorded answer", self._recorded_answer),
+            ("select 1 from events", "event id", self._event_id),
+            ("select pg_try_advisory_lock", "lock", self._lock_relay),
+            ("select position from checkpoints", "checkpoint", self._checkpoint),
+            ("select move_checkpoint", "move checkpoint", self._move_checkpoint),
+            ("select expire_idempotency_keys", "expire", lambda *_: [(0,)]),
+            ("notify events", "notify", self._notify),
+            ("listen events", "listen", lambda *_: []),
+        ):
+            if statement.startswith(begin):
+                return name, act
+        if "from read_stream" in statement:
+            return "read stream", self._read_stream
+        if "from read_feed" in statement:
+            return "read feed", self._read_feed
+        assert "from read_heads" in statement, statement
+        return "read heads", self._read_heads
+
+    # ── appending ─────────────────────────────────────────────────────────────────────────
+
+    def _append(self, session: Session, values: tuple[Any, ...]) -> Rows:
+        transaction = Transaction(f"t{next(self._names)}", values, session)
+        self._begun[transaction.name] = transaction
+        steps = self._steps(transaction)
+        try:
+            while (label := next(steps, None)) is not None:
+                if transaction.waits_for is not None:
+                    self._wait_for_lock(transaction)
+                else:
+                    slow = label == "pg inserted" and self._world.chance("pg slow commit")
+                    self._world.point(label, self._world.random.random() * 0.6 if slow else None)
+                if transaction.ended and not transaction.result:
+                    raise StoreAway("PostgreSQL went away")
+                if not session.open:
+                    raise StoreAway("the connection to PostgreSQL was lost")
+                if self._world.chance("pg cut"):
+                    self.close(session)
+                    raise StoreAway("the connection to PostgreSQL was lost")
+        except (Crash, StoreAway):
+            if not transaction.ended:
+                self._world.note(f"{transaction.name} goes on without its client")
+                self._go_on_alone(transaction, steps)
+            raise
+        return transaction.result
+
+    def _wait_for_lock(self, transaction: Transaction) -> None:
+        wanted = transaction.waits_for
+        kind = "a key" if isinstance(wanted, str) else "a stream"
+        self._world.reach(f"an append waits for another one with {kind}")
+        free = self._world.until(
+            "pg waits for a lock",
+            lambda: wanted not in self._held or transaction.ended,
+            LOCK_TIMEOUT,
+        )
+        if not free:
+            self._roll_back(transaction)
+            raise _to_error("55P03", "canceling statement due to lock timeout")
+
+    def _go_on_alone(self, transaction: Transaction, steps: Iterator[str]) -> None:
+        """The client is gone: the server finishes what it was told, or rolls it back."""
+        if self._world.random.random() < 0.25:
+            self._world.later(self._world.latency() * 20, lambda: self._roll_back(transaction))
+            return
+
+        def go_on() -> None:
+            if transaction.ended:
+                return
+            if transaction.waits_for is None or transaction.waits_for not in self._held:
+                with suppress(Exception):  # a conflict that nobody hears of
+                    if next(steps, None) is None:
+                        self._world.reach("a commit that its client has given up")
+                        return
+            self._world.later(self._world.latency() * 4, go_on)
+
+        self._world.later(self._world.latency() * 8, go_on)
+
+    def _steps(self, own: Transaction) -> Iterator[str]:
+        _, each, expected, ids, types, schemas, data, metadata, key, digest, answer = own.values
+        try:
+            if key is not None:
+                yield from self._lock(own, key)
+                if key in self.keys:
+                    known_digest, known = self.keys[key]
+                    if known_digest != digest:
+                        self._world.reach("a key comes with another request")
+                        raise _to_error("ES002", "this key stands for another request")
+                    self._world.reach("an append is answered by its key")
+                    own.result = [(True, known, expected)]
+                    return
+                yield "pg key locked"
+            if ids:
+                yield from self._lock(own, own.stream)
+                if len(self.streams.get(own.stream, ())) != expected:
+                    raise _to_error("ES001", f"conflict: {each} is not at version {expected}")
+                yield "pg row locked"
+                own.writes = True
+                self.open[own.name] = own
+                for _ in ids:
+                    self.head += 1
+                    own.positions.append(self.head)
+                    yield "pg position drawn"
+                if clash := self.ids & set(ids):
+                    raise _to_error("23505", f"event ids {clash} are there already")
+                yield "pg inserted"
+            self._commit(own, key, digest, answer, (types, schemas, data, metadata))
+            own.result = [(False, None, expected + len(ids))]
+            yield "pg committed"
+        finally:
+            self._let_go(own)
+
+    def _lock(self, own: Transaction, wanted: object) -> Iterator[str]:
+        while self._held.get(wanted, own) is not own:
+            own.waits_for = wanted
+            yield "pg waits"
+        own.waits_for = None
+        self._held[wanted] = own
+        own.locks.append(wanted)
+
+    def _commit(
+        self,
+        own: Transaction,
+        key: str | None,
+        digest: str,
+        answer: str,
+        columns: tuple[Any, Any, Any, Any],
+    ) -> None:
+        kind, each, expected, ids, *_ = own.values
+        types, schemas, data, metadata = columns
+        if key is not None:
+            self.keys[key] = (digest, answer)
+        versions = self.streams.setdefault(own.stream, []) if ids else []
+        if own.positions and own.positions[-1] < self.head:
+            self._world.reach("a commit below the head")
+        for place, position in enumerate(own.positions):
+            row = (
+                position,
+                UUID(ids[place]),
+                kind,
+                UUID(each),
+                expected + place + 1,
+                types[place],
+                schemas[place],
+                data[place],
+                metadata,
+                self._world.clock(),
+            )
+            self.rows[position] = row
+            self.ids.add(ids[place])
+            versions.append(position)
+            insort(self.positions, position)
+            self._judge.appended(to_event(row))
+        if ids:
+            self._world.note(f"{own.name} commits {own.positions} of {each[-4:]}")
+
+    def _roll_back(self, own: Transaction) -> None:
+        if own.ended:
+            return
+        if own.positions and own.positions[0] not in self.rows:
+            self._world.reach("a rolled back append leaves a gap")
+        self._world.note(f"{own.name} is rolled back or over")
+        self._let_go(own)
+
+    def _let_go(self, own: Transaction) -> None:
+        own.ended = True
+        own.waits_for = None
+        self.open.pop(own.name, None)
+        self._begun.pop(own.name, None)
+        for lock in own.locks:
+            if self._held.get(lock) is own:
+                del self._held[lock]
+
+    # ── reading ───────────────────────────────────────────────────────────────────────────
+
+    def _settle(self, session: Session, _: tuple[Any, ...]) -> Rows:
+        head = self.head
+        self._world.point("pg settle between")
+        holders = list(self.open)
+        if holders and session is self.relay:
+            self._world.reach("a relay looks while an append is open")
+        return [(head, holders)]
+
+    def _progress(self, session: Session, values: tuple[Any, ...]) -> Rows:
+        head, holders = self._settle(session, ())[0]
+        return [(head, holders, self.checkpoints.get(values[0], 0), "the first")]
+
+    def _recorded_answer(self, _: Session, values: tuple[Any, ...]) -> Rows:
+        return [self.keys[values[0]]] if values[0] in self.keys else []
+
+    def _event_id(self, _: Session, values: tuple[Any, ...]) -> Rows:
+        if values[0] not in self.ids:
+            return []
+        self._world.reach("an append is found again by its event id")
+        return [(1,)]
+
+    def _read_stream(self, _: Session, values: tuple[Any, ...]) -> Rows:
+        kind, each, after, limit = values
+        return [self.rows[p] for p in self.streams.get((kind, each), [])[after:][:limit]]
+
+    def _read_feed(self, _: Session, values: tuple[Any, ...]) -> Rows:
+        after, until, limit = values
+        found = self._between(after, until)
+        if not found:
+            self._world.reach("a page of the feed with nothing but gaps")
+        return [self.rows[p] for p in found[:limit]]
+
+    def _read_heads(self, _: Session, values: tuple[Any, ...]) -> Rows:
+        kind, after, until = values
+        heads: dict[UUID, int] = {}
+        for position in self._between(after, until):
+            if self.rows[position][2] == kind:
+                heads[self.rows[position][3]] = self.rows[position][4]
+        return list(heads.items())
+
+    def _between(self, after: int, until: int) -> list[int]:
+        begin, end = bisect_right(self.positions, after), bisect_right(self.positions, until)
+        return self.positions[begin:end]
+
+    # ── the relay's ───────────────────────────────────────────────────────────────────────
+
+    def _lock_relay(self, session: Session, _: tuple[Any, ...]) -> Rows:
+        if self.relay is None:
+            self.relay = session
+        return [(self.relay is session,)]
+
+    def _checkpoint(self, _: Session, values: tuple[Any, ...]) -> Rows:
+        return [(self.checkpoints[values[0]],)] if values[0] in self.checkpoints else []
+
+    def _move_checkpoint(self, session: Session, values: tuple[Any, ...]) -> Rows:
+        name, position = values
+        if position > self.checkpoints.get(name, 0):
+            self.checkpoints[name] = position
+            self._world.note(f"the relay's checkpoint is {position}")
+            self._judge.relay_checkpoint(position)
+        return [(None,)]
+
+    def _notify(self, *_: object) -> Rows:
+        for session in self.sessions:
+            session.notified = True
+        return []
+
+
+def to_event(row: tuple[Any, ...]) -> Event:
+    """A row as the store reads it."""
+    *place, data, metadata, recorded_at = row
+    return Event(*place, jsontext.parse(data), jsontext.parse(metadata), recorded_at)  # type: ignore[call-arg]
+
+
+class SimStore(Postgres):
+    """The real store, on a simulated connection."""
+
+    def __init__(self, server: FakePostgres, world: World, patience: float = 0.25) -> None:
+        self._server = server
+        self._session: Session | None = None
+        self._settling = Settling()
+        self._settling_lock = Lock(world)  # type: ignore[assignment]
+        self._patience = patience
+        self._circuit = Circuit(world.monotonic)
+        self._wakeup = SimpleNamespace(ring=self._ring)  # type: ignore[assignment]
+        self._world = world
+
+    def _ring(self) -> None:
+        """A wake-up is sent beside the append, and may be lost."""
+        if self._world.random.random() < 0.8:
+            self._world.later(0.005, self._server._notify)
+
+    def _rows(self, statement: str, values: tuple[object, ...] = ()) -> Rows:
+        with self._circuit.call():
+            if self._session is None or not self._session.open:
+                self._session = self._server.connect()
+            return self._server.execute(self._session, statement, values)
+
+
+class SimRelaySession(RelaySession):
+    """The real relay's session, on a simulated connection."""
+
+    def __init__(self, server: FakePostgres, world: World, name: str) -> None:
+        self._name = name
+        self._server = server
+        self._world = world
+        self._settling = Settling()
+        self.head = 0
+        self.session = server.connect()
+        self._rows("listen events")
+
+    def wait(self, timeout: float) -> None:
+        """See RelayStore."""
+        self._world.until("waits for appends", lambda: self.session.notified, timeout)
+        self.session.notified = False
+        if not self.session.open:
+            raise StoreAway("the connection to PostgreSQL was lost")
+
+    def close(self) -> None:
+        """Say goodbye, unless killed."""
+        if self._world.running and not self._world.running.dying:
+            self._server.close(self.session)
+
+    def _rows(self, statement: str, values: tuple[object, ...] = ()) -> Rows:
+        return self._server.execute(self.session, statement, values)
+
+
+class SimFeed:
+    """The owner's feed, which may be away by itself."""
+
+    def __init__(self, store: SimStore, world: World, judge: Judge, aggregate_type: str) -> None:
+        self._feed = StoreFeed(store, aggregate_type)
+        self._world = world
+        self._judge = judge
+        self.away_until = 0.0
+
+    def stream(self, aggregate_id: str, after: int) -> list[Event]:
+        """See Feed."""
+        try:
+            return self._ask(lambda: self._feed.stream(aggregate_id, after))
+        except FeedAway:
+            self._judge.feed_was_away(aggregate_id)
+            raise
+
+    def heads(self, after: int, until: int) -> HeadsPage:
+        """See Feed."""
+        return self._ask(lambda: self._feed.heads(after, until))
+
+    def between(self, after: int, until: int) -> list[Event]:
+        """See Feed."""
+        return self._ask(lambda: self._feed.between(after, until))
+
+    def progress(self) -> Progress:
+        """See Feed."""
+        return self._ask(self._feed.progress)
+
+    def _ask(self, question: Callable[[], Result]) -> Result:
+        if self._world.chance("feed away"):
+            raise FeedAway("the owner cannot be reached")
+        try:
+            return question()
+        except StoreAway as away:
+            raise FeedAway(str(away)) from away

@@ -1,0 +1,506 @@
+"""One simulation: processes, clients and faults by one seed, then a drain, then the verdict."""
+
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
+from eventcore import broker, command, projector, readmodel, relay, store
+from eventcore.broker import Queue
+from eventcore.command import Call
+from eventcore.errors import Away, Refused
+from eventcore.observe import Health
+from eventcore.projector import Folder, Projector, Sweep
+from eventcore.readmodel import generation_of
+from eventcore.relay import Relay
+from eventcore.store import Answer, Idempotency
+from tests.sim.judge import Issued, Judge
+from tests.sim.mongo import FakeMongo, SimDatetime, SimMongo, by_stream
+from tests.sim.people import DECIDER, FIXED, OLD, Marry, NumberEmail
+from tests.sim.postgres import FakePostgres, SimFeed, SimRelaySession, SimStore
+from tests.sim.rabbitmq import FakeRabbit, SimBroker, Stored
+from tests.sim.world import Process, Stop, World
+from user.user import ChangeUser, CreateUser
+
+ACTIVE = 3.0
+"""Seconds, about, in which there are commands and faults."""
+
+DRAIN = 120.0
+"""Seconds after which everything must have come to rest when nothing fails any more."""
+
+QUEUE = Queue(OLD.queue, OLD.binding)
+LEASE = 0.8
+SWEEP = 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one seed."""
+
+    seed: int
+    steps: int
+    trace_hash: str
+    reached: dict[str, int]
+    wrong: tuple[str, ...]
+
+
+def simulate(seed: int, tells: Callable[[str], object] | None = None) -> Result:
+    """Run one seed to its end."""
+    world = World(seed, tells=tells)
+    with simulated(world):
+        system = System(world)
+        try:
+            system.run()
+        finally:
+            world.end()
+    return Result(
+        seed,
+        world.steps,
+        world.trace_hash,
+        dict(world.reached),
+        tuple(world.wrong),
+    )
+
+
+class System:
+    """Two clients, two relays, two projectors; their servers; and whoever does harm to them."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        chance = world.random
+        self.judge = Judge(world, FIXED, DECIDER)
+        self.postgres = FakePostgres(world, self.judge)
+        self.mongo = FakeMongo(world, self.judge, OLD.collection)
+        self.rabbit = FakeRabbit(world, self.judge, delivery_limit=chance.choice((2, 5, 20)))
+        self.judge.documents = self.mongo.folds
+        self.judge.parked = lambda: by_stream(self.mongo.of("parked").values())
+        self.projection = OLD
+        self._numbers: dict[str, int] = {}
+        self._ids = 0
+        self._busy = True
+        self._batch, self._prefetch = chance.choice(((3, 5), (20, 40)))
+        self._window = chance.choice((2, 500))
+        self.poisonous = chance.random() < 0.5
+        self._clients = {f"client-{n}": Client(self, chance.randint(4, 9)) for n in range(2)}
+        self._programs: dict[str, Callable[[Process], object]] = {
+            **{name: client.main for name, client in self._clients.items()},
+            "relay-0": self._relay,
+            "relay-1": self._relay,
+            "projector-0": self._project,
+            "projector-1": self._project,
+        }
+        world.on_death = self._died
+        command.new_id = self.new_id
+
+    def new_id(self) -> UUID:
+        """Ids that grow, and are the same for the same seed."""
+        self._ids += 1
+        return UUID(int=self.world.seed << 64 | self._ids)
+
+    def run(self) -> None:
+        """Work under faults, then without, then be judged."""
+        world = self.world
+        for name in self._programs:
+            self._start(name)
+        world.rates = _rates(world)
+        harm = Harm(self)
+        for _ in range(world.random.randint(2, 9)):
+            world.later(world.random.random() * ACTIVE, harm.one)
+        end = ACTIVE * (0.6 + 0.4 * world.random.random())
+        world.run(lambda: world.now >= end, ACTIVE)
+        self._heal()
+        if not world.wrong and not world.run(lambda: not self._missing(), DRAIN):
+            world.blame(f"after {DRAIN:.0f} s without a fault: {self._missing()}")
+        if not world.wrong:
+            self.judge.judge_commands()
+
+    def _heal(self) -> None:
+        """Faults are over, and new projectors know what the old ones did not."""
+        world = self.world
+        world.note("no more faults")
+        world.rates = {}
+        self._busy = False
+        self.postgres.away_until = self.mongo.away_until = self.rabbit.away_until = 0.0
+        self.rabbit.silent_until = 0.0
+        self.deploy()
+
+    def deploy(self) -> None:
+        """The projectors are replaced by such as know everything."""
+        self.projection = FIXED
+        for process in [p for p in self.world.processes if p.name.startswith("projector")]:
+            process.stop.set()
+
+    def _missing(self) -> str:
+        clients = [n for n, c in self._clients.items() if self._busy or c.at_work]
+        relayed = self.postgres.checkpoints.get("user", 0)
+        return (
+            f"{clients} are at work"
+            if clients
+            else self.judge.what_is_missing(relayed, self.postgres.head)
+        )
+
+    # ── processes ─────────────────────────────────────────────────────────────────────────
+
+    def _start(self, name: str) -> None:
+        number = self._numbers[name] = self._numbers.get(name, 0) + 1
+        program = self._programs[name]
+        process = Process(name, number, lambda: program(process), Stop(self.world))
+        self.world.start(process)
+
+    def _died(self, process: Process) -> None:
+        """Servers notice sooner or later; a new one is started."""
+        world = self.world
+        if self.postgres.open:
+            world.reach("a process ends while an append is open")
+        for session in [s for s in self.postgres.sessions if s.owner is process]:
+            world.later(self._notice(), partial(self.postgres.close, session))
+        for channel in [c for c in self.rabbit.channels if c.owner is process]:
+            if process.dying:
+                channel.reachable = False
+                world.later(self._notice(), channel.close)
+        client = self._clients.get(process.name)
+        if client is None or client.at_work:
+            world.later(0.05 + world.random.random() * 0.5, lambda: self._start(process.name))
+
+    def _notice(self) -> float:
+        """Seconds after which a server knows that a peer is dead."""
+        draw = self.world.random.random()
+        return draw * 0.02 if draw < 0.6 else draw * 1.5
+
+    def _relay(self, process: Process) -> None:
+        opened: list[SimRelaySession] = []
+
+        def open_store() -> SimRelaySession:
+            opened.append(SimRelaySession(self.postgres, self.world, "user"))
+            return opened[-1]
+
+        def may_publish() -> bool:
+            if (holder := self.postgres.relay) not in (None, opened[-1].session):
+                if opened[-1].session.open:
+                    return False
+                self.world.reach(
+                    "two relays publish, since one does not know that it lost its lock"
+                )
+                assert holder
+            return True
+
+        publishers = SimBroker(self.rabbit)
+        Relay(
+            "user",
+            open_store,
+            lambda: publishers.publisher(QUEUE, self._window, may_publish),
+            Health(),
+        ).run(process.stop)
+
+    def _project(self, process: Process) -> None:
+        projection = self.projection
+        mongo = SimMongo(self.mongo)
+        feed = SimFeed(SimStore(self.postgres, self.world), self.world, self.judge, "user")
+        folder = Folder(projection, mongo, feed, self.world.clock)
+        sweep = Sweep(folder, projection, mongo, feed, str(process), LEASE, self.world.clock)
+        consumers = SimBroker(self.rabbit)
+        Projector(
+            projection,
+            mongo,
+            folder,
+            sweep,
+            lambda: consumers.consumer(QUEUE, self._prefetch),
+            Health(),
+            batch=self._batch,
+            sweep_interval=SWEEP,
+        ).run(process.stop)
+
+
+class Client:
+    """Somebody who sends commands and writes down each answer; the service dies, he does not."""
+
+    def __init__(self, system: System, count: int) -> None:
+        self._system = system
+        self._world = system.world
+        self._left = count
+        self._now: Issued | None = None
+
+    @property
+    def at_work(self) -> bool:
+        """Whether there is something that he has not been told about."""
+        return self._left > 0 or self._now is not None
+
+    def main(self, process: Process) -> None:
+        """Send one after the other, from where he was."""
+        own = SimStore(self._system.postgres, self._world)
+        while self.at_work:
+            if self._now is None:
+                self._left -= 1
+                self._now = self._next()
+                self._system.judge.commands.append(self._now)
+            self._try(own, self._now)
+            self._world.sleep(self._world.random.random() * 0.2)
+
+    def _try(self, own: SimStore, issued: Issued) -> None:
+        """Once; a command without a key is not sent again when its fate is unknown."""
+        if issued.tries and (issued.key is None or issued.tries > 30):
+            issued.outcome = "unknown"
+            self._now = None
+            return
+        issued.tries += 1
+        try:
+            handled = _serve(own, issued)
+        except Refused:
+            self._told(issued, "refused")
+        except Away:
+            return
+        else:
+            if handled.replayed:
+                self._world.reach("a command that is sent again gets its first answer")
+            issued.answer = handled.answer
+            self._told(issued, "acknowledged")
+
+    def _told(self, issued: Issued, outcome: str) -> None:
+        issued.outcome = outcome
+        self._world.note(f"{issued.id} is {outcome}")
+        self._now = None
+
+    def _next(self) -> Issued:
+        """Something new, or a change to what there is, or the same again."""
+        chance, judge = self._world.random, self._system.judge
+        known = [c.stream for c in judge.commands if c.creates]
+        place = len(judge.commands) + 1
+        key = f"key-{place}" if chance.random() < 0.7 else None
+        if not known or chance.random() < 0.2:
+            made = CreateUser(f"name {place}", f"{place}@example.com")
+            return Issued(f"c{place}", self._system.new_id(), made, key, creates=True)
+        with_keys = [c for c in judge.commands if c.key]
+        if with_keys and chance.random() < 0.1:
+            earlier = chance.choice(with_keys)
+            return Issued(earlier.id, earlier.stream, earlier.command, earlier.key, earlier.creates)
+        stream = chance.choice(known[-3:])
+        if with_keys and chance.random() < 0.06:
+            earlier = chance.choice(with_keys)
+            return Issued(f"c{place}", stream, ChangeUser(name=f"thief {place}"), earlier.key)
+        draw = chance.random()
+        if draw < 0.1 and self._system.poisonous:
+            judge.poisoned.add(str(stream))
+            return Issued(f"c{place}", stream, Marry(), key)
+        if draw < 0.15 and self._system.poisonous:
+            judge.poisoned.add(str(stream))
+            return Issued(f"c{place}", stream, NumberEmail(), key)
+        if draw < 0.4:
+            return Issued(
+                f"c{place}", stream, ChangeUser(f"name {place}", f"{place}@example.com"), key
+            )
+        return Issued(f"c{place}", stream, ChangeUser(name=f"name {place % 4}"), key)
+
+
+def _serve(own: SimStore, issued: Issued) -> command.Handled:
+    """A request as web.py serves one: its key first, then the command."""
+    digest = f"{issued.stream} {issued.command}"
+    idempotency = Idempotency(issued.key, digest) if issued.key else None
+    if idempotency and (earlier := own.recorded_answer(idempotency)):
+        return command.Handled(earlier, 0, (), replayed=True)
+    return command.handle(
+        own,
+        DECIDER,
+        issued.stream,
+        issued.command,
+        Call({"commandId": issued.id}, idempotency),
+        lambda _, version: Answer(200, {"id": str(issued.stream), "version": version}, {}),
+        creates=issued.creates,
+    )
+
+
+class Harm:
+    """What happens to processes and servers from outside."""
+
+    def __init__(self, system: System) -> None:
+        self._system = system
+        self._world = system.world
+        self._injected = 0
+        kinds = [
+            self._kill,
+            self._kill,
+            self._pause,
+            self._stop_in_order,
+            self._end_relay_session,
+            self._restart_postgres,
+            self._restart_mongo,
+            self._restart_rabbit,
+            self._silence_rabbit,
+            self._cut_channel,
+            self._purge,
+            self._delete,
+            self._repeat,
+            self._shuffle,
+            self._garbage,
+            self._ahead,
+            self._deploy,
+            self._deploy,
+        ]
+        self._kinds = system.world.random.sample(kinds, system.world.random.randint(3, 9))
+
+    def one(self) -> None:
+        """One of the kinds of this seed."""
+        if self._world.rates:
+            kind = self._world.random.choice(self._kinds)
+            self._world.note(f"harm: {kind.__name__}")
+            kind()
+
+    def _kill(self) -> None:
+        self._world.kill(self._any())
+
+    def _pause(self) -> None:
+        self._world.pause(self._any(), 0.2 + self._world.random.random() * 2)
+
+    def _stop_in_order(self) -> None:
+        process = self._any()
+        if not process.name.startswith("client"):
+            self._world.reach("a process is stopped in order")
+            process.stop.set()
+
+    def _end_relay_session(self) -> None:
+        if self._system.postgres.relay:
+            self._system.postgres.close(self._system.postgres.relay)
+
+    def _restart_postgres(self) -> None:
+        self._system.postgres.restart(self._world.random.random())
+
+    def _restart_mongo(self) -> None:
+        self._world.reach("MongoDB is away for a while")
+        self._system.mongo.restart(self._world.random.random())
+
+    def _restart_rabbit(self) -> None:
+        self._world.reach("RabbitMQ is away for a while")
+        self._system.rabbit.restart(self._world.random.random())
+
+    def _silence_rabbit(self) -> None:
+        self._world.reach("RabbitMQ confirms nothing for a while")
+        self._system.rabbit.silent_until = self._world.now + self._world.random.random() * 4
+
+    def _cut_channel(self) -> None:
+        if self._system.rabbit.channels:
+            self._world.random.choice(self._system.rabbit.channels).lose("the link was cut")
+
+    def _deploy(self) -> None:
+        self._system.deploy()
+
+    def _purge(self) -> None:
+        self._once_filled(self._system.rabbit.purge)
+
+    def _delete(self) -> None:
+        self._system.rabbit.delete(QUEUE.name)
+
+    def _repeat(self) -> None:
+        self._once_filled(self._system.rabbit.repeat)
+
+    def _shuffle(self) -> None:
+        self._once_filled(self._system.rabbit.shuffle)
+
+    def _once_filled(self, act: Callable[[str], None], tries: int = 200) -> None:
+        """Do it as soon as there is more than one message in the queue."""
+        if len(self._system.rabbit.queues.get(QUEUE.name, ())) > 1 and self._world.rates:
+            act(QUEUE.name)
+        elif tries and self._world.rates:
+            self._world.later(0.005, lambda: self._once_filled(act, tries - 1))
+
+    def _garbage(self) -> None:
+        """What is no event at all."""
+        self._inject(self._world.random.choice((b"{", b"[]", b"\xff", b'{"specVersion":9}')))
+
+    def _ahead(self) -> None:
+        """An event that the log does not have."""
+        judge = self._system.judge
+        if not judge.log:
+            return
+        event = judge.log[self._world.random.choice(sorted(judge.log))]
+        message, version = relay.to_broker(event), 70 + self._injected
+        body = message.body.replace(b'"version":%d' % event.version, b'"version":%d' % version)
+        self._world.reach("a message is ahead of the log")
+        judge.ahead.add(self._inject(body))
+
+    def _inject(self, body: bytes) -> str:
+        judge, queues = self._system.judge, self._system.rabbit.queues
+        self._injected += 1
+        place = f"garbage {self._injected}"
+        if QUEUE.name in queues:
+            judge.garbage.add(place)
+            self._system.rabbit.put(QUEUE.name, Stored(place, "user.created", body, {}))
+        return place
+
+    def _any(self) -> Process:
+        return self._world.random.choice(self._world.processes)
+
+
+def _rates(world: World) -> dict[str, float]:
+    """Which troubles this seed has, and how often; each seed has some of them."""
+    usual = {
+        "crash": 0.005,
+        "pg cut": 0.01,
+        "pg answer lost": 0.02,
+        "pg slow commit": 0.3,
+        "mongo cut": 0.02,
+        "mongo answer lost": 0.02,
+        "mongo bulk cut": 0.1,
+        "feed away": 0.1,
+        "nack": 0.03,
+    }
+    chosen = {name: rate for name, rate in usual.items() if world.random.random() < 0.5}
+    return chosen or {"crash": 0.005}
+
+
+@contextmanager
+def simulated(world: World) -> Iterator[None]:
+    """Real code sees simulated time and chance, and no thread is started."""
+    SimDatetime.world = world
+    chance = SimpleNamespace(uniform=world.random.uniform)
+    time = SimpleNamespace(monotonic=world.monotonic, sleep=world.sleep)
+    patches: list[tuple[Any, str, Any]] = [
+        (broker, "monotonic", world.monotonic),
+        (relay, "monotonic", world.monotonic),
+        (projector, "monotonic", world.monotonic),
+        (projector, "sleep", world.sleep),
+        (projector, "random", chance),
+        (projector, "in_thread", _at_once),
+        (command, "random", chance),
+        (command, "time", SimpleNamespace(sleep=_anew(world))),
+        (command, "new_id", command.new_id),
+        (store, "time", time),
+        (readmodel, "datetime", SimDatetime),
+    ]
+    before = [(module, name, getattr(module, name)) for module, name, _ in patches]
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        for module, name, value in patches:
+            setattr(module, name, value)
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
+        logging.disable(level)
+
+
+def _anew(world: World) -> Callable[[float], None]:
+    """A command sleeps only before it is decided anew."""
+
+    def sleep(seconds: float) -> None:
+        world.reach("a command is decided anew after a conflict")
+        world.sleep(seconds)
+
+    return sleep
+
+
+def _at_once(act: Callable[[], Any], name: str) -> "Future[Any]":
+    """Do it here: to open a connection takes one step."""
+    future: Future[Any] = Future()
+    try:
+        future.set_result(act())
+    except Exception as error:  # noqa: BLE001 - told to whoever asks the future
+        future.set_exception(error)
+    return future
+
+
+assert generation_of(OLD).collection == OLD.collection
