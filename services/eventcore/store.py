@@ -307,7 +307,8 @@ class Postgres:
         """See Store."""
         return _to_events(
             self._rows(
-                f"select {_EVENT_COLUMNS} from events where position > %s and position <= %s"
+                f"select {_EVENT_COLUMNS} from events"  # nosec B608
+                " where position > %s and position <= %s"
                 " and metadata->>'correlationId' = %s order by position",
                 (after, until, correlation_id),
             )
