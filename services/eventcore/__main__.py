@@ -124,8 +124,17 @@ def migrate(script: Path | None, wait: float) -> None:
 @main.command()
 @click.argument("passwords", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--projector", "projectors", metavar="LOGIN=PROJECTION", multiple=True)
+@click.option(
+    "--monitor",
+    "monitors",
+    type=click.Choice(("postgres", "mongodb")),
+    multiple=True,
+    help="A server whose exporter gets the login `monitor`; one service's run will do.",
+)
 @click.option("--wait", default=30.0, show_default=True, help="Seconds a server may be away.")
-def provision(passwords: Path, projectors: Sequence[str], wait: float) -> None:
+def provision(
+    passwords: Path, projectors: Sequence[str], monitors: Sequence[str], wait: float
+) -> None:
     """Make the service's databases, roles and logins, as the administrator of each server
     that is named by POSTGRES_HOST, RABBITMQ_HOST and MONGODB_HOST; the others are left alone.
 
@@ -155,8 +164,14 @@ def provision(passwords: Path, projectors: Sequence[str], wait: float) -> None:
             f"{service}_event_db and its logins",
             lambda: run.provision_store(store, service, logins),
         )
+        if "postgres" in monitors:
+            password = read("postgres", run.MONITOR)[run.MONITOR]
+            do(
+                "PostgreSQL's login for its exporter and its rights",
+                lambda: run.provision_store_monitor(store, password),
+            )
     if broker := settings.broker:
-        rabbits = read("rabbitmq", "monitor", f"{service}-relay", *projections)
+        rabbits = read("rabbitmq", run.MONITOR, f"{service}-relay", *projections)
         do(
             f"RabbitMQ's logins of {service}",
             lambda: run.provision_broker(broker, service, projections, rabbits),
@@ -167,6 +182,12 @@ def provision(passwords: Path, projectors: Sequence[str], wait: float) -> None:
             f"MongoDB's logins of {service}",
             lambda: run.provision_readmodel(readmodel, service, list(projections), mongos),
         )
+        if "mongodb" in monitors:
+            secret = read("mongodb", run.MONITOR)[run.MONITOR]
+            do(
+                "MongoDB's login for its exporter and its rights",
+                lambda: run.provision_readmodel_monitor(readmodel, secret),
+            )
 
 
 def _start(settings: Settings, missing: Callable[[], Any]) -> Stop:

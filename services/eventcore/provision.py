@@ -5,6 +5,8 @@
     RabbitMQ     a login for the relay and each projector: what each may declare, publish, read;
                  and `monitor`, which may look at queues and at nothing in them
     MongoDB      {service}_read_model, and a login for the service (reads) and each projector
+    both         where asked for, `monitor` for an exporter of PostgreSQL or MongoDB: it may ask
+                 for the server's numbers, and reads no data
 
 The roles of PostgreSQL hold the rights (`init.sql` grants them) and cannot log in; the
 logins are members of one each, with passwords from outside. PUBLIC may not connect, so the
@@ -23,14 +25,17 @@ from urllib3.exceptions import HTTPError
 
 from eventcore import jsontext
 from eventcore.broker import DEAD_LETTERS, EXCHANGE
-from eventcore.errors import BrokerAway
+from eventcore.errors import BrokerAway, Misconfigured
 from eventcore.projection import Projection
-from eventcore.readmodel import make_login
+from eventcore.readmodel import make_login, make_monitor
 from eventcore.settings import Secret, Server
 from eventcore.store import connect, translated
 
 LOGINS = {"owner": None, "service": "event_append", "relay": "event_relay"}
 """What each service's logins are for, and the role each is a member of."""
+
+MONITOR = "monitor"
+"""The login that looks at a server and at nothing in it."""
 
 
 def provision_store(admin: Server, service: str, passwords: Mapping[str, Secret]) -> None:
@@ -96,10 +101,10 @@ def provision_broker(
     vhost = quote(admin.name, safe="")
     if not api.has(f"vhosts/{vhost}"):
         api.put(f"vhosts/{vhost}", {})
-    rights["monitor"] = {"configure": "", "write": "", "read": ""}
+    rights[MONITOR] = {"configure": "", "write": "", "read": ""}
     for login, may in rights.items():
         user = quote(login, safe="")
-        tags = "monitoring" if login == "monitor" else ""
+        tags = "monitoring" if login == MONITOR else ""
         api.put(f"users/{user}", {"password": passwords[login].read(), "tags": tags})
         api.put(f"permissions/{vhost}/{user}", may)
 
@@ -113,6 +118,45 @@ def provision_readmodel(
     for login in (f"{service}-service", *projectors):
         password = passwords[login].read()
         make_login(admin, f"{service}_read_model", login, password, writes=login in projectors)
+
+
+def provision_store_monitor(admin: Server, password: Secret) -> None:
+    """Make or mend PostgreSQL's login `monitor`, a member of pg_monitor. It reads no database.
+
+    Who made roles and databases may still not be allowed to grant pg_monitor: then Misconfigured
+    says who must. Raises StoreAway.
+    """
+    with translated(), connect(admin).connect() as live:
+        connection = live.execution_options(no_parameters=True)
+
+        def ask(question: str) -> bool:
+            return bool(connection.exec_driver_sql(f"select {question}").scalar())
+
+        if not ask(f"exists (select from pg_roles where rolname = {_literal(MONITOR)})"):
+            connection.exec_driver_sql(
+                f"create role {MONITOR} login nosuperuser nocreatedb nocreaterole"
+            )
+        connection.exec_driver_sql(f"alter role {MONITOR} password {_literal(password.read())}")
+        if ask(f"pg_has_role({_literal(MONITOR)}, 'pg_monitor', 'member')"):
+            return
+        # before 16, who may create roles may grant any but a superuser's
+        if not ask(
+            "rolsuper or pg_has_role('pg_monitor', 'member with admin option')"
+            " or rolcreaterole and current_setting('server_version_num')::int < 160000"
+            " from pg_roles where rolname = current_user"
+        ):
+            raise Misconfigured(
+                f"{admin.user} may not grant pg_monitor, which PostgreSQL's exporter needs: as a"
+                f" superuser, `grant pg_monitor to {MONITOR}`"
+            )
+        connection.exec_driver_sql(f"grant pg_monitor to {MONITOR}")
+
+
+def provision_readmodel_monitor(admin: Server, password: Secret) -> None:
+    """Make or mend MongoDB's login `monitor`, which may ask the server for its numbers and reads
+    no database. Raises ReadModelAway.
+    """
+    make_monitor(admin, MONITOR, password.read())
 
 
 def _may(queues: Sequence[str], publish: Sequence[str], read: Sequence[str]) -> dict[str, str]:

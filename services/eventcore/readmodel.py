@@ -636,15 +636,29 @@ def make_login(admin: Server, database: str, user: str, password: str, *, writes
     `admin` may manage users. It is kept where logins are looked for: in the `authSource` of
     the options, or else in the database itself. Raises ReadModelAway.
     """
+    role = {"role": "readWrite" if writes else "read", "db": database}
+    _make_login(admin, database, user, password, role)
+
+
+def make_monitor(admin: Server, user: str, password: str) -> None:
+    """Make or mend a login that may ask for the server's state and read no database.
+
+    It is kept in the `authSource` of the options, or else in `admin`. Raises ReadModelAway.
+    """
+    _make_login(admin, "admin", user, password, {"role": "clusterMonitor", "db": "admin"})
+
+
+def _make_login(
+    admin: Server, database: str, user: str, password: str, role: Mapping[str, str]
+) -> None:
     home = dict(parse_qsl(admin.options)).get("authSource", database)
-    roles = [{"role": "readWrite" if writes else "read", "db": database}]
     client: MongoClient[Document] = MongoClient(
         _url(admin, admin.password.read()), serverSelectionTimeoutMS=1500, socketTimeoutMS=6000
     )
     with _translated(), client:
         users = client[home].command("usersInfo", user)["users"]
         act = "updateUser" if users else "createUser"
-        client[home].command(act, user, pwd=password, roles=roles)
+        client[home].command(act, user, pwd=password, roles=[role])
 
 
 def _camel(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Each process's login on each server may do what its process does, and nothing else."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +12,13 @@ from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker, ProbableAuthenticationError
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure
+from sqlalchemy.exc import DatabaseError
 
 from eventcore import __main__ as cli
 from eventcore.broker import DEAD_LETTERS, EXCHANGE, Queue, RabbitMQ
 from eventcore.readmodel import Mongo
 from eventcore.settings import Secret, Server
+from eventcore.store import connect
 from local.servers import MongoDB, PostgreSQL, free_port
 from local.servers import RabbitMQ as Node
 
@@ -38,17 +40,24 @@ LOGINS = {
     "rabbitmq": ["monitor", "user-relay", "order-relay", *QUEUES],
     "mongodb": ["user-service", "order-service", *QUEUES],
 }
+MONITORED = ("postgres", "mongodb")
 
 
 def password(login: str, turn: int = 1) -> str:
     return f"{login}-secret-{turn}"
 
 
-def provision(service: str, folder: Path, servers: Mapping[str, Server], turn: int = 1) -> None:
-    """Run the command as the setup Job does."""
+def provision(
+    service: str,
+    folder: Path,
+    servers: Mapping[str, Server],
+    turn: int = 1,
+    monitored: Sequence[str] = (),
+) -> None:
+    """Run the command as the setup Job does, with a login for the exporters of those `monitored`."""
     for kind, logins in LOGINS.items():
         (folder / kind).mkdir(parents=True, exist_ok=True)
-        for login in logins:
+        for login in [*logins, *(["monitor"] if kind in monitored else [])]:
             (folder / kind / login).write_text(password(login, turn))
     env = {"SERVICE": service}
     for prefix, server in servers.items():
@@ -61,7 +70,10 @@ def provision(service: str, folder: Path, servers: Mapping[str, Server], turn: i
             f"{prefix}_OPTIONS": server.options,
         }
     projectors = [f"--projector={login}={name}" for login, name in PROJECTORS[service].items()]
-    done = CliRunner().invoke(cli.main, ["provision", str(folder), *projectors], env=env)
+    monitors = [f"--monitor={kind}" for kind in monitored]
+    done = CliRunner().invoke(
+        cli.main, ["provision", str(folder), *projectors, *monitors], env=env
+    )
     assert done.exit_code == 0, done.output
 
 
@@ -237,6 +249,40 @@ def test_a_login_is_kept_where_the_options_say_that_logins_are(
         password=Secret(password("user-projector")),
     )
     Mongo(login).prepare("users", ())
+
+
+def test_the_exporters_logins_see_a_servers_numbers_and_none_of_its_data(
+    servers: Mapping[str, Server], tmp_path: Path
+) -> None:
+    asked = {"POSTGRES": servers["POSTGRES"], "MONGODB": servers["MONGODB"]}
+    for turn in (1, 2):  # run again, with another password
+        provision("user", tmp_path, asked, turn, MONITORED)
+    monitor = {"user": "monitor", "password": Secret(password("monitor", 2))}
+    with connect(replace(servers["POSTGRES"], **monitor)).connect() as store:
+        for numbers in (
+            "select pg_database_size('user_event_db')",
+            "select 1 / count(*) from pg_stat_activity where state = 'active'",
+            "select 1 / count(*) from pg_settings where name = 'max_connections'",
+        ):
+            assert store.exec_driver_sql(numbers).scalar()
+        with pytest.raises(DatabaseError, match="permission denied"):
+            store.exec_driver_sql("create role another")
+    with (
+        pytest.raises(DatabaseError, match="permission denied for database"),
+        connect(replace(servers["POSTGRES"], name="user_event_db", **monitor)).connect(),
+    ):
+        pass
+    address = servers["MONGODB"]
+    with MongoClient[dict[str, object]](
+        address.host, address.port, username="monitor", password=password("monitor", 2),
+        authSource="admin", retryWrites=False,
+    ) as client:  # fmt: skip
+        assert client["admin"].command("serverStatus")["ok"]
+        for database in ("user_read_model", "admin"):
+            with pytest.raises(OperationFailure):
+                client[database]["users"].find_one()
+            with pytest.raises(OperationFailure):
+                client[database]["users"].insert_one({})
 
 
 def test_a_server_that_stays_away_is_named_and_the_command_fails(tmp_path: Path) -> None:
