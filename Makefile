@@ -51,10 +51,10 @@ lock: .venv/ready ## Lock the newest versions that requirements.in allows, with 
 images: ## Build the images and bring them into the current cluster
 	@local/make-images
 
-up: ## Make a kind cluster with an ingress, and install everything on it
+up: ## Make a kind cluster with an ingress and install everything; OBSERVABILITY=1 adds dashboards
 	@local/cluster-up
 
-deploy: images ## Build the images and install or upgrade the chart on the current cluster
+deploy: images ## Install or upgrade everything on the current cluster; OBSERVABILITY=1 too
 	@local/deploy
 
 e2e: .venv/ready images ## Test the chart on the current cluster, through its ingress

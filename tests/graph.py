@@ -16,3 +16,26 @@ GRAPH = {
     "mongodb": [],
 }
 """Each component, and what it connects to, `component:port`: the whole of it."""
+
+_PROCESSES = [name for name in GRAPH if name.endswith(("gateway", "service", "relay"))] + [
+    "user-projector",
+    "order-projector",
+    "order-user-sync",
+]
+
+OBSERVED = {
+    **GRAPH,
+    **{name: [*GRAPH[name], "collector:4318"] for name in _PROCESSES},
+    "collector": ["jaeger:4317"],
+    "jaeger": [],
+    "grafana": ["prometheus:9090", "jaeger:16686"],
+    "prometheus": [
+        *(f"{name}:9464" for name in _PROCESSES),
+        "rabbitmq:15692",
+        "postgres-exporter:9187",
+        "mongodb-exporter:9216",
+    ],
+    "postgres-exporter": ["postgres:5432"],
+    "mongodb-exporter": ["mongodb:27017"],
+}
+"""The same with the bundled stack that looks at it."""

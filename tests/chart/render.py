@@ -15,6 +15,8 @@ import yaml
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "shop"
 SERVERS = ("postgres", "rabbitmq", "mongodb")
+EXPORTERS = ("postgres-exporter", "mongodb-exporter")
+STACK = ("prometheus", "grafana", "collector", "jaeger")
 
 Object: TypeAlias = dict[str, Any]
 
@@ -25,6 +27,9 @@ KUBERNETES = ("1.30", "1.34", "1.36")
 """Versions that every object must be valid for; the middle one is rendered for elsewhere."""
 
 NAMESPACE = "elsewhere"
+
+OPERATOR = "--api-versions=monitoring.coreos.com/v1"
+"""By it Helm knows that Prometheus' operator is there."""
 
 VALUES: Mapping[str, Path | None] = {"default": None} | {
     file.stem.removesuffix("-values").removeprefix("values-"): file
@@ -61,6 +66,7 @@ class Pod:
     kind: str
     labels: Mapping[str, str]
     spec: Object
+    annotations: Mapping[str, str]
 
     @property
     def component(self) -> str:
@@ -113,7 +119,9 @@ class Render:
 
     def processes(self) -> dict[str, Pod]:
         """The pods of the processes, by the name of the process."""
-        return {pod.component: pod for pod in self.pods if pod.kind == "Deployment"}
+        others = (*EXPORTERS, *STACK)
+        found = (pod for pod in self.pods if pod.kind == "Deployment")
+        return {pod.component: pod for pod in found if pod.component not in others}
 
 
 def title(thing: Object) -> str:
@@ -125,8 +133,9 @@ def _pods(thing: Any, owner: str, kind: str) -> Iterator[Pod]:
     if isinstance(thing, dict):
         spec = thing.get("spec")
         if isinstance(spec, dict) and "containers" in spec:
-            labels = thing.get("metadata", {}).get("labels", {})
-            yield Pod(owner, kind, labels, spec)
+            metadata = thing.get("metadata", {})
+            labels, annotations = metadata.get("labels", {}), metadata.get("annotations", {})
+            yield Pod(owner, kind, labels, spec, annotations)
         for below in thing.values():
             yield from _pods(below, owner, kind)
     elif isinstance(thing, list):
@@ -160,6 +169,7 @@ def template(
     program: str = HELMS[0],
     given: Object | None = None,
     chart: Path = CHART,
+    operator: bool = True,
 ) -> tuple[bool, str]:
     """`helm template`, of a set of values by its name and of `given` over it."""
     file = VALUES[values]
@@ -169,6 +179,7 @@ def template(
         str(chart),
         f"--namespace={NAMESPACE}",
         f"--kube-version={kubernetes}.0",
+        *([OPERATOR] if operator else []),
         *([f"--values={file}"] if file else []),
         program=program,
         given=given,

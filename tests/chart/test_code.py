@@ -48,6 +48,9 @@ TUNING = {
 }
 """Settings with a default that is right for most: `env` of the values has them if need be."""
 
+OF_THE_SDK = {"OTEL_RESOURCE_ATTRIBUTES", "K8S_NAMESPACE", "K8S_POD", "K8S_NODE"}
+"""What OpenTelemetry's SDK reads by itself, and what the chart makes that of."""
+
 
 @pytest.fixture(scope="module")
 def local_processes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Process]:
@@ -130,21 +133,23 @@ def test_every_step_of_the_setup_job_reads_its_settings_from_what_it_is_told(
 def test_no_process_is_told_what_it_does_not_read(chart: Render) -> None:
     containers = [pod.spec["containers"][0] for pod in chart.processes().values()]
     for container in [*containers, *setup_steps(chart)]:
-        unread = set(environment(container)) - names_read()
+        unread = set(environment(container)) - names_read() - OF_THE_SDK
         assert not unread, container["name"]
 
 
 def test_every_setting_is_told_by_the_chart_or_has_a_default() -> None:
     tls = {"enabled": True, "caSecret": "ca"}
     external = {"host": "away", "options": "some", "tls": tls}
-    away = {server: {"enabled": False, "external": external} for server in SERVERS}
+    away: Object = {server: {"enabled": False, "external": external} for server in SERVERS}
+    away["tracing"] = {"endpoint": "http://collector:4318"}
     told = {
         name
         for pod in render(given=away).processes().values()
         for name in environment(pod.spec["containers"][0])
     }
     as_files = {name.removesuffix("_FILE") for name in told if name.endswith("_FILE")}
-    assert names_read() - told - as_files - TUNING == {"SERVICE"}, "SERVICE is in the image"
+    in_image = {"SERVICE", "VERSION", "REVISION"}
+    assert names_read() - told - as_files - TUNING == in_image
     assert names_read() >= TUNING
 
 

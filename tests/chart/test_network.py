@@ -1,7 +1,7 @@
 """The network lets through what each process needs, and nothing else."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from urllib.parse import urlsplit
 
@@ -18,18 +18,22 @@ from tests.chart.network import (
     peers,
     policies,
 )
-from tests.chart.render import SERVERS, VALUES, Pod, Render, render
+from tests.chart.render import EXPORTERS, SERVERS, STACK, VALUES, Pod, Render, render
 from tests.chart.test_code import environment
-from tests.graph import GRAPH
+from tests.chart.test_pods import references
+from tests.graph import GRAPH, OBSERVED
 
 METRICS = {(name, 9464) for name in GRAPH if name not in (*SERVERS, "setup", "test")}
+METRICS |= {("rabbitmq", 15692)}
+
+GRAPHS = [("default", GRAPH), ("observability", OBSERVED)]
 
 WITH_POLICIES = [name for name in VALUES if name != "minimal"]
 
 
-def declared() -> set[Edge]:
-    """The edges of GRAPH."""
-    return {(sender, *_place(place)) for sender, places in GRAPH.items() for place in places}
+def declared(graph: Mapping[str, Sequence[str]]) -> set[Edge]:
+    """The edges of a graph."""
+    return {(sender, *_place(place)) for sender, places in graph.items() for place in places}
 
 
 def _place(text: str) -> tuple[str, int]:
@@ -37,16 +41,22 @@ def _place(text: str) -> tuple[str, int]:
     return name, int(port)
 
 
-def test_the_policies_let_through_exactly_what_is_declared() -> None:
-    chart = render()
-    assert {each.name for each in peers(chart)} == set(GRAPH)
-    assert edges(chart, peers(chart), peers(chart)) == declared()
+@pytest.mark.parametrize(("values", "graph"), GRAPHS)
+def test_the_policies_let_through_exactly_what_is_declared(
+    values: str, graph: Mapping[str, Sequence[str]]
+) -> None:
+    chart = render(values)
+    assert {each.name for each in peers(chart)} == set(graph)
+    assert edges(chart, peers(chart), peers(chart)) == declared(graph)
 
 
-def test_what_processes_are_told_is_exactly_what_is_declared() -> None:
-    chart = render()
+@pytest.mark.parametrize(("values", "graph"), GRAPHS)
+def test_what_processes_are_told_is_exactly_what_is_declared(
+    values: str, graph: Mapping[str, Sequence[str]]
+) -> None:
+    chart = render(values)
     needed = {(pod.component, *place) for pod in chart.pods for place in told(chart, pod)}
-    assert needed == declared()
+    assert needed == declared(graph)
 
 
 @pytest.mark.parametrize("values", WITH_POLICIES)
@@ -217,14 +227,60 @@ def test_values_may_open_more_for_a_process() -> None:
     assert not may_receive(chart, STRANGERS[0], peer(chart.pod("postgres")), 5432)
 
 
+def test_the_bundled_prometheus_asks_the_clusters_api_and_nobody_else_of_the_stack_leaves() -> None:
+    chart = render("observability")
+    leaving = {
+        (each.name, port)
+        for each in peers(chart)
+        for port in (22, 53, 80, 443, 4318, 6443)
+        if _leaves(chart, each, port)
+    }
+    assert leaving == {("prometheus", 443), ("prometheus", 6443)}
+
+
+def test_nobody_but_those_of_the_release_that_need_it_reaches_the_stack() -> None:
+    chart = render("observability")
+    stack = [peer(chart.pod(name)) for name in STACK]
+    assert edges(chart, STRANGERS, stack) == set()
+    exporters = [peer(chart.pod(name)) for name in EXPORTERS]
+    assert edges(chart, STRANGERS, exporters) == {
+        ("prometheus", "postgres-exporter", 9187),
+        ("prometheus", "mongodb-exporter", 9216),
+    }
+
+
+def test_spans_go_to_the_port_of_an_endpoint_of_yours_and_where_its_peers_are() -> None:
+    there = Peer("collector of yours", {}, "tracing", {"otlp": 4318})
+    chart = render("monitors")
+    for pod in chart.processes().values():
+        assert may_send(chart, peer(pod), there, 4318), pod.component
+        assert not _leaves(chart, peer(pod), 4318), pod.component
+    for endpoint, port in (("https://otlp.example", 443), ("http://otlp.example/v1", 80)):
+        anywhere = render(given={"tracing": {"endpoint": endpoint}})
+        assert _leaves(anywhere, peer(anywhere.pod("gateway")), port)
+        assert not _leaves(anywhere, peer(anywhere.pod("gateway")), 4318)
+
+
 def test_off_means_that_there_is_no_policy() -> None:
     assert not render("minimal").of("NetworkPolicy")
 
 
 def told(chart: Render, pod: Pod) -> Iterator[tuple[str, int]]:
-    """Hosts and ports that a pod's environment and arguments name, by component if it has one."""
+    """Hosts and ports that a pod is told of, by component if they have one: by its environment,
+    its arguments, its configuration, or by annotations if it looks for those.
+    """
     if pod.component in SERVERS:
         return
+    if pod.component == "prometheus":
+        for each in chart.pods:
+            if port := each.annotations.get("prometheus.io/port"):
+                yield each.component, int(port)
+    for kind, name, _ in references(pod):
+        if kind == "ConfigMap":
+            for text in chart.named(kind)[name]["data"].values():
+                for host, port in re.findall(r"([a-z0-9-]+):(\d+)", text):
+                    if host in chart.named("Service"):
+                        yield _component(chart, host, int(port))
     for container in pod.containers:
         variables = environment(container)
         for name, value in variables.items():

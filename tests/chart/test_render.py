@@ -3,10 +3,13 @@
 import re
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import jsonschema  # type: ignore[import-untyped]
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
+import yaml
 
 from tests.chart.render import (
     CHART,
@@ -22,6 +25,13 @@ from tests.chart.render import (
     template,
     title,
 )
+
+CRDS = {
+    crd["spec"]["names"]["kind"]: crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    for file in (Path(__file__).parent / "crds").glob("*.yaml")
+    for crd in [yaml.safe_load(file.read_text())]
+}
+"""The schemas of Prometheus' operator, by kind."""
 
 CUSTOM = {
     "HTTPRoute": "gateway.networking.k8s.io/v1",
@@ -103,6 +113,9 @@ def invalid(thing: Object, kubernetes: str) -> str:
     """What is wrong with an object, by the schema of a version of Kubernetes."""
     if CUSTOM.get(thing["kind"]) == thing["apiVersion"]:
         return ""
+    if thing["apiVersion"] == "monitoring.coreos.com/v1":
+        validator = jsonschema.Draft7Validator(closed(CRDS[thing["kind"]]))
+        return "; ".join(f"{title(thing)}: {each.message}" for each in validator.iter_errors(thing))
     try:
         kubernetes_validate.validate(thing, kubernetes, strict=True)
     except kubernetes_validate.ValidationError as error:
@@ -114,6 +127,27 @@ def test_the_check_of_schemas_knows_a_wrong_field() -> None:
     service = render().of("Service")[0]
     assert not invalid(service, KUBERNETES[0])
     assert invalid(service | {"spec": service["spec"] | {"prots": []}}, KUBERNETES[0])
+
+
+def closed(schema: Any) -> Any:
+    """A schema by which a field that it does not name is wrong: the API server drops those."""
+    if isinstance(schema, list):
+        return [closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    shut = {key: closed(value) for key, value in schema.items()}
+    if schema.get("type") == "object" and isinstance(schema.get("properties"), dict):
+        shut.setdefault("additionalProperties", False)
+        if "apiVersion" in schema["properties"]:
+            shut["properties"]["metadata"] = {"type": "object"}
+    return shut
+
+
+def test_the_check_of_monitors_knows_a_wrong_field() -> None:
+    for kind in ("PodMonitor", "PrometheusRule"):
+        (good,) = render("monitors").of(kind)
+        assert not invalid(good, KUBERNETES[0])
+        assert invalid(good | {"spec": good["spec"] | {"selectors": {}}}, KUBERNETES[0])
 
 
 def test_scaled_objects_have_the_shape_that_keda_reads() -> None:

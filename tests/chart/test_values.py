@@ -32,6 +32,7 @@ OPEN = [
     r".*\.resources\.(requests|limits)",
     r".*\.auth\.(secretKeys|users|passwords)",  # by login
     r"postgres\.parameters",
+    r"podMonitor\.labels|alerts\.(labels|extraLabels)",
 ]
 """Maps of values that take any key."""
 
@@ -44,6 +45,16 @@ UNUSED: dict[str, str] = {}
 PEER = {"podSelector": {"matchLabels": {"app": "changed"}}}
 
 CHANGED: list[tuple[str, Any]] = [
+    (r"global\.scrape", "none"),
+    (r"tracing\.endpoint", "http://changed.example:4318"),
+    (r"tracing\.ratio", 0.5),
+    (r"tracing\.mode", "link"),
+    (r"podMonitor\.(interval|scrapeTimeout)|observability\.prometheus\.(interval|retention)", "7s"),
+    (r"observability\.prometheus\.size", "3Gi"),
+    (r"observability\.prometheus\.apiPorts", [8443]),
+    (r"podMonitor\.\w*[rR]elabelings", [{"action": "labeldrop", "regex": "changed"}]),
+    (r"alerts\.exclude", ["ShopDeadLetters"]),
+    (r"exporters\.\w+\.enabled", True),
     (r".*pullSecrets|global\.imagePullSecrets", ["changed"]),
     (r".*pullPolicy", "Always"),
     (r".*digests?(\.\w+)?", "sha256:" + "c" * 64),
@@ -112,7 +123,14 @@ UNSCALED = {
 
 SCALED = {"processes": {name: {"keda": {"enabled": True}} for name in PROJECTORS}}
 
+OBSERVED = {"observability": {"enabled": True}}
+
 WITHIN: list[tuple[str, Object]] = [
+    (r"tracing\.(endpoint|ratio|mode|peers)", {"tracing": {"endpoint": "http://away.example:4318"}}),
+    (r"podMonitor\..*", {"global": {"scrape": "monitor"}}),
+    (r"alerts\.(?!prometheusRule).*", {"alerts": {"prometheusRule": True}}),
+    (r"exporters\.\w+\.enabled", {}),
+    (r"exporters\..*|observability\.\w+\..*", OBSERVED),
     (r"(postgres|rabbitmq|mongodb)\.enabled", THERE),
     (r"\w+\.external\.tls\.enabled", PLAIN),
     (r"\w+\.external\.(host|adminUser)", BARE),
@@ -150,6 +168,7 @@ def test_a_value_without_a_description_is_an_error(tmp_path: Any) -> None:
         described(tmp_path)
 
 
+@pytest.mark.timeout(900)
 def test_every_documented_value_is_used() -> None:
     """Changed alone, each changes what is rendered."""
     assert not set(UNUSED) - {name(path) for path, _ in leaves(documented())}

@@ -54,7 +54,7 @@ def provision(
     turn: int = 1,
     monitored: Sequence[str] = (),
 ) -> None:
-    """Run the command as the setup Job does, with a login for the exporters of those `monitored`."""
+    """Run the command as the setup Job does, with logins for the exporters of `monitored`."""
     for kind, logins in LOGINS.items():
         (folder / kind).mkdir(parents=True, exist_ok=True)
         for login in [*logins, *(["monitor"] if kind in monitored else [])]:
@@ -71,9 +71,7 @@ def provision(
         }
     projectors = [f"--projector={login}={name}" for login, name in PROJECTORS[service].items()]
     monitors = [f"--monitor={kind}" for kind in monitored]
-    done = CliRunner().invoke(
-        cli.main, ["provision", str(folder), *projectors, *monitors], env=env
-    )
+    done = CliRunner().invoke(cli.main, ["provision", str(folder), *projectors, *monitors], env=env)
     assert done.exit_code == 0, done.output
 
 
@@ -257,8 +255,9 @@ def test_the_exporters_logins_see_a_servers_numbers_and_none_of_its_data(
     asked = {"POSTGRES": servers["POSTGRES"], "MONGODB": servers["MONGODB"]}
     for turn in (1, 2):  # run again, with another password
         provision("user", tmp_path, asked, turn, MONITORED)
-    monitor = {"user": "monitor", "password": Secret(password("monitor", 2))}
-    with connect(replace(servers["POSTGRES"], **monitor)).connect() as store:
+    secret = Secret(password("monitor", 2))
+    monitor = replace(servers["POSTGRES"], user="monitor", password=secret)
+    with connect(monitor).connect() as store:
         for numbers in (
             "select pg_database_size('user_event_db')",
             "select 1 / count(*) from pg_stat_activity where state = 'active'",
@@ -269,7 +268,7 @@ def test_the_exporters_logins_see_a_servers_numbers_and_none_of_its_data(
             store.exec_driver_sql("create role another")
     with (
         pytest.raises(DatabaseError, match="permission denied for database"),
-        connect(replace(servers["POSTGRES"], name="user_event_db", **monitor)).connect(),
+        connect(replace(monitor, name="user_event_db")).connect(),
     ):
         pass
     address = servers["MONGODB"]

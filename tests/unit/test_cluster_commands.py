@@ -85,3 +85,16 @@ def test_images_are_built_by_docker_and_brought_into_kind(machine: Path) -> None
     assert lines[-1] == (
         "kind load docker-image --name shop shop-gateway:9.9.9 shop-user:9.9.9 shop-order:9.9.9"
     )
+
+
+def test_dashboards_come_along_where_they_are_asked_for(machine: Path) -> None:
+    log = machine / "log"
+    put(machine, "kubectl", "exit 0")
+    put(machine, "helm", f'echo "$*" >> {log}')
+    for wish in ({}, {"OBSERVABILITY": "1"}, {"OBSERVABILITY": "0"}):
+        subprocess.run(
+            [str(ROOT / "local/deploy"), "--debug"], env={"PATH": str(machine), **wish}, check=True
+        )
+    without, bundled, refused = log.read_text().splitlines()
+    assert without == refused
+    assert bundled == without.replace("--debug", "--set observability.enabled=true --debug")

@@ -165,6 +165,7 @@ Its environment, its mounted passwords and its NetworkPolicy all come from here.
 {{- if and $needs.postgres (eq $process.run "serve") }}{{ $services = append $services $process.service | uniq }}{{ end -}}
 {{- end -}}
 {{- range $services }}{{ $_ := set $logins "postgres" (append $logins.postgres (printf "%s_owner" .)) }}{{ end -}}
+{{- range list "postgres" "mongodb" }}{{ if include "shop.exported" (list $ .) }}{{ $_ := set $logins . (append (index $logins .) "monitor") }}{{ end }}{{ end -}}
 {{- toJson (dict "logins" $logins "services" (sortAlpha $services)) -}}
 {{- end -}}
 
@@ -175,6 +176,80 @@ users has a name of yours. (list $ "postgres")
 {{- define "shop.hasAdmin" -}}
 {{- $server := index (index . 0).Values (index . 1) -}}
 {{- if and (not $server.auth.users) (or $server.enabled $server.external.secretKeys.adminPassword $server.auth.passwords.admin $server.auth.secretKeys.admin) }}yes{{ end -}}
+{{- end -}}
+
+{{/* How a Prometheus finds what to scrape. In `global`, since the servers' own charts must know it as well. */}}
+{{- define "shop.scrape" -}}
+{{- $scrape := (.Values.global).scrape | default "annotations" -}}
+{{- if not (has $scrape (list "annotations" "monitor" "none")) }}{{ fail (printf "global.scrape is %s: it must be annotations, monitor or none." $scrape) }}{{ end -}}
+{{- $scrape -}}
+{{- end -}}
+
+{{/* The annotations by which a Prometheus finds a pod's metrics, where it is found so: (list $ PORT) */}}
+{{- define "shop.scraped" -}}
+{{- if eq (include "shop.scrape" (index . 0)) "annotations" -}}
+prometheus.io/scrape: "true"
+prometheus.io/port: {{ index . 1 | quote }}
+prometheus.io/path: /metrics
+{{- else -}}
+{}
+{{- end -}}
+{{- end -}}
+
+{{/* What looks at the system, and whom each of it reaches; see templates/observability.yaml. */}}
+{{- define "shop.observed" -}}
+{{- $all := (index . 0).Values.observability -}}
+{{- if and $all.enabled (index $all (index . 1)).enabled }}yes{{ end -}}
+{{- end -}}
+
+{{- define "shop.exported" -}}
+{{- $enabled := (index (index . 0).Values.exporters (index . 1)).enabled -}}
+{{- if eq (toString $enabled) "auto" }}{{ include "shop.observed" (list (index . 0) "prometheus") }}{{ else if $enabled }}yes{{ end -}}
+{{- end -}}
+
+{{/* Where processes send their spans; nowhere if empty. */}}
+{{- define "shop.traces" -}}
+{{- if .Values.tracing.endpoint -}}
+{{ .Values.tracing.endpoint }}
+{{- else if include "shop.observed" (list . "collector") -}}
+http://{{ include "shop.fullname" . }}-collector:4318
+{{- end -}}
+{{- end -}}
+
+{{/* The port of that place. */}}
+{{- define "shop.traces.port" -}}
+{{- $url := urlParse (include "shop.traces" .) -}}
+{{- regexFind "[0-9]+$" (regexFind ":[0-9]+$" $url.host) | default (ternary "443" "80" (eq $url.scheme "https")) -}}
+{{- end -}}
+
+{{/*
+The exporters and the bundled stack that there are, with what each needs: a server as its login
+`monitor`, others of them at a port, all that has metrics.
+*/}}
+{{- define "shop.tools" -}}
+{{- $tools := dict -}}
+{{- range list "postgres" "mongodb" -}}
+{{- if include "shop.exported" (list $ .) }}{{ $_ := set $tools (printf "%s-exporter" .) (dict . "monitor" "metrics" true) }}{{ end -}}
+{{- end -}}
+{{- $reaches := dict "prometheus" (dict) "jaeger" (dict) "collector" (dict "jaeger" 4317) "grafana" (dict "prometheus" 9090 "jaeger" 16686) -}}
+{{- range $name, $others := $reaches -}}
+{{- if include "shop.observed" (list $ $name) -}}
+{{- $needs := dict "tools" (dict) "scrapes" (eq $name "prometheus") -}}
+{{- range $other, $port := $others }}{{ if include "shop.observed" (list $ $other) }}{{ $_ := set $needs.tools $other $port }}{{ end }}{{ end -}}
+{{- $_ := set $tools $name $needs -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $tools -}}
+{{- end -}}
+
+{{/* What has metrics, with the port they are at: processes, exporters, and RabbitMQ, which has its own. */}}
+{{- define "shop.metrics" -}}
+{{- $ports := dict -}}
+{{- range (fromJson (include "shop.processNames" .)).names }}{{ $_ := set $ports . 9464 }}{{ end -}}
+{{- if .Values.rabbitmq.enabled }}{{ $_ := set $ports "rabbitmq" 15692 }}{{ end -}}
+{{- if include "shop.exported" (list . "postgres") }}{{ $_ := set $ports "postgres-exporter" 9187 }}{{ end -}}
+{{- if include "shop.exported" (list . "mongodb") }}{{ $_ := set $ports "mongodb-exporter" 9216 }}{{ end -}}
+{{- toJson $ports -}}
 {{- end -}}
 
 {{/* An environment variable from a value, or from a key of the server's Secret: (list NAME SECRET KEY VALUE) */}}
@@ -201,7 +276,8 @@ users has a name of yours. (list $ "postgres")
 
 {{/*
 The variables that say where a server is and who we are: (list $ SERVER LOGIN DATABASE PASSWORD-FILE)
-For the login `admin` it is the administrator, at the port that administrators use.
+For the login `admin` it is the administrator, at the port that administrators use. Without a file, the
+password is told in another way.
 */}}
 {{- define "shop.serverEnv" -}}
 {{- $root := index . 0 -}}{{- $name := index . 1 -}}{{- $login := index . 2 -}}
@@ -226,7 +302,9 @@ For the login `admin` it is the administrator, at the port that administrators u
 {{- else }}
 {{ include "shop.variable" (list (printf "%s_USER" $prefix) "" "" (get $server.auth.users $login | default $user)) }}
 {{- end }}
-- {name: {{ $prefix }}_PASSWORD_FILE, value: {{ index . 4 }}}
+{{- with index . 4 }}
+- {name: {{ $prefix }}_PASSWORD_FILE, value: {{ . }}}
+{{- end }}
 {{- with $options }}
 - {name: {{ $prefix }}_OPTIONS, value: {{ . | quote }}}
 {{- end }}
@@ -338,14 +416,15 @@ volumeClaimTemplates:
 {{- end }}
 {{- end -}}
 
-{{/* The pod's labels and annotations: (list $ CONFIG); a changed CONFIG rolls it */}}
+{{/* The pod's labels and annotations: (list $ CONFIG [METRICS-PORT]); a changed CONFIG rolls it */}}
 {{- define "shop.bundled.podMetadata" -}}
 {{- $ := index . 0 -}}
 labels:
   {{- include "shop.bundled.labels" $ | nindent 2 }}
 annotations:
   checksum/config: {{ index . 1 | sha256sum | trunc 16 }}
-  {{- with $.Values.podAnnotations }}
+  {{- $scraped := gt (len .) 2 | ternary (include "shop.scraped" (list $ (last .))) "{}" | fromYaml }}
+  {{- with merge (dict) ($.Values.podAnnotations | default dict) $scraped }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
 {{- end -}}
