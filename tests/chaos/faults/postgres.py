@@ -1,0 +1,152 @@
+"""Faults of PostgreSQL: killed, stopped, its sessions ended, its connections and locks taken."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psycopg2
+
+from tests.chaos.fault import Scene, Skipped, until
+
+
+@contextmanager
+def killed(scene: Scene) -> Iterator[str]:
+    """kill -9 of the postmaster and all it has started."""
+    scene.system.postgres.kill()
+    yield "PostgreSQL killed"
+    scene.system.postgres.start()
+
+
+@contextmanager
+def backend_killed(scene: Scene) -> Iterator[str]:
+    """kill -9 of one backend, upon which PostgreSQL ends all of them and recovers."""
+    service = scene.turn("user_service", "order_service")
+    pids = _sessions(scene, service)
+    os.kill(scene.chance.choice(pids), signal.SIGKILL)
+    yield f"one backend of {service} killed"
+    scene.system.postgres.await_ready()
+
+
+def _sessions(scene: Scene, login: str) -> list[int]:
+    statement = "select pid from pg_stat_activity where usename = %s"
+    found: list[int] = []
+
+    def some() -> bool:
+        found[:] = [row[0] for row in scene.system.sql("postgres", statement, (login,))]
+        return bool(found)
+
+    until(some, 20, f"{login} has a session")
+    return found
+
+
+@contextmanager
+def session_ended(scene: Scene) -> Iterator[str]:
+    """pg_terminate_backend of a session: a service's, or a relay's, which has the lock."""
+    login = scene.turn("order_service", "order_relay", "user_service", "user_relay")
+    pid = scene.chance.choice(_sessions(scene, login))
+    scene.system.sql("postgres", "select pg_terminate_backend(%s)", (pid,))
+    yield f"a session of {login} ended"
+
+
+@contextmanager
+def stopped(scene: Scene) -> Iterator[str]:
+    """An immediate stop; or everything down, and started in the wrong order."""
+    system = scene.system
+    if scene.number % 2 == 0:
+        os.kill(system.postgres._child.pid, signal.SIGQUIT)
+        until(lambda: not system.postgres._child.is_running, 30, "PostgreSQL stops")
+        yield "PostgreSQL stopped at once (immediate)"
+        system.postgres.start()
+        return
+    system.shop.stop()
+    for server in system.servers:
+        server.stop()
+    yield "all stopped; the processes start first, PostgreSQL last"
+    system.shop.launch()
+    for server in system.servers:
+        server.start()
+    system.shop.await_ready()
+
+
+@contextmanager
+def crowded(scene: Scene) -> Iterator[str]:
+    """No connection is free; or the table of events is locked in one database."""
+    system = scene.system
+    with ExitStack() as stack:
+        if scene.number % 2 == 0:
+            for _ in range(250):
+                try:
+                    connection = _as_owner(scene)
+                except psycopg2.OperationalError:
+                    break  # there is none left, as intended
+                stack.callback(connection.close)
+            yield "no connection is free"
+            return
+        session = stack.enter_context(system.session("order_event_db"))
+        session.autocommit = False
+        session.cursor().execute("lock table events in share row exclusive mode")
+        yield "the events of orders are locked by a transaction left open"
+
+
+def _as_owner(scene: Scene) -> psycopg2.extensions.connection:
+    address = scene.system.postgres.address
+    password = (scene.system.secrets / "user_owner").read_text().strip()
+    return psycopg2.connect(
+        host=address.host, port=address.port, dbname="user_event_db", user="user_owner",
+        password=password, connect_timeout=3,
+    )  # fmt: skip
+
+
+@contextmanager
+def disk_full(scene: Scene) -> Iterator[str]:
+    """pg_wal on a small file system that fills up, then has room again."""
+    postgres, folder = scene.system.postgres, scene.system.folder
+    wal, small = folder / "postgres" / "data" / "pg_wal", folder / "small"
+    small.mkdir()
+    size = ("mount", "-t", "tmpfs", "-o", "size=128m,mode=777", "tmpfs", str(small))
+    if subprocess.run(size, capture_output=True, check=False).returncode:
+        raise Skipped("no file system can be mounted here")
+    try:
+        postgres.stop()
+        kept = small / "pg_wal"
+        _move(wal, kept)
+        wal.symlink_to(kept)
+        postgres.start()
+        filler = small / "filler"
+        _fill(filler)
+        try:
+            for _ in range(6):
+                scene.system.sql("postgres", "select pg_switch_wal()")
+        except psycopg2.Error:
+            pass  # it ends for want of room, as intended
+        yield "pg_wal full"
+        filler.unlink()
+        postgres.stop()
+        postgres.start()
+        postgres.stop()
+        wal.unlink()
+        _move(kept, wal)
+        postgres.start()
+    finally:
+        subprocess.run(("umount", "-l", str(small)), check=False)
+        small.rmdir()
+
+
+def _move(source: Path, target: Path) -> None:
+    """Copy a folder with its owners, and remove it."""
+    subprocess.run(("cp", "-a", str(source), str(target)), check=True)
+    shutil.rmtree(source)
+
+
+def _fill(file: Path) -> None:
+    """Write until there is no room."""
+    with file.open("wb", buffering=0) as out:
+        try:
+            while True:
+                out.write(bytes(1 << 20))
+        except OSError:
+            return

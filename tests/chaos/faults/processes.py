@@ -1,0 +1,312 @@
+"""Faults of our own processes: killed, stopped, replaced, starved, with a wrong clock."""
+
+import os
+import resource
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import UUID, uuid4
+
+from eventcore.event import NewEvent
+from eventcore.store import Postgres, Stream
+from local.processes import store_login
+from local.servers import free_port
+from tests.chaos.fault import Scene, Skipped, Unmet, until
+from tests.chaos.journal import Entry
+from tests.chaos.system import System
+
+EIGHT = (
+    "gateway", "user-service", "order-service", "user-relay",
+    "order-relay", "user-projector", "order-projector", "order-user-sync",
+)  # fmt: skip
+
+REPLACED = (
+    "user-service", "order-projector", "order-relay", "order-service",
+    "user-projector", "order-user-sync", "user-relay", "order-service",
+)  # fmt: skip
+"""Those that can have a replica here: of the gateway there is one port."""
+
+POINTS = (
+    ("append:begin", "order-service"),
+    ("append:committed", "order-service"),
+    ("wakeup:begin", "user-service"),
+    ("relay:read", "order-relay"),
+    ("relay:published", "order-relay"),
+    ("relay:confirmed", "user-relay"),
+    ("relay:saved", "order-relay"),
+    ("projector:delivered", "order-projector"),
+    ("projector:written", "user-projector"),
+    ("projector:acknowledged", "order-projector"),
+    ("sweep:caught-up", "user-projector"),
+    ("projector:parking", "user-projector"),
+    ("rebuild:switched", "user-projector"),
+)
+"""The points, and a process that comes past each."""
+
+
+@contextmanager
+def killed(scene: Scene) -> Iterator[str]:
+    """SIGKILL one of the eight, each in its turn."""
+    name = scene.turn(*EIGHT)
+    scene.system.shop.kill(name)
+    yield f"{name} killed"
+    scene.system.shop.launch(name)
+
+
+@contextmanager
+def killed_over_and_over(scene: Scene) -> Iterator[str]:
+    """A projector dies on the same deliveries, more often than the delivery limit allows."""
+    name, times = "order-projector", 22
+    for _ in range(times):
+        file = scene.system.arm(name, "projector:delivered")
+        scene.system.shop.launch(name)
+        until(lambda file=file: not file.exists(), 30, f"{name} takes a delivery")  # type: ignore[misc]
+        until(lambda: not _runs(scene.system, name), 10, f"{name} dies")
+    yield f"{name} killed {times} times before it wrote"
+    scene.system.shop.launch(name)
+
+
+@contextmanager
+def killed_at_a_point(scene: Scene) -> Iterator[str]:
+    """SIGKILL between two steps, each point in its turn."""
+    point, name = POINTS[scene.number % len(POINTS)]
+    system = scene.system
+    if point == "rebuild:switched":
+        folder = system.folder / "failpoints" / "tool"
+        folder.mkdir(exist_ok=True)
+        (folder / point).touch()
+        done = system.tool(name, "rebuild", "users", "--yes", FAILPOINTS=str(folder))
+        if done.returncode != -signal.SIGKILL:
+            raise Unmet(f"the rebuild did not come to {point}: {done.stderr[-300:]}")
+        yield f"the rebuild killed at {point}"
+        return
+    file = system.arm(name, point)
+    poisoned = _poison(scene) if point == "projector:parking" else ""
+    until(lambda: not file.exists(), 30, f"{name} comes to {point}")
+    if not name.endswith("service"):  # of a service a worker dies, and is replaced
+        until(lambda: not _runs(system, name), 10, f"{name} dies at {point}")
+    yield f"{name} killed at {point}"
+    system.shop.launch(name)
+    if poisoned:
+        parked = system.models["user"]
+        number = parked.generations("users").serving
+        generation = "users" if number == 1 else f"users.{number}"
+        until(lambda: poisoned in parked.parked(generation), 30, "the stream is parked")
+        skip = ("parked", "skip", "users", poisoned, "--why", "planted", "--yes")
+        done = system.tool(name, *skip)
+        if done.returncode:
+            raise Unmet(f"skip: {done.stdout}{done.stderr[-300:]}")
+
+
+def _poison(scene: Scene) -> str:
+    """Append an event that the projection of users does not know; the stream's id."""
+    user = scene.known.user(scene.chance)
+    if user is None:
+        raise Unmet("no user is known yet")
+    login = store_login(scene.system.postgres.address, "user", "service", scene.system.secrets)
+    store = Postgres(login, 1)
+    command = uuid4().hex
+    scene.plant(Entry(command, "rename", user, {}, 1, planted=True))
+    for _ in range(50):
+        stream = Stream("user", UUID(user))
+        version = len(store.read_stream(stream, limit=10_000))
+        event = NewEvent(uuid4(), "USER_MARRIED", 1, {})
+        try:
+            store.append(stream, version, [event], {"causationId": command})
+            break
+        except Exception as error:  # noqa: BLE001 - the load was faster; told if it stays so
+            last = error
+    else:
+        raise Unmet(f"no poison could be appended: {last}")
+    store.close()
+    return user
+
+
+@contextmanager
+def stopped(scene: Scene) -> Iterator[str]:
+    """SIGSTOP; where it is a relay, another takes its lock meanwhile, and it wakes as a zombie."""
+    name = scene.turn("order-relay", "order-projector", "user-service", "user-relay",
+                      "order-user-sync", "order-service")  # fmt: skip
+    system = scene.system
+    pids = _family(system.shop.pid(name))
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    with ExitStack() as stack:
+        try:
+            if name.endswith("relay"):
+                service = name.split("-")[0]
+                stack.enter_context(system.beside(name))
+                _end_lock_holder(system, service)
+            yield f"{name} stopped{', its lock taken over' if name.endswith('relay') else ''}"
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
+
+def _end_lock_holder(system: System, service: str) -> None:
+    """End the session that holds a relay's lock, and wait until another has it."""
+    holder = (
+        "select l.pid from pg_locks l join pg_database d on d.oid = l.database"
+        " where l.locktype = 'advisory' and l.granted and d.datname = %s"
+    )
+    [[old]] = system.sql("postgres", holder, (f"{service}_event_db",))
+    system.sql("postgres", "select pg_terminate_backend(%s)", (old,))
+
+    def taken() -> bool:
+        found = system.sql("postgres", holder, (f"{service}_event_db",))
+        return bool(found and found[0][0] != old)
+
+    until(taken, 20, "another relay takes the lock")
+
+
+@contextmanager
+def replaced(scene: Scene) -> Iterator[str]:
+    """SIGTERM, with another replica there: nobody notices."""
+    name = scene.turn(*REPLACED)
+    system = scene.system
+    if not name.endswith("service"):
+        with system.beside(name):
+            system.shop.stop(name)
+            yield f"{name} replaced"
+            system.shop.start(name)
+        return
+    port = free_port()
+    with system.beside(name, port):
+        usual = _point(system, name, port)
+        system.shop.stop(name)
+        yield f"{name} replaced by another, and back"
+        system.shop.start(name)
+        _point(system, name, usual)
+
+
+def _point(system: System, name: str, port: int) -> int:
+    """Let new connections to a service go to another port; the port before."""
+    place = 0 if name == "user-service" else 1
+    proxies = [system.links[link].proxies[place] for link in ("gateway", "feed")]
+    before = proxies[0].target
+    for proxy in proxies:
+        proxy.target = port
+    return before
+
+
+@contextmanager
+def wrong_clock(scene: Scene) -> Iterator[str]:
+    """One process lives in another time: libfaketime, which leaves its timers alone."""
+    found = list(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    if not found:
+        raise Skipped("libfaketime is not installed (Debian's package faketime)")
+    name, clock = [
+        ("order-projector", "+1h"),
+        ("user-service", "-1h"),
+        ("order-relay", "+0 x2"),
+        ("order-service", "+0 x0.5"),
+    ][scene.number % 4]
+    env = {"LD_PRELOAD": str(found[0]), "FAKETIME": clock, "DONT_FAKE_MONOTONIC": "1",
+           "FAKETIME_DONT_FAKE_MONOTONIC": "1"}  # fmt: skip
+    with scene.system.in_place_of(name, env) as shop:
+        shop.await_ready()
+        yield f"{name} at {clock}"
+
+
+@contextmanager
+def out_of_memory(scene: Scene) -> Iterator[str]:
+    """A memory group so small that the kernel kills the process in it; or 64 descriptors."""
+    if scene.number % 2:
+        yield from _few_descriptors(scene)
+        return
+    name = "order-projector"
+    with _group("memory") as group:
+        pid = scene.system.shop.pid(name)
+        (group / "cgroup.procs").write_text(str(pid))
+        (group / "memory.limit_in_bytes").write_text(str(1 << 20))
+        until(lambda: not _runs(scene.system, name), 60, f"{name} is killed for its memory")
+    yield f"{name} killed by the kernel, out of memory"
+    scene.system.shop.launch(name)
+
+
+def _few_descriptors(scene: Scene) -> Iterator[str]:
+    pids = _family(scene.system.shop.pid("user-service"))
+    usual = resource.prlimit(pids[0], resource.RLIMIT_NOFILE)
+    for pid in pids:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (64, usual[1]))
+    yield "user-service may open 64 descriptors"
+    for pid in pids:
+        if Path(f"/proc/{pid}").exists():
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
+
+
+@contextmanager
+def little_cpu(scene: Scene) -> Iterator[str]:
+    """A tenth of a core for one process."""
+    name = "order-projector"
+    with _group("cpu") as group:
+        (group / "cpu.cfs_quota_us").write_text("10000")
+        (group / "cgroup.procs").write_text(str(scene.system.shop.pid(name)))
+        yield f"{name} has a tenth of a core"
+
+
+@contextmanager
+def _group(kind: str) -> Iterator[Path]:
+    """A control group of our own (version 1); what is in it goes back to its parent."""
+    root = Path("/sys/fs/cgroup") / kind
+    group = root / f"chaos-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        raise Skipped(f"no control group can be made here: {error}") from error
+    try:
+        yield group
+    finally:
+        for pid in (group / "cgroup.procs").read_text().split():
+            (root / "cgroup.procs").write_text(pid)
+        until(lambda: not (group / "cgroup.procs").read_text(), 10, "the group is empty")
+        group.rmdir()
+
+
+@contextmanager
+def slow_clients(scene: Scene) -> Iterator[str]:
+    """Many who never finish a request; or many more at once than can be served."""
+    place = urlsplit(scene.system.shop.url("gateway"))
+    count = 300 if scene.number % 2 == 0 else 1500
+    body = b"POST /users HTTP/1.1\r\nHost: shop\r\nContent-Type: application/json\r\n"
+    begun = body + b"Content-Length: 60\r\n\r\n{" if scene.number % 2 == 0 else b""
+    held: list[socket.socket] = []
+    try:
+        for _ in range(count):
+            try:
+                held.append(socket.create_connection((place.hostname, place.port), timeout=2))
+                held[-1].sendall(begun)
+            except OSError:
+                break  # it takes no more, which is its right
+        yield f"{len(held)} clients that {'never finish' if begun else 'say nothing'}"
+    finally:
+        for each in held:
+            each.close()
+
+
+def _runs(system: System, name: str) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        state = Path(f"/proc/{system.shop.pid(name)}/stat").read_text().rpartition(")")[2]
+        return state.split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def _family(pid: int) -> list[int]:
+    found, todo = list[int](), [pid]
+    while todo:
+        each = todo.pop()
+        found.append(each)
+        for children in Path(f"/proc/{each}/task").glob("*/children"):
+            todo += [int(child) for child in children.read_text().split()]
+    return found
+
+
+def let_pass(seconds: float) -> None:
+    """How long a fault lasts is a length of time; nothing is judged by it."""
+    time.sleep(seconds)
