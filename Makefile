@@ -10,7 +10,7 @@ LOCK := .venv/bin/uv --quiet pip compile --universal --python-version 3.11 --gen
 # A Kubernetes on this machine that builds images itself, for machines without docker.
 export LOCAL_CLUSTER ?= $(abspath $(wildcard ../shared/cluster/cluster))
 
-.PHONY: help run demo shell test lint bench docs lock clean images up deploy e2e bench-cluster down
+.PHONY: help run demo shell test lint bench chaos soak docs lock clean images up deploy e2e bench-cluster down
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1: /p' $(MAKEFILE_LIST)
@@ -36,6 +36,12 @@ lint: .venv/ready ## Check style, types, import rules, and what is insecure
 
 bench: .venv/ready ## Measure the system on this machine, and print what it reached
 	@$(PYTHON) -m tests.bench
+
+chaos: .venv/ready ## Make every fault of docs/chaos.md under load, and check that nothing is lost; SEED=... replays
+	@$(PYTHON) -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(ROW),--row $(ROW))
+
+soak: .venv/ready ## Run for MINUTES=30 at half the load: memory, lag and errors must stay flat
+	@$(PYTHON) -m tests.chaos soak --minutes $(or $(MINUTES),30)
 
 docs: .venv/ready ## Write the chart's values into its README; dashboards, alerts and init.sql into it
 	@$(PYTHON) -m local.chart_docs

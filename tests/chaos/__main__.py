@@ -11,6 +11,7 @@ import time
 
 import click
 
+from tests.chaos import soak as soaking
 from tests.chaos.faults import FAULTS
 from tests.chaos.report import print_row, print_summary, write
 from tests.chaos.run import Result, started
@@ -43,6 +44,21 @@ def main(
     if not rows:
         write(results, whole, seed, slack, rate)
     sys.exit(1 if any(r.wrong for r in results) or any(f.wrong for f in whole) else 0)
+
+
+@main.command()
+@click.option("--minutes", default=30.0, show_default=True)
+@click.option("--rate", default=20.0, show_default=True, help="Requests a second.")
+@click.option("--seed", default="soak", show_default=True)
+def soak(minutes: float, rate: float, seed: str) -> None:
+    """Half the load for long: memory, lag and errors must stay flat."""
+    with started(seed, rate, warm_up=30) as run:
+        seen, finding = soaking.soak(run, minutes)
+        whole = run.whole()
+    text = soaking.lines(seen, finding, whole, seed, minutes, rate)
+    print("\n".join(text))
+    soaking.write(text)
+    sys.exit(1 if finding.wrong or any(each.wrong for each in whole) else 0)
 
 
 if __name__ == "__main__":

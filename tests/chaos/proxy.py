@@ -14,7 +14,7 @@ import re
 import socket
 import struct
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -95,6 +95,7 @@ class Proxy:
         self._cut = threading.Event()
         self._passing = asyncio.Event()
         self._random = random.Random(port)
+        loop.proxies.append(self)
         loop.run(self._listen())
 
     def down(self) -> None:
@@ -221,6 +222,7 @@ class Loop:
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(lambda _loop, _context: None)  # resets are our trade
+        self.proxies: list[Proxy] = []
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxies", daemon=True)
         self._thread.start()
 
@@ -230,38 +232,17 @@ class Loop:
 
     def stop(self) -> None:
         """End it, and all connections with it."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
-
-
-@dataclass(frozen=True)
-class Link:
-    """One of the system's links, which may have several proxies: one a server behind it."""
-
-    name: str
-    proxies: Sequence[Proxy]
-
-    def down(self) -> None:
-        """See Proxy."""
-        for proxy in self.proxies:
-            proxy.down()
-
-    def reset(self) -> None:
-        """See Proxy."""
-        for proxy in self.proxies:
-            proxy.reset()
-
-    def hole(self) -> None:
-        """See Proxy."""
-        for proxy in self.proxies:
-            proxy.hole()
-
-    def let_flow(self, flow: Flow) -> None:
-        """Let bytes pass in this way; until `heal`."""
-        for proxy in self.proxies:
-            proxy.flow = flow
-
-    def heal(self) -> None:
-        """See Proxy."""
         for proxy in self.proxies:
             proxy.heal()
+            proxy.down()
+        self.run(self._end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+        self._loop.close()
+
+    async def _end(self) -> None:
+        """End what is still under way."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -72,7 +72,7 @@ class Run:
         self.load = Load(system.shop.url("gateway"), self.journal, rate, clients, seed)
         self.witness = Witness(system)
         self.log = Log(system)
-        self._probe = self.load.caller("probe")
+        self.probe = self.load.caller("probe")
         self._checked_at = 0.0
 
     def warm_up(self, seconds: float) -> None:
@@ -113,7 +113,7 @@ class Run:
         healed_at = time.monotonic()
         result.struck.append(what)
         limits = fault.first * self.slack + 10, fault.lag * self.slack + 10
-        result.times.append(recovers(self.system, self._probe, healed_at, *limits))
+        result.times.append(recovers(self.system, self.probe, healed_at, *limits))
         return struck_at, ends_at
 
     def _check(self, fault: Fault, windows: Sequence[tuple[float, float]], result: Result) -> None:

@@ -23,7 +23,8 @@ from local.processes import Environment, Process, Servers, prepare_stores, proce
 from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
 from local.shop import Shop
 from order.projections import known_users, orders
-from tests.chaos.proxy import Link, Loop, Proxy
+from tests.chaos.link import Link
+from tests.chaos.proxy import Loop, Proxy
 from user.projections import users
 
 PROJECTIONS: Sequence[tuple[Projection, str, str]] = (
