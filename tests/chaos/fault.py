@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from random import Random
 
-from tests.chaos.journal import Entry, Journal, Try
-from tests.chaos.load import Known
+from tests.chaos.journal import Entry, Try
+from tests.chaos.load import Known, Load
 from tests.chaos.system import System
-from tests.chaos.witness import Witness
+from tests.chaos.truth import Log
 
 USERS, ORDERS, QUERIES, LISTS = "user commands", "order commands", "queries", "lists"
 ALL = (USERS, ORDERS, QUERIES, LISTS)
@@ -28,11 +28,15 @@ class Scene:
     """What a strike works with; `chance` makes all its choices, `number` is which time it is."""
 
     system: System
-    journal: Journal
-    known: Known
-    witness: Witness
+    load: Load
+    log: Log
     chance: Random
     number: int
+
+    @property
+    def known(self) -> Known:
+        """What the clients know."""
+        return self.load.known
 
     def turn(self, *options: str) -> str:
         """One of these: each in its turn, so that all are reached."""
@@ -40,8 +44,8 @@ class Scene:
 
     def plant(self, entry: Entry) -> None:
         """Note an event that we append ourselves."""
-        self.journal.begin(entry)
-        self.journal.answer(entry, Try(time.monotonic(), 0.0, 200, False))
+        self.load.journal.begin(entry)
+        self.load.journal.answer(entry, Try(time.monotonic(), 0.0, 200, False))
 
 
 Strike = Callable[[Scene], AbstractContextManager[str]]

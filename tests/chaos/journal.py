@@ -3,7 +3,7 @@
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,6 +86,12 @@ class Journal:
         """Those whose first try was sent since then."""
         with self._lock:
             return [e for e in self.entries.values() if e.tries and e.tries[0].at >= began]
+
+    def forget(self, commands: Iterable[str]) -> None:
+        """Take out what cannot be held to its answer any more: its log was set back."""
+        with self._lock:
+            for command in commands:
+                self.entries.pop(command, None)
 
     def all(self) -> list[Entry]:
         """All so far."""

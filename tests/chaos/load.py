@@ -49,6 +49,11 @@ class Known:
             self._orders.append((order, item))
             self._uncancelled.append(order)
 
+    def forget(self, users: set[str]) -> None:
+        """Ask no more about these."""
+        with self._lock:
+            self._users = [user for user in self._users if user not in users]
+
     def user(self, chance: random.Random) -> str | None:
         with self._lock:
             return _zipf(self._users, chance)

@@ -105,7 +105,7 @@ class Run:
 
     def _strike(self, fault: Fault, number: int, result: Result) -> tuple[float, float]:
         chance = Random(f"{self.seed}/{fault.row}/{number}")
-        scene = Scene(self.system, self.journal, self.load.known, self.witness, chance, number)
+        scene = Scene(self.system, self.load, self.log, chance, number)
         struck_at = time.monotonic()
         with fault.strike(scene) as what:
             let_pass(chance.uniform(*fault.hold))

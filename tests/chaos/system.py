@@ -88,11 +88,14 @@ class System:
             self.shop.launch(name)
 
     @contextmanager
-    def beside(self, name: str, port: int = 0) -> Iterator[Shop]:
+    def beside(
+        self, name: str, port: int = 0, settings: Environment | None = None
+    ) -> Iterator[Shop]:
         """Run a second replica of a process, on ports of its own."""
         own = self.processes[name]
         metrics = free_port()
-        env = {**own.env, "METRICS_PORT": str(metrics)} | ({"PORT": str(port)} if port else {})
+        env = {**own.env, **(settings or {}), "METRICS_PORT": str(metrics)}
+        env |= {"PORT": str(port)} if port else {}
         at = port or metrics
         replica = Process(f"{name}-2", own.argv, env, at, f"http://127.0.0.1:{at}/readyz")
         shop = Shop([replica], self.folder / "logs")

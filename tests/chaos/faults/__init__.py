@@ -1,7 +1,7 @@
 """All faults, as data: one entry for each row."""
 
 from tests.chaos.fault import ALL, LISTS, ORDERS, QUERIES, USERS, Fault
-from tests.chaos.faults import mongodb, network, postgres, processes, rabbitmq
+from tests.chaos.faults import mongodb, network, postgres, processes, rabbitmq, restored
 from tests.chaos.proxy import COMMITTED, CONFIRMED, WRITTEN
 
 _PAIRS = (
@@ -73,6 +73,8 @@ FAULTS = (
           hold=(3, 5), first=1, lag=2, answers=12, no_answer=True),
     Fault("31", "two faults at once; links down one by one", "A B C D E F G H I", 5,
           network.at_once(*_PAIRS), hold=(1, 3), first=10, lag=30, answers=12, no_answer=True),
+    Fault("32", "an older backup restored; replicas with other settings", "C E", 2,
+          restored.older_or_mixed, hold=(2, 3), first=5, lag=10),
 )  # fmt: skip
 """In the order of the table."""
 

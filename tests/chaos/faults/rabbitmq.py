@@ -51,7 +51,7 @@ def closed(scene: Scene) -> Iterator[str]:
         scene.system.rabbitmq.ctl("close_all_connections", "maintenance")
         yield "all connections closed"
         return
-    shut = "[rabbit_channel:shutdown(C) || C <- rabbit_channel:list()], ok."
+    shut = "[exit(C, kill) || C <- rabbit_channel:list()], ok."
     scene.system.rabbitmq.ctl("eval", shut)
     yield "all channels closed"
 
