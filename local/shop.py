@@ -44,6 +44,10 @@ class Shop:
         """The process id of one that runs."""
         return self._children[name].pid
 
+    def runs(self, name: str) -> bool:
+        """Whether a process has been started and has not ended yet."""
+        return self._children[name].is_running
+
     def launch(self, *names: str) -> None:
         """Start those named, or all, and return at once. Those that run are left alone."""
         for child in self._those(names):

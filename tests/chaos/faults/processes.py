@@ -65,7 +65,7 @@ def killed_over_and_over(scene: Scene) -> Iterator[str]:
         file = scene.system.arm(name, "projector:delivered")
         scene.system.shop.launch(name)
         until(lambda file=file: not file.exists(), 30, f"{name} takes a delivery")  # type: ignore[misc]
-        until(lambda: not _runs(scene.system, name), 10, f"{name} dies")
+        until(lambda: not scene.system.shop.runs(name), 10, f"{name} dies")
     yield f"{name} killed {times} times before it wrote"
     scene.system.shop.launch(name)
 
@@ -88,7 +88,7 @@ def killed_at_a_point(scene: Scene) -> Iterator[str]:
     poisoned = _poison(scene) if point == "projector:parking" else ""
     until(lambda: not file.exists(), 30, f"{name} comes to {point}")
     if not name.endswith("service"):  # of a service a worker dies, and is replaced
-        until(lambda: not _runs(system, name), 10, f"{name} dies at {point}")
+        until(lambda: not system.shop.runs(name), 10, f"{name} dies at {point}")
     yield f"{name} killed at {point}"
     system.shop.launch(name)
     if poisoned:
@@ -223,7 +223,7 @@ def out_of_memory(scene: Scene) -> Iterator[str]:
         pid = scene.system.shop.pid(name)
         (group / "cgroup.procs").write_text(str(pid))
         (group / "memory.limit_in_bytes").write_text(str(1 << 20))
-        until(lambda: not _runs(scene.system, name), 60, f"{name} is killed for its memory")
+        until(lambda: not scene.system.shop.runs(name), 60, f"{name} is killed for its memory")
     yield f"{name} killed by the kernel, out of memory"
     scene.system.shop.launch(name)
 
@@ -286,15 +286,6 @@ def slow_clients(scene: Scene) -> Iterator[str]:
     finally:
         for each in held:
             each.close()
-
-
-def _runs(system: System, name: str) -> bool:
-    """Whether a process is there and no zombie."""
-    try:
-        state = Path(f"/proc/{system.shop.pid(name)}/stat").read_text().rpartition(")")[2]
-        return state.split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
 
 
 def _family(pid: int) -> list[int]:
