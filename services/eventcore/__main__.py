@@ -6,6 +6,7 @@ known: `serve` must set up metrics before any of them.
 """
 
 import atexit
+import logging
 import os
 import signal
 import sys
@@ -205,6 +206,20 @@ def _start(settings: Settings, missing: Callable[[], Any]) -> Stop:
     return stop
 
 
+def _say(problem: str) -> None:
+    """A process says why it cannot start as it says all else; a tool, to whom it works for."""
+    command = sys.argv[1]
+    if command not in ("serve", "relay", "project"):
+        click.echo(f"eventcore: {problem}", err=True)
+        return
+    from eventcore.observe import start_logging
+
+    process = " ".join(sys.argv[1:])
+    form = os.environ.get("LOG_FORMAT", "").lower() or "auto"
+    start_logging(os.environ.get("SERVICE", ""), process, form, "critical")
+    logging.getLogger("eventcore").critical(problem)
+
+
 for tool in TOOLS:
     main.add_command(tool)
 
@@ -213,5 +228,5 @@ if __name__ == "__main__":
     try:
         main()
     except (Misconfigured, Away, Refused) as problem:
-        click.echo(f"eventcore: {problem}", err=True)
+        _say(str(problem))
         sys.exit(1)

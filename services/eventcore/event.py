@@ -57,6 +57,17 @@ class Event:
         return f"{self.aggregate_type}.{rest}"
 
 
+def ids_of(event: Event) -> dict[str, str]:
+    """What an event is known by in a log line, beside its stream: itself, and what began it."""
+    ids = {"event_id": str(event.event_id)}
+    correlation_id, traceparent = map(event.metadata.get, ("correlationId", "traceparent"))
+    if isinstance(correlation_id, str):
+        ids["correlation_id"] = correlation_id
+    if isinstance(traceparent, str) and traceparent.count("-") == 3:
+        ids["trace_id"] = traceparent.split("-")[1]
+    return ids
+
+
 def to_message(event: Event) -> dict[str, Json]:
     """The message's JSON object for an event; `from_message` is its inverse."""
     return {
@@ -81,8 +92,10 @@ def from_message(message: object) -> Event:
     """
     if not isinstance(message, Mapping):
         raise NotAnEvent(f"a message must be a JSON object, not {type(message).__name__}")
-    if message.get("specVersion") != SPEC:
-        raise NotAnEvent(f"specVersion must be {SPEC}, not {str(message.get('specVersion'))[:40]}")
+    spec = message.get("specVersion")
+    if spec != SPEC:
+        found = spec if isinstance(spec, int) else type(spec).__name__
+        raise NotAnEvent(f"specVersion must be {SPEC}, not {found}")
     return Event(
         position=_natural(message, "position"),
         event_id=_uuid(message, "eventId"),

@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -191,6 +192,36 @@ def start_logging(service: str, process: str, form: str, level: str) -> None:
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # what it says, broker.py says in one line
     logging.getLogger("urllib3").setLevel(logging.ERROR)
+    logging.getLogger("pymongo").setLevel(logging.WARNING)  # below, it tells whole documents
+    logging.captureWarnings(True)
+    sys.excepthook = lambda _kind, error, _place: _log_uncaught(error)
+    threading.excepthook = lambda ended: _log_uncaught(ended.exc_value)
+    sys.unraisablehook = lambda ended: _log_uncaught(ended.exc_value)
+
+
+def _log_uncaught(error: BaseException | None) -> None:
+    """What nobody has caught is a line like any other."""
+    if isinstance(error, KeyboardInterrupt):
+        return
+    logging.getLogger("eventcore").critical("Uncaught exception", exc_info=error)
+
+
+def _told(error: BaseException | None) -> str:
+    """Where an error was raised and what it says, after each that it came from.
+
+    Each says one line: on further ones, and after "full error", drivers tell the row or the
+    document that they failed with.
+    """
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    parts = []
+    for each in reversed(chain):
+        said = str(each).strip().partition("\n")[0].partition(", full error")[0]
+        parts += traceback.format_tb(each.__traceback__)
+        parts.append(f"{type(each).__name__}: {said[:500]}\n")
+    return "".join(parts)
 
 
 class _Json(logging.Formatter):
@@ -207,7 +238,7 @@ class _Json(logging.Formatter):
             **_extra(record),
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = _told(record.exc_info[1])
         return jsontext.render_line(line)
 
 
@@ -231,7 +262,7 @@ class _Text(logging.Formatter):
         fields = " ".join(f"{name}={value}" for name, value in _extra(record).items())
         text = f"{record.levelname:<7} {record.getMessage()}  {fields}".rstrip()
         text = text.translate(_ONE_LINE)
-        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+        return f"{text}\n{_told(record.exc_info[1])}".rstrip() if record.exc_info else text
 
 
 def _extra(record: logging.LogRecord) -> dict[str, object]:
@@ -307,6 +338,14 @@ def render_metrics() -> tuple[bytes, str]:
     return _render(registry), CONTENT_TYPE_LATEST
 
 
+class _ProbesServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Somebody who asked has gone before the answer, which is nobody's fault."""
+        logging.getLogger("eventcore.probes").debug("Not answered", exc_info=True)
+
+
 def serve_probes(port: int, missing: Callable[[], Mapping[str, str]]) -> None:
     """Serve /metrics and three probes on `port`, from a thread; 0: do not.
 
@@ -344,6 +383,5 @@ def serve_probes(port: int, missing: Callable[[], Mapping[str, str]]) -> None:
         def log_message(self, format: str, *args: object) -> None:
             """Probes are not worth a line."""
 
-    server = ThreadingHTTPServer(("", port), Probes)
-    server.daemon_threads = True
+    server = _ProbesServer(("", port), Probes)
     threading.Thread(target=server.serve_forever, name="probes", daemon=True).start()

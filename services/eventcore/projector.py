@@ -34,7 +34,7 @@ from eventcore.errors import (
     ReadModelAway,
     StoreRestored,
 )
-from eventcore.event import Event, from_message
+from eventcore.event import Event, from_message, ids_of
 from eventcore.failpoints import reach
 from eventcore.feed import Feed, HeadsPage
 from eventcore.observe import (
@@ -109,8 +109,8 @@ class Folded:
     known: int
     stopped_at: int = 0
     error: str = ""
-    recorded: list[datetime] = field(default_factory=list)
-    """When each of the events that are now in the document was appended."""
+    applied: list[Event] = field(default_factory=list)
+    """Those that are now in the document."""
 
     @property
     def is_ahead(self) -> bool:
@@ -277,7 +277,7 @@ class Folder:
                 skipped = (stream, event.version) in self._skips
                 step = self._projection.skip if skipped else self._projection.apply
                 result.document = step(result.document, event)
-                result.recorded.append(event.recorded_at)
+                result.applied.append(event)
             except Exception as error:  # noqa: BLE001 - whatever a step raises parks its stream
                 result.stopped_at, result.error = event.version, f"{type(error).__name__}: {error}"
                 log.error(
@@ -287,6 +287,7 @@ class Folder:
                         "id": stream,
                         "version": event.version,
                         "event_type": event.event_type,
+                        **ids_of(event),
                         "error": result.error,
                     },
                 )
@@ -324,22 +325,23 @@ class Folder:
             applied = sum(folded[s].version - folded[s].before for s in writes)
             APPLIED.labels(self._projection.name).inc(applied)
             for stream in writes:
-                self._observe(folded[stream].recorded)
+                self._tell(folded[stream].applied)
                 self._remember(stream, folded[stream].version)
         return complete
 
-    def _observe(self, recorded: Sequence[datetime]) -> None:
-        """Count how long these events took to be readable."""
+    def _tell(self, applied: Sequence[Event]) -> None:
+        """Log that these events are readable now, and count how long each took."""
         now, readable = self._clock(), READABLE.labels(self._projection.name)
-        for moment in recorded:
-            readable.observe(max(0.0, (now - moment).total_seconds()))
+        for event in applied:
+            readable.observe(max(0.0, (now - event.recorded_at).total_seconds()))
+            at = {"id": str(event.aggregate_id), "version": event.version}
+            log.info(self._projection.says, extra={**at, **ids_of(event)})
 
     def _remember(self, stream: str, version: int) -> None:
         self._reached[stream] = version
         self._reached.move_to_end(stream)
         if len(self._reached) > REMEMBERED:
             self._reached.popitem(last=False)
-        log.info(self._projection.says, extra={"id": stream, "version": version})
 
     def _write_each(self, folded: Mapping[str, Folded], writes: dict[str, Write]) -> bool:
         """Document by document; one that MongoDB cannot store stops its own stream."""

@@ -115,8 +115,8 @@ def read_settings(
         },
         workers=reader.integer("WORKERS", 1),
         threads=reader.integer("THREADS", 16),
-        log_format=reader.text("LOG_FORMAT", "auto"),
-        log_level=reader.text("LOG_LEVEL", "INFO"),
+        log_format=reader.choice("LOG_FORMAT", ("auto", "json", "text")),
+        log_level=reader.choice("LOG_LEVEL", ("info", "debug", "warning", "error", "critical")),
         trace_endpoint=reader.text("OTEL_EXPORTER_OTLP_ENDPOINT", ""),
         trace_ratio=reader.ratio("OTEL_TRACES_SAMPLER_ARG", 1.0),
         trace_mode=reader.choice("TRACE_MODE", ("child", "link")),
@@ -176,8 +176,8 @@ class _Reader:
         return result
 
     def choice(self, name: str, choices: Sequence[str]) -> str:
-        """One of `choices`, the first by default."""
-        value = self._environ.get(name, "") or choices[0]
+        """One of `choices`, in whatever case; the first by default."""
+        value = (self._environ.get(name, "") or choices[0]).lower()
         if value not in choices:
             self._wrong.append(f"{name} must be one of {', '.join(choices)}, not {value!r}")
         return value

@@ -19,7 +19,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from socket import gethostname
 from threading import Thread
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from eventcore.settings import Settings
@@ -34,6 +36,9 @@ log = logging.getLogger(__name__)
 
 STOP_TIME = 2.0
 """Seconds that a process gives its last spans when it ends."""
+
+QUIET = 60.0
+"""Seconds between two lines that say that spans cannot be exported."""
 
 MOST_LINKS = 1000
 """Links of one span: more than a page or a batch has events."""
@@ -65,11 +70,19 @@ class _Tracing:
         self.links_only = settings.trace_mode == "link"
         self.provider = TracerProvider(
             sampler=_sampler(settings.trace_ratio),
-            resource=Resource.create({"service.name": name, "service.version": settings.version}),
+            resource=Resource.create(
+                {
+                    "service.name": name,
+                    "service.version": settings.version,
+                    "host.name": gethostname(),
+                    "process.pid": os.getpid(),
+                }
+            ),
             span_limits=SpanLimits(max_links=MOST_LINKS),
             shutdown_on_exit=False,
         )
         exporter = OTLPSpanExporter(timeout=5)  # to OTEL_EXPORTER_OTLP_ENDPOINT
+        _quieten("opentelemetry.exporter.otlp.proto.http.trace_exporter")
         self.provider.add_span_processor(BatchSpanProcessor(exporter))
         self.tracer = self.provider.get_tracer("eventcore")
         Psycopg2Instrumentor().instrument(tracer_provider=self.provider)
@@ -178,6 +191,22 @@ class _Tracing:
         return self.tracer.start_span(
             name, context, kind, attributes={**system, **attributes}, links=links
         )
+
+
+def _quieten(name: str) -> None:
+    """A collector that is away is one line a minute, not one for each try."""
+    said_at = -QUIET
+
+    def is_due(_record: logging.LogRecord) -> bool:
+        nonlocal said_at
+        if monotonic() - said_at < QUIET:
+            return False
+        said_at = monotonic()
+        return True
+
+    logger = logging.getLogger(name)
+    logger.setLevel(logging.ERROR)
+    logger.addFilter(is_due)
 
 
 class _Published:

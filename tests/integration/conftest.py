@@ -2,10 +2,14 @@
 the proof that nothing came of it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import pytest
 
+from local.processes import Servers, processes
+from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
 from local.shop import Shop
 from tests.integration.wire import Wire, credentials, new_user, order_body
 
@@ -52,3 +56,42 @@ def nothing_unexpected(shop: Shop) -> Iterator[None]:
         said = shop.log(name)[heard[name] :]
         assert '"level": "error"' not in said
         assert "Traceback" not in said
+
+
+AnotherShop = Callable[..., AbstractContextManager[Shop]]
+
+
+@pytest.fixture(scope="module")
+def another_shop(
+    shop: Shop,
+    postgres: PostgreSQL,
+    rabbitmq: RabbitMQ,
+    mongodb: MongoDB,
+    data_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AnotherShop:
+    """`with another_shop("user-service", WORKERS="3") as shop`: processes with settings of their
+    own, those named or all, on the stores of the usual ones, which are stopped meanwhile.
+    """
+
+    @contextmanager
+    def run(*names: str, **settings: str) -> Iterator[Shop]:
+        readmodels = {name: mongodb.login(f"{name}_read_model") for name in ("user", "order")}
+        another = Shop(
+            processes(
+                Servers(postgres.address, rabbitmq.address, readmodels),
+                data_folder / "secrets",
+                ports={name: free_port() for name in ("gateway", "user-service", "order-service")},
+                free_port=free_port,
+                settings={"SWEEP_INTERVAL": "0.5", **settings},
+            ),
+            tmp_path_factory.mktemp("logs"),
+        )
+        shop.stop()
+        try:
+            another.start(*names)
+            yield another
+        finally:
+            another.stop()
+
+    return run
