@@ -11,10 +11,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import MappingProxyType
 
 from prometheus_client import (
@@ -24,6 +25,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
 )
 from prometheus_client import generate_latest as _render
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -334,16 +336,35 @@ def render_metrics() -> tuple[bytes, str]:
     registry = REGISTRY
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        _Workers(registry)  # type: ignore[no-untyped-call]
     return _render(registry), CONTENT_TYPE_LATEST
+
+
+class _Workers(MultiProcessCollector):
+    """All workers' values. A file in which there is none yet cannot be read: its worker is just
+    making it, or was killed while it did.
+    """
+
+    def collect(self) -> Iterable[Metric]:
+        files = [str(file) for file in Path(self._path).glob("*.db") if _has_values(file)]
+        merged: Iterable[Metric] = self.merge(files, accumulate=True)  # type: ignore[no-untyped-call]
+        return merged
+
+
+def _has_values(file: Path) -> bool:
+    try:
+        return file.stat().st_size > 0
+    except FileNotFoundError:
+        return False  # that of a worker which has just been forgotten
 
 
 class _ProbesServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Somebody who asked has gone before the answer, which is nobody's fault."""
-        logging.getLogger("eventcore.probes").debug("Not answered", exc_info=True)
+        """Somebody who asked may have gone before the answer; all else is worth a line."""
+        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
+            logging.getLogger("eventcore.probes").error("Unexpected error", exc_info=True)
 
 
 def serve_probes(port: int, missing: Callable[[], Mapping[str, str]]) -> None:

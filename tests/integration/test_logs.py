@@ -32,7 +32,7 @@ from tests.conftest import Databases
 from tests.integration.conftest import AnotherShop
 from tests.integration.wire import Wire
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 NAME, HOST = "Zebedee", "private.example"
 """What is in every name and every e-mail of the load, and in no line."""

@@ -4,11 +4,16 @@ import json
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import closing
+from uuid import UUID, uuid4
 
 import pika
 
+from eventcore.event import NewEvent
+from eventcore.store import Postgres, Stream
 from local.servers import MongoDB, RabbitMQ
 from local.shop import Shop
+from tests.conftest import Databases
 from tests.integration.scrape import metric, scrape
 
 SOON = 5.0
@@ -74,6 +79,8 @@ def test_the_relays_lag_is_told_while_it_is_stopped(shop: Shop) -> None:
     shop.stop("user-relay")
     new_user(shop)
     await_that(lambda: lag() > 2, 10)
+    first = lag()
+    await_that(lambda: lag() > first + 2, 10)  # nothing more is appended, and it grows
     assert metric(shop, "user-service", "relay_lag_events", "user")() >= 1
     shop.start("user-relay")
     assert metric(shop, "user-relay", "relay_active", "user")() == 1
@@ -115,3 +122,14 @@ def test_a_server_that_goes_away_shows(shop: Shop, mongodb: MongoDB) -> None:
     await_that(lambda: up() == 0, 2 * SOON)
     mongodb.start()
     await_that(lambda: up() == 1, 10)
+
+
+def test_a_parked_stream_shows_within_seconds(shop: Shop, databases: Databases) -> None:
+    user_id = new_user(shop)
+    count = metric(shop, "user-service", "projection_parked_streams", "users")
+    await_that(lambda: count() >= 0, 15)
+    before = count()
+    with closing(Postgres(databases("user", "service"), 1)) as store:
+        event = NewEvent(uuid4(), "USER_MARRIED", 1, {})
+        store.append(Stream("user", UUID(user_id)), 1, [event], {})
+    await_that(lambda: count() == before + 1, SOON)
