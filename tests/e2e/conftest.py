@@ -1,7 +1,7 @@
 """One release on the cluster that kubectl points to, for all tests of this folder."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -20,3 +20,14 @@ def release() -> Iterator[Release]:
     run("kubectl", "label", "namespace", release.namespace, label)
     yield release
     run("kubectl", "delete", "namespace", release.namespace, "--wait=false")
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Print what was measured, also where a test passes."""
+
+    def say(text: str) -> None:
+        with capsys.disabled():
+            print(f"\n  {text}", end="", flush=True)  # noqa: T201
+
+    return say

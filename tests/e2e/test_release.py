@@ -40,17 +40,6 @@ def unharmed(release: Release, act: Callable[[], object], say: Callable[[str], N
         assert stores.differences(record) == []
 
 
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Print what was measured, also where a test passes."""
-
-    def say(text: str) -> None:
-        with capsys.disabled():
-            print(f"\n  {text}", end="", flush=True)  # noqa: T201
-
-    return say
-
-
 def test_it_installs_from_nothing_within_five_minutes(
     release: Release, say: Callable[[str], None]
 ) -> None:
@@ -227,7 +216,7 @@ def imitation(component: str) -> dict[str, object]:
 
 def listening(release: Release) -> dict[str, str]:
     """Every port that a pod listens on: address:port, and its `component:port`."""
-    ports = {"postgres": [5432], "rabbitmq": [5672, 15672], "mongodb": [27017]}
+    ports = {"postgres": [5432], "rabbitmq": [5672, 15672, 15692], "mongodb": [27017]}
     ports |= {process: [9464] for process in PROCESSES}
     for process, port in (("gateway", 3000), ("user-service", 3001), ("order-service", 3002)):
         ports[process].append(port)
@@ -241,7 +230,7 @@ def listening(release: Release) -> dict[str, str]:
 
 def test_a_pod_reaches_what_it_needs_and_nothing_else(release: Release) -> None:
     targets = listening(release)
-    assert len(targets) == 15
+    assert len(targets) == 16
     wanted = {each: sorted(reached) for each, reached in GRAPH.items()}
     wanted["stranger"] = ["gateway:3000"]
     pods = {"apiVersion": "v1", "kind": "List", "items": [imitation(each) for each in wanted]}
