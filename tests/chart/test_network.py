@@ -23,7 +23,11 @@ from tests.chart.test_code import environment
 from tests.chart.test_pods import references
 from tests.graph import GRAPH, OBSERVED
 
-METRICS = {(name, 9464) for name in GRAPH if name not in (*SERVERS, "setup", "test")}
+METRICS = {
+    (name, 9464)
+    for name in GRAPH
+    if name not in (*SERVERS, "setup", "test") and not name.endswith("-job")
+}
 METRICS |= {("rabbitmq", 15692)}
 
 GRAPHS = [("default", GRAPH), ("observability", OBSERVED)]

@@ -42,7 +42,7 @@ def test_every_kind_of_pod_is_looked_at(values: str) -> None:
     kinds = {pod.kind for pod in chart.pods}
     text = repr(chart.objects)
     assert len(chart.pods) == len(re.findall("'containers': ", text))
-    assert kinds <= {"Deployment", "StatefulSet", "Job", "Pod"}
+    assert kinds <= {"Deployment", "StatefulSet", "CronJob", "Job", "Pod"}
     assert "Deployment" in kinds
 
 

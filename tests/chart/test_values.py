@@ -81,6 +81,8 @@ CHANGED: list[tuple[str, Any]] = [
     (r"ingress\.paths", ["/changed"]),
     (r"httpRoute\.parentRefs", [{"name": "changed"}]),
     (r"httpRoute\.hostnames", ["changed.example"]),
+    (r"rebuild\.projections", ["orders"]),
+    (r"verify\.schedule", "5 4 * * *"),
     (r"extraObjects", [{"kind": "ConfigMap", "metadata": {"name": "changed"}}]),
     (r"postgres\.auth\.(secretKeys|users|passwords)", {"user_service": "Changed.Password"}),
     (r"rabbitmq\.auth\.(secretKeys|users|passwords)", {"user-relay": "Changed.Password"}),
@@ -141,6 +143,7 @@ WITHIN: list[tuple[str, Object]] = [
     (r".*\.keda\..*|.*\.queue|networkPolicy\.managementFrom", SCALED),
     (r".*\.pdb\..*", {"defaults": {"replicas": 2}}),
     (r"ingress\.tls\.secretName", {"ingress": {"tls": {"enabled": True}}}),
+    (r"rebuild\.(?!projections).*", {"rebuild": {"projections": ["orders"]}}),
     (r"httpRoute\.enabled", {"httpRoute": {"parentRefs": [{"name": "public"}]}}),
     (r"httpRoute\..*", {"httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]}}),
 ]  # fmt: skip

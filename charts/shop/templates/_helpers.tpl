@@ -153,6 +153,25 @@ Its environment, its mounted passwords and its NetworkPolicy all come from here.
 {{- toJson $needs -}}
 {{- end -}}
 
+{{/*
+The jobs of each projector that has any, by component: what they do, and what they need, which is the
+read model and the feed. They are pods of their own, so that no selector takes them for the projector's.
+*/}}
+{{- define "shop.jobs" -}}
+{{- $jobs := dict -}}
+{{- range $name := (fromJson (include "shop.processNames" .)).names -}}
+{{- $process := index $.Values.processes $name -}}
+{{- if hasPrefix "project " $process.run -}}
+{{- $projection := trimPrefix "project " $process.run -}}{{- $do := list -}}
+{{- if $.Values.verify.enabled }}{{ $do = append $do "verify" }}{{ end -}}
+{{- if has $projection $.Values.rebuild.projections }}{{ $do = append $do "rebuild" }}{{ end -}}
+{{- $needs := omit (fromJson (include "shop.needs" (list $name $process))) "rabbitmq" -}}
+{{- if $do }}{{ $_ := set $jobs (printf "%s-job" $name) (dict "projector" $name "projection" $projection "do" $do "needs" $needs) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $jobs -}}
+{{- end -}}
+
 {{/* All logins by server, and the services that have an event store; the administrator's is `admin`. */}}
 {{- define "shop.logins" -}}
 {{- $logins := dict "postgres" (list) "rabbitmq" (list "monitor") "mongodb" (list) -}}{{- $services := list -}}
