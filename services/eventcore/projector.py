@@ -514,12 +514,19 @@ class Sweep:
         return behind
 
     def _retry_parked(self) -> None:
-        """New code may know what the old did not: try the parked streams once at start."""
-        if not self._retried:
-            for stream in self._readmodel.parked(self._generation.name):
-                HEART.beat()
-                self._folder.retry(stream)
-            self._retried = True
+        """New code may know what the old did not: try the parked streams once at start.
+
+        Later only those whose document has gone past where they stopped: a replica whose code is
+        older, or that was slow, has put them on the list when another one had released them.
+        """
+        parked = self._readmodel.parked(self._generation.name)
+        if self._retried and parked:
+            versions = self._readmodel.versions(self._generation.collection, parked)
+            parked = {s: p for s, p in parked.items() if versions.get(s, 0) >= p.version}
+        for stream in parked:
+            HEART.beat()
+            self._folder.retry(stream)
+        self._retried = True
 
 
 class Projector:

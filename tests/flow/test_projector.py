@@ -192,6 +192,22 @@ def test_new_code_tries_parked_streams_when_it_starts(shop: FakeShop) -> None:
     assert shop.readmodel.collections["users"][user_id]["version"] == 2
 
 
+def test_a_stream_that_is_put_on_the_parked_list_too_late_is_taken_off_again(
+    shop: FakeShop,
+) -> None:
+    user_id = shop.create_user()
+    poison(shop, user_id)
+    shop.settle()
+    noted_before = shop.readmodel.parked("users")[user_id]
+    fixed = replace(users.PROJECTION, ignores=frozenset({"USER_MARRIED"}))
+    new = projector(fixed, shop.readmodel, shop.user_store, shop.broker)
+    new.sweep()
+    assert shop.readmodel.parked("users") == {}
+    shop.readmodel.park(noted_before)
+    new.sweep()
+    assert shop.readmodel.parked("users") == {}
+
+
 def test_a_document_that_mongodb_cannot_store_parks_its_stream_alone(shop: FakeShop) -> None:
     ada, bob = shop.create_user("Ada"), shop.create_user("Bob")
     poison(shop, ada, "USER_NAME_CHANGED", {"name": 2**70})
