@@ -15,6 +15,7 @@ from eventcore.decider import Decider
 from eventcore.event import Event, from_message
 from eventcore.jsontext import parse
 from eventcore.projection import Document, Projection, version_of
+from eventcore.store import Answer
 from tests.sim.world import Process, World
 
 TRIES = 4
@@ -34,7 +35,7 @@ class Issued:
     key: str | None
     creates: bool = False
     outcome: str = ""
-    answer: object = None
+    answer: Answer | None = None
     tries: int = 0
 
 
@@ -64,6 +65,8 @@ class Judge:
     done: set[str] = field(default_factory=set)
     """Ids of events that the broker has in a queue and has confirmed, or that were let go."""
     delivered: set[str] = field(default_factory=set)
+    gone: set[str] = field(default_factory=set)
+    """Ids of messages that the broker or a fault has lost: they may become no dead letter."""
     next_sent: dict[str, int] = field(default_factory=dict)
 
     # ── the log ───────────────────────────────────────────────────────────────────────────
@@ -124,8 +127,7 @@ class Judge:
 
     def lost(self, id: str) -> None:
         """A message is gone: nobody can make a dead letter of it."""
-        if id not in self.dead:
-            self.garbage.discard(id)
+        self.gone.add(id)
 
     def feed_was_away(self, stream: str) -> None:
         """The running projector could not ask for a stream: it may leave that to the sweep."""
@@ -221,8 +223,23 @@ class Judge:
         last = max(self.log, default=0)
         if relay_at < last or self.swept_to < last:
             return f"checkpoints {relay_at}, {self.swept_to} are below {last}; head {head}"
-        if self.garbage - self.dead:
-            return f"{sorted(self.garbage - self.dead)} are no dead letters"
+        if owed := self.garbage - self.dead - self.gone:
+            return f"{sorted(owed)} are no dead letters"
+        return ""
+
+    def what_holds_others_up(self) -> str:
+        """What has still to happen, with no more faults, before the fix; "": poison holds up its
+        own streams alone, and those stand on the parked list in full.
+        """
+        documents, parked = self.documents(), self.parked()
+        for stream, folds in self.folds.items():
+            if stream in parked:
+                if parked[stream]["highest"] < len(folds):
+                    return f"{stream} is parked, and not known to go to {len(folds)}"
+            elif documents.get(stream) != folds[-1]:
+                return f"{stream} is neither applied nor parked"
+        if self.swept_to < max(self.log, default=0):
+            return f"the checkpoint is held up at {self.swept_to}"
         return ""
 
     def judge_commands(self) -> None:
@@ -252,6 +269,8 @@ class Judge:
                 self._judge_nothing_new(issued)
             return
         first = events[0].version
+        if issued.answer and issued.answer.body["version"] != events[-1].version:
+            self.world.blame(f"{issued.id} was answered {issued.answer.body}, at {first}")
         versions = [event.version for event in events]
         if versions != list(range(first, first + len(events))):
             self.world.blame(f"{issued.id} is in the log at {versions}")

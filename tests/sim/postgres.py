@@ -448,7 +448,10 @@ class SimFeed:
     def stream(self, aggregate_id: str, after: int) -> list[Event]:
         """See Feed."""
         try:
-            return self._ask(lambda: self._feed.stream(aggregate_id, after))
+            found = self._ask(lambda: self._feed.stream(aggregate_id, after))
+            if self._world.chance("feed slow"):
+                self._world.point("feed answers", self._world.random.random() * 0.4)
+            return found
         except FeedAway:
             self._judge.feed_was_away(aggregate_id)
             raise

@@ -345,7 +345,7 @@ class Channel:
 
     def _answer(self, name: str, tag: int, multiple: bool) -> None:
         method = SimpleNamespace(NAME=name, delivery_tag=tag, multiple=multiple)
-        self.link._on_answer(SimpleNamespace(method=method))
+        self.link._guarded(partial(self.link._on_answer, SimpleNamespace(method=method)))
 
     def _told(self, tag: int) -> None:
         stored, in_queue = self._unconfirmed.pop(tag)

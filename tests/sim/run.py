@@ -82,7 +82,6 @@ class System:
         self.projection = OLD
         self._numbers: dict[str, int] = {}
         self._ids = 0
-        self._busy = True
         self._batch, self._prefetch = chance.choice(((3, 5), (20, 40)))
         self._window = chance.choice((2, 500))
         self.poisonous = chance.random() < 0.5
@@ -114,20 +113,23 @@ class System:
         end = ACTIVE * (0.6 + 0.4 * world.random.random())
         world.run(lambda: world.now >= end, ACTIVE)
         self._heal()
+        if self.projection is OLD and self.judge.poisoned:
+            world.reach("poison stays when all faults are over")
+            if not world.run(lambda: not self._held_up(), DRAIN):
+                world.blame(f"after {DRAIN:.0f} s without a fault: {self._held_up()}")
+        self.deploy()
         if not world.wrong and not world.run(lambda: not self._missing(), DRAIN):
             world.blame(f"after {DRAIN:.0f} s without a fault: {self._missing()}")
         if not world.wrong:
             self.judge.judge_commands()
 
     def _heal(self) -> None:
-        """Faults are over, and new projectors know what the old ones did not."""
+        """Faults are over."""
         world = self.world
         world.note("no more faults")
         world.rates = {}
-        self._busy = False
         self.postgres.away_until = self.mongo.away_until = self.rabbit.away_until = 0.0
         self.rabbit.silent_until = 0.0
-        self.deploy()
 
     def deploy(self) -> None:
         """The projectors are replaced by such as know everything."""
@@ -136,13 +138,15 @@ class System:
             process.stop.set()
 
     def _missing(self) -> str:
-        clients = [n for n, c in self._clients.items() if self._busy or c.at_work]
         relayed = self.postgres.checkpoints.get("user", 0)
-        return (
-            f"{clients} are at work"
-            if clients
-            else self.judge.what_is_missing(relayed, self.postgres.head)
-        )
+        return self._at_work() or self.judge.what_is_missing(relayed, self.postgres.head)
+
+    def _held_up(self) -> str:
+        return self._at_work() or self.judge.what_holds_others_up()
+
+    def _at_work(self) -> str:
+        clients = [name for name, client in self._clients.items() if client.at_work]
+        return f"{clients} are at work" if clients else ""
 
     # ── processes ─────────────────────────────────────────────────────────────────────────
 
@@ -279,6 +283,8 @@ class Client:
             earlier = chance.choice(with_keys)
             return Issued(earlier.id, earlier.stream, earlier.command, earlier.key, earlier.creates)
         stream = chance.choice(known[-3:])
+        if judge.poisoned and chance.random() < 0.4:
+            stream = UUID(chance.choice(sorted(judge.poisoned)))
         if with_keys and chance.random() < 0.06:
             earlier = chance.choice(with_keys)
             return Issued(f"c{place}", stream, ChangeUser(name=f"thief {place}"), earlier.key)
@@ -445,6 +451,7 @@ def _rates(world: World) -> dict[str, float]:
         "mongo answer lost": 0.02,
         "mongo bulk cut": 0.1,
         "feed away": 0.1,
+        "feed slow": 0.3,
         "nack": 0.03,
     }
     chosen = {name: rate for name, rate in usual.items() if world.random.random() < 0.5}

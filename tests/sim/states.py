@@ -59,6 +59,7 @@ RARE = (
     "messages are dropped that were not confirmed",
     "messages are shuffled",
     "MongoDB is away for a while",
+    "poison stays when all faults are over",
     "PostgreSQL restarts with a transaction open",
     "RabbitMQ confirms nothing for a while",
     "RabbitMQ is away for a while",

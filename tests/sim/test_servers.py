@@ -1,4 +1,4 @@
-"""The simulated servers keep the promises of the real ones: the same tests as for those.
+"""The simulated servers keep the promises of the real ones that the flow uses: the same tests.
 
 Fixtures of these names stand for the real server's; nothing is running, so nothing interrupts.
 """
@@ -10,8 +10,39 @@ import pytest
 
 from eventcore.event import Event
 from eventcore.store import Store
-from tests.contract.test_readmodel import *  # noqa: F403
-from tests.contract.test_store import *  # noqa: F403
+from tests.contract.test_readmodel import (  # noqa: F401
+    test_a_checkpoint_begins_at_0_and_only_grows,
+    test_a_checkpoint_remembers_the_log_it_was_folded_from_and_why_it_is_halted,
+    test_a_dropped_generation_leaves_nothing_and_the_others_stay,
+    test_a_generation_gets_a_number_of_its_own_and_serves_once_it_is_switched_to,
+    test_a_lease_has_one_holder_until_it_runs_out_or_is_released,
+    test_a_page_is_newest_first_below_a_document_and_filtered,
+    test_a_parked_stream_is_released_once_its_document_has_reached_everything,
+    test_a_parked_stream_keeps_the_highest_version_and_the_first_moment,
+    test_a_scan_goes_through_all_documents_once_and_a_page_leaves_out_those_removed,
+    test_a_skip_is_kept_with_who_said_so_first,
+    test_a_write_takes_effect_only_on_the_version_it_replaces,
+    test_documents_come_back_exactly,
+    test_one_that_was_too_late_does_not_hold_the_others_up,
+    test_what_cannot_be_stored_is_said,
+    test_what_the_last_verification_found_is_kept,
+    test_who_lost_the_lease_cannot_move_the_checkpoint,
+)
+from tests.contract.test_store import (  # noqa: F401
+    stream,
+    test_a_key_is_recorded_for_a_command_without_events_too,
+    test_a_key_of_a_command_that_lost_a_race_is_not_recorded,
+    test_a_key_stands_for_one_request,
+    test_a_known_key_appends_nothing_and_brings_its_answer,
+    test_a_stream_is_read_in_pages,
+    test_an_append_to_another_version_is_a_conflict_and_writes_nothing,
+    test_events_come_back_as_they_were_appended,
+    test_heads_name_each_stream_that_changed_with_its_last_version_there,
+    test_progress_says_how_far_the_log_goes_and_how_far_of_it_is_relayed,
+    test_several_events_get_consecutive_versions_and_positions,
+    test_streams_of_two_types_with_one_id_are_two_streams,
+    test_the_feed_has_every_stream_in_the_order_of_positions,
+)
 from tests.sim.judge import Judge
 from tests.sim.mongo import FakeMongo, SimMongo
 from tests.sim.people import DECIDER, FIXED
@@ -42,11 +73,11 @@ def world() -> Iterator[World]:
         yield world
 
 
-@pytest.fixture  # type: ignore[no-redef]
+@pytest.fixture
 def store(world: World) -> Store:
     return SimStore(FakePostgres(world, Unconcerned(world, FIXED, DECIDER)), world)
 
 
-@pytest.fixture  # type: ignore[no-redef]
+@pytest.fixture
 def readmodel(world: World) -> SimMongo:
     return SimMongo(FakeMongo(world, Unconcerned(world, FIXED, DECIDER), "users"))

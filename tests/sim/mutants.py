@@ -1,0 +1,368 @@
+"""The code with one of its safeties taken out, each in turn: the simulation has to notice.
+
+A mutant is a change to the text of a real function, in memory. One whose text is not there any
+more fails loudly: the code has changed, and the mutant has to change with it.
+"""
+
+import inspect
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from eventcore import command, readmodel
+from eventcore.broker import ConfirmedPublisher, _Link
+from eventcore.projector import Folder, Projector, Sweep
+from eventcore.readmodel import Mongo
+from eventcore.relay import Pump
+from eventcore.store import Postgres, RelaySession, Settling
+from tests.fakes.shop import FakeShop
+from tests.flow.test_projector import (
+    test_the_checkpoint_does_not_pass_a_stream_that_is_neither_applied_nor_parked,
+)
+from tests.sim.run import simulate
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """`says` what is wrong with it; `old` becomes `new` in the text of `owner`'s function."""
+
+    says: str
+    owner: Any
+    function: str
+    old: str
+    new: str
+    shown: Callable[[], object] | None = None
+    """What notices, where a simulation cannot get there."""
+
+    @contextmanager
+    def lives(self) -> Iterator[None]:
+        """The change, for a while."""
+        before = vars(self.owner)[self.function]
+        setattr(self.owner, self.function, self._changed(before))
+        try:
+            yield
+        finally:
+            setattr(self.owner, self.function, before)
+
+    def _changed(self, function: Callable[..., Any]) -> Any:
+        text = textwrap.dedent(inspect.getsource(function))
+        assert self.old in text, f"{self.says}: {self.function} has changed"
+        made: dict[str, Any] = {}
+        exec(text.replace(self.old, self.new), function.__globals__, made)
+        return made[self.function]
+
+
+MUTANTS = (
+    # ── the append ────────────────────────────────────────────────────────────────────────
+    Mutant(
+        "the expected version is ignored",
+        command,
+        "_once",
+        "appended = store.append(stream, version,",
+        "appended = store.append(stream, len(store.read_stream(stream)),",
+    ),
+    Mutant(
+        "a conflict after a lost answer counts as another's",
+        Postgres,
+        "append",
+        "if outcome_unknown and",
+        "if False and",
+    ),
+    Mutant(
+        "an append is sent again with other event ids",
+        Postgres,
+        "append",
+        'reach("append:begin")',
+        "values = (*values[:3], [str(UUID(int=UUID(e).int + 2**40)) for e in values[3]],"
+        " *values[4:])",
+    ),
+    Mutant(
+        "a retry forgets the key",
+        command,
+        "_once",
+        "call.metadata, call.idempotency, given)",
+        "call.metadata, None, given)",
+    ),
+    Mutant(
+        "a key is not bound to its request",
+        Postgres,
+        "recorded_answer",
+        "request_hash != idempotency.request_hash",
+        "False",
+    ),
+    Mutant(
+        "a key is recorded in a transaction of its own",
+        Postgres,
+        "append",
+        "row = self._rows(_APPEND, values)[0]",
+        "row = self._rows(_APPEND, (*values[:8], None, None, None))[0]\n"
+        "            if idempotency:\n"
+        "                self._rows(_APPEND, (*values[:2], row[2], [], [], [], [], *values[7:]))",
+    ),
+    # ── the feed and the relay ────────────────────────────────────────────────────────────
+    Mutant(
+        "the relay reads without settling",
+        RelaySession,
+        "settled",
+        "return self._settling.observe(self.head, holders)",
+        "return self.head",
+    ),
+    Mutant(
+        "the sweep reads without settling",
+        Postgres,
+        "settled",
+        "position = self._settling.observe(head, holders)",
+        "position = head",
+    ),
+    Mutant(
+        "the newest head counts as settled, not the one that was watched",
+        Settling,
+        "observe",
+        "max(self.position, self._watched)",
+        "max(self.position, head)",
+    ),
+    Mutant(
+        "the relay's checkpoint moves when it publishes",
+        Pump,
+        "turn",
+        "self._sent = page[-1].position",
+        "self._sent = self._checkpoint = page[-1].position",
+    ),
+    Mutant(
+        "a gap moves the relay's checkpoint past what is in flight",
+        Pump,
+        "turn",
+        "if not self._in_flight:",
+        "if True:",
+    ),
+    Mutant(
+        "the relay's checkpoint is at the highest confirm",
+        ConfirmedPublisher,
+        "_move_prefix",
+        "while prefix in self._done:\n        self._done.remove(prefix)",
+        "while self._done and prefix <= max(self._done):\n        self._done.discard(prefix)",
+    ),
+    Mutant(
+        "a refusal of the broker counts as a confirm",
+        _Link,
+        "_on_answer",
+        'if method.NAME == "Basic.Nack":',
+        "if False:",
+    ),
+    Mutant(
+        "messages are not mandatory",
+        _Link,
+        "_publish",
+        "mandatory=True",
+        "mandatory=False",
+    ),
+    Mutant(
+        "a message that came back counts as confirmed",
+        ConfirmedPublisher,
+        "_on_confirm",
+        "self._try_again(sent)",
+        "self._done.add(sent.place)",
+    ),
+    Mutant(
+        "two relays at once, without the lock",
+        RelaySession,
+        "lock",
+        "return taken",
+        "return True",
+    ),
+    # ── the projector ─────────────────────────────────────────────────────────────────────
+    Mutant(
+        "the guard is off",
+        readmodel,
+        "_operation",
+        "    if write.replaces == 0:\n        return InsertOne(document)\n"
+        '    return ReplaceOne({"_id": document["_id"], "version": write.replaces}, document)',
+        '    return ReplaceOne({"_id": document["_id"]}, document, upsert=True)',
+    ),
+    Mutant(
+        "the guard lets the same version again",
+        readmodel,
+        "_operation",
+        '"version": write.replaces}',
+        '"version": {"$lte": write.document["version"]}}',
+    ),
+    Mutant(
+        "what a bulk did not do counts as done",
+        Mongo,
+        "write",
+        "return _all_faster_elsewhere(error)",
+        "return True",
+    ),
+    Mutant(
+        "a replacement that found nothing counts as done",
+        Mongo,
+        "write",
+        "return bool(result.inserted_count + result.matched_count == len(operations))",
+        "return True",
+    ),
+    Mutant(
+        "acknowledged before it is written",
+        Projector,
+        "handle",
+        "ahead = self._folder.apply(streams) if streams else {}",
+        "consumer.acknowledge(deliveries[-1])\n"
+        "    ahead = self._folder.apply(streams) if streams else {}",
+    ),
+    Mutant(
+        "acknowledged though the read model is away",
+        Projector,
+        "_handle_until_done",
+        "if not failures:\n                consumer.pause()",
+        "consumer.acknowledge(deliveries[-1])\n            return",
+    ),
+    Mutant(
+        "events of a stream in the order of their arrival",
+        Folder,
+        "_in_order",
+        "ordered = []",
+        "return list(known.values())",
+    ),
+    Mutant(
+        "an event that a document has is folded again",
+        Folder,
+        "_in_order",
+        "for event in events if event.version > after}",
+        "for event in events}\n    after = min([after, *(v - 1 for v in known)])",
+    ),
+    Mutant(
+        "a gap is not filled",
+        Folder,
+        "_in_order",
+        "fetched = self._feed.stream(stream, after)",
+        "fetched = []",
+    ),
+    Mutant(
+        "a stream is not parked",
+        Folder,
+        "_settle",
+        "self._park(stream, each)",
+        "pass",
+    ),
+    Mutant(
+        "parked no further than where it stopped",
+        Folder,
+        "_park",
+        "highest=folded.known",
+        "highest=folded.stopped_at",
+    ),
+    Mutant(
+        "what cannot be applied is delivered again",
+        Folder,
+        "_park",
+        "self._readmodel.park(",
+        'raise BrokerAway("requeued")\n    self._readmodel.park(',
+    ),
+    Mutant(
+        "a stream is released whatever is known of it",
+        Mongo,
+        "release",
+        '"highest": {"$lte": version}',
+        '"highest": {"$gt": 0}',
+    ),
+    Mutant(
+        "streams are released before they are written",
+        Folder,
+        "retry",
+        "self.apply(",
+        "self._readmodel.release(name, stream, 10**6)\n        self.apply(",
+    ),
+    Mutant(
+        "a dead letter because the feed is away",
+        Folder,
+        "apply",
+        'log.warning("Gap left to the sweep", extra={"id": stream, "reason": str(away)})',
+        "ahead[stream] = 0",
+    ),
+    Mutant(
+        "what is no event is acknowledged and forgotten",
+        Projector,
+        "_dead_letter",
+        "consumer.dead_letter(delivery, reason)",
+        "pass",
+    ),
+    # ── the sweep ─────────────────────────────────────────────────────────────────────────
+    Mutant(
+        "the sweep's checkpoint passes a gap",
+        Sweep,
+        "_catch_up",
+        "if still := self._behind(behind):",
+        "if False:",
+        lambda: test_the_checkpoint_does_not_pass_a_stream_that_is_neither_applied_nor_parked(
+            FakeShop()
+        ),
+    ),
+    Mutant(
+        "the sweep goes to what has not settled",
+        Sweep,
+        "run",
+        "self._seen = (page.settled, now)\n    self._readmodel.move_checkpoint(lease, page.until,",
+        "self._seen = (page.settled, now)\n    self._readmodel.move_checkpoint(lease, page.head,",
+    ),
+    Mutant(
+        "the sweep does not retry parked streams",
+        Sweep,
+        "_retry_parked",
+        "self._folder.retry(stream)",
+        "pass",
+    ),
+    Mutant(
+        "the lease's epoch fences nothing",
+        Mongo,
+        "move_checkpoint",
+        '"epoch": lease.epoch',
+        '"epoch": {"$gt": 0}',
+    ),
+    Mutant(
+        "what was not written is remembered as reached",
+        Folder,
+        "_write",
+        "    try:\n",
+        "    for stream in writes:\n"
+        "        self._remember(stream, folded[stream].version)\n    try:\n",
+    ),
+)
+"""Each takes one safety out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caught:
+    """After how many seeds a mutant was found out, and by what; 0: never."""
+
+    mutant: Mutant
+    seeds: int
+    seconds: float
+    by: str
+
+
+def hunt(mutant: Mutant, seeds: Iterable[int]) -> Caught:
+    """Let the mutant live until a seed goes wrong."""
+    began, tried = time.process_time(), 0
+    with mutant.lives():
+        if mutant.shown:
+            return _shown(mutant, mutant.shown)
+        for seed in seeds:
+            tried += 1
+            result = simulate(seed)
+            if result.wrong:
+                seconds = time.process_time() - began
+                return Caught(mutant, tried, seconds, result.wrong[0])
+    return Caught(mutant, 0, time.process_time() - began, "")
+
+
+def _shown(mutant: Mutant, test: Callable[[], object]) -> Caught:
+    """Let another test find it out."""
+    began = time.process_time()
+    try:
+        test()
+    except AssertionError as error:
+        seconds = time.process_time() - began
+        return Caught(mutant, 1, seconds, f"a test of the flow: {str(error).splitlines()[:1]}")
+    return Caught(mutant, 0, time.process_time() - began, "")
