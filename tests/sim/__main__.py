@@ -3,6 +3,7 @@
 import sys
 from argparse import ArgumentParser
 
+from tests.sim.mutants import MUTANTS, hunt
 from tests.sim.run import simulate
 from tests.sim.tally import tally
 
@@ -16,7 +17,10 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1000, help="how many to run")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--seed", type=int, help="run this one alone, and print its steps")
+    parser.add_argument("--mutants", action="store_true", help="try the suite on itself")
     asked = parser.parse_args()
+    if asked.mutants:
+        return mutants(asked.first, asked.seeds)
     if asked.seed is not None:
         return one(asked.seed)
     return many(asked.first, asked.seeds)
@@ -37,6 +41,19 @@ def many(first: int, count: int) -> int:
     for line in counts.lines():
         print(line)
     return bool(counts.wrong or (count >= ENOUGH and counts.missed))
+
+
+def mutants(first: int, most: int) -> int:
+    """Each mutant, until it is found out; so many seeds at most."""
+    missed = 0
+    print("  seeds  seconds  with this safety taken out, and what told")
+    for mutant in MUTANTS:
+        caught = hunt(mutant, range(first, first + most))
+        missed += not caught.seeds
+        seeds = f"{caught.seeds:,}" if caught.seeds else "MISSED"
+        print(f"{seeds:>7}  {caught.seconds:7.2f}  {mutant.says}: {caught.by[:90]}", flush=True)
+    print(f"{len(MUTANTS) - missed} of {len(MUTANTS)} caught")
+    return bool(missed)
 
 
 if __name__ == "__main__":

@@ -322,8 +322,7 @@ class FakeCollection:
             world.note(f"the checkpoint is {new['position']}")
             self._server.judge.swept(new["position"], str(new["holder"]))  # type: ignore[arg-type]
         if old and new["holder"] != old["holder"]:
-            was = next((p for p in world.processes if str(p) == old["holder"]), None)
-            kind = "a live" if was and not was.dead else "a dead"
+            kind = "a live" if world.named(str(old["holder"])) else "a dead"
             world.reach(f"the lease is taken over from {kind} holder")
 
 

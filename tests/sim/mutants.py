@@ -36,6 +36,8 @@ class Mutant:
     new: str
     shown: Callable[[], object] | None = None
     """What notices, where a simulation cannot get there."""
+    rare: bool = False
+    """It takes some hundred seeds."""
 
     @contextmanager
     def lives(self) -> Iterator[None]:
@@ -70,6 +72,7 @@ MUTANTS = (
         "append",
         "if outcome_unknown and",
         "if False and",
+        rare=True,
     ),
     Mutant(
         "an append is sent again with other event ids",
@@ -78,6 +81,7 @@ MUTANTS = (
         'reach("append:begin")',
         "values = (*values[:3], [str(UUID(int=UUID(e).int + 2**40)) for e in values[3]],"
         " *values[4:])",
+        rare=True,
     ),
     Mutant(
         "a retry forgets the key",
@@ -137,6 +141,7 @@ MUTANTS = (
         "turn",
         "if not self._in_flight:",
         "if True:",
+        rare=True,
     ),
     Mutant(
         "the relay's checkpoint is at the highest confirm",
@@ -266,6 +271,7 @@ MUTANTS = (
         "release",
         '"highest": {"$lte": version}',
         '"highest": {"$gt": 0}',
+        rare=True,
     ),
     Mutant(
         "streams are released before they are written",
@@ -319,6 +325,7 @@ MUTANTS = (
         "move_checkpoint",
         '"epoch": lease.epoch',
         '"epoch": {"$gt": 0}',
+        rare=True,
     ),
     Mutant(
         "what was not written is remembered as reached",
@@ -327,6 +334,7 @@ MUTANTS = (
         "    try:\n",
         "    for stream in writes:\n"
         "        self._remember(stream, folded[stream].version)\n    try:\n",
+        rare=True,
     ),
 )
 """Each takes one safety out."""

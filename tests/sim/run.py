@@ -132,10 +132,10 @@ class System:
         self.rabbit.silent_until = 0.0
 
     def deploy(self) -> None:
-        """The projectors are replaced by such as know everything."""
+        """The projectors are replaced, one after the other, by such as know everything."""
         self.projection = FIXED
         for process in [p for p in self.world.processes if p.name.startswith("projector")]:
-            process.stop.set()
+            self.world.later(self.world.random.random(), process.stop.set)
 
     def _missing(self) -> str:
         relayed = self.postgres.checkpoints.get("user", 0)
@@ -330,6 +330,7 @@ class Harm:
             self._kill,
             self._kill,
             self._pause,
+            self._pause_sweeper,
             self._stop_in_order,
             self._end_relay_session,
             self._restart_postgres,
@@ -367,9 +368,26 @@ class Harm:
             self._world.reach("a process is stopped in order")
             process.stop.set()
 
+    def _pause_sweeper(self) -> None:
+        """While it sweeps, for longer than its lease."""
+        self._once(lambda: self._sweeper() is not None, self._pause_long)
+
+    def _pause_long(self) -> None:
+        if process := self._sweeper():
+            self._world.pause(process, LEASE * (1 + self._world.random.random()))
+
+    def _sweeper(self) -> Process | None:
+        """Who has the lease, when it is just asking the feed or about to move the checkpoint."""
+        found = self._system.mongo.of("checkpoints").get(OLD.name, {})
+        holder = self._world.named(str(found.get("holder")))
+        at_it = holder and (holder.at.startswith("pg") or "find users" in holder.at)
+        return holder if at_it else None
+
     def _end_relay_session(self) -> None:
-        if self._system.postgres.relay:
-            self._system.postgres.close(self._system.postgres.relay)
+        if session := self._system.postgres.relay:
+            if session.owner and self._world.random.random() < 0.6:
+                self._world.pause(session.owner, 0.5 + self._world.random.random())
+            self._system.postgres.close(session)
 
     def _restart_postgres(self) -> None:
         self._system.postgres.restart(self._world.random.random())
@@ -405,12 +423,21 @@ class Harm:
     def _shuffle(self) -> None:
         self._once_filled(self._system.rabbit.shuffle)
 
-    def _once_filled(self, act: Callable[[str], None], tries: int = 200) -> None:
+    def _once_filled(self, act: Callable[[str], None]) -> None:
         """Do it as soon as there is more than one message in the queue."""
-        if len(self._system.rabbit.queues.get(QUEUE.name, ())) > 1 and self._world.rates:
-            act(QUEUE.name)
-        elif tries and self._world.rates:
-            self._world.later(0.005, lambda: self._once_filled(act, tries - 1))
+        queues = self._system.rabbit.queues
+        self._once(lambda: len(queues.get(QUEUE.name, ())) > 1, lambda: act(QUEUE.name))
+
+    def _once(
+        self, condition: Callable[[], bool], act: Callable[[], None], tries: int = 200
+    ) -> None:
+        """Do it as soon as something is so, if it soon is."""
+        if not self._world.rates:
+            return
+        if condition():
+            act()
+        elif tries:
+            self._world.later(0.005, lambda: self._once(condition, act, tries - 1))
 
     def _garbage(self) -> None:
         """What is no event at all."""

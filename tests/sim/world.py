@@ -186,9 +186,9 @@ class World:
         self.note(f"{process} is paused at {process.at} for {seconds:.2f} s")
         process.paused_until = self.now + seconds
 
-    def alive(self, name: str) -> Process | None:
-        """The process of that name, if one lives."""
-        return next((p for p in self.processes if p.name == name), None)
+    def named(self, who: str) -> Process | None:
+        """A process by its name and number, if it lives."""
+        return next((p for p in self.processes if str(p) == who), None)
 
     def run(self, done: Callable[[], bool], limit: float) -> bool:
         """Go on until `done`, looked at now and then; False: time or steps ran out first."""
