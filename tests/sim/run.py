@@ -85,7 +85,8 @@ class System:
         self._batch, self._prefetch = chance.choice(((3, 5), (20, 40)))
         self._window = chance.choice((2, 500))
         self.poisonous = chance.random() < 0.5
-        self._clients = {f"client-{n}": Client(self, chance.randint(4, 9)) for n in range(2)}
+        busy = chance.randint(4, 9) + (6 if self.poisonous else 0)
+        self._clients = {f"client-{n}": Client(self, busy) for n in range(2)}
         self._programs: dict[str, Callable[[Process], object]] = {
             **{name: client.main for name, client in self._clients.items()},
             "relay-0": self._relay,
@@ -110,6 +111,8 @@ class System:
         harm = Harm(self)
         for _ in range(world.random.randint(2, 9)):
             world.later(world.random.random() * ACTIVE, harm.one)
+        if self.poisonous and world.random.random() < 0.7:
+            world.later(world.random.random() * ACTIVE, self.deploy)
         end = ACTIVE * (0.6 + 0.4 * world.random.random())
         world.run(lambda: world.now >= end, ACTIVE)
         self._heal()
@@ -283,7 +286,7 @@ class Client:
             earlier = chance.choice(with_keys)
             return Issued(earlier.id, earlier.stream, earlier.command, earlier.key, earlier.creates)
         stream = chance.choice(known[-3:])
-        if judge.poisoned and chance.random() < 0.4:
+        if judge.poisoned and chance.random() < 0.6:
             stream = UUID(chance.choice(sorted(judge.poisoned)))
         if with_keys and chance.random() < 0.06:
             earlier = chance.choice(with_keys)
