@@ -10,7 +10,7 @@ LOCK := .venv/bin/uv --quiet pip compile --universal --python-version 3.11 --gen
 # A Kubernetes on this machine that builds images itself, for machines without docker.
 export LOCAL_CLUSTER ?= $(abspath $(wildcard ../shared/cluster/cluster))
 
-.PHONY: help run demo shell test lint bench chaos soak docs lock clean images up deploy e2e bench-cluster down
+.PHONY: help run demo shell test lint bench chaos simulation soak docs lock clean images up deploy e2e bench-cluster down
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1: /p' $(MAKEFILE_LIST)
@@ -39,6 +39,11 @@ bench: .venv/ready ## Measure the system on this machine, and print what it reac
 
 chaos: .venv/ready ## Make every fault of docs/chaos.md under load, and check that nothing is lost; SEED=... replays
 	@$(PYTHON) -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(ROW),--row $(ROW))
+
+simulation: .venv/ready ## Run SEEDS=10000 of the simulation, the suite against itself, and 2,000 examples of the store
+	@$(PYTHON) -m tests.sim --seeds $(or $(SEEDS),10000)
+	@$(PYTHON) -m tests.sim --mutants
+	@STORE_EXAMPLES=2000 $(PYTHON) -m pytest tests/integration/test_store_properties.py
 
 soak: .venv/ready ## Run for MINUTES=30 at half the load: memory, lag and errors must stay flat
 	@$(PYTHON) -m tests.chaos soak --minutes $(or $(MINUTES),30)

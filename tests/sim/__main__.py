@@ -7,7 +7,7 @@ from tests.sim.mutants import MUTANTS, hunt
 from tests.sim.run import simulate
 from tests.sim.tally import tally
 
-ENOUGH = 3000
+ENOUGH = 10_000
 """Seeds with which each rare state must be reached."""
 
 
