@@ -200,8 +200,11 @@ class Stores:
             connection.close()
 
     def documents(self, service: str, collection: str) -> dict[str, dict[str, Any]]:
-        """Every document of a read model, by id."""
-        found = self.mongodb[f"{service}_read_model"][collection].find()
+        """Every document of the generation that serves, by id."""
+        database = self.mongodb[f"{service}_read_model"]
+        known = database["generations"].find_one({"_id": collection.replace("_", "-")})
+        number = known["serving"] if known else 1
+        found = database[collection if number == 1 else f"{collection}.{number}"].find()
         return {str(each["_id"]): each for each in found}
 
     def lagging(self) -> dict[str, int]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import urllib3
 
+from eventcore.store import SCHEMA_VERSION
 from tests.e2e.load import steady_load
 from tests.e2e.release import INGRESS, ROOT, SERVERS, Release, await_that, run
 from tests.graph import GRAPH
@@ -297,6 +298,23 @@ def test_projectors_are_scaled_up_and_down_and_lose_nothing(
     unharmed(release, scale, say)
 
 
+def test_a_projection_is_verified_and_rebuilt_by_jobs_while_it_is_written(
+    release: Release, say: Callable[[str], None]
+) -> None:
+    def work() -> None:
+        cron = "cronjob/shop-order-projector-verify"
+        release.kubectl("create", "job", "verify-now", f"--from={cron}")
+        release.kubectl("wait", "job/verify-now", "--for=condition=Complete", "--timeout=180s")
+        release.upgrade("--set=rebuild.projections={orders}")
+        jobs = [each["metadata"]["name"] for each in release.get("jobs")]
+        [job] = [name for name in jobs if "-rebuild-" in name]
+        release.kubectl("wait", f"job/{job}", "--for=condition=Complete", "--timeout=180s")
+        assert '{"serves": "orders.2"}' in release.kubectl("logs", f"job/{job}")
+
+    unharmed(release, work, say)
+    release.upgrade()
+
+
 SERVED = (*SERVERS, "gateway", "user-service", "order-service")
 """Of these there is one, and requests need it: while its pod is replaced some are refused."""
 
@@ -392,12 +410,14 @@ def next_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / each, copy / each, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / ".dockerignore", copy)
     script = (ROOT / "init.sql").read_text()
-    script = script.replace("this_version constant int := 1;", "this_version constant int := 2;")
-    step = """
-    if recorded < 2 then
+    now, then = f"this_version constant int := {SCHEMA_VERSION};", SCHEMA_VERSION + 1
+    assert now in script
+    script = script.replace(now, f"this_version constant int := {then};")
+    step = f"""
+    if recorded < {then} then
     alter table public.events add column tenant text;
     create index events_tenant on public.events (tenant) where tenant is not null;
-    insert into public.schema_versions (version) values (2);
+    insert into public.schema_versions (version) values ({then});
     end if;
 
     -- ── functions"""
@@ -406,7 +426,8 @@ def next_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for place in (copy / "init.sql", copy / "charts/shop/files/init.sql"):
         place.write_text(script)
     store = copy / "services/eventcore/store.py"
-    store.write_text(store.read_text().replace("SCHEMA_VERSION = 1", "SCHEMA_VERSION = 2"))
+    code = store.read_text()
+    store.write_text(code.replace(f"VERSION = {SCHEMA_VERSION}\n", f"VERSION = {then}\n"))
     chart = copy / "charts/shop/Chart.yaml"
     chart.write_text(chart.read_text().replace('appVersion: "0.1.0"', 'appVersion: "0.2.0"'))
     run(str(copy / "local/make-images"), timeout=600)
@@ -420,9 +441,9 @@ def test_an_upgrade_across_a_migration_and_its_rollback_lose_nothing(
         with release.stores() as stores:
             return int(stores.query("user", "select max(version) from schema_versions")[0][0])
 
-    assert schema() == 1
+    assert schema() == SCHEMA_VERSION
     unharmed(release, lambda: release.upgrade(chart=next_version), say)
-    assert schema() == 2
+    assert schema() == SCHEMA_VERSION + 1
     images = {
         container["image"]
         for deployment in release.get("deployments")
@@ -431,7 +452,7 @@ def test_an_upgrade_across_a_migration_and_its_rollback_lose_nothing(
     assert images == {"shop-gateway:0.2.0", "shop-user:0.2.0", "shop-order:0.2.0"}
     # back to the old code, which now meets the newer schema
     unharmed(release, release.rollback, say)
-    assert schema() == 2
+    assert schema() == SCHEMA_VERSION + 1
     unharmed(release, lambda: release.upgrade("--set=defaults.env.LOG_LEVEL=INFO"), say)
 
 
