@@ -10,7 +10,6 @@ cut     the link breaks at a step of the protocol: after the question, before it
 import asyncio
 import ctypes
 import random
-import re
 import socket
 import struct
 import threading
@@ -18,35 +17,14 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from tests.chaos.steps import Step
+
 Result = TypeVar("Result")
 
 HOST = "127.0.0.1"
 
 _ATTACH, _DETACH = 26, 27  # SO_ATTACH_FILTER, SO_DETACH_FILTER
 _DROP_ALL = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF: return 0
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step of a protocol: the question as the client sends it, and the answer to be lost."""
-
-    question: re.Pattern[bytes]
-    answer: re.Pattern[bytes]
-
-
-COMMITTED = Step(re.compile(rb"append_events\("), re.compile(rb"SELECT 1\x00Z"))
-"""PostgreSQL has committed an append, and its CommandComplete is lost."""
-
-CONFIRMED = Step(
-    re.compile(rb"\x00\x3c\x00\x28"), re.compile(rb"\x01\x00\x01\x00\x00\x00\x0d\x00\x3c\x00\x50")
-)
-"""RabbitMQ has taken a message (basic.publish), and its confirm (basic.ack) is lost."""
-
-WRITTEN = Step(
-    re.compile(rb"\x02(insert|update)\x00....(orders|users|known_users)", re.DOTALL),
-    re.compile(rb".", re.DOTALL),
-)
-"""MongoDB has done a bulk, and its reply is lost."""
 
 
 @dataclass
@@ -97,6 +75,11 @@ class Proxy:
         self._random = random.Random(port)
         loop.proxies.append(self)
         loop.run(self._listen())
+
+    @property
+    def carries(self) -> bool:
+        """Whether there is any connection over it now."""
+        return bool(self._pairs)
 
     def down(self) -> None:
         """See above; until `heal`."""

@@ -78,6 +78,7 @@ class Run:
     def warm_up(self, seconds: float) -> None:
         """Let the load run for a while, and take what is held then as the baseline."""
         let_pass(seconds)
+        self.system.require_links()
         self.load.rest()
         self.log.read()
         self._checked_at = time.monotonic()

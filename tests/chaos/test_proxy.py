@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from local.servers import free_port
-from tests.chaos.proxy import Flow, Loop, Proxy, Step
+from tests.chaos.proxy import Flow, Loop, Proxy
+from tests.chaos.steps import Step
 
 TCP_USER_TIMEOUT = 18
 

@@ -2,7 +2,7 @@
 
 from tests.chaos.fault import ALL, LISTS, ORDERS, QUERIES, USERS, Fault
 from tests.chaos.faults import mongodb, network, postgres, processes, rabbitmq, restored
-from tests.chaos.proxy import COMMITTED, CONFIRMED, WRITTEN
+from tests.chaos.steps import COMMITTED, CONFIRMED, WRITTEN
 
 _PAIRS = (
     processes.killed, postgres.session_ended, rabbitmq.closed, rabbitmq.repeated, network.down,
@@ -65,7 +65,7 @@ FAULTS = (
           goes_on=ALL),
     Fault("27", "one process with a wrong clock", "C G", 4, processes.wrong_clock,
           hold=(3, 5), no_answer=True),
-    Fault("28", "out of memory; out of descriptors", "I", 2, processes.out_of_memory,
+    Fault("28", "out of memory; out of descriptors", "I", 2, processes.starved,
           hold=(1, 3), first=5, lag=10),
     Fault("29", "a tenth of a core", "G", 1, processes.little_cpu,
           hold=(6, 6), lag=10, goes_on=ALL),

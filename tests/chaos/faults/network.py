@@ -5,7 +5,8 @@ from contextlib import ExitStack, contextmanager
 
 from tests.chaos.fault import Scene, Skipped, Strike, until
 from tests.chaos.faults.processes import let_pass
-from tests.chaos.proxy import Flow, Step
+from tests.chaos.proxy import Flow
+from tests.chaos.steps import Step
 from tests.chaos.system import LINKS
 
 
