@@ -156,7 +156,8 @@ def folded(
 def goes_on(entries: Iterable[Entry], began: float, ended: float, groups: Iterable[str]) -> Finding:
     """F: of each group that is not concerned there were good answers between two moments.
 
-    Times are seconds. Where a fault was shorter than two of them, it is too short to tell.
+    Times are seconds; of a fault that is shorter than four nothing can be told. Up to a fifth may
+    fail, those that were on their way.
     """
     finding = Finding("F")
     good: Counter[str] = Counter()
@@ -169,7 +170,7 @@ def goes_on(entries: Iterable[Entry], began: float, ended: float, groups: Iterab
     for group in groups:
         finding.counts["good"] += good[group]
         finding.counts["failed"] += bad[group]
-        if ended - began >= 4 and bad[group] > 2 and bad[group] > good[group]:
+        if ended - began >= 4 and bad[group] > max(2, good[group] / 4):
             finding.violates("stopped", f"{group}: {good[group]} good, {bad[group]} failed")
     return finding
 

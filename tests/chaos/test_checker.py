@@ -159,6 +159,7 @@ def test_a_group_that_is_not_concerned_must_have_good_answers_meanwhile() -> Non
     assert goes_on(good, 0, 10, ["user commands"]).wrong == []
     assert goes_on(bad, 0, 10, ["order commands"]).wrong == []
     assert kinds(goes_on(bad, 0, 10, ["user commands"])) == {"F stopped"}
+    assert kinds(goes_on([*good, bad[0]], 0, 10, ["user commands"])) == {"F stopped"}
 
 
 @pytest.mark.parametrize(
