@@ -59,6 +59,9 @@ Result = TypeVar("Result")
 ALONE = 0.5
 """Seconds between two sweeps while the broker is away: less than an order waits for its user."""
 
+SILENT = 3
+"""Sweeps that bring something, with no delivery between them, until the queue is opened anew."""
+
 log = logging.getLogger(__name__)
 
 BACKOFF = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
@@ -404,12 +407,16 @@ class Sweep:
         self._generation = folder.generation
         self._seen: tuple[int, datetime] | None = None
         self._retried = False
+        self.caught_up = 0
 
     def run(self) -> bool:
         """One page of it; True if there is more to sweep at once.
 
+        `caught_up` is how many events it has had to bring.
+
         Raises Away, and StoreRestored, by which every replica knows that nothing may be applied.
         """
+        self.caught_up = 0
         self._follow()
         lease = self._readmodel.take_lease(self._generation.name, self._holder, self._lease_seconds)
         if lease is None:
@@ -490,6 +497,7 @@ class Sweep:
             and event.version > versions.get(stream, 0)
         ]
         CAUGHT_UP.labels(self._projection.name).inc(len(events))
+        self.caught_up = len(events)
         self._tell_lag(page.settled, next(iter(events), None))
         missing: defaultdict[str, list[Event]] = defaultdict(list)
         for event in events:
@@ -555,6 +563,7 @@ class Projector:
         self._opening: Future[Consumer] | None = None
         self._connect_at = 0.0
         self._failures = 0
+        self._silent = 0
         self._halted = False
         for counter in (APPLIED, DUPLICATES, CAUGHT_UP, DEAD_LETTERS):
             counter.labels(projection.name)  # 0 from the start, or nobody sees the first rise
@@ -644,6 +653,7 @@ class Projector:
                 return
             deliveries = consumer.take(self._batch, wait)
             if deliveries:
+                self._silent = 0
                 self._handle_until_done(deliveries, consumer, stop)
         except BrokerAway as away:
             self._health.lacks("broker", str(away))
@@ -720,4 +730,17 @@ class Projector:
             return False
         self._health.well("feed")
         self._health.well("readmodel")
+        self._notice_silence()
         return more
+
+    def _notice_silence(self) -> None:
+        """Open the queue anew where sweeps bring all, deliveries nothing, and nobody says why.
+
+        A broker may lose a consumer without a word, while its connection lives and is quiet.
+        """
+        if self._sweep.caught_up and self._consumer:
+            self._silent += 1
+        if self._silent == SILENT:
+            log.warning("Nothing is delivered", extra={"projection": self._projection.name})
+            self._silent = 0
+            self.disconnect()

@@ -63,6 +63,12 @@ class FakeBroker:
             if isinstance(connection, FakeConsumer) and connection.queue.name == queue:
                 connection.close()
 
+    def forget(self, queue: str) -> None:
+        """Deliver nothing more to the consumers there are, and tell them nothing."""
+        for connection in self._connections:
+            if isinstance(connection, FakeConsumer) and connection.queue.name == queue:
+                connection.pause()
+
     def cut(self) -> None:
         """Break all connections."""
         for connection in self._connections:

@@ -16,7 +16,7 @@ from eventcore.broker import Consumer, Message
 from eventcore.errors import BrokerAway, FeedAway
 from eventcore.event import NewEvent
 from eventcore.projection import Projection
-from eventcore.projector import Folder
+from eventcore.projector import SILENT, Folder
 from eventcore.relay import to_broker
 from eventcore.store import Stream
 from order.projections import orders
@@ -340,6 +340,21 @@ def test_sweeps_go_on_while_a_broker_that_does_not_even_refuse_is_waited_for(
         running.join(5)
         refused.set()
     assert not running.is_alive()
+
+
+def test_a_consumer_that_the_broker_has_forgotten_without_a_word_is_opened_anew(
+    shop: FakeShop,
+) -> None:
+    user_id = shop.create_user()
+    shop.broker.forget(USERS)
+    for number in range(SILENT):
+        shop.users.put(f"/users/{user_id}", json={"name": f"Ada {number}"})
+        shop.settle()
+        assert shop.broker.queues[USERS]
+        shop.sweep(["users"])
+    shop.settle()
+    assert not shop.broker.queues[USERS]
+    assert_converged(shop)
 
 
 def test_who_lost_the_lease_cannot_move_the_checkpoint(shop: FakeShop) -> None:
