@@ -1,8 +1,9 @@
 """A receiver of traces: keeps every span that is exported to it, by OTLP over HTTP."""
 
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -14,6 +15,7 @@ class Span:
     """One span, ids as hexadecimal text."""
 
     service: str
+    process: int
     name: str
     kind: str
     trace: str
@@ -56,6 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
                     self.server.spans.append(
                         Span(
                             service=str(resource["service.name"]),
+                            process=int(str(resource["process.pid"])),
                             name=span.name,
                             kind=("", "internal", "server", "client", "producer", "consumer")[
                                 span.kind
@@ -81,6 +84,24 @@ def _values(attributes: object) -> dict[str, object]:
         each.key: getattr(each.value, str(each.value.WhichOneof("value")))
         for each in attributes  # type: ignore[attr-defined]
     }
+
+
+@contextmanager
+def silent() -> Iterator[str]:
+    """The endpoint of one that takes every connection, and never reads or answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=1000) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@contextmanager
+def unreachable() -> Iterator[str]:
+    """The endpoint of one to which no connection comes about, as if its packets were dropped."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server, ExitStack() as waiting:
+        for _ in range(4):  # it accepts none, so that there is no room for one more
+            client = waiting.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(server.getsockname())
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 @contextmanager

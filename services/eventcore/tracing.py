@@ -86,7 +86,9 @@ class _Tracing:
         self.provider.add_span_processor(BatchSpanProcessor(exporter))
         self.tracer = self.provider.get_tracer("eventcore")
         Psycopg2Instrumentor().instrument(tracer_provider=self.provider)
-        PymongoInstrumentor().instrument(tracer_provider=self.provider)
+        PymongoInstrumentor().instrument(
+            tracer_provider=self.provider, request_hook=_name_operation
+        )
         URLLib3Instrumentor().instrument(tracer_provider=self.provider)
 
     def publish(
@@ -191,6 +193,11 @@ class _Tracing:
         return self.tracer.start_span(
             name, context, kind, attributes={**system, **attributes}, links=links
         )
+
+
+def _name_operation(span: Any, event: Any) -> None:
+    """The instrumentation of pymongo leaves out what the conventions require."""
+    span.set_attribute("db.operation.name", event.command_name)
 
 
 def _quieten(name: str) -> None:

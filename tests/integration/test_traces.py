@@ -6,18 +6,19 @@ import secrets
 import signal
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
 
-from local.processes import Servers, processes
-from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
 from local.shop import Shop
-from tests.otlp import Receiver, Span, receiver
+from tests.integration.conftest import AnotherShop
+from tests.otlp import Receiver, Span, receiver, silent, unreachable
 
-PATIENCE = 20.0
+Traced = Callable[..., AbstractContextManager[Shop]]
+
+PATIENCE = 40.0
 USER = {"name": "Ada", "email": "ada@example.com"}
 
 
@@ -28,39 +29,12 @@ def collector() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def traced(
-    shop: Shop,
-    postgres: PostgreSQL,
-    rabbitmq: RabbitMQ,
-    mongodb: MongoDB,
-    data_folder: Path,
-    tmp_path: Path,
-) -> Callable[..., Iterator[Shop]]:
-    """The shop, on the same stores, with tracing on; the other one waits meanwhile."""
+def traced(another_shop: AnotherShop) -> Traced:
+    """The shop, on the same stores, with tracing on."""
 
-    def run(endpoint: str, **settings: str) -> Iterator[Shop]:
-        readmodels = {name: mongodb.login(f"{name}_read_model") for name in ("user", "order")}
-        running = Shop(
-            processes(
-                Servers(postgres.address, rabbitmq.address, readmodels),
-                data_folder / "secrets",
-                ports={name: free_port() for name in ("gateway", "user-service", "order-service")},
-                free_port=free_port,
-                settings={
-                    "SWEEP_INTERVAL": "0.5",
-                    "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
-                    "OTEL_BSP_SCHEDULE_DELAY": "200",
-                    **settings,
-                },
-            ),
-            tmp_path / "logs",
-        )
-        shop.stop()
-        try:
-            running.start()
-            yield running
-        finally:
-            running.stop()
+    def run(endpoint: str, **settings: str) -> AbstractContextManager[Shop]:
+        told = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_BSP_SCHEDULE_DELAY": "200"}
+        return another_shop(**told, **settings)
 
     return run
 
@@ -118,31 +92,69 @@ WRITTEN = both(
 )
 
 
+POSTED = {"http.request.method": "POST", "http.response.status_code": 202}
+ROUTED = {
+    "messaging.system": "rabbitmq",
+    "messaging.rabbitmq.destination.routing_key": "user.created",
+}
+
+
+def has_attributes(span: Span, wanted: Mapping[str, object]) -> None:
+    found = {name: span.attributes.get(name) for name in wanted}
+    assert found == dict(wanted), (span.service, span.name, span.attributes)
+
+
 def check_tree(spans: list[Span], caller: str) -> None:
     """From the caller through gateway, service, append, relay and projector to the document."""
     names = {span.id: span for span in spans}
     gateway = one(spans, "gateway", "POST /users")
     assert (gateway.parent, gateway.kind) == (caller.split("-")[2], "server")
-    assert gateway.attributes["http.route"] == "/users"
-    assert gateway.attributes["http.response.status_code"] == 202
     service = one(spans, "user-service", "POST /users")
+    assert service.kind == "server"
+    for served in (gateway, service):
+        has_attributes(served, POSTED | {"http.route": "/users", "url.path": "/users"})
+        assert served.attributes["url.scheme"] == "http"
     forward = names[service.parent]
     assert (forward.service, forward.kind, forward.parent) == ("gateway", "client", gateway.id)
+    has_attributes(forward, POSTED)
+    assert str(forward.attributes["url.full"]).endswith("/users")
     [append] = [s for s in spans if "append_events" in str(s.attributes.get("db.query.text"))]
     assert (append.service, append.kind, append.parent) == ("user-service", "client", service.id)
+    has_attributes(append, {"db.system.name": "postgresql", "db.namespace": "user_event_db"})
     publish = one(spans, "user-relay", "publish events")
     assert (publish.parent, publish.kind) == (service.id, "producer")
-    assert publish.attributes["messaging.system"] == "rabbitmq"
-    assert publish.attributes["messaging.destination.name"] == "events"
-    assert publish.attributes["messaging.operation.type"] == "send"
-    assert publish.attributes["messaging.operation.name"] == "publish"
+    has_attributes(
+        publish,
+        ROUTED
+        | {
+            "messaging.destination.name": "events",
+            "messaging.operation.type": "send",
+            "messaging.operation.name": "publish",
+        },
+    )
     process = one(spans, "user-project-users", "process user_projection_queue")
     assert (process.parent, process.kind) == (publish.id, "consumer")
-    assert process.attributes["messaging.operation.type"] == "process"
+    has_attributes(
+        process,
+        ROUTED
+        | {
+            "messaging.destination.name": "user_projection_queue",
+            "messaging.operation.type": "process",
+            "messaging.operation.name": "process",
+        },
+    )
     assert process.attributes["messaging.message.id"] == publish.attributes["messaging.message.id"]
     write = one(spans, "user-project-users", "user_read_model.insert")
     assert write.parent == process.id
-    assert write.attributes["db.collection.name"] == "users"
+    has_attributes(
+        write,
+        {
+            "db.system.name": "mongodb",
+            "db.namespace": "user_read_model",
+            "db.collection.name": "users",
+            "db.operation.name": "insert",
+        },
+    )
     known = one(spans, "order-project-known-users", "process order_service_user_sync")
     assert known.parent == publish.id
     text = repr([span.attributes for span in spans])
@@ -151,10 +163,10 @@ def check_tree(spans: list[Span], caller: str) -> None:
 
 
 def test_one_post_is_one_trace_from_the_caller_to_the_document(
-    traced: Callable[..., Iterator[Shop]], collector: Receiver
+    traced: Traced, collector: Receiver
 ) -> None:
     # no sweep here: it would bring what the stopped relay does not
-    with contextmanager(traced)(collector.endpoint, SWEEP_INTERVAL="60") as shop:
+    with traced(collector.endpoint, SWEEP_INTERVAL="60") as shop:
         trace, header = new_trace()
         post(shop, "/users", USER, header)
         check_tree(await_spans(collector, WRITTEN, trace), header)
@@ -165,12 +177,12 @@ def test_one_post_is_one_trace_from_the_caller_to_the_document(
         shop.start("user-relay")  # the context was kept with the event
         check_tree(await_spans(collector, WRITTEN, trace), header)
 
-        _, header = new_trace(sampled=False)
+        unsampled, header = new_trace(sampled=False)
         post(shop, "/users", USER, header)
         trace, header = new_trace()
         post(shop, "/users", USER, header)
         await_spans(collector, WRITTEN, trace)
-        assert not collector.of(new_trace()[0])
+        assert not collector.of(unsampled)
         roots = [s for s in collector.spans if not s.parent and s.kind == "client"]
         assert roots == []  # no poll of a server is a trace
 
@@ -181,9 +193,9 @@ def test_one_post_is_one_trace_from_the_caller_to_the_document(
 
 
 def test_in_link_mode_relay_and_projector_have_traces_of_their_own_that_link_to_each_event(
-    traced: Callable[..., Iterator[Shop]], collector: Receiver
+    traced: Traced, collector: Receiver
 ) -> None:
-    with contextmanager(traced)(collector.endpoint, TRACE_MODE="link") as shop:
+    with traced(collector.endpoint, TRACE_MODE="link") as shop:
         shop.stop("user-relay", "user-projector")
         callers = [new_trace() for _ in range(3)]
         for _, header in callers:
@@ -213,10 +225,14 @@ def test_in_link_mode_relay_and_projector_have_traces_of_their_own_that_link_to_
         assert publish.attributes["messaging.batch.message_count"] == 3
 
 
+def is_batch(span: Span) -> bool:
+    return (span.service, span.name) == ("user-project-users", "apply batch")
+
+
 def test_a_batch_of_several_events_links_to_every_events_span(
-    traced: Callable[..., Iterator[Shop]], collector: Receiver
+    traced: Traced, collector: Receiver
 ) -> None:
-    with contextmanager(traced)(collector.endpoint) as shop:
+    with traced(collector.endpoint) as shop:
         shop.stop("user-projector")
         callers = [new_trace() for _ in range(4)]
         for _, header in callers:
@@ -229,10 +245,10 @@ def test_a_batch_of_several_events_links_to_every_events_span(
             spans = await_spans(collector, has("user-project-users", "process"), trace)
             processed.append(one(spans, "user-project-users", "process"))
         deadline = time.monotonic() + PATIENCE
-        while not (found := [s for s in collector.spans if s.name == "apply batch"]):
+        while not (found := [s for s in collector.spans if is_batch(s)]):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        batch = found[0]
+        [batch] = found
         assert set(batch.links) == {(span.trace, span.id) for span in processed}
         assert batch.parent in {span.id for span in processed}
         assert {
@@ -243,26 +259,64 @@ def test_a_batch_of_several_events_links_to_every_events_span(
 
 
 def test_workers_of_one_service_export_each_for_itself_and_go_on_after_one_is_killed(
-    traced: Callable[..., Iterator[Shop]], collector: Receiver
+    traced: Traced, collector: Receiver
 ) -> None:
-    with contextmanager(traced)(collector.endpoint, WORKERS="2") as shop:
-        pids = Path(f"/proc/{shop.pid('user-service')}/task/{shop.pid('user-service')}/children")
-        victim = int(pids.read_text().split()[0])
-        for turn in range(2):
-            trace, header = new_trace()
-            post(shop, "/users", USER, header)
-            check_tree(await_spans(collector, WRITTEN, trace), header)
-            if not turn:
-                os.kill(victim, signal.SIGKILL)
-                shop.await_ready("user-service")
+    with traced(collector.endpoint, WORKERS="2") as shop:
+        master = shop.pid("user-service")
+        children = Path(f"/proc/{master}/task/{master}/children")
+        await_spans_of(shop, collector, workers := {int(p) for p in children.read_text().split()})
+        os.kill(victim := min(workers), signal.SIGKILL)
+        deadline = time.monotonic() + PATIENCE
+        while not (new := {int(p) for p in children.read_text().split()} - workers):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        shop.await_ready("user-service")
+        await_spans_of(shop, collector, new | workers - {victim})
 
 
+def await_spans_of(shop: Shop, collector: Receiver, workers: set[int]) -> None:
+    """Post until each worker has sent the spans of a whole tree."""
+    deadline = time.monotonic() + 2 * PATIENCE
+    left = set(workers)
+    while left:
+        assert time.monotonic() < deadline, left
+        trace, header = new_trace()
+        post(shop, "/users", USER, header)
+        spans = await_spans(collector, WRITTEN, trace)
+        check_tree(spans, header)
+        left.discard(one(spans, "user-service", "POST /users").process)
+
+
+LITTLE_ROOM = {"OTEL_BSP_MAX_QUEUE_SIZE": "50", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "50"}
+
+
+@pytest.mark.parametrize(
+    "nobody", [lambda: nullcontext("http://127.0.0.1:9"), silent, unreachable],
+    ids=["refuses", "never answers", "is out of reach"],
+)  # fmt: skip
 def test_a_collector_that_is_not_there_holds_up_nothing(
-    traced: Callable[..., Iterator[Shop]],
+    traced: Traced, nobody: Callable[[], AbstractContextManager[str]]
 ) -> None:
-    with contextmanager(traced)("http://127.0.0.1:9") as shop:
-        for _ in range(20):
+    with nobody() as endpoint, traced(endpoint, **LITTLE_ROOM) as shop:
+        slowest = 0.0
+        for _ in range(100):  # more than there is room for
+            began = time.monotonic()
             post(shop, "/users", USER)
+            slowest = max(slowest, time.monotonic() - began)
+        assert slowest < 3
+        user_id = post(shop, "/users", USER)["userId"]
+        await_readable(shop, user_id)
         began = time.monotonic()
         shop.stop()
         assert time.monotonic() - began < 15
+        for name in shop.names:
+            told = [line for line in shop.log(name).splitlines() if '"level":"error"' in line]
+            assert len(told) <= 2, told  # not a line for each try
+
+
+def await_readable(shop: Shop, user_id: str) -> None:
+    """Return when the projector has said that it has the user."""
+    deadline = time.monotonic() + PATIENCE
+    while user_id not in shop.log("user-projector"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
