@@ -16,6 +16,7 @@ from pathlib import Path
 from local.processes import Servers, prepare_stores, processes, store_login
 from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
 from local.shop import Shop
+from tests.bench import tracing
 from tests.bench.parts import Parts
 from tests.bench.system import System
 from tests.bench.table import compare, line
@@ -49,9 +50,10 @@ def main() -> None:
 
         prepare_stores(postgres.address, secrets)
         readmodels = {name: mongodb.login(f"{name}_read_model") for name in ("user", "order")}
+        servers = Servers(postgres.address, rabbitmq.address, readmodels)
         shop = Shop(
             processes(
-                Servers(postgres.address, rabbitmq.address, readmodels),
+                servers,
                 secrets,
                 ports={n: free_port() for n in ("gateway", "user-service", "order-service")},
                 free_port=free_port,
@@ -62,6 +64,8 @@ def main() -> None:
         stack.callback(shop.stop)
         shop.start()
         _measure_system(System(shop, readmodels["order"]))
+        shop.stop()
+        tracing.measure(servers, secrets, folder / "tracing")
 
 
 def _measure_parts(parts: Parts) -> None:
