@@ -64,7 +64,7 @@ FAULTS = (
     Fault("26", "poison in the queues", "F", 6, rabbitmq.poisoned, hold=(0, 0.2), lag=2,
           goes_on=ALL),
     Fault("27", "one process with a wrong clock", "C G", 4, processes.wrong_clock,
-          hold=(3, 5), no_answer=True),
+          hold=(3, 5), first=10, lag=15, no_answer=True),
     Fault("28", "out of memory; out of descriptors", "I", 2, processes.starved,
           hold=(1, 3), first=5, lag=10),
     Fault("29", "a tenth of a core", "G", 1, processes.little_cpu,
