@@ -155,15 +155,17 @@ class Rebuild:
             raise Conflict(f"another generation of {name} has begun to serve meanwhile")
         reach("rebuild:switched")
         if known.previous not in (0, number):
-            self._readmodel.drop(generation_of(self._projection, known.previous))
+            previous = generation_of(self._projection, known.previous)
+            self._patiently(lambda: self._readmodel.drop(previous))
         for _ in range(_NOTICED):
             self._patiently(self._sweep.run)
             self._wait(0.2)
         self._sweep.release()
 
     def discard(self) -> None:
-        """Drop this generation, which does not serve."""
-        self._readmodel.drop(self.generation)
+        """Drop this generation, unless it serves: it may have begun to before something failed."""
+        if self._serving() != self.generation:
+            self._readmodel.drop(self.generation)
 
     def _page(self, after: int, until: int) -> None:
         streams: defaultdict[str, list[Event]] = defaultdict(list)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from eventcore.event import Event
+from local.child import CannotStart
 from tests.chaos.checker import (
     Finding,
     Recovery,
@@ -98,11 +99,19 @@ class Run:
             except Exception as error:  # noqa: BLE001 - a fault that fails is a finding
                 text = f"{type(error).__name__}: {error}"
                 result.findings.append(Finding("H", wrong=[f"H injection {number}: {text}"]))
-                self.system.restore()
-        self.system.restore()
+                self._restore(result)
+        self._restore(result)
         self._check(fault, windows, result)
         result.seconds = time.monotonic() - began
         return result
+
+    def _restore(self, result: Result) -> None:
+        """Everything up again; what does not come up by itself is a finding, and starts anew."""
+        try:
+            self.system.restore()
+        except CannotStart as problem:
+            result.findings.append(Finding("H", wrong=[f"H stays down: {problem}"]))
+            self.system.start_anew()
 
     def _strike(self, fault: Fault, number: int, result: Result) -> tuple[float, float]:
         chance = Random(f"{self.seed}/{fault.row}/{number}")

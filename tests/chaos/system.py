@@ -124,6 +124,15 @@ class System:
         self.shop.launch()
         self.shop.await_ready()
 
+    def start_anew(self) -> None:
+        """Kill all there is, and start it again on the same data."""
+        self.shop.kill()
+        for server in self.servers:
+            server.kill()
+        for server in self.servers:
+            server.start()
+        self.shop.start()
+
     # ── who knows the truth ───────────────────────────────────────────────────────────────
 
     def sql(self, database: str, statement: str, values: tuple[object, ...] = ()) -> list[Any]:

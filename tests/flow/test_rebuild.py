@@ -8,11 +8,11 @@ from uuid import UUID
 
 import pytest
 
-from eventcore.errors import Conflict, NotFound, Refused, StoreRestored
+from eventcore.errors import Conflict, NotFound, ReadModelAway, Refused, StoreRestored
 from eventcore.feed import StoreFeed
 from eventcore.projection import Document, Projection
 from eventcore.projector import Folder, Sweep
-from eventcore.readmodel import Checkpoint, Parked, Skip, Write, generation_of
+from eventcore.readmodel import Checkpoint, Generation, Parked, Skip, Write, generation_of
 from eventcore.rebuild import Rebuild, back, begin, rebuild_stream
 from eventcore.store import Stream
 from eventcore.verify import Verified, Verifier
@@ -163,6 +163,35 @@ def test_the_generation_before_the_previous_one_is_dropped(shop: FakeShop) -> No
     assert (known.serving, known.previous) == (3, 2)
     assert not documents(shop, 1)
     assert documents(shop, 2)
+
+
+def test_a_generation_that_has_begun_to_serve_is_not_discarded_whatever_fails_after_that(
+    shop: FakeShop,
+) -> None:
+    build = rebuilt(shop)
+    build.switch()
+    build.discard()
+    assert len(documents(shop, 2)) == 5
+    assert shop.readmodel.checkpoint("users.2").position > 0
+
+
+def test_mongodb_may_be_away_for_a_moment_while_the_one_before_is_dropped(
+    shop: FakeShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rebuilt(shop).switch()
+    drop, tries = shop.readmodel.drop, list[Generation]()
+
+    def away_at_first(generation: Generation) -> None:
+        tries.append(generation)
+        if len(tries) == 1:
+            raise ReadModelAway("a test said so")
+        drop(generation)
+
+    build = rebuilt(shop)
+    monkeypatch.setattr(shop.readmodel, "drop", away_at_first)
+    build.switch()
+    assert [each.number for each in tries] == [1, 1]
+    assert shop.readmodel.generations("users").serving == 3
 
 
 def test_a_stream_that_new_code_cannot_fold_is_parked_in_the_new_generation_alone(
