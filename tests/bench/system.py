@@ -1,90 +1,255 @@
-"""The whole system, as a client sees it: latency when idle, rates under load."""
+"""P12, P13, P14, P17, P21: the whole system, eight processes and three servers on this machine."""
 
 import json
-import subprocess
-import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 
-import urllib3
+from tests.bench.bed import Bed, Size
+from tests.bench.load import Outcome, as_much_as_goes, at_rate, percentile
+from tests.bench.machine import cpu_seconds
+from tests.bench.rows import Figure, Row, Values, require
+from tests.bench.visitor import Visitor
 
-from eventcore.readmodel import Mongo
-from eventcore.settings import Server
-from local.shop import Shop
+STEP = 1.1
+"""How much more is asked for in the next try for a rate that can be sustained."""
 
-REQUESTS, CONNECTIONS = 800, 16
+TRIES = 6
+
+SAMPLE = 10
+"""Of so many orders one is watched until it is readable."""
+
+OVERLOAD = 3
+"""Times its capacity, that the system is asked for in P21."""
+
+CALLERS = 256
+"""Connections of those who ask for too much."""
+
+LOOK_EVERY = 0.0005
+"""Seconds between two looks for orders that are not readable yet."""
+
+DRAIN_TIME = 120
 
 
-class System:
-    """A running shop, with one user who orders all the time."""
+class WholeSystem:
+    """Measures through the gateway, with a user who orders all the time."""
 
-    def __init__(self, shop: Shop, readmodel: Server) -> None:
-        self._shop = shop
-        self._orders = Mongo(readmodel)
-        self._http = urllib3.PoolManager()
-        self._user = self._post("/users", {"name": "Ada", "email": "ada@example.com"})["userId"]
-        self._placed = 0
-        self._last = self._order()
+    def __init__(self, bed: Bed, size: Size) -> None:
+        self._bed = bed
+        self._size = size
+        self._sustained = 0.0
+        self._said: Sequence[str] = ()
 
-    def answered_to_readable(self, count: int) -> tuple[float, float]:
-        """Seconds from an order's answer to its document: median and 99th percentile."""
-        waits = []
-        for _ in range(count):
-            order_id = self._order()
-            began = time.perf_counter()
-            while not self._orders.versions("orders", [order_id]):
-                time.sleep(0.0005)
-            waits.append(time.perf_counter() - began)
-        waits.sort()
-        return waits[count // 2], waits[count * 99 // 100]
+    def rows(self) -> Sequence[Row]:
+        """The rows of this family."""
 
-    def rates(self) -> Iterator[tuple[str, Callable[[], float]]]:
-        """What to measure, each a rate under 16 kept connections."""
-        body = json.dumps({"userId": self._user, "item": "Laptop", "price": 2500})
-        query = f"/queries/orders/{self._last}"
-        yield "POST /orders, direct", lambda: self._load("order-service", "POST", "/orders", body)
-        yield "POST /orders, gateway", lambda: self._load("gateway", "POST", "/orders", body)
-        yield "GET an order, direct", lambda: self._load("order-service", "GET", query)
-        yield "GET an order, gateway", lambda: self._load("gateway", "GET", query)
-        yield "bare find_one, 1 connection", self._find_one
+        def latency(p50: float, p99: float, best50: float, best99: float) -> tuple[Figure, ...]:
+            return (
+                Figure("ms", p50, best50, at_most=True, name="p50"),
+                Figure("ms", p99, best99, at_most=True, name="p99"),
+            )
 
-    def drain(self) -> float:
-        """Seconds until as many orders are readable as have been answered, and no more."""
-        began = time.perf_counter()
-        while (readable := self._readable()) < self._placed:
-            if time.perf_counter() - began > 60:
-                raise AssertionError(f"{readable} orders of {self._placed} became readable")
-            time.sleep(0.01)
-        if readable > self._placed:
-            raise AssertionError(f"{readable} orders are readable, {self._placed} were answered")
-        return time.perf_counter() - began
+        return (
+            Row("P12", "answered to readable, idle", self._idle, latency(6, 15, 5, 9)),
+            Row(
+                "P13", "answered to readable at half of capacity, at a fixed rate",
+                self._at_half_of_capacity, latency(20, 80, 12, 60), notes=self._say_rate,
+            ),
+            Row(
+                "P14", "commands through the gateway, sustained", self._sustain,
+                (Figure(reach=900, stretch=1100),),
+            ),
+            Row(
+                "P17", "CPU a command, all our processes, through the gateway", self._cpu,
+                (Figure("µs", reach=1000, stretch=800, at_most=True),), notes=lambda: self._said,
+            ),
+            Row(
+                "P21", f"asked for {OVERLOAD} times its capacity", self._overload,
+                (
+                    Figure("good/s", reach=0.9, name="good answers"),
+                    Figure("ms", reach=3, at_most=True, name="p99 of those accepted"),
+                ),
+                "capacity, and half of it", self._underload, notes=self._say_answers,
+            ),
+        )  # fmt: skip
 
-    def _readable(self) -> int:
-        return int(self._orders._of("orders").count_documents({"userId": self._user}))
+    # ── P12, P13 ──────────────────────────────────────────────────────────────────────────
 
-    def _find_one(self) -> float:
-        began = time.perf_counter()
-        for _ in range(REQUESTS):
-            if not self._orders.find("orders", [self._last]):
-                raise AssertionError("the order is not there")
-        return REQUESTS / (time.perf_counter() - began)
+    def _idle(self) -> Values:
+        with self._checked():
+            watch = Watch(self._visitor)
+            for _ in range(self._size.answered):
+                watch.note(self._visitor.order())
+                watch.until_all_readable()
+        return watch.p50_p99()
 
-    def _load(self, process: str, method: str, path: str, body: str = "") -> float:
-        """Requests a second from a client in a process of its own; all must be answered 200."""
-        command = [sys.executable, "-m", "tests.bench.client", self._shop.url(process)]
-        arguments = [method, path, body, str(REQUESTS), str(CONNECTIONS)]
-        done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
-        self._placed += REQUESTS // CONNECTIONS * CONNECTIONS if method == "POST" else 0
-        return float(done.stdout)
+    def _at_half_of_capacity(self) -> Values:
+        rate = self._capacity / 2
+        with self._checked():
+            watch = Watch(self._visitor)
+            with watch.in_thread():
+                outcome = self._at_rate(rate, watch)
+            require(outcome.good == sum(outcome.statuses.values()), f"all good: {outcome.statuses}")
+        return watch.p50_p99()
 
-    def _order(self) -> str:
-        body = {"userId": self._user, "item": "Laptop", "price": 2500}
-        self._placed += 1
-        return str(self._post("/orders", body)["orderId"])
+    # ── P14 ───────────────────────────────────────────────────────────────────────────────
 
-    def _post(self, path: str, body: object) -> Any:
-        answer = self._http.request("POST", self._shop.url("gateway") + path, json=body)
-        if answer.status not in (200, 202):
-            raise AssertionError(f"{path} answered {answer.status}: {answer.data!r}")
-        return answer.json()
+    def _sustain(self) -> Values:
+        """The highest rate that holds: met, with no backlog that grows, drained in a second."""
+        rate = self._sustained or self._peak() * 0.7
+        best = 0.0
+        for _ in range(TRIES):
+            if self._holds(rate):
+                best, rate = rate, rate * STEP
+            elif best:
+                break
+            else:
+                rate /= STEP
+        self._sustained = best or rate
+        return (best,)
+
+    def _holds(self, rate: float) -> bool:
+        with self._checked():
+            applied = self._visitor.applied()
+            outcome = self._at_rate(rate)
+            backlog = outcome.good - (self._visitor.applied() - applied)
+            began = time.monotonic()
+            while self._visitor.applied() - applied < outcome.good:
+                if time.monotonic() - began > 1:
+                    break
+                time.sleep(0.01)
+            drained = time.monotonic() - began <= 1
+        asked = int(rate * self._size.seconds)
+        met = outcome.good >= asked * 0.99 and outcome.seconds <= self._size.seconds * 1.05 + 0.1
+        grows = backlog > max(0.01 * asked, 10)
+        return met and drained and not grows
+
+    def _peak(self) -> float:
+        visitor = self._visitor
+        with self._checked():
+            body = visitor.order_body
+            return as_much_as_goes(visitor.url, self._size.seconds, 16, body).rate
+
+    @cached_property
+    def _capacity(self) -> float:
+        """What P14 has found; found now, if it was not measured before."""
+        if not self._sustained:
+            self._sustain()
+        return self._sustained
+
+    # ── P17 ───────────────────────────────────────────────────────────────────────────────
+
+    def _cpu(self) -> Values:
+        pids = {name: self._bed.shop.pid(name) for name in self._visitor.processes}
+        with self._checked():
+            before = {name: cpu_seconds([pid]) for name, pid in pids.items()}
+            outcome = self._at_rate(self._capacity / 2)
+            self._drain()
+            spent = {name: cpu_seconds([pid]) - before[name] for name, pid in pids.items()}
+        each = {name: seconds / outcome.good * 1e6 for name, seconds in spent.items()}
+        parts = ", ".join(f"{name} {value:.0f}" for name, value in each.items())
+        self._said = (f"µs of CPU a command at half of capacity: {parts}",)
+        return (sum(each.values()),)
+
+    # ── P21 ───────────────────────────────────────────────────────────────────────────────
+
+    def _overload(self) -> Values:
+        with self._checked():
+            outcome = self._at_rate(self._capacity * OVERLOAD, connections=CALLERS)
+        self._answers = outcome.statuses
+        return outcome.good / outcome.seconds, outcome.percentile(0.99) * 1e3
+
+    def _underload(self) -> Values:
+        with self._checked():
+            outcome = self._at_rate(self._capacity / 2)
+        return self._capacity, outcome.percentile(0.99) * 1e3
+
+    def _say_answers(self) -> Sequence[str]:
+        counts = ", ".join(f"{n:,} with {s or 'none'}" for s, n in sorted(self._answers.items()))
+        return (f"Answers at {OVERLOAD} times the capacity: {counts}.",)
+
+    def _say_rate(self) -> Sequence[str]:
+        return (f"The fixed rate was {self._capacity / 2:,.0f}/s.",)
+
+    # ── shared ────────────────────────────────────────────────────────────────────────────
+
+    def _at_rate(self, rate: float, watch: "Watch | None" = None, connections: int = 64) -> Outcome:
+        visitor, number = self._visitor, 0
+
+        def note(body: bytes) -> None:
+            nonlocal number
+            number += 1
+            if watch and number % SAMPLE == 0:
+                watch.note(json.loads(body)["orderId"])
+
+        return at_rate(visitor.url, rate, self._size.seconds, visitor.order_body, note, connections)
+
+    @contextmanager
+    def _checked(self) -> Iterator[None]:
+        """Afterwards every order in the log is readable, and nothing else is."""
+        self._drain()
+        yield
+        self._drain()
+
+    def _drain(self) -> None:
+        """Wait until the read model has every order of the log."""
+        deadline = time.monotonic() + DRAIN_TIME
+        while (readable := self._visitor.orders_readable()) != self._visitor.orders_in_log():
+            require(time.monotonic() < deadline, f"{readable} orders are readable, not all")
+            time.sleep(0.05)
+
+    @cached_property
+    def _visitor(self) -> Visitor:
+        self._bed.shop.start(*self._bed.eight)
+        return Visitor(self._bed)
+
+
+class Watch:
+    """Looks for orders that were answered, until they are readable; and how long that took."""
+
+    def __init__(self, visitor: Visitor) -> None:
+        self._readmodel = visitor.readmodel
+        self._awaited: dict[str, float] = {}
+        self._took: list[float] = []
+        self._ended = False
+
+    def note(self, order_id: str) -> None:
+        """This one has just been answered."""
+        self._awaited[order_id] = time.perf_counter()
+
+    def until_all_readable(self) -> None:
+        """Look until all that were noted are there."""
+        deadline = time.perf_counter() + DRAIN_TIME
+        while self._awaited:
+            self._look()
+            require(time.perf_counter() < deadline, "all orders become readable")
+            time.sleep(LOOK_EVERY)
+
+    @contextmanager
+    def in_thread(self) -> Iterator[None]:
+        """Look all the time meanwhile, and then until all are there."""
+        thread = threading.Thread(target=self._run)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ended = True
+            thread.join()
+        self.until_all_readable()
+
+    def p50_p99(self) -> Values:
+        """Milliseconds."""
+        return percentile(self._took, 0.5) * 1e3, percentile(self._took, 0.99) * 1e3
+
+    def _run(self) -> None:
+        while not self._ended:
+            if self._awaited:
+                self._look()
+            time.sleep(LOOK_EVERY)
+
+    def _look(self) -> None:
+        there = self._readmodel.versions("orders", list(self._awaited))
+        now = time.perf_counter()
+        self._took += [now - self._awaited.pop(order_id) for order_id in there]

@@ -1,0 +1,148 @@
+"""P9, P10: the projector with a backlog, beside bare pymongo; and what it needs besides that."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from threading import Event as Stop
+from time import perf_counter, process_time, thread_time
+from typing import Any
+from uuid import uuid4
+
+from pymongo import InsertOne
+
+from eventcore.broker import Queue, RabbitMQ
+from eventcore.feed import StoreFeed
+from eventcore.observe import Health
+from eventcore.projection import Projection
+from eventcore.projector import Folder, Projector, Sweep
+from eventcore.readmodel import Mongo
+from eventcore.relay import to_broker
+from order.projections import orders
+from tests.bench.backlog import Backlog
+from tests.bench.bed import Bed, Size
+from tests.bench.rows import Figure, Row, Values, require
+
+BATCH = 300
+"""Deliveries that are folded at once, as the system's own default has it."""
+
+BARE_BATCH = 500
+
+QUEUE = Queue("bench_projector_queue", "order.#")
+
+
+class Projecting:
+    """Measures on a queue and collections of their own."""
+
+    def __init__(self, bed: Bed, size: Size) -> None:
+        self._bed = bed
+        self._count = size.projected
+
+    def rows(self) -> Sequence[Row]:
+        """The rows of this family."""
+        return (
+            Row(
+                "P9", f"projector, backlog of {self._count:,}", lambda: (self._project()[0],),
+                (Figure(reach=0.85, stretch=0.95),),
+                f"bare pymongo `bulk_write` of {BARE_BATCH}", self._write,
+            ),
+            Row(
+                "P10", "projector's own CPU an event, outside pymongo",
+                lambda: (self._project()[1],),
+                (Figure("µs", reach=60, stretch=40, at_most=True),),
+            ),
+        )  # fmt: skip
+
+    def _project(self) -> Values:
+        """From the queue to acknowledged, journaled documents: events a second, and own CPU."""
+        broker = RabbitMQ(
+            self._bed.rabbitmq.address, name="bench", delivery_limit=20, queue_bytes=2**30
+        )
+        self._fill(broker)
+        readmodel = _Timed(self._bed.readmodel("bench"))
+        projection = replace(orders.PROJECTION, collection=f"orders_{uuid4().hex[:8]}")
+        projector = self._projector(projection, readmodel, broker)
+        stop = Stop()
+        while readmodel.written == 0:  # connecting is not what is measured
+            projector.consume(stop, wait=0.5)
+        first = readmodel.written
+        readmodel.spent = 0.0
+        began, cpu = perf_counter(), process_time()
+        while readmodel.written < self._count:
+            projector.consume(stop, wait=0.5)
+        took, cpu = perf_counter() - began, process_time() - cpu
+        projector.disconnect()
+        there = readmodel._of(projection.collection).count_documents({})
+        require(there == self._count, f"{self._count} documents are there, not {there}")
+        readmodel.close()
+        done = self._count - first
+        return done / took, (cpu - readmodel.spent) / done * 1e6
+
+    def _projector(self, projection: Projection, readmodel: Mongo, broker: RabbitMQ) -> Projector:
+        feed = StoreFeed(self._backlog.store, "order")
+        folder = Folder(projection, readmodel, feed)
+        return Projector(
+            projection,
+            readmodel,
+            folder,
+            Sweep(folder, projection, readmodel, feed, "bench", 60),
+            lambda: broker.consumer(QUEUE, BATCH),
+            Health(),
+            batch=BATCH,
+            sweep_interval=3600,
+        )
+
+    def _write(self) -> Values:
+        """The same documents, in bulks, acknowledged by the journal of a majority."""
+        documents = self._documents()
+        name = f"bare_{uuid4().hex[:8]}"
+        collection = self._bed.bare_collection(name)
+        began = perf_counter()
+        for start in range(0, len(documents), BARE_BATCH):
+            some = [InsertOne(document) for document in documents[start : start + BARE_BATCH]]
+            collection.bulk_write(some, ordered=False)
+        took = perf_counter() - began
+        require(collection.count_documents({}) == len(documents), "all documents are there")
+        return (len(documents) / took,)
+
+    def _documents(self) -> list[Any]:
+        folded = (orders.PROJECTION.fold([event]) for event in self._backlog.events)
+        return [dict(each) for each in folded if each]
+
+    def _fill(self, broker: RabbitMQ) -> None:
+        """Put the whole backlog into the queue."""
+        publisher = broker.publisher([QUEUE], 1000)
+        publisher.publish([to_broker(event) for event in self._backlog.events])
+        while publisher.wait(self._count - 1, 30) < self._count:
+            pass
+        publisher.close()
+
+    @cached_property
+    def _backlog(self) -> Backlog:
+        return Backlog(self._bed, "projectbench", self._count)
+
+
+class _Timed(Mongo):
+    """A read model that notes how much CPU time its writes take within pymongo."""
+
+    spent = 0.0
+    written = 0
+
+    def _of(self, collection: str) -> Any:
+        return _TimedCollection(self, super()._of(collection))
+
+
+class _TimedCollection:
+    def __init__(self, readmodel: _Timed, collection: Any) -> None:
+        self._readmodel = readmodel
+        self._collection = collection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._collection, name)
+
+    def bulk_write(self, operations: Sequence[Any], **options: Any) -> Any:
+        """pymongo's own, timed."""
+        began = thread_time()
+        result = self._collection.bulk_write(operations, **options)
+        self._readmodel.spent += thread_time() - began
+        self._readmodel.written += len(operations)
+        return result
