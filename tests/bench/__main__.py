@@ -16,9 +16,9 @@ from typing import Protocol
 import click
 
 from tests.bench import machine, report
-from tests.bench.append import Appends
+from tests.bench.appends import Appends
 from tests.bench.bed import FULL, QUICK, SHORT, Bed, Size
-from tests.bench.http import Calls
+from tests.bench.calls import Calls
 from tests.bench.projector import Projecting
 from tests.bench.rebuild import Rebuilding
 from tests.bench.relay import Relaying

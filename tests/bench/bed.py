@@ -52,7 +52,7 @@ SHORT = Size(
     fill_seconds=40, answered=60, contended=100,
 )  # fmt: skip
 QUICK = Size(
-    seconds=1, relayed=500, projected=300, rebuilt=400, rows=12_000,
+    seconds=2, relayed=500, projected=900, rebuilt=400, rows=12_000,
     fill_seconds=10, answered=10, contended=20,
 )  # fmt: skip
 

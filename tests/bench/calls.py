@@ -72,7 +72,7 @@ class Calls:
 
     def _get(self, process: str) -> Values:
         url = f"{self._url(process)}/queries/orders/{self._visitor.order_id}"
-        require(self._visitor.ask(url)["orderId"] == self._visitor.order_id, "the order is there")
+        require(self._visitor.ask(url)["_id"] == self._visitor.order_id, "the order is there")
         return (as_much_as_goes(url, self._seconds, CONNECTIONS).rate,)
 
     def _cpu(self, process: str, keys: bool = False) -> Values:
