@@ -34,8 +34,8 @@ lint: .venv/ready ## Check style, types, import rules, and what is insecure
 	@.venv/bin/lint-imports --no-logo
 	@$(PYTHON) -m local.audit
 
-bench: .venv/ready ## Measure the system on this machine, and print what it reached
-	@$(PYTHON) -m tests.bench
+bench: .venv/ready ## Measure all beside its ceiling and write docs/performance.md; or print one: ROW=P8
+	@$(PYTHON) -m tests.bench $(ROW)
 
 chaos: .venv/ready ## Make every fault of docs/chaos.md under load, and check that nothing is lost; SEED=... replays
 	@$(PYTHON) -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(ROW),--row $(ROW))

@@ -17,7 +17,7 @@ from eventcore.settings import Server
 from local.processes import ROOT, Process, Servers, prepare_stores, processes, store_login
 from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
 from local.shop import Shop
-from tests.otlp import receiver
+from tests.otlp import Receiver
 
 VARIANTS: dict[str, dict[str, str]] = {
     "echo": {"SERVICE": "echo"},
@@ -113,7 +113,7 @@ class Bed:
             settings={"LOG_FORMAT": "json", "LOG_LEVEL": "INFO"},
         )
         order_service = next(each for each in eight if each.name == "order-service")
-        traces = {"OTEL_EXPORTER_OTLP_ENDPOINT": self._stack.enter_context(receiver()).endpoint}
+        traces = {"OTEL_EXPORTER_OTLP_ENDPOINT": self._receiver.endpoint}
         variants = [
             _variant(order_service, name, told | (traces if name == "traced" else {}))
             for name, told in VARIANTS.items()
@@ -121,6 +121,14 @@ class Bed:
         shop = Shop([*eight, *variants], self._folder / "logs")
         self._stack.callback(shop.stop)
         return shop
+
+    @cached_property
+    def _receiver(self) -> Receiver:
+        """Takes the traces of the variant that is traced."""
+        taken = self._stack.enter_context(Receiver())
+        threading.Thread(target=taken.serve_forever, daemon=True).start()
+        self._stack.callback(taken.shutdown)
+        return taken
 
     @property
     def eight(self) -> list[str]:
