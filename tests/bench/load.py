@@ -55,8 +55,8 @@ def as_much_as_goes(
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
         file.write(script)
         file.flush()
-        told = ["-t1", f"-c{connections}", f"-d{seconds:.0f}s", "-s", file.name, url]
-        command = [str(wrk_program()), *told]
+        told = ["-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "10s", "-s", file.name]
+        command = [str(wrk_program()), *told, url]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     refused = re.search(r"Non-2xx or 3xx responses: .*|Socket errors: .*", said)
     assert not refused, f"{url}: {refused and refused[0]}"
