@@ -10,8 +10,8 @@ import select
 import shutil
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 from gunicorn.app.base import BaseApplication
@@ -20,18 +20,28 @@ from gunicorn.http.errors import ParseException
 from gunicorn.workers.gthread import ThreadWorker
 from prometheus_client.multiprocess import mark_process_dead
 
-from eventcore.errors import Away
-from eventcore.observe import Health, serve_probes, start
+from eventcore import jsontext
+from eventcore.errors import Away, Busy
+from eventcore.observe import Health, log_fields, serve_probes, start
 from eventcore.readmodel import Mongo
 from eventcore.settings import Settings
 from eventcore.store import Postgres, require_schema
 from eventcore.tracing import start_tracing, stop_tracing
-from eventcore.web import unreadable
+from eventcore.web import NOTHING_ELSE, Ids, note_answer, unreadable
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication
 
 log = logging.getLogger(__name__)
 
 LINGER = 10
 """Milliseconds that a thread waits for the next request of the connection it has just served."""
+
+IN_A_ROW = 8
+"""Requests of one connection that a thread answers while other connections wait for a thread."""
+
+PATIENCE = 0.25
+"""Seconds that a request may have waited for a thread; then its caller is told to come back."""
 
 GRACE = 20
 """Seconds that requests in progress get when the service is told to stop."""
@@ -90,19 +100,37 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     gunicorn hands a connection back to its main thread after every request and gets it again
     with the next one, which costs about as much as a request. Where the next one comes at once,
-    as it does from a gateway or under load, that is left out. One thread never lingers.
+    as it does from a gateway or under load, that is left out, though not for long while others
+    wait. One thread never lingers.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._may_linger = threading.Semaphore(self.cfg.threads - 1)
+        self._waiting = 0
+        self._counting = threading.Lock()
+
+    def enqueue_req(self, conn: Any) -> None:
+        """Have a thread answer what comes on a connection."""
+        with self._counting:
+            self._waiting += 1
+        conn.waits_since = time.monotonic()
+        super().enqueue_req(conn)
 
     def handle(self, conn: Any) -> Any:
         """Answer the request on a connection, and those that follow at once."""
-        result = super().handle(conn)
-        while result is True and self.alive and self._more(conn):
+        with self._counting:
+            self._waiting -= 1
+        _waited.seconds = time.monotonic() - conn.waits_since
+        result, answered = super().handle(conn), 1
+        _waited.seconds = 0.0
+        while result is True and self._may_stay(answered) and self._more(conn):
             result = super().handle(conn)
+            answered += 1
         return result
+
+    def _may_stay(self, answered: int) -> bool:
+        return self.alive and (answered < IN_A_ROW or not self._waiting)
 
     def _more(self, conn: Any) -> bool:
         if conn.is_http2 or not self._may_linger.acquire(blocking=False):
@@ -113,6 +141,49 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             return bool(conn.parser.unreader.buf.getvalue() or poll.poll(LINGER))
         finally:
             self._may_linger.release()
+
+
+_waited = threading.local()
+"""How long the request that a thread works on has waited for it, `seconds`."""
+
+
+class Overload:
+    """A WSGI application before another: what has waited for too long is told to come back.
+
+    So that under more load than can be carried, those who are answered are answered soon, and
+    nothing is done for callers who have given up.
+    """
+
+    def __init__(self, behind: "WSGIApplication") -> None:
+        self._behind = behind
+
+    def __call__(self, environ: dict[str, Any], start_response: "StartResponse") -> Iterable[bytes]:
+        if getattr(_waited, "seconds", 0.0) < PATIENCE:
+            return self._behind(environ, start_response)
+        began = time.perf_counter()
+        ids = Ids.of(environ)
+        body = jsontext.render(
+            {
+                "type": "urn:problem:busy",
+                "title": "Not available now",
+                "status": 503,
+                "detail": "More is asked for than can be answered. Nothing was written; try again.",
+                "requestId": ids.request_id,
+            }
+        )
+        headers = [
+            ("Content-Type", "application/problem+json"),
+            ("Content-Length", str(len(body))),
+            ("Retry-After", str(Busy.retry_after)),
+            ("X-Request-ID", ids.request_id),
+            ("X-Correlation-ID", ids.correlation_id),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Content-Security-Policy", NOTHING_ELSE),
+        ]
+        start_response("503 Service Unavailable", headers)
+        with log_fields(**ids.fields()):
+            note_answer(environ["REQUEST_METHOD"], "(overload)", 503, began)
+        return (body,)
 
 
 class Server(BaseApplication):  # type: ignore[misc]
@@ -152,6 +223,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         start_tracing(self._settings)
         app: Flask = self._module.create_app(self._settings)
         app.register_error_handler(ParseException, unreadable)
+        app.wsgi_app = Overload(app.wsgi_app)  # type: ignore[method-assign]
         return app
 
     def _when_ready(self, _server: object) -> None:
