@@ -40,8 +40,11 @@ LINGER = 10
 IN_A_ROW = 8
 """Requests of one connection that a thread answers while other connections wait for a thread."""
 
-PATIENCE = 0.25
+PATIENCE = 1.0
 """Seconds that a request may have waited for a thread; then its caller is told to come back."""
+
+PROBES = ("/healthz", "/readyz")
+"""They are answered however long they have waited: a busy service is a ready one."""
 
 GRACE = 20
 """Seconds that requests in progress get when the service is told to stop."""
@@ -158,7 +161,8 @@ class Overload:
         self._behind = behind
 
     def __call__(self, environ: dict[str, Any], start_response: "StartResponse") -> Iterable[bytes]:
-        if getattr(_waited, "seconds", 0.0) < PATIENCE:
+        waited: float = getattr(_waited, "seconds", 0.0)
+        if waited < PATIENCE or environ["PATH_INFO"] in PROBES:
             return self._behind(environ, start_response)
         began = time.perf_counter()
         ids = Ids.of(environ)

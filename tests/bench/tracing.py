@@ -6,7 +6,6 @@ median without tracing.
 """
 
 import json
-import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -18,8 +17,8 @@ from typing import TypeAlias
 from local.processes import Servers, prepare_stores, processes
 from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
 from local.shop import Shop
-from tests.bench.load import at_rate, pid_and_children
-from tests.bench.table import line
+from tests.bench.load import at_rate
+from tests.bench.machine import cpu_seconds
 from tests.otlp import receiver, silent, unreachable
 
 ROUNDS, RATE, SECONDS = 5, 60.0, 6.0
@@ -53,8 +52,8 @@ def measure(servers: Servers, secrets: Path, folder: Path, rounds: int = ROUNDS)
             p99[kind].append(slow)
             cpu[kind].append(cost)
     for kind in KINDS:
-        line(kind, f"p99 {_shown(p99[kind])}, {_ratio(p99, kind)}")
-        line("", f"processor's time a request {_shown(cpu[kind])}, {_ratio(cpu, kind)}")
+        print(f"  {kind:<34} p99 {_shown(p99[kind])}, {_ratio(p99, kind)}")
+        print(f"  {'':<34} CPU a request {_shown(cpu[kind])}, {_ratio(cpu, kind)}")
 
 
 def _shown(seconds: list[float]) -> str:
@@ -94,9 +93,7 @@ def _run(servers: Servers, secrets: Path, logs: Path, endpoint: str) -> tuple[fl
 
 def _processor_time(shop: Shop) -> float:
     """Seconds that all processes have had until now."""
-    pids = [pid for name in shop.names for pid in pid_and_children(shop.pid(name))]
-    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
-    return sum(int(each[11]) + int(each[12]) for each in stats) / os.sysconf("SC_CLK_TCK")
+    return cpu_seconds(shop.pid(name) for name in shop.names)
 
 
 def main() -> None:
