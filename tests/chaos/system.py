@@ -64,6 +64,8 @@ class System:
             service: Mongo(self.mongodb.login(f"{service}_read_model"))
             for service in ("user", "order")
         }
+        for model in self.models.values():
+            stack.callback(model.close)
 
     # ── what is hurt ──────────────────────────────────────────────────────────────────────
 
