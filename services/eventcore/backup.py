@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ TABLES = ("store_epochs", "streams", "events", "idempotency_keys", "checkpoints"
 """In the order they are restored."""
 
 _FORMAT = "event store backup 1"
+_DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError, json.JSONDecodeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ def restore(owner: Server, file: Path) -> Manifest:
             for table in TABLES:
                 _copy_in(cursor, table, source)
             _settle_in(cursor, manifest)
-    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
+    except _DAMAGE as error:
         raise Invalid(f"{file} is damaged: {error}; nothing was restored") from error
     return manifest
 
@@ -166,12 +168,19 @@ class _Table(io.RawIOBase):
         self._ended = False
         self.rows = 0
         self.hash = hashlib.sha256()
+        self.damage: Exception | None = None
 
     def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes; a damage is noted, and ends the table, since the driver hides it."""
         while not self._ended and len(self._left) < max(size, 1):
-            line = self._source.readline()
+            try:
+                line = self._source.readline()
+            except _DAMAGE as error:
+                line, self.damage = b"", error
             if not line:
-                raise EOFError("it ends within a table")
+                self.damage = self.damage or EOFError("it ends within a table")
+                self._ended = True
+                break
             if line == b"\\.\n":
                 self._ended = True
                 break
@@ -188,6 +197,8 @@ def _copy_in(cursor: Any, table: str, source: GzipFile) -> None:
         raise Invalid(f"the backup is damaged: {table} is missing; nothing was restored")
     rows = _Table(source)
     cursor.copy_expert(f"copy {table} ({', '.join(said['columns'])}) from stdin", rows)
+    if rows.damage:
+        raise rows.damage
     end = json.loads(source.readline() or b"{}")
     if end != {"rows": rows.rows, "sha256": rows.hash.hexdigest()}:
         raise Invalid(f"the backup is damaged in {table}; nothing was restored")

@@ -539,6 +539,7 @@ def _say_parity(name: str, parity: Any, as_json: bool) -> None:
         "missing": parity.missing,
         "added": parity.added,
         "parked": parity.parked,
+        "parkedAnew": parity.parked_anew,
         "digest": f"{parity.new_digest % 2**64:016x}",
         "servingDigest": f"{parity.serving_digest % 2**64:016x}",
     }

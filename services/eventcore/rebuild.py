@@ -44,7 +44,8 @@ _NOTICED = 15
 class Parity:
     """How two generations compare: documents that both have alike, and what else there is.
 
-    Ids are those of the first few. The digests are sums over all documents, in any order.
+    Streams that are parked in both are left out; `parked_anew` are those of the new one alone. Ids
+    are those of the first few. The digests are sums over all documents, in any order.
     """
 
     serving: int = 0
@@ -54,14 +55,15 @@ class Parity:
     missing: int = 0
     added: int = 0
     parked: int = 0
+    parked_anew: int = 0
     ids: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     serving_digest: int = 0
     new_digest: int = 0
 
     @property
     def agrees(self) -> bool:
-        """Whether both hold the same, and the new one could apply everything."""
-        return not (self.different or self.missing or self.added or self.parked)
+        """Whether both hold the same, and the new one could apply all that the other could."""
+        return not (self.different or self.missing or self.added or self.parked_anew)
 
     def note(self, kind: str, stream: str) -> None:
         """Count one more stream of a kind, and name it if it is among the first."""
@@ -129,19 +131,21 @@ class Rebuild:
         serving = self._serving()
         parity = Parity()
         unsure: list[str] = []
+        stopped = self._patiently(lambda: self._readmodel.parked(serving.name))
+        for stream in self._patiently(lambda: self._readmodel.parked(self.generation.name)):
+            parity.note("parked" if stream in stopped else "parked_anew", stream)
         for old, new in self._pairs(serving.collection, self.generation.collection):
             parity.serving += old is not None
             parity.new += new is not None
             parity.serving_digest += _digest(old)
             parity.new_digest += _digest(new)
+            stream = str((old or new or {})["_id"])
             if _alike(old, new):
                 parity.alike += 1
-            else:
-                unsure.append(str((old or new or {})["_id"]))
+            elif stream not in stopped:
+                unsure.append(stream)
         for kind, stream in self._look_again(serving, unsure):
             parity.note(kind, stream)
-        for stream in self._readmodel.parked(self.generation.name):
-            parity.note("parked", stream)
         return parity
 
     def switch(self) -> None:
