@@ -24,6 +24,7 @@ from tests.bench.rebuild import Rebuilding
 from tests.bench.relay import Relaying
 from tests.bench.rows import Outcome, Row, measure
 from tests.bench.system import WholeSystem
+from tests.bench.tracing import Tracing
 
 
 class Family(Protocol):
@@ -39,6 +40,7 @@ FAMILIES: Sequence[Callable[[Bed, Size], Family]] = (
     WholeSystem,
     Rebuilding,
     Calls,
+    Tracing,
 )
 
 

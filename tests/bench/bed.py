@@ -99,19 +99,7 @@ class Bed:
     @cached_property
     def shop(self) -> Shop:
         """The eight processes, and the variants of the order service; nothing runs yet."""
-        for service in ("user", "order"):
-            self.store(service, "owner")
-        eight = processes(
-            Servers(
-                self.postgres.address,
-                self.rabbitmq.address,
-                {name: self.readmodel(name) for name in ("user", "order")},
-            ),
-            self._folder / "secrets",
-            ports={name: free_port() for name in ("gateway", "user-service", "order-service")},
-            free_port=free_port,
-            settings={"LOG_FORMAT": "json", "LOG_LEVEL": "INFO"},
-        )
+        eight = self._eight_told({})
         order_service = next(each for each in eight if each.name == "order-service")
         traces = {"OTEL_EXPORTER_OTLP_ENDPOINT": self._receiver.endpoint}
         variants = [
@@ -121,6 +109,27 @@ class Bed:
         shop = Shop([*eight, *variants], self._folder / "logs")
         self._stack.callback(shop.stop)
         return shop
+
+    def shop_told(self, settings: Mapping[str, str]) -> Shop:
+        """Eight processes more, on the same stores, with settings of their own."""
+        shop = Shop(self._eight_told(settings), self._folder / "logs-told")
+        self._stack.callback(shop.stop)
+        return shop
+
+    def _eight_told(self, settings: Mapping[str, str]) -> list[Process]:
+        for service in ("user", "order"):
+            self.store(service, "owner")
+        return processes(
+            Servers(
+                self.postgres.address,
+                self.rabbitmq.address,
+                {name: self.readmodel(name) for name in ("user", "order")},
+            ),
+            self._folder / "secrets",
+            ports={name: free_port() for name in ("gateway", "user-service", "order-service")},
+            free_port=free_port,
+            settings={"LOG_FORMAT": "json", "LOG_LEVEL": "INFO", **settings},
+        )
 
     @cached_property
     def _receiver(self) -> Receiver:
