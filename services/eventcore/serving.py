@@ -34,8 +34,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LINGER = 10
-"""Milliseconds that a thread waits for the next request of the connection it has just served."""
+LINGER = 30
+"""How often a thread looks for the next request of the connection it has just served."""
+
+LOOK = 10
+"""Milliseconds of each of these looks; after one it goes where a request waits for a thread."""
 
 IN_A_ROW = 8
 """Requests of one connection that a thread answers while other connections wait for a thread."""
@@ -104,12 +107,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     gunicorn hands a connection back to its main thread after every request and gets it again
     with the next one, which costs about as much as a request. Where the next one comes at once,
     as it does from a gateway or under load, that is left out, though not for long while others
-    wait. One thread never lingers.
+    wait. Some threads never linger.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._may_linger = threading.Semaphore(self.cfg.threads - 1)
+        self._may_linger = threading.Semaphore(max(1, self.cfg.threads * 3 // 4))
         self._waiting = 0
         self._counting = threading.Lock()
 
@@ -141,7 +144,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         try:
             poll = select.poll()
             poll.register(conn.sock, select.POLLIN)
-            return bool(conn.parser.unreader.buf.getvalue() or poll.poll(LINGER))
+            if conn.parser.unreader.buf.getvalue():
+                return True
+            for _ in range(LINGER):
+                if poll.poll(LOOK):
+                    return True
+                if self._waiting or not self.alive:
+                    return False
+            return False
         finally:
             self._may_linger.release()
 
