@@ -14,6 +14,7 @@ acknowledged by the journal of a majority before it counts.
 """
 
 import re
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -261,6 +262,7 @@ class Mongo:
         self._connections = connections
         self._client: MongoClient[Document] | None = None
         self._password = ""  # nosec B105
+        self._connecting = threading.Lock()
         self._circuit = Circuit()
 
     def find(self, collection: str, ids: Iterable[str]) -> dict[str, Document]:
@@ -515,24 +517,31 @@ class Mongo:
         )
 
     def _connect(self) -> "MongoClient[Document]":
-        """The client; a new one when the password in its file has changed."""
+        """The client; a new one when the password in its file has changed.
+
+        Threads that begin together share it: one made beside it would close it under them.
+        """
         password = self._server.password.read()
-        if self._client is None or password != self._password:
-            self.close()
-            self._client = MongoClient(
-                _url(self._server, password),
-                maxPoolSize=self._connections,
-                serverSelectionTimeoutMS=1500,
-                connectTimeoutMS=1500,
-                socketTimeoutMS=4000,
-                waitQueueTimeoutMS=2000,
-                heartbeatFrequencyMS=5000,
-                appname="eventcore",
-                event_listeners=[_Pool()],
-            )
-            POOL_MAX.labels("MongoDB").set(self._connections)
-            self._password = password
-        return self._client
+        with self._connecting:
+            if self._client is None or password != self._password:
+                self.close()
+                self._client = self._new_client(password)
+                self._password = password
+            return self._client
+
+    def _new_client(self, password: str) -> "MongoClient[Document]":
+        POOL_MAX.labels("MongoDB").set(self._connections)
+        return MongoClient(
+            _url(self._server, password),
+            maxPoolSize=self._connections,
+            serverSelectionTimeoutMS=1500,
+            connectTimeoutMS=1500,
+            socketTimeoutMS=4000,
+            waitQueueTimeoutMS=2000,
+            heartbeatFrequencyMS=5000,
+            appname="eventcore",
+            event_listeners=[_Pool()],
+        )
 
 
 class _Pool(ConnectionPoolListener):

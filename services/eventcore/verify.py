@@ -68,10 +68,11 @@ class Verifier:
             self._skips.setdefault(skip.stream, []).append(skip.version)
         log = self._feed.progress()
         streams = self._every(log.settled) if sample is None else self._some(log, sample, chance)
-        checked, wrong = 0, list(self._checkpoint_wrong(log))
+        checked, seem = 0, list[Finding]()
         for some in _batches(streams):
             checked += len(some)
-            wrong += self._wrong(some)
+            seem += self._look(some)
+        wrong = [*self._checkpoint_wrong(log), *self._still_wrong(seem)]
         checkpoint = self._readmodel.checkpoint(self._generation.name)
         return Verified(self._generation, checked, tuple(wrong), checkpoint, log)
 
@@ -108,15 +109,14 @@ class Verifier:
             if len(seen) == wanted or (log.settled <= SWEEP_RANGE and not found):
                 return
 
-    def _wrong(self, streams: list[str]) -> list[Finding]:
-        findings: list[Finding] = []
-        for look in range(LOOKS):
-            findings = self._look(streams)
+    def _still_wrong(self, findings: list[Finding]) -> list[Finding]:
+        """Those that are wrong however often they are looked at: others were on their way."""
+        for _ in range(LOOKS - 1):
             if not findings:
                 break
+            self._wait(BETWEEN)
             streams = [finding.stream for finding in findings]
-            if look < LOOKS - 1:
-                self._wait(BETWEEN)
+            findings = [each for some in _batches(streams) for each in self._look(some)]
         return findings
 
     def _look(self, streams: list[str]) -> list[Finding]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -22,6 +23,7 @@ from eventcore.readmodel import (
     Verification,
     Write,
 )
+from local.servers import MongoDB
 from tests.fakes.readmodel import FakeReadModel
 
 NOW = datetime(2026, 1, 16, 10, tzinfo=UTC)
@@ -243,3 +245,12 @@ def test_what_the_last_verification_found_is_kept(readmodel: ReadModel) -> None:
     found = Verification("p", NOW, 9, 0)
     readmodel.note_verification(found)
     assert readmodel.verification("p") == found
+
+
+@pytest.mark.parametrize("_time", range(5))
+def test_threads_that_begin_together_share_one_client(mongodb: MongoDB, _time: int) -> None:
+    mongo = Mongo(mongodb.login("contract_beginning"))
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda _: mongo.find("things", ["a"]), range(64)))
+    mongo.close()
+    assert found == [{}] * 64
