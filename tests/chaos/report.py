@@ -27,6 +27,8 @@ def print_row(result: Result) -> None:
         print(f"    skipped: {result.skipped}", flush=True)
     for text in result.wrong[:12]:
         print(f"    {text[:400]}", flush=True)
+    for text in result.said[:8] if result.wrong else ():
+        print(f"      {text[:1500]}", flush=True)
     counts = {letter: dict(result.counts(letter)) for letter in "ABG"}
     print(f"    {counts}", flush=True)
 

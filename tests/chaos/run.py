@@ -42,6 +42,7 @@ class Result:
     findings: list[Finding] = field(default_factory=list)
     struck: list[str] = field(default_factory=list)
     skipped: str = ""
+    said: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -89,6 +90,7 @@ class Run:
     def row(self, fault: Fault, injections: int) -> Result:
         """Strike so many times, then drain and check."""
         began, result = time.monotonic(), Result(fault)
+        heard = {name: len(self.system.shop.log(name)) for name in self.system.shop.names}
         windows: list[tuple[float, float]] = []
         for number in range(injections):
             try:
@@ -103,6 +105,9 @@ class Run:
         self._restore(result)
         self._check(fault, windows, result)
         result.seconds = time.monotonic() - began
+        for name, length in heard.items():
+            lines = self.system.shop.log(name)[length:].splitlines()
+            result.said += [f"{name}: {line}" for line in lines if '"level":"error"' in line]
         return result
 
     def _restore(self, result: Result) -> None:

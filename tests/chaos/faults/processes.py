@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from eventcore.event import NewEvent
 from eventcore.store import Postgres, Stream
@@ -93,38 +93,35 @@ def killed_at_a_point(scene: Scene) -> Iterator[str]:
     yield f"{name} killed at {point}"
     system.shop.launch(name)
     if poisoned:
-        parked = system.models["user"]
-        number = parked.generations("users").serving
-        generation = "users" if number == 1 else f"users.{number}"
-        until(lambda: poisoned in parked.parked(generation), 30, "the stream is parked")
-        skip = ("parked", "skip", "users", poisoned, "--why", "planted", "--yes")
-        done = system.tool(name, *skip)
-        if done.returncode:
-            raise Unmet(f"skip: {done.stdout}{done.stderr[-300:]}")
+        _pass_over(scene, poisoned)
 
 
 def _poison(scene: Scene) -> str:
-    """Append an event that the projection of users does not know; the stream's id."""
-    user = scene.known.user(scene.chance)
-    if user is None:
-        raise Unmet("no user is known yet")
+    """Append a user of our own with an event that no projection knows; the stream's id."""
+    user, command = uuid4(), uuid4().hex
+    scene.plant(Entry(command, "create user", str(user), {}, 2, planted=True))
     login = store_login(scene.system.postgres.address, "user", "service", scene.system.secrets)
     store = Postgres(login, 1)
-    command = uuid4().hex
-    scene.plant(Entry(command, "rename", user, {}, 1, planted=True))
-    for _ in range(50):
-        stream = Stream("user", UUID(user))
-        version = len(store.read_stream(stream, limit=10_000))
-        event = NewEvent(uuid4(), "USER_MARRIED", 1, {})
-        try:
-            store.append(stream, version, [event], {"causationId": command})
-            break
-        except Exception as error:  # noqa: BLE001 - the load was faster; told if it stays so
-            last = error
-    else:
-        raise Unmet(f"no poison could be appended: {last}")
+    created = NewEvent(uuid4(), "USER_CREATED", 1, {"name": "Ada", "email": "ada@example.com"})
+    married = NewEvent(uuid4(), "USER_MARRIED", 1, {})
+    store.append(Stream("user", user), 0, [created, married], {"causationId": command})
     store.close()
-    return user
+    return str(user)
+
+
+def _pass_over(scene: Scene, user: str) -> None:
+    """Decide, as an operator does, that both projections of users leave the event out."""
+    for name, model, process in (
+        ("users", scene.system.models["user"], "user-projector"),
+        ("known-users", scene.system.models["order"], "order-user-sync"),
+    ):
+        number = model.generations(name).serving
+        generation = name if number == 1 else f"{name}.{number}"
+        until(lambda m=model, g=generation: user in m.parked(g), 30, f"{name} parks it")  # type: ignore[misc]
+        skip = ("parked", "skip", name, user, "--why", "planted", "--yes")
+        done = scene.system.tool(process, *skip)
+        if done.returncode:
+            raise Unmet(f"skip: {done.stdout}{done.stderr[-300:]}")
 
 
 @contextmanager
