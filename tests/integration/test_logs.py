@@ -34,6 +34,8 @@ from tests.integration.wire import Wire
 
 PATIENCE = 60.0
 
+pytestmark = pytest.mark.timeout(400)  # all processes are started anew, some of them often
+
 NAME, HOST = "Zebedee", "private.example"
 """What is in every name and every e-mail of the load, and in no line."""
 

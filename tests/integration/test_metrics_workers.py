@@ -20,6 +20,8 @@ from tests.integration.wire import Wire, user_body
 
 PATIENCE = 60.0
 
+pytestmark = pytest.mark.timeout(400)  # all processes are started anew, some of them often
+
 CONNECTIONS = 17
 """Of one worker's pool to PostgreSQL: one for each thread, and one to wake the relay with."""
 

@@ -19,6 +19,8 @@ from tests.otlp import Receiver, Span, receiver, silent, unreachable
 Traced = Callable[..., AbstractContextManager[Shop]]
 
 PATIENCE = 40.0
+
+pytestmark = pytest.mark.timeout(400)  # all processes are started anew, some of them often
 USER = {"name": "Ada", "email": "ada@example.com"}
 
 
