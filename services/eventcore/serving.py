@@ -43,8 +43,10 @@ LOOK = 10
 IN_A_ROW = 8
 """Requests of one connection that a thread answers while other connections wait for a thread."""
 
-PATIENCE = 1.0
-"""Seconds that a request may have waited for a thread; then its caller is told to come back."""
+PATIENCE = 0.25
+"""Seconds that a request may have waited for a thread while as many others wait as there are
+threads; then its caller is told to come back. Where few wait, the machine is slow, not overrun.
+"""
 
 PROBES = ("/healthz", "/readyz")
 """They are answered however long they have waited: a busy service is a ready one."""
@@ -127,9 +129,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         """Answer the request on a connection, and those that follow at once."""
         with self._counting:
             self._waiting -= 1
-        _waited.seconds = time.monotonic() - conn.waits_since
+            many_wait = self._waiting >= self.cfg.threads
+        _this.is_late = many_wait and time.monotonic() - conn.waits_since > PATIENCE
         result, answered = super().handle(conn), 1
-        _waited.seconds = 0.0
+        _this.is_late = False
         while result is True and self._may_stay(answered) and self._more(conn):
             result = super().handle(conn)
             answered += 1
@@ -156,8 +159,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._may_linger.release()
 
 
-_waited = threading.local()
-"""How long the request that a thread works on has waited for it, `seconds`."""
+_this = threading.local()
+"""Of the request that a thread works on: whether it `is_late`."""
 
 
 class Overload:
@@ -171,8 +174,7 @@ class Overload:
         self._behind = behind
 
     def __call__(self, environ: dict[str, Any], start_response: "StartResponse") -> Iterable[bytes]:
-        waited: float = getattr(_waited, "seconds", 0.0)
-        if waited < PATIENCE or environ["PATH_INFO"] in PROBES:
+        if not getattr(_this, "is_late", False) or environ["PATH_INFO"] in PROBES:
             return self._behind(environ, start_response)
         began = time.perf_counter()
         ids = Ids.of(environ)
