@@ -132,7 +132,7 @@ def provision_store_monitor(admin: Server, password: Secret) -> None:
         def ask(question: str) -> bool:
             return bool(connection.exec_driver_sql(f"select {question}").scalar())
 
-        if not ask(f"exists (select from pg_roles where rolname = {_literal(MONITOR)})"):
+        if not ask(f"exists (select from pg_roles where rolname = {_literal(MONITOR)})"):  # nosec B608
             connection.exec_driver_sql(
                 f"create role {MONITOR} login nosuperuser nocreatedb nocreaterole"
             )
