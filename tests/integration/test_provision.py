@@ -97,6 +97,15 @@ def servers(postgres: PostgreSQL, node: tuple[Node, int], mongodb: MongoDB) -> M
     }
 
 
+@pytest.fixture
+def own_postgres(tmp_path: Path) -> Iterator[Server]:
+    """The administrator of a PostgreSQL of its own: logins are a whole server's."""
+    server = PostgreSQL(tmp_path / "postgres", free_port())
+    server.start()
+    yield server.address
+    server.stop()
+
+
 @pytest.fixture(scope="module")
 def provisioned(
     servers: Mapping[str, Server], tmp_path_factory: pytest.TempPathFactory
@@ -250,13 +259,14 @@ def test_a_login_is_kept_where_the_options_say_that_logins_are(
 
 
 def test_the_exporters_logins_see_a_servers_numbers_and_none_of_its_data(
-    servers: Mapping[str, Server], tmp_path: Path
+    servers: Mapping[str, Server], own_postgres: Server, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    asked = {"POSTGRES": servers["POSTGRES"], "MONGODB": servers["MONGODB"]}
+    folder = tmp_path_factory.mktemp("passwords")
+    asked = {"POSTGRES": own_postgres, "MONGODB": servers["MONGODB"]}
     for turn in (1, 2):  # run again, with another password
-        provision("user", tmp_path, asked, turn, MONITORED)
+        provision("user", folder, asked, turn, MONITORED)
     secret = Secret(password("monitor", 2))
-    monitor = replace(servers["POSTGRES"], user="monitor", password=secret)
+    monitor = replace(own_postgres, user="monitor", password=secret)
     with connect(monitor).connect() as store:
         for numbers in (
             "select pg_database_size('user_event_db')",
