@@ -715,7 +715,7 @@ class DeadLetters:
                 return self._go_through(connection.channel(), decide, limit)
             finally:
                 if connection.is_open:
-                    connection.close()  # what was kept goes back to its place
+                    connection.close()
         except ChannelClosedByBroker as error:
             raise Misconfigured(f"RabbitMQ refused: {error.reply_text}") from error
         except AMQPError as error:
@@ -750,6 +750,7 @@ class DeadLetters:
                 )
             if fate != "keep":
                 channel.basic_ack(method.delivery_tag)
+        channel.basic_nack(0, multiple=True, requeue=True)  # the rest, back to its place
         return seen
 
 
