@@ -32,7 +32,10 @@ def left_out() -> set[str]:
         return set()
     nodes = json.loads(run("kubectl", "get", "nodes", "--output=json"))["items"]
     there = {
-        name for node in nodes for image in node["status"]["images"] for name in image["names"]
+        name
+        for node in nodes
+        for image in node["status"]["images"]
+        for name in image.get("names") or ()
     }
     chart = render("observability")
     return {

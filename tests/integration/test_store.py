@@ -18,6 +18,7 @@ from eventcore.errors import Conflict, StoreAway
 from eventcore.event import NewEvent
 from eventcore.settings import Server
 from eventcore.store import (
+    SCHEMA_VERSION,
     Answer,
     Idempotency,
     Postgres,
@@ -386,7 +387,7 @@ def test_init_sql_can_be_applied_again_under_a_running_writer(
 ) -> None:
     with transaction(owner) as writer:
         append_by_hand(writer, uuid4())
-        assert migrate(spare_databases("spare", "owner"), INIT_SQL, wait=0) == 1
+        assert migrate(spare_databases("spare", "owner"), INIT_SQL, wait=0) == SCHEMA_VERSION
 
 
 def test_a_newer_schema_is_left_alone_and_welcome(spare_databases: Databases) -> None:

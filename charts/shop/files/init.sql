@@ -151,6 +151,7 @@ begin
         reason    text not null
     );
     comment on table public.store_epochs is 'One row for each life of this log: it begins anew when the log is restored, so that who has read further than it now goes can know. The greatest number is the current one.';
+    comment on sequence public.store_epochs_number_seq is 'Draws the numbers of epochs.';
     comment on column public.store_epochs.number is 'Their order.';
     comment on column public.store_epochs.epoch is 'The name of the life, which checkpoints elsewhere remember.';
     comment on column public.store_epochs.began_at is 'When it began.';
