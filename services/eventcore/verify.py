@@ -66,24 +66,15 @@ class Verifier:
         """Compare `sample` streams by chance, or every stream and every document (None)."""
         for skip in self._readmodel.skips(self._projection.name):
             self._skips.setdefault(skip.stream, []).append(skip.version)
+        checkpoint = self._readmodel.checkpoint(self._generation.name)  # before the log: both go on
         log = self._feed.progress()
         streams = self._every(log.settled) if sample is None else self._some(log, sample, chance)
         checked, seem = 0, list[Finding]()
         for some in _batches(streams):
             checked += len(some)
             seem += self._look(some)
-        wrong = [*self._checkpoint_wrong(log), *self._still_wrong(seem)]
-        checkpoint = self._readmodel.checkpoint(self._generation.name)
+        wrong = [*_checkpoint_wrong(checkpoint, log), *self._still_wrong(seem)]
         return Verified(self._generation, checked, tuple(wrong), checkpoint, log)
-
-    def _checkpoint_wrong(self, log: Progress) -> Iterator[Finding]:
-        checkpoint = self._readmodel.checkpoint(self._generation.name)
-        if checkpoint.halted:
-            yield Finding("", checkpoint.halted)
-        elif checkpoint.store_epoch not in ("", log.epoch):
-            yield Finding("", "the checkpoint is of another log: this one was restored")
-        elif checkpoint.position > log.head:
-            yield Finding("", f"the checkpoint, {checkpoint.position}, is ahead of {log.head}")
 
     def _every(self, settled: int) -> Iterator[str]:
         """The streams of all documents, then those of the log that have none."""
@@ -150,6 +141,15 @@ class Verifier:
             return f"this code cannot fold it: {type(error).__name__}"
         assert folded
         return _different(document, folded)
+
+
+def _checkpoint_wrong(checkpoint: Checkpoint, log: Progress) -> Iterator[Finding]:
+    if checkpoint.halted:
+        yield Finding("", checkpoint.halted)
+    elif checkpoint.store_epoch not in ("", log.epoch):
+        yield Finding("", "the checkpoint is of another log: this one was restored")
+    elif checkpoint.position > log.head:
+        yield Finding("", f"the checkpoint, {checkpoint.position}, is ahead of {log.head}")
 
 
 def _different(document: Document, folded: Document) -> str:

@@ -15,7 +15,7 @@ from eventcore.projection import Document, Projection
 from eventcore.projector import Folder, Sweep
 from eventcore.readmodel import Checkpoint, Generation, Parked, Skip, Write, generation_of
 from eventcore.rebuild import Rebuild, back, begin, rebuild_stream
-from eventcore.store import Stream
+from eventcore.store import Progress, Stream
 from eventcore.verify import Verified, Verifier
 from tests.fakes.shop import FakeShop, projector
 from user.projections import users
@@ -308,6 +308,22 @@ def test_verification_of_everything_finds_a_document_that_belongs_to_no_stream(
     shop.readmodel.write("users", [Write({"_id": stranger, "version": 1}, 0)])
     [found] = verified(shop).wrong
     assert (found.stream, "no stream" in found.what) == (stranger, True)
+
+
+def test_a_checkpoint_that_moves_on_during_a_verification_is_not_wrong(shop: FakeShop) -> None:
+    class Busy(StoreFeed):
+        """A log that goes on, with its projection, as soon as it is asked how far it goes."""
+
+        def progress(self) -> Progress:
+            told = super().progress()
+            shop.create_user()
+            shop.sweep(["users"])
+            return told
+
+    busy = Busy(shop.user_store, "user")
+    generation = generation_of(USERS)
+    verifier = Verifier(USERS, shop.readmodel, busy, generation, lambda _: None)
+    assert verifier.run(None, Random(1)).wrong == ()
 
 
 def test_verification_finds_a_gap_in_the_log_itself(shop: FakeShop) -> None:
