@@ -36,7 +36,6 @@ lint: .venv/ready ## Check style, types, import rules, and what is insecure
 
 bench: .venv/ready ## Measure all beside its ceiling and write docs/performance.md; or print one: ROW=P8
 	@$(PYTHON) -m tests.bench $(ROW)
-	@$(if $(ROW),true,$(PYTHON) -m tests.bench.tracing)
 
 chaos: .venv/ready ## Make every fault of docs/chaos.md under load, and check that nothing is lost; SEED=... replays
 	@$(PYTHON) -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(ROW),--row $(ROW))
