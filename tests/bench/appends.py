@@ -76,7 +76,8 @@ class Appends:
             Row(
                 "P4", f"library append, batches of {BATCH}; events", self._append_batches,
                 (Figure(reach=0.7, stretch=0.8),),
-                "bare `INSERT … SELECT unnest`, 1 client; rows", self._insert_batches,
+                "bare `INSERT … SELECT unnest`, 1 client, a table like that of events; rows",
+                self._insert_batches,
             ),
             Row(
                 "P19", "feed page of 500 at the end of a large log",
@@ -123,15 +124,19 @@ class Appends:
 
     def _insert_batches(self) -> Values:
         data = [json.dumps(ORDER)] * BATCH
+        meta = json.dumps(metadata())
         statement = (
-            "insert into bare select id, data::jsonb"
-            " from unnest(%s::uuid[], %s::text[]) as each (id, data)"
+            "insert into bare_events (event_id, aggregate_type, aggregate_id, version, event_type,"
+            " schema_version, data, metadata, recorded_at)"
+            " select id, 'order', %s, place, 'ORDER_PLACED', 1, data::jsonb, %s, clock_timestamp()"
+            " from unnest(%s::uuid[], %s::text[]) with ordinality as each (id, data, place)"
         )
         done = 0
         with self._bed.sql(self._owner) as cursor:
             began = perf_counter()
             while (took := perf_counter() - began) < self._size.seconds:
-                cursor.execute(statement, ([str(new_id()) for _ in range(BATCH)], data))
+                ids = [str(new_id()) for _ in range(BATCH)]
+                cursor.execute(statement, (str(new_id()), meta, ids, data))
                 done += cursor.rowcount
         return (done / took,)
 
@@ -231,6 +236,7 @@ class Appends:
         with self._bed.sql(owner) as cursor:
             cursor.execute("create table bare (id uuid primary key, data jsonb)")
             cursor.execute("grant insert on bare to event_append")
+            cursor.execute("create table bare_events (like events including all)")
         return owner
 
     @cached_property

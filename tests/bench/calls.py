@@ -92,7 +92,7 @@ class Calls:
         peak = as_much_as_goes(
             f"{url}/orders", self._seconds, CONNECTIONS, visitor.order_body, begins
         )
-        rows = visitor.orders_in_log() - before
+        rows = visitor.orders_when_still() - before
         wanted = 0 if process == "echo" else peak.answers
         require(
             wanted <= rows <= wanted + (CONNECTIONS if wanted else 0),

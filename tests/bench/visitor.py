@@ -44,6 +44,16 @@ class Visitor:
         self._log.execute("select count(*) from streams where aggregate_type = 'order'")
         return int(self._log.fetchone()[0])
 
+    def orders_when_still(self) -> int:
+        """How many orders have been placed once no more come: those that nobody waits for any more
+        are still being written.
+        """
+        before, now = -1, self.orders_in_log()
+        while now != before:
+            time.sleep(0.1)
+            before, now = now, self.orders_in_log()
+        return now
+
     def orders_readable(self) -> int:
         """How many orders the read model has."""
         return int(self.readmodel._of("orders").count_documents({}))
