@@ -71,8 +71,8 @@ def main(
         for row in rows:
             outcomes.append(measure(row, rounds, patience))
             print("\n".join(report.lines(outcomes[-1])), flush=True)
-    if write or not (names or quick or short):
-        report.write(outcomes, about, is_short=short or quick)
+        if write or not (names or quick or short):
+            report.write(outcomes, about, is_short=short or quick)
 
 
 def chosen(rows: Sequence[Row], names: Sequence[str]) -> Sequence[Row]:

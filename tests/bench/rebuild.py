@@ -91,8 +91,10 @@ class Rebuilding:
         return events / took, memory[-1] / memory[0]
 
     def _write(self) -> Values:
-        """The documents that a rebuild ends with, and nothing else."""
-        collection = self._bed.bare_collection(f"final_{uuid4().hex[:8]}")
+        """The documents that a rebuild ends with, under the same indexes, and nothing else."""
+        name = f"final_{uuid4().hex[:8]}"
+        self._bed.mongo.prepare(name, orders.PROJECTION.indexes)
+        collection = self._bed.bare_collection(name)
         documents = self._documents()
         began = time.perf_counter()
         for start in range(0, len(documents), BARE_BATCH):
