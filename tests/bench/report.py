@@ -111,6 +111,9 @@ def _fit(outcome: Outcome) -> Iterator[str]:
     """Amdahl's law for a row that grows: the share of the work that did not go faster."""
     if outcome.row.grows:
         gain, workers = outcome.figure(0).result, outcome.row.grows
+        if gain <= 1:
+            yield f"1 → {workers}: {gain:.2f} times as fast: it does not spread on this machine."
+            return
         serial = (workers / gain - 1) / (workers - 1)
         yield (
             f"1 → {workers}: {gain:.2f} times as fast; by Amdahl's law {serial:.0%} of the work"
