@@ -40,9 +40,6 @@ LINGER = 30
 LOOK = 10
 """Milliseconds of each of these looks; after one it goes where a request waits for a thread."""
 
-IN_A_ROW = 8
-"""Requests of one connection that a thread answers while other connections wait for a thread."""
-
 PATIENCE = 0.25
 """Seconds that a request may have waited for a thread while as many others wait as there are
 threads; then its caller is told to come back. Where few wait, the machine is slow, not overrun.
@@ -108,8 +105,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     gunicorn hands a connection back to its main thread after every request and gets it again
     with the next one, which costs about as much as a request. Where the next one comes at once,
-    as it does from a gateway or under load, that is left out, though not for long while others
-    wait. Some threads never linger.
+    as it does from a gateway, that is left out, unless another connection waits for a thread.
+    Some threads never linger.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -131,15 +128,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._waiting -= 1
             many_wait = self._waiting >= self.cfg.threads
         _this.is_late = many_wait and time.monotonic() - conn.waits_since > PATIENCE
-        result, answered = super().handle(conn), 1
+        result = super().handle(conn)
         _this.is_late = False
-        while result is True and self._may_stay(answered) and self._more(conn):
+        while result is True and self.alive and not self._waiting and self._more(conn):
             result = super().handle(conn)
-            answered += 1
         return result
-
-    def _may_stay(self, answered: int) -> bool:
-        return self.alive and (answered < IN_A_ROW or not self._waiting)
 
     def _more(self, conn: Any) -> bool:
         if conn.is_http2 or not self._may_linger.acquire(blocking=False):
