@@ -1,4 +1,4 @@
-"""P18 once more: POSTs at a fixed rate, with a collector of traces that is well or is not.
+"""P18t: POSTs at a fixed rate through all, with a collector of traces that is well or is not.
 
 The whole system is begun anew for each measurement. Every trace is kept here.
 """
@@ -44,7 +44,7 @@ class Tracing:
         """The rows of this family."""
         return tuple(
             Row(
-                "P18", f"POST /users through the gateway, all traced, {name}",
+                "P18t", f"POST /users through the gateway, all traced, {name}",
                 lambda endpoint=endpoint: self._post(endpoint),  # type: ignore[misc]
                 (Figure("ms", at_most=True, name="p99"), Figure("µs of CPU", at_most=True)),
                 "without tracing", lambda: self._post(lambda: nullcontext("")),
