@@ -335,8 +335,11 @@ class Folder:
     def _tell(self, applied: Sequence[Event]) -> None:
         """Log that these events are readable now, and count how long each took."""
         now, readable = self._clock(), READABLE.labels(self._projection.name)
+        logs = log.isEnabledFor(logging.INFO)  # a rebuild tells nothing of its events
         for event in applied:
             readable.observe(max(0.0, (now - event.recorded_at).total_seconds()))
+            if not logs:
+                continue
             at = {"id": str(event.aggregate_id), "version": event.version}
             log.info(self._projection.says, extra={**at, **ids_of(event)})
 

@@ -17,10 +17,10 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, quote_plus
 
 from bson.codec_options import CodecOptions, TypeCodec, TypeRegistry
@@ -157,6 +157,10 @@ class Verification:
     when: datetime
     checked: int
     wrong: int
+
+
+Record = TypeVar("Record", Parked, Skip, Verification)
+"""What is kept beside the documents, field by field."""
 
 
 class ReadModel(Protocol):
@@ -442,7 +446,7 @@ class Mongo:
         else:
             with self._reaching():
                 found = list(self._of("parked").find({"generation": generation}))
-        return {str(each["stream"]): _parked(each) for each in found}
+        return {str(each["stream"]): _record(Parked, each) for each in found}
 
     def release(self, generation: str, stream: str, version: int) -> bool:
         """See ReadModel."""
@@ -457,27 +461,29 @@ class Mongo:
         with self._reaching():
             self._of("skips").update_one(
                 {"_id": f"{skip.projection}/{skip.event_id}"},
-                {"$setOnInsert": _camel(asdict(skip))},
+                {"$setOnInsert": _to_document(skip)},
                 upsert=True,
             )
 
     def skips(self, projection: str) -> list[Skip]:
         """See ReadModel."""
         with self._reaching():
-            return [_skip(each) for each in self._of("skips").find({"projection": projection})]
+            return [
+                _record(Skip, each) for each in self._of("skips").find({"projection": projection})
+            ]
 
     def note_verification(self, found: Verification) -> None:
         """See ReadModel."""
         with self._reaching():
             self._of("verifications").replace_one(
-                {"_id": found.projection}, _camel(asdict(found)), upsert=True
+                {"_id": found.projection}, _to_document(found), upsert=True
             )
 
     def verification(self, projection: str) -> Verification | None:
         """See ReadModel."""
         with self._reaching():
             found = self._of("verifications").find_one({"_id": projection})
-        return _verification(found) if found else None
+        return _record(Verification, found) if found else None
 
     def ping(self) -> None:
         """See ReadModel."""
@@ -670,41 +676,18 @@ def _make_login(
         client[home].command(act, user, pwd=password, roles=[role])
 
 
-def _camel(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Names as documents have them: event_id is eventId."""
-    return {re.sub("_([a-z])", lambda m: m[1].upper(), k): v for k, v in fields.items()}
+def _camel(name: str) -> str:
+    """A name as documents have it: event_id is eventId."""
+    return re.sub("_([a-z])", lambda m: m[1].upper(), name)
 
 
-def _skip(found: Mapping[str, Any]) -> Skip:
-    return Skip(
-        projection=found["projection"],
-        stream=found["stream"],
-        version=found["version"],
-        event_id=found["eventId"],
-        who=found["who"],
-        why=found["why"],
-        when=found["when"],
-    )
+def _to_document(record: Parked | Skip | Verification) -> Document:
+    return {_camel(name): value for name, value in asdict(record).items()}
 
 
-def _verification(found: Mapping[str, Any]) -> Verification:
-    return Verification(
-        projection=found["projection"],
-        when=found["when"],
-        checked=found["checked"],
-        wrong=found["wrong"],
-    )
-
-
-def _parked(found: Mapping[str, Any]) -> Parked:
-    return Parked(
-        generation=found["generation"],
-        stream=found["stream"],
-        version=found["version"],
-        highest=found["highest"],
-        error=found["error"],
-        when=found["when"],
-    )
+def _record(kind: type[Record], found: Mapping[str, Any]) -> Record:
+    """What `_to_document` made, read again."""
+    return kind(**{each.name: found[_camel(each.name)] for each in fields(kind)})
 
 
 def _whole(value: object) -> int:
