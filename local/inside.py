@@ -34,7 +34,7 @@ def within(told: Environment) -> Environment:
     return {**told, "PATH": os.pathsep.join(paths)}
 
 
-@click.command()
+@click.command(context_settings={"allow_interspersed_args": False})
 @click.option("--data", type=click.Path(path_type=Path), default=".data", show_default=True)
 @click.argument("name")
 @click.argument("command", nargs=-1)
