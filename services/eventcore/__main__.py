@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event as Stop
-from typing import Any
+from typing import Any, TextIO
 from uuid import uuid4
 
 import click
@@ -23,10 +23,16 @@ from eventcore.errors import Away, Misconfigured, Refused
 from eventcore.operate import TOOLS, open_folder, projection_named, service_module
 from eventcore.settings import SERVERS, Secret, Settings, read_settings
 
+PROCESSES = ("serve", "relay", "project")
+"""What is no tool: it runs until it is stopped."""
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """The processes and tools of an event-sourced service; SERVICE says which."""
+    if context.invoked_subcommand not in PROCESSES:
+        _start_logging("warning", sys.stderr)  # a tool's stdout is for what it was asked
 
 
 @main.command()
@@ -208,16 +214,20 @@ def _start(settings: Settings, missing: Callable[[], Any]) -> Stop:
 
 def _say(problem: str) -> None:
     """A process says why it cannot start as it says all else; a tool, to whom it works for."""
-    command = sys.argv[1]
-    if command not in ("serve", "relay", "project"):
+    if sys.argv[1] not in PROCESSES:
         click.echo(f"eventcore: {problem}", err=True)
         return
+    _start_logging("critical", sys.stdout)
+    logging.getLogger("eventcore").critical(problem)
+
+
+def _start_logging(level: str, stream: TextIO) -> None:
+    """Before, or without, settings that could be read."""
     from eventcore.observe import start_logging
 
     process = " ".join(sys.argv[1:])
     form = os.environ.get("LOG_FORMAT", "").lower() or "auto"
-    start_logging(os.environ.get("SERVICE", ""), process, form, "critical")
-    logging.getLogger("eventcore").critical(problem)
+    start_logging(os.environ.get("SERVICE", ""), process, form, level, stream)
 
 
 for tool in TOOLS:

@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import MappingProxyType
+from typing import TextIO
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -186,10 +187,13 @@ def start(settings: Settings) -> None:
     BUILD.labels(*who).set(1)
 
 
-def start_logging(service: str, process: str, form: str, level: str) -> None:
-    """Log to stdout from now on; `form` is json, text, or auto: text on a terminal."""
-    as_text = form == "text" or (form == "auto" and sys.stdout.isatty())
-    handler = logging.StreamHandler(sys.stdout)
+def start_logging(
+    service: str, process: str, form: str, level: str, stream: TextIO | None = None
+) -> None:
+    """Log to stdout, or `stream`; `form` is json, text, or auto: text on a terminal."""
+    stream = stream or sys.stdout
+    as_text = form == "text" or (form == "auto" and stream.isatty())
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(_Text() if as_text else _Json(service, process))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # what it says, broker.py says in one line

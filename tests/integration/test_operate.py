@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,19 @@ class Tool:
         self, *arguments: str, status: int = 0, env: Mapping[str, str] | None = None
     ) -> str:
         """What it says; an AssertionError for another exit status."""
+        done = self._run(arguments, status, env)
+        return done.stdout + done.stderr
+
+    def lines(self, *arguments: str, status: int = 0) -> list[dict[str, Any]]:
+        """What it prints with --json, read; what it logs beside that is on stderr, as JSON too."""
+        done = self._run((*arguments, "--json"), status, {"LOG_FORMAT": "json"})
+        for line in done.stderr.splitlines():
+            assert line.startswith(("{", "eventcore: ")), line
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def _run(
+        self, arguments: Sequence[str], status: int, env: Mapping[str, str] | None
+    ) -> "subprocess.CompletedProcess[str]":
         done = subprocess.run(
             [sys.executable, "-m", "eventcore", *arguments],
             env={**os.environ, **self._shop.environment(self._at), **(env or {})},
@@ -65,11 +78,7 @@ class Tool:
         )
         assert done.returncode == status, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
-        return done.stdout + done.stderr
-
-    def lines(self, *arguments: str, status: int = 0) -> list[dict[str, Any]]:
-        """The same with --json, read."""
-        return [json.loads(line) for line in self(*arguments, "--json", status=status).splitlines()]
+        return done
 
 
 @pytest.fixture

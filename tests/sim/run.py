@@ -1,11 +1,13 @@
 """One simulation: processes, clients and faults by one seed, then a drain, then the verdict."""
 
 import logging
+import time as real
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from threading import get_ident
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
@@ -493,7 +495,9 @@ def simulated(world: World) -> Iterator[None]:
     """Real code sees simulated time and chance, and no thread is started."""
     SimDatetime.world = world
     chance = SimpleNamespace(uniform=world.random.uniform)
-    time = SimpleNamespace(monotonic=world.monotonic, sleep=world.sleep)
+    time = SimpleNamespace(
+        monotonic=_here(world.monotonic, real.monotonic), sleep=_here(world.sleep, real.sleep)
+    )
     patches: list[tuple[Any, str, Any]] = [
         (broker, "monotonic", world.monotonic),
         (relay, "monotonic", world.monotonic),
@@ -518,6 +522,12 @@ def simulated(world: World) -> Iterator[None]:
         for module, name, value in before:
             setattr(module, name, value)
         logging.disable(level)
+
+
+def _here(simulated: Callable[..., Any], otherwise: Callable[..., Any]) -> Callable[..., Any]:
+    """Simulated in this thread; another, such as a real store's watchdog, keeps real time."""
+    home = get_ident()
+    return lambda *given: (simulated if get_ident() == home else otherwise)(*given)
 
 
 def _anew(world: World) -> Callable[[float], None]:
