@@ -6,6 +6,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, cast
 
 from eventcore import store
 from tests.sim.run import simulate, simulated
@@ -49,15 +50,15 @@ def test_another_seed_is_another_run() -> None:
 
 def test_a_real_thread_beside_a_simulation_keeps_real_time() -> None:
     """Such as the watchdog of a real store, which other tests have left running."""
-    world = World(0)
+    world, module = World(0), cast("Any", store)
     ended: list[float] = []
 
     def live() -> None:
         with ThreadPoolExecutor(1) as pool:
             real = time.monotonic()
-            pool.submit(store.time.sleep, 0.01).result()
-            ended.append(pool.submit(store.time.monotonic).result() - real)
-        store.time.sleep(30)
+            pool.submit(module.time.sleep, 0.01).result()
+            ended.append(pool.submit(module.time.monotonic).result() - real)
+        module.time.sleep(30)
 
     with simulated(world):
         world.start(Process("lives-1", 1, live, Stop(world)))
