@@ -1,6 +1,11 @@
-"""A receiver of traces: keeps every span that is exported to it, by OTLP over HTTP."""
+"""A receiver of traces: keeps every span that is exported to it, by OTLP over HTTP.
+
+As a program, it prints its endpoint and runs until its input ends.
+"""
 
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -113,3 +118,22 @@ def receiver() -> Iterator[Receiver]:
         yield server
         server.shutdown()
         thread.join()
+
+
+@contextmanager
+def elsewhere() -> Iterator[str]:
+    """The endpoint of one that runs in a process of its own: it takes none of this one's time."""
+    program = [sys.executable, "-m", "tests.otlp"]
+    with subprocess.Popen(
+        program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        yield process.stdout.readline().strip()
+        process.communicate()
+
+
+if __name__ == "__main__":
+    with receiver() as running:
+        sys.stdout.write(f"{running.endpoint}\n")
+        sys.stdout.flush()
+        sys.stdin.read()

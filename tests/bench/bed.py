@@ -17,7 +17,7 @@ from eventcore.settings import Server
 from local.processes import ROOT, Process, Servers, prepare_stores, processes, store_login
 from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
 from local.shop import Shop
-from tests.otlp import Receiver
+from tests.otlp import elsewhere
 
 VARIANTS: dict[str, dict[str, str]] = {
     "echo": {"SERVICE": "echo"},
@@ -101,7 +101,7 @@ class Bed:
         """The eight processes, and the variants of the order service; nothing runs yet."""
         eight = self._eight_told({})
         order_service = next(each for each in eight if each.name == "order-service")
-        traces = {"OTEL_EXPORTER_OTLP_ENDPOINT": self._receiver.endpoint}
+        traces = {"OTEL_EXPORTER_OTLP_ENDPOINT": self._stack.enter_context(elsewhere())}
         variants = [
             _variant(order_service, name, told | (traces if name == "traced" else {}))
             for name, told in VARIANTS.items()
@@ -130,14 +130,6 @@ class Bed:
             free_port=free_port,
             settings={"LOG_FORMAT": "json", "LOG_LEVEL": "INFO", **settings},
         )
-
-    @cached_property
-    def _receiver(self) -> Receiver:
-        """Takes the traces of the variant that is traced."""
-        taken = self._stack.enter_context(Receiver())
-        threading.Thread(target=taken.serve_forever, daemon=True).start()
-        self._stack.callback(taken.shutdown)
-        return taken
 
     @property
     def eight(self) -> list[str]:

@@ -4,15 +4,15 @@ The whole system is begun anew for each measurement. Every trace is kept here.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeAlias
 
 from tests.bench.bed import Bed, Size
 from tests.bench.load import at_rate
 from tests.bench.machine import cpu_seconds
 from tests.bench.rows import Figure, Row, Values, require
-from tests.otlp import receiver, silent, unreachable
+from tests.otlp import elsewhere, silent, unreachable
 
 RATE = 60.0
 """Requests a second."""
@@ -20,14 +20,8 @@ RATE = 60.0
 Endpoint: TypeAlias = Callable[[], AbstractContextManager[str]]
 
 
-@contextmanager
-def _collecting() -> Iterator[str]:
-    with receiver() as collector:
-        yield collector.endpoint
-
-
 COLLECTORS: Mapping[str, Endpoint] = {
-    "a collector that takes all": _collecting,
+    "a collector that takes all": elsewhere,
     "a collector that never answers": silent,
     "a collector out of reach": unreachable,
 }
