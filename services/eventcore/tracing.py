@@ -16,6 +16,7 @@ Sources: W3C Trace Context; OpenTelemetry's semantic conventions for HTTP and fo
 
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -42,6 +43,10 @@ QUIET = 60.0
 
 MOST_LINKS = 1000
 """Links of one span: more than a page or a batch has events."""
+
+_PACE = {"OTEL_BSP_SCHEDULE_DELAY": "500", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "64"}
+"""Milliseconds between exports, and spans of one: small ones, since rendering a large one holds
+the interpreter, and with it requests, for as long."""
 
 _REGULAR = r"://[^/]+/(healthz|livez|readyz|metrics|internal/heads)"
 """What is asked every few seconds is not worth a trace."""
@@ -81,6 +86,9 @@ class _Tracing:
             span_limits=SpanLimits(max_links=MOST_LINKS),
             shutdown_on_exit=False,
         )
+        for name, value in _PACE.items():
+            os.environ.setdefault(name, value)
+        sys.setswitchinterval(float(os.environ.get("SWITCH","0.005")))
         exporter = OTLPSpanExporter(timeout=5)  # to OTEL_EXPORTER_OTLP_ENDPOINT
         _quieten("opentelemetry.exporter.otlp.proto.http.trace_exporter")
         self.provider.add_span_processor(BatchSpanProcessor(exporter))
