@@ -16,7 +16,8 @@ Sources: W3C Trace Context; OpenTelemetry's semantic conventions for HTTP and fo
 
 import logging
 import os
-import sys
+import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -48,7 +49,9 @@ _PACE = {"OTEL_BSP_SCHEDULE_DELAY": "500", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "64
 """Milliseconds between exports, and spans of one: small ones, since rendering a large one holds
 the interpreter, and with it requests, for as long."""
 
-_REGULAR = r"://[^/]+/(healthz|livez|readyz|metrics|internal/heads)"
+_TRACEPARENT = re.compile("00-[0-9a-f]{32}-[0-9a-f]{16}-([0-9a-f]{2})")
+
+_REGULAR = ("/healthz", "/livez", "/readyz", "/metrics", "/internal/heads")
 """What is asked every few seconds is not worth a trace."""
 
 
@@ -73,8 +76,9 @@ class _Tracing:
 
         name = os.environ.get("OTEL_SERVICE_NAME") or _name(settings)
         self.links_only = settings.trace_mode == "link"
+        self.ratio = settings.trace_ratio
         self.provider = TracerProvider(
-            sampler=_sampler(settings.trace_ratio),
+            sampler=_sampler(),
             resource=Resource.create(
                 {
                     "service.name": name,
@@ -86,9 +90,8 @@ class _Tracing:
             span_limits=SpanLimits(max_links=MOST_LINKS),
             shutdown_on_exit=False,
         )
-        for name, value in _PACE.items():
-            os.environ.setdefault(name, value)
-        sys.setswitchinterval(float(os.environ.get("SWITCH","0.005")))
+        for variable, value in _PACE.items():
+            os.environ.setdefault(variable, value)
         exporter = OTLPSpanExporter(timeout=5)  # to OTEL_EXPORTER_OTLP_ENDPOINT
         _quieten("opentelemetry.exporter.otlp.proto.http.trace_exporter")
         self.provider.add_span_processor(BatchSpanProcessor(exporter))
@@ -139,7 +142,8 @@ class _Tracing:
         found = [(message, _context(message.headers)) for message in messages]
         sampled = [(m, context) for m, context in found if context and context.trace_flags.sampled]
         if not sampled:
-            yield
+            with _nothing_kept():
+                yield
             return
         count = {"messaging.batch.message_count": len(messages)}
         common = {"messaging.operation.type": "process", "messaging.destination.name": queue}
@@ -256,24 +260,34 @@ def stop_tracing() -> None:
         last.join(STOP_TIME)
 
 
-def trace_app(app: Any) -> None:
-    """A span for each request to a Flask application; called before its other hooks are added."""
-    if _tracing:
-        from opentelemetry.instrumentation.flask import FlaskInstrumentor
-
-        instrument: Any = FlaskInstrumentor.instrument_app
-        instrument(
-            app, tracer_provider=_tracing.provider, excluded_urls=_REGULAR, enable_commenter=False
-        )
-
-
 def trace_wsgi(application: Any) -> Any:
-    """The same WSGI application, with a span for each request."""
+    """The same WSGI application, with a span for each request whose trace is kept.
+
+    That is decided here, before anything is done for a span: by the caller where it says so, else
+    by ratio. A request that is not kept goes on with a context that says so, and costs nothing.
+    """
     if _tracing is None:
         return application
     from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
+    from opentelemetry.trace import get_current_span
 
-    return OpenTelemetryMiddleware(application, tracer_provider=_tracing.provider)
+    ratio = _tracing.ratio
+    traced = OpenTelemetryMiddleware(application, tracer_provider=_tracing.provider)
+
+    def serve(environ: dict[str, Any], start_response: Any) -> Any:
+        if get_current_span().is_recording():  # an application behind another one
+            return application(environ, start_response)
+        given = _TRACEPARENT.fullmatch(environ.get("HTTP_TRACEPARENT", ""))
+        is_kept = int(given[1], 16) & 1 if given else random.random() < ratio  # nosec B311
+        if is_kept and not environ["PATH_INFO"].startswith(_REGULAR):
+            return traced(environ, start_response)
+        if not given:
+            trace, span = random.getrandbits(128), random.getrandbits(64)
+            environ["HTTP_TRACEPARENT"] = f"00-{trace:032x}-{span:016x}-00"
+        with _nothing_kept():
+            return application(environ, start_response)
+
+    return serve
 
 
 def name_request(method: str, route: str) -> None:
@@ -344,21 +358,24 @@ def _nothing() -> Any:
     return Context()
 
 
-def _sampler(ratio: float) -> Any:
-    """As the caller decided; a new trace by ratio; a batch if any of its events is sampled.
+@contextmanager
+def _nothing_kept() -> Iterator[None]:
+    """What is called within makes no spans: no instrumentation looks any further."""
+    from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+    with suppress_instrumentation():
+        yield
+
+
+def _sampler() -> Any:
+    """As the parent, which `trace_wsgi` has asked; a batch if any of its events is sampled.
 
     What has neither caller nor events, such as a poll of the database, is no trace.
     """
-    from opentelemetry.sdk.trace.sampling import (
-        ALWAYS_OFF,
-        ALWAYS_ON,
-        ParentBased,
-        Sampler,
-        TraceIdRatioBased,
-    )
+    from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler
     from opentelemetry.trace import SpanKind, get_current_span
 
-    usual = ParentBased(TraceIdRatioBased(ratio))
+    usual = ParentBased(ALWAYS_ON)
 
     class BySource(Sampler):
         def should_sample(

@@ -42,7 +42,7 @@ from eventcore.projection import Document, version_of
 from eventcore.query import Views
 from eventcore.settings import Secret
 from eventcore.store import Answer, Idempotency, Store
-from eventcore.tracing import current_traceparent, name_request, trace_app
+from eventcore.tracing import current_traceparent, name_request, trace_wsgi
 
 BODY_LIMIT = 64 * 1024
 """Bytes of a request's body, at most."""
@@ -185,7 +185,6 @@ def create_app(
     that know the token. Nothing connects before the first request.
     """
     app = Flask(title, static_folder=None)
-    trace_app(app)
     app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT + 1  # so that one byte too many is seen
     app.url_map.strict_slashes = True
     app.url_map.merge_slashes = False
@@ -199,6 +198,7 @@ def create_app(
     _add_ids(app)
     _add_limit(app)
     _add_errors(app)
+    app.wsgi_app = trace_wsgi(app.wsgi_app)  # type: ignore[method-assign]
     return app
 
 

@@ -84,14 +84,15 @@ def both(*wanted: Callable[[list[Span]], object]) -> Callable[[list[Span]], bool
     return lambda spans: all(each(spans) for each in wanted)
 
 
-WRITTEN = both(
-    has("user-project-users", "user_read_model.insert"),
+DELIVERED = both(
     has("user-project-users", "process"),
     has("order-project-known-users", "process"),
     has("gateway", "POST /users"),
     has("user-service", "POST /users"),
     has("user-relay", "publish"),
 )
+WRITTEN = both(DELIVERED, has("user-project-users", "user_read_model.insert"))
+"""An event that is applied alone; the write of several is in the trace of the first."""
 
 
 POSTED = {"http.request.method": "POST", "http.response.status_code": 202}
@@ -193,6 +194,26 @@ def test_one_post_is_one_trace_from_the_caller_to_the_document(
         answered = [line for line in lines if line.get("trace_id") == trace]
         assert answered
         assert answered[-1]["span_id"] == one(collector.of(trace), "user-service", "POST /users").id
+
+
+def test_a_trace_that_begins_here_is_kept_by_ratio_whole_or_not_at_all(
+    traced: Traced, collector: Receiver
+) -> None:
+    with traced(collector.endpoint, OTEL_TRACES_SAMPLER_ARG="0.5") as shop:
+        for _ in range(40):
+            post(shop, "/users", USER)
+        trace, header = new_trace()  # a caller that keeps his is asked before the ratio is
+        post(shop, "/users", USER, header)
+        await_spans(collector, DELIVERED, trace)
+        lines = [json.loads(line) for line in shop.log("user-service").splitlines()]
+        created = [line["trace_id"] for line in lines if line.get("route") == "/users"]
+        assert len(created) == len(set(created)) == 41  # each has an id in the log
+        kept = {each for each in created if collector.of(each)} - {trace}
+        assert 5 <= len(kept) <= 35
+        for each in kept:
+            spans = await_spans(collector, DELIVERED, each)
+            assert one(spans, "gateway", "POST /users").parent == ""
+        assert {span.trace for span in collector.spans} == kept | {trace}
 
 
 def test_in_link_mode_relay_and_projector_have_traces_of_their_own_that_link_to_each_event(
