@@ -226,7 +226,7 @@ def _told(error: BaseException | None) -> str:
     for each in reversed(chain):
         said = str(each).strip().partition("\n")[0].partition(", full error")[0]
         parts += traceback.format_tb(each.__traceback__)
-        parts.append(f"{type(each).__name__}: {said[:500]}\n")
+        parts.append(f"{type(each).__name__}: {said[:500].translate(_ONE_LINE)}\n")
     return "".join(parts)
 
 
@@ -245,7 +245,8 @@ class _Json(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = _told(record.exc_info[1])
-        return jsontext.render_line(line)
+        text = jsontext.render_line(line)
+        return text if text.isascii() else text.translate(_ONE_OBJECT)
 
 
 def _moment(seconds: float) -> str:
@@ -259,8 +260,12 @@ def _moment(seconds: float) -> str:
 
 _second = (0, "")
 
-_ONE_LINE = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
-"""A line break in a name does not begin a second log line."""
+_BEYOND_ASCII = (*range(0x80, 0xA0), 0x2028, 0x2029)
+"""Line breaks and terminal controls that are none of ASCII's."""
+
+_ONE_OBJECT = {code: f"\\u{code:04x}" for code in _BEYOND_ASCII}
+_ONE_LINE = {code: f"\\x{code:02x}" for code in (*range(32), 127)} | _ONE_OBJECT
+"""A line break in a name does not begin a second log line, and no terminal obeys a name."""
 
 
 class _Text(logging.Formatter):

@@ -10,14 +10,16 @@ import select
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
-from gunicorn.http.errors import ParseException
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.http.errors import NoMoreData, ParseException
+from gunicorn.http.unreader import SocketUnreader
+from gunicorn.workers.gthread import _DEFER, ThreadWorker
 from prometheus_client.multiprocess import mark_process_dead
 
 from eventcore import jsontext
@@ -27,7 +29,7 @@ from eventcore.readmodel import Mongo
 from eventcore.settings import Settings
 from eventcore.store import Postgres, require_schema
 from eventcore.tracing import start_tracing, stop_tracing
-from eventcore.web import NOTHING_ELSE, Ids, note_answer, unreadable
+from eventcore.web import NOTHING_ELSE, Ids, note_answer, too_slow, unreadable
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication
@@ -44,6 +46,13 @@ PATIENCE = 0.25
 """Seconds that a request may have waited for a thread while as many others wait as there are
 threads; then its caller is told to come back. Where few wait, the machine is slow, not overrun.
 """
+
+READ_TIME = 10.0
+"""Seconds within which a request must have come, from its first byte to the end of its body."""
+
+SLOW = 1.0
+"""Seconds after which a request that has not come yet is a slow one. Half of the threads, at most,
+wait for slow ones: the others are for those who send what they have to say."""
 
 PROBES = ("/healthz", "/readyz")
 """They are answered however long they have waited: a busy service is a ready one."""
@@ -100,18 +109,63 @@ class Readiness:
             time.sleep(1)
 
 
+class TooSlow(NoMoreData, TimeoutError):  # type: ignore[misc]
+    """A request has not come within its time; its connection is closed."""
+
+
+class _Reading(SocketUnreader):  # type: ignore[misc]
+    """Reads requests from a connection, each within READ_TIME. Raises TooSlow."""
+
+    def __init__(self, sock: Any, may_be_slow: threading.Semaphore) -> None:
+        super().__init__(sock)
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self._may_be_slow = may_be_slow
+        self._is_slow = False
+        self._began = time.monotonic()
+
+    @contextmanager
+    def one_request(self) -> Iterator[None]:
+        """The time of a request begins to count."""
+        self._began = time.monotonic()
+        try:
+            yield
+        finally:
+            if self._is_slow:
+                self._may_be_slow.release()
+                self._is_slow = False
+
+    def chunk(self, size_hint: int | None = None) -> bytes:
+        """The next bytes, as soon as there are some; none: the other side is done."""
+        if self._left(READ_TIME) and (self._comes_within(SLOW) or self._comes_slowly()):
+            return bytes(super().chunk(size_hint))
+        raise TooSlow
+
+    def _comes_slowly(self) -> bool:
+        self._is_slow = self._is_slow or self._may_be_slow.acquire(blocking=False)
+        return self._is_slow and self._comes_within(READ_TIME)
+
+    def _comes_within(self, seconds: float) -> bool:
+        return bool(self._poll.poll(self._left(seconds) * 1000))
+
+    def _left(self, seconds: float) -> float:
+        return max(0.0, self._began + seconds - time.monotonic())
+
+
 class Worker(ThreadWorker):  # type: ignore[misc]
     """gunicorn's threads, of which each keeps its connection for a moment after an answer.
 
     gunicorn hands a connection back to its main thread after every request and gets it again
     with the next one, which costs about as much as a request. Where the next one comes at once,
     as it does from a gateway, that is left out, unless another connection waits for a thread.
-    Some threads never linger.
+    Some threads never linger. None waits for a connection on which nothing has come yet, and few
+    wait for a request that comes slowly.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._may_linger = threading.Semaphore(max(1, self.cfg.threads * 3 // 4))
+        self._may_be_slow = threading.Semaphore(max(1, self.cfg.threads // 2))
         self._waiting = 0
         self._counting = threading.Lock()
 
@@ -128,14 +182,26 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._waiting -= 1
             many_wait = self._waiting >= self.cfg.threads
         _this.is_late = many_wait and time.monotonic() - conn.waits_since > PATIENCE
-        result = super().handle(conn)
+        result = self._answer(conn) if conn.initialized or self._begin(conn) else _DEFER
         _this.is_late = False
         while result is True and self.alive and not self._waiting and self._more(conn):
-            result = super().handle(conn)
+            result = self._answer(conn)
         return result
 
+    def _begin(self, conn: Any) -> bool:
+        """Make a new connection ready to be read, if anything has come on it."""
+        if not conn.wait_for_data(LOOK / 1000):
+            return False
+        conn.init()
+        conn.parser.unreader = _Reading(conn.sock, self._may_be_slow)
+        return True
+
+    def _answer(self, conn: Any) -> Any:
+        with conn.parser.unreader.one_request():
+            return super().handle(conn)
+
     def _more(self, conn: Any) -> bool:
-        if conn.is_http2 or not self._may_linger.acquire(blocking=False):
+        if not self._may_linger.acquire(blocking=False):
             return False
         try:
             poll = select.poll()
@@ -232,6 +298,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         start_tracing(self._settings)
         app: Flask = self._module.create_app(self._settings)
         app.register_error_handler(ParseException, unreadable)
+        app.register_error_handler(TooSlow, too_slow)
         app.wsgi_app = Overload(app.wsgi_app)  # type: ignore[method-assign]
         return app
 

@@ -198,7 +198,7 @@ class _Reader:
             user=self.text(f"{prefix}_USER", "" if f"{prefix}_USER" in self._environ else None),
             password=self.secret(f"{prefix}_PASSWORD"),
             options=self.text(f"{prefix}_OPTIONS", ""),
-            tls=self.text(f"{prefix}_TLS", "off") == "on",
+            tls=self.choice(f"{prefix}_TLS", ("off", "on")) == "on",
             ca_file=self.text(f"{prefix}_CA_FILE", ""),
         )
 

@@ -592,7 +592,7 @@ def connect(server: Server, pool_size: int = 0) -> Engine:
         connect_args={
             "connect_timeout": 3,
             "sslmode": "verify-full" if server.tls else "prefer",
-            **({"sslrootcert": server.ca_file} if server.ca_file else {}),
+            **({"sslrootcert": server.ca_file or "system"} if server.tls else {}),
             "application_name": "eventcore",
             "keepalives_idle": 5,
             "keepalives_interval": 2,

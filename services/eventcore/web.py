@@ -512,6 +512,12 @@ def unreadable(error: Exception) -> Response:
     return problem(400, "Unreadable request", f"The body cannot be read: {error}.", "unreadable")
 
 
+def too_slow(_error: Exception) -> Response:
+    """The answer to a body that has not come within its time."""
+    detail = "The body did not come in time. Nothing was written; send it again."
+    return problem(408, "Request timeout", detail, "too-slow")
+
+
 def problem(status: int, title: str, detail: str, code: str, **more: Any) -> Response:
     """A problem details answer (RFC 9457)."""
     body = {

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Iterable, Mapping
+from io import BytesIO
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -157,6 +158,10 @@ class Forwarder:
                 answer = self._send(environ, ids)
             except Exception as error:  # noqa: BLE001 - the application behind answers it
                 environ["gateway.failed"] = error
+                environ["wsgi.input"] = (
+                    BytesIO()
+                )  # what is left of the body is waited for by nobody
+                environ.pop("CONTENT_LENGTH", None)
                 environ["HTTP_X_REQUEST_ID"] = ids.request_id
                 environ["HTTP_X_CORRELATION_ID"] = ids.correlation_id
                 return self._behind(environ, _noting(start_response, environ, began))

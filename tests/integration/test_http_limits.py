@@ -410,14 +410,15 @@ def test_what_is_left_of_a_refused_body_is_not_taken_for_a_request(wire: Wire) -
         answered = wire.exchange(first + second, at)
         assert re.findall(rb"HTTP/1\.1 (\d+)", answered) in ([b"413"], [b"413", b"200"])
 
-    @pytest.mark.usefixtures("nothing_written")
-    @pytest.mark.parametrize("at", ["gateway", "user-service"])
-    @pytest.mark.parametrize(
-        "body", [b"{}", b'{"name": "Eve"}', b"\x00\xff", b"GET /users HTTP/1.1\r\n\r\n"]
-    )
-    def test_a_body_of_a_query_is_passed_over(wire: Wire, user_id: str, body: bytes) -> None:
-        assert wire.send("GET", f"/users/{user_id}", body, at=at).value("name") == "Ada"
-        assert_refused(wire.send("GET", f"/users/{user_id}", b" " * (LIMIT + 1), at=at), 413)
+
+@pytest.mark.usefixtures("nothing_written")
+@pytest.mark.parametrize("at", ["gateway", "user-service"])
+@pytest.mark.parametrize(
+    "body", [b"{}", b'{"name": "Eve"}', b"\x00\xff", b"GET /users HTTP/1.1\r\n\r\n"]
+)
+def test_a_body_of_a_query_is_passed_over(wire: Wire, user_id: str, body: bytes) -> None:
+    assert wire.send("GET", f"/users/{user_id}", body, at=at).value("name") == "Ada"
+    assert_refused(wire.send("GET", f"/users/{user_id}", b" " * (LIMIT + 1), at=at), 413)
 
 
 # ── framing and types ─────────────────────────────────────────────────────────────────────
@@ -553,4 +554,39 @@ def test_a_key_is_free_again_after_a_refusal(wire: Wire) -> None:
     assert wire.send("POST", "/users", user_body(), key).status == 202
     again = wire.send("POST", "/users", user_body(), key)
     assert (again.status, again.headers["idempotency-replayed"]) == (202, "true")
-    assert_refused(wire.send("POST", "/users", user_body("Eve"), key), 422)
+
+
+OTHER_REQUESTS: dict[str, tuple[str, str, bytes, Headers]] = {
+    "another caller": ("POST", "/users", user_body(), {"Authorization": "Bearer eve"}),
+    "nobody": ("POST", "/users", user_body(), {"Authorization": ""}),
+    "a caller in other letters": ("POST", "/users", user_body(), {"Authorization": "bearer ada"}),
+    "another body": ("POST", "/users", user_body("Eve"), {}),
+    "a body that says the same": ("POST", "/users", user_body() + b" ", {}),
+    "another caller with a body of their own": (
+        "POST", "/users", user_body("Eve"), {"Authorization": "Bearer eve"},
+    ),
+    "another address": ("PUT", "/users/{user}", b'{"name": "Eve"}', {}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def answered(shop: Shop, user_id: str) -> Headers:
+    """What somebody has sent with a POST to /users, the key included, and had answered."""
+    sent = {"Idempotency-Key": str(uuid4()), "Authorization": "Bearer ada"}
+    assert Wire(shop).send("POST", "/users", user_body(), sent).status == 202
+    return sent
+
+
+@pytest.mark.usefixtures("nothing_written")
+@pytest.mark.parametrize("other", OTHER_REQUESTS.values(), ids=OTHER_REQUESTS)
+def test_a_key_answers_nobody_else_and_nothing_else(
+    wire: Wire, user_id: str, answered: Headers, other: tuple[str, str, bytes, Headers]
+) -> None:
+    method, path, body, headers = other
+    for at in USER_DOORS:
+        again = wire.send("POST", "/users", user_body(), answered, at)
+        assert again.headers["idempotency-replayed"] == "true"
+        answer = wire.send(method, path.format(user=user_id), body, {**answered, **headers}, at)
+        assert_refused(answer, 409, 422)
+        assert "idempotency-replayed" not in answer.headers
+        assert again.value("userId").encode() not in answer.body
