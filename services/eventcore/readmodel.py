@@ -41,7 +41,7 @@ from pymongo.monitoring import ConnectionPoolListener
 from pymongo.write_concern import WriteConcern
 
 from eventcore.circuit import Circuit
-from eventcore.errors import CannotApply, ReadModelAway
+from eventcore.errors import CannotApply, Misconfigured, ReadModelAway
 from eventcore.observe import POOL_MAX, POOL_USED
 from eventcore.projection import Document, Projection
 from eventcore.settings import Server
@@ -631,6 +631,8 @@ def _translated() -> Iterator[None]:
         raise ReadModelAway(f"MongoDB refused an operation: {_short(error)}") from error
     except PyMongoError as error:
         raise ReadModelAway(f"MongoDB failed: {_short(error)}") from error
+    except OSError as error:
+        raise Misconfigured(f"MONGODB_CA_FILE cannot be used: {error}") from error
 
 
 def _short(error: Exception) -> str:

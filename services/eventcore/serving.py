@@ -149,7 +149,9 @@ class _Reading(SocketUnreader):  # type: ignore[misc]
         return bool(self._poll.poll(self._left(seconds) * 1000))
 
     def _left(self, seconds: float) -> float:
-        return max(0.0, self._began + seconds - time.monotonic())
+        left = max(0.0, self._began + seconds - time.monotonic())
+        limit = self.sock.gettimeout()  # gunicorn's, for what is left of a refused body
+        return left if limit is None else min(left, limit)
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]

@@ -8,6 +8,7 @@ import logging
 import os
 import select
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -592,7 +593,7 @@ def connect(server: Server, pool_size: int = 0) -> Engine:
         connect_args={
             "connect_timeout": 3,
             "sslmode": "verify-full" if server.tls else "prefer",
-            **({"sslrootcert": server.ca_file or "system"} if server.tls else {}),
+            **({"sslrootcert": server.ca_file or _system_ca()} if server.tls else {}),
             "application_name": "eventcore",
             "keepalives_idle": 5,
             "keepalives_interval": 2,
@@ -614,6 +615,11 @@ def connect(server: Server, pool_size: int = 0) -> Engine:
         event.listen(engine, "checkout", lambda *_: in_use.inc())
         event.listen(engine, "checkin", lambda *_: in_use.dec())
     return engine
+
+
+def _system_ca() -> str:
+    """The CAs that this machine trusts; libpq comes with an OpenSSL that does not find them."""
+    return ssl.get_default_verify_paths().cafile or "system"
 
 
 def patiently(

@@ -263,8 +263,21 @@ def test_no_spelling_of_what_is_inside_gets_as_far_as_a_service(
 # ── what nobody can write into the log ────────────────────────────────────────────────────
 
 MARK = "Forged"
-BREAKS = ["%0d%0a", "%0a", "%0d", "%00", "%1b[2K", "%7f", "%c2%85", "%c2%9b2K", "%e2%80%a8", "%e2%80%a9",
-          "\\r\\n", "\r", "\x0b", "\x0c", "\x1c", "\x85", "\x9b2K"]  # fmt: skip
+BREAKS = [
+    *(
+        "%0d%0a",
+        "%0a",
+        "%0d",
+        "%00",
+        "%1b[2K",
+        "%7f",
+        "%c2%85",
+        "%c2%9b2K",
+        "%e2%80%a8",
+        "%e2%80%a9",
+    ),
+    *("\\r\\n", "\r", "\x0b", "\x0c", "\x1c", "\x85", "\x9b2K"),
+]
 LINE = re.compile(r"(DEBUG|INFO|WARNING|ERROR) +[^\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 

@@ -416,7 +416,7 @@ def test_what_is_left_of_a_refused_body_is_not_taken_for_a_request(wire: Wire) -
 @pytest.mark.parametrize(
     "body", [b"{}", b'{"name": "Eve"}', b"\x00\xff", b"GET /users HTTP/1.1\r\n\r\n"]
 )
-def test_a_body_of_a_query_is_passed_over(wire: Wire, user_id: str, body: bytes) -> None:
+def test_a_body_of_a_query_is_passed_over(wire: Wire, user_id: str, at: str, body: bytes) -> None:
     assert wire.send("GET", f"/users/{user_id}", body, at=at).value("name") == "Ada"
     assert_refused(wire.send("GET", f"/users/{user_id}", b" " * (LIMIT + 1), at=at), 413)
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pika
 import pytest
+import urllib3
 from click.testing import CliRunner
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker, ProbableAuthenticationError
-from pymongo import MongoClient
+from pymongo import DeleteMany, MongoClient
+from pymongo.database import Database
 from pymongo.errors import OperationFailure
 from sqlalchemy.exc import DatabaseError
 
@@ -21,6 +23,8 @@ from eventcore.settings import Secret, Server
 from eventcore.store import connect
 from local.servers import MongoDB, PostgreSQL, free_port
 from local.servers import RabbitMQ as Node
+
+Document = dict[str, object]
 
 PROJECTORS = {
     "user": {"user-projector": "users"},
@@ -171,6 +175,8 @@ ACTS: dict[str, Act] = {
     "publish dead letters": _publish(DEAD_LETTERS),
     "declare another queue": lambda on: on.queue_declare("another"),
     "declare another exchange": lambda on: on.exchange_declare("another"),
+    "have events brought elsewhere": lambda on: on.exchange_bind(DEAD_LETTERS, "amq.topic", "#"),
+    "read the server's own log": lambda on: on.queue_bind("any", "amq.rabbitmq.log", "#"),
 }
 for _process, _queue in QUEUES.items():
     ACTS[f"consume for {_process}"] = _consume(_queue.name)
@@ -200,20 +206,139 @@ def test_a_login_of_the_broker_may_do_what_its_process_does(
             assert refusal.value.reply_code == 403
 
 
+DECLARE = {
+    "user-projector": {"user-relay", "user-projector"},
+    "order-projector": {"order-relay", "order-projector"},
+    "order-user-sync": {"order-user-sync"},
+}
+"""Who may declare the queue of each, which for RabbitMQ is to delete it as well."""
+
+
+@pytest.mark.parametrize(
+    ("login", "process"),
+    [(login, process) for process in QUEUES for login in MAY if login not in DECLARE[process]],
+)
+def test_a_login_of_the_broker_deletes_no_queue_that_it_does_not_declare(
+    broker: Callable[[str], Server], login: str, process: str
+) -> None:
+    for name in (QUEUES[process].name, f"{QUEUES[process].name}.dead-letters"):
+        with channel(broker(login)) as on, pytest.raises(ChannelClosedByBroker) as refusal:
+            on.queue_delete(name)
+        assert refusal.value.reply_code == 403
+
+
+@pytest.mark.parametrize("login", MAY)
+def test_a_login_of_the_broker_manages_nothing(
+    broker: Callable[[str], Server], node: tuple[Node, int], login: str
+) -> None:
+    who = f"{login}:{password(login)}"
+    api = urllib3.PoolManager(
+        headers=urllib3.make_headers(basic_auth=who), retries=False, timeout=10
+    )
+    at = f"http://127.0.0.1:{node[1]}/api"
+    for method, path, body in (
+        ("PUT", "/users/another", {"password": "any", "tags": "administrator"}),
+        ("PUT", f"/users/{login}", {"password": "any", "tags": "administrator"}),
+        ("PUT", f"/permissions/%2F/{login}", {"configure": ".*", "write": ".*", "read": ".*"}),
+        ("PUT", "/vhosts/another", {}),
+        ("DELETE", "/vhosts/%2F", {}),
+        ("GET", "/definitions", {}),
+        ("GET", "/users", {}),
+    ):
+        assert api.request(method, at + path, json=body).status == 401, path
+    assert api.request("GET", f"{at}/queues").status == (200 if login == "monitor" else 401)
+
+
+def test_the_login_that_every_rabbitmq_comes_with_is_none(broker: Callable[[str], Server]) -> None:
+    guest = replace(broker("user-relay"), user="guest", password=Secret("guest"))
+    with pytest.raises(ProbableAuthenticationError), channel(guest):
+        pass
+
+
+UNAUTHORIZED = 13
+"""MongoDB's code for what somebody may not do."""
+
+MANAGE: dict[str, Callable[[Database[Document], str], object]] = {
+    "make a login": lambda db, _: db.command("createUser", "eve", pwd="any", roles=["root"]),
+    "have more rights": lambda db, me: db.command("grantRolesToUser", me, roles=["dbOwner"]),
+    "change a password": lambda db, me: db.command("updateUser", me, pwd="another"),
+    "read the logins": lambda db, _: db.command("usersInfo", {"forAllDBs": True}),
+    "make a role": lambda db, _: db.command("createRole", "any", privileges=[], roles=[]),
+    "see what others do": lambda db, _: db.client["admin"].command("currentOp"),
+    "see the server's state": lambda db, _: db.client["admin"].command("serverStatus"),
+    "change the server": lambda db, _: db.client["admin"].command("setParameter", 1, logLevel=1),
+    "stop the server": lambda db, _: db.client["admin"].command("shutdown"),
+    "read all databases' names": lambda db, _: db.client["config"]["any"].find_one(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("act", MANAGE)
+@pytest.mark.parametrize("login", LOGINS["mongodb"])
+def test_a_login_of_the_read_models_manages_nothing(
+    provisioned: Mapping[str, Server], mongodb: MongoDB, login: str, act: str
+) -> None:
+    own = f"{login.split('-')[0]}_read_model"
+    with mongo_client(mongodb, login, own) as client:
+        with pytest.raises(OperationFailure) as refusal:
+            MANAGE[act](client[own], login)
+        assert refusal.value.code == UNAUTHORIZED
+
+
+@pytest.mark.parametrize("service", PROJECTORS)
+def test_a_service_changes_nothing_in_its_read_models(
+    provisioned: Mapping[str, Server], mongodb: MongoDB, service: str
+) -> None:
+    own = f"{service}_read_model"
+    with mongo_client(mongodb, f"{service}-service", own) as client:
+        documents = client[own]["orders"]
+        for act in (
+            lambda: documents.update_one({}, {"$set": {"n": 1}}, upsert=True),
+            lambda: documents.replace_one({}, {}, upsert=True),
+            lambda: documents.delete_many({}),
+            lambda: documents.bulk_write([DeleteMany({})]),
+            lambda: documents.find_one_and_delete({}),
+            lambda: documents.create_index("n"),
+            lambda: documents.drop(),
+            lambda: documents.rename("others"),
+            lambda: client[own].create_collection("others"),
+            lambda: client[own].command("dropDatabase"),
+            lambda: list(documents.aggregate([{"$out": "others"}])),
+        ):
+            with pytest.raises(OperationFailure) as refusal:
+                act()
+            assert refusal.value.code == UNAUTHORIZED
+
+
+def mongo_client(mongodb: MongoDB, login: str, own: str) -> MongoClient[Document]:
+    return MongoClient(
+        mongodb.address.host, mongodb.address.port, username=login, password=password(login),
+        authSource=own, retryWrites=False,
+    )  # fmt: skip
+
+
+def test_the_roles_that_are_made_are_these_and_no_more(
+    provisioned: Mapping[str, Server], mongodb: MongoDB
+) -> None:
+    """Whatever the server of the tests enforces: so a MongoDB is told."""
+    admin = mongodb.address
+    with MongoClient[Document](
+        admin.host, admin.port, username=admin.user, password=admin.password.read(),
+        authSource="admin", retryWrites=False,
+    ) as client:  # fmt: skip
+        for login in LOGINS["mongodb"]:
+            own = f"{login.split('-')[0]}_read_model"
+            [found] = client[own].command("usersInfo", login)["users"]
+            role = "read" if login.endswith("-service") else "readWrite"
+            assert [dict(each) for each in found["roles"]] == [{"role": role, "db": own}]
+
+
 @pytest.mark.parametrize("login", LOGINS["mongodb"])
 @pytest.mark.parametrize("database", ["user_read_model", "order_read_model", "admin"])
 def test_a_login_of_the_read_models_may_do_what_its_process_does(
     provisioned: Mapping[str, Server], mongodb: MongoDB, login: str, database: str
 ) -> None:
     own = f"{login.split('-')[0]}_read_model"
-    with MongoClient[dict[str, object]](
-        mongodb.address.host,
-        mongodb.address.port,
-        username=login,
-        password=password(login),
-        authSource=own,
-        retryWrites=False,
-    ) as client:
+    with mongo_client(mongodb, login, own) as client:
         acts: dict[str, Callable[[], object]] = {
             "read": lambda: client[database]["orders"].find_one(),
             "write": lambda: client[database]["orders"].insert_one({}),
@@ -274,8 +399,14 @@ def test_the_exporters_logins_see_a_servers_numbers_and_none_of_its_data(
             "select 1 / count(*) from pg_settings where name = 'max_connections'",
         ):
             assert store.exec_driver_sql(numbers).scalar()
-        with pytest.raises(DatabaseError, match="permission denied"):
-            store.exec_driver_sql("create role another")
+        for more in (
+            "create role another", "create database another", "alter role monitor superuser",
+            "set role user_owner", "set role postgres", "select * from pg_authid",
+            "create table mine (n int)", "select pg_read_file('/etc/passwd')",
+            "alter system set work_mem = '4MB'", "grant pg_monitor to user_relay",
+        ):  # fmt: skip
+            with pytest.raises(DatabaseError, match=r"permission denied|must be"):
+                store.exec_driver_sql(more)
     with (
         pytest.raises(DatabaseError, match="permission denied for database"),
         connect(replace(monitor, name="user_event_db")).connect(),

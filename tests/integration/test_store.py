@@ -16,7 +16,6 @@ from sqlalchemy.exc import DBAPIError
 
 from eventcore.errors import Conflict, StoreAway
 from eventcore.event import NewEvent
-from eventcore.settings import Server
 from eventcore.store import (
     SCHEMA_VERSION,
     Answer,
@@ -346,37 +345,6 @@ def test_the_owner_cannot_either(owner: Engine, store: Postgres, act: str) -> No
     with owner.connect() as connection, pytest.raises(DBAPIError) as refused:
         connection.exec_driver_sql(FORBIDDEN[act])
     assert refused.value.orig.pgcode == "ES003"  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize(
-    ("login", "statement"),
-    [
-        ("service", "insert into events default values"),
-        ("service", "delete from idempotency_keys"),
-        ("service", "update streams set version = 1"),
-        ("service", "select move_checkpoint('x', 1)"),
-        ("relay", "select append_events('user', null, 0, '{}', '{}', '{}', '{}', '{}')"),
-        ("relay", "update idempotency_keys set key = ''"),
-        ("relay", "delete from streams"),
-        ("relay", "create table mine (n int)"),
-    ],
-)
-def test_each_login_can_do_its_own_work_only(
-    spare_databases: Databases, login: str, statement: str
-) -> None:
-    with connect(spare_databases("spare", login)).connect() as connection:
-        with pytest.raises(DBAPIError) as refused:
-            connection.exec_driver_sql(statement)
-        assert refused.value.orig.pgcode == "42501"  # type: ignore[union-attr]
-
-
-def test_a_login_of_one_service_cannot_reach_the_others_database(
-    spare_databases: Databases,
-) -> None:
-    order, user = spare_databases("other", "service"), spare_databases("spare", "service")
-    stranger = Server(user.host, user.port, user.name, order.user, order.password)
-    with pytest.raises(DBAPIError, match="permission denied for database"):
-        connect(stranger).connect()
 
 
 # ── init.sql ──────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,319 @@
+"""TLS to each server by setting: its certificate and its name are verified, or nobody is told a
+password.
+
+RabbitMQ and the server of read models speak TLS themselves. The PostgreSQL of the tests is built
+without it, so one stands before it that does what PostgreSQL's protocol says (SSLRequest) and
+passes on all else: who verifies is the client.
+"""
+
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from eventcore.broker import Queue
+from eventcore.broker import RabbitMQ as Broker
+from eventcore.errors import BrokerAway, Misconfigured, ReadModelAway, StoreAway
+from eventcore.provision import _Management
+from eventcore.readmodel import Mongo
+from eventcore.settings import Secret, Server, read_settings
+from eventcore.store import Postgres
+from local.child import Child
+from local.servers import RabbitMQ, free_port
+from tests.conftest import Databases
+
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """A CA of our own, what it has signed, and a CA that has signed nothing."""
+
+    folder: Path
+
+    @property
+    def ca(self) -> str:
+        return str(self.folder / "ours.crt")
+
+    @property
+    def stranger(self) -> str:
+        return str(self.folder / "strangers.crt")
+
+    def server(self, name: str) -> tuple[Path, Path]:
+        """The certificate and the key of a server: `here`, or `elsewhere`."""
+        return self.folder / f"{name}.crt", self.folder / f"{name}.key"
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    folder = tmp_path_factory.mktemp("certificates")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(
+            ["openssl", *arguments], cwd=folder, check=True, capture_output=True, timeout=60
+        )
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    for ca in ("ours", "strangers"):
+        out = ("-keyout", f"{ca}.key", "-out", f"{ca}.crt", "-subj", f"/CN={ca}")
+        uses = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")
+        openssl("req", "-x509", *key, *out, *uses, "-days", "1")
+    for name, alternative in (("here", f"IP:{HOST},DNS:localhost"), ("elsewhere", "DNS:elsewhere")):
+        (folder / f"{name}.ext").write_text(f"subjectAltName={alternative}\n")
+        openssl(
+            "req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}"
+        )
+        signed_by = ("-CA", "ours.crt", "-CAkey", "ours.key", "-CAcreateserial")
+        out = ("-out", f"{name}.crt", "-days", "1", "-extfile", f"{name}.ext")
+        openssl("x509", "-req", "-in", f"{name}.csr", *signed_by, *out)
+    return Certificates(folder)
+
+
+# ── three servers that speak it ───────────────────────────────────────────────────────────
+
+
+class Encrypting:
+    """Stands before a server, and speaks TLS as whom its certificate names.
+
+    `greeted` does what the protocol has before TLS begins.
+    """
+
+    def __init__(
+        self, port: int, certificate: tuple[Path, Path], greeted: Callable[[socket.socket], None]
+    ) -> None:
+        self._behind = port
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(*certificate)
+        self._greeted = greeted
+        self._listening = socket.create_server((HOST, 0))
+        self.port = self._listening.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listening.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                connection, _ = self._listening.accept()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with (
+            suppress(OSError),
+            connection,
+            socket.create_connection((HOST, self._behind)) as server,
+        ):
+            self._greeted(connection)
+            with self._context.wrap_socket(connection, server_side=True) as client:
+                back = threading.Thread(target=_pass_on, args=(server, client), daemon=True)
+                back.start()
+                _pass_on(client, server)
+                back.join(5)
+
+
+def _pass_on(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while some := source.recv(65536):
+            sink.sendall(some)
+    with suppress(OSError):
+        sink.shutdown(socket.SHUT_RDWR)
+
+
+def _as_postgresql(connection: socket.socket) -> None:
+    asked = connection.recv(8)
+    assert asked == b"\x00\x00\x00\x08\x04\xd2\x16\x2f", "it did not ask for TLS"
+    connection.sendall(b"S")
+
+
+class EncryptedRabbitMQ(RabbitMQ):
+    """A node that takes TLS alone, at its management API as well."""
+
+    def __init__(self, folder: Path, certificate: tuple[Path, Path]) -> None:
+        super().__init__(folder, free_port())
+        self._certificate = certificate
+        self.tls_port, self.management_port = free_port(), free_port()
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        crt, key = self._certificate
+        (self._folder / "enabled_plugins").write_text("[rabbitmq_management].\n")
+        with (self._folder / "rabbitmq.conf").open("a") as config:
+            for place in ("ssl_options", "management.ssl"):
+                config.write(f"{place}.certfile = {crt}\n{place}.keyfile = {key}\n")
+            config.write(f"listeners.ssl.1 = {HOST}:{self.tls_port}\n")
+            config.write(f"management.ssl.ip = {HOST}\n")
+            config.write(f"management.ssl.port = {self.management_port}\n")
+
+
+@pytest.fixture(scope="module")
+def node(data_folder: Path, certificates: Certificates) -> Iterator[EncryptedRabbitMQ]:
+    node = EncryptedRabbitMQ(data_folder / "rabbitmq-tls", certificates.server("here"))
+    node.start()
+    yield node
+    node.stop()
+
+
+@pytest.fixture(scope="module")
+def places(
+    spare_databases: Databases,
+    node: EncryptedRabbitMQ,
+    certificates: Certificates,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[dict[str, dict[str, Server]]]:
+    """Each server as one that is who it says, `here`, and as one that is not, `elsewhere`."""
+    folder = tmp_path_factory.mktemp("servers")
+    store = spare_databases("spare", "service")
+    found: dict[str, dict[str, Server]] = {"POSTGRES": {}, "RABBITMQ": {}, "MONGODB": {}}
+    ends: list[Callable[[], None]] = []
+    for name in ("here", "elsewhere"):
+        crt, key = certificates.server(name)
+        before = Encrypting(store.port, (crt, key), _as_postgresql)
+        found["POSTGRES"][name] = replace(store, port=before.port)
+        away = Encrypting(node.address.port, (crt, key), lambda _: None)
+        at = {"here": node.tls_port, "elsewhere": away.port}
+        found["RABBITMQ"][name] = replace(node.address, port=at[name])
+        port = free_port()
+        program = [str(Path(sys.executable).parent / "secantusd-py"), "--host", HOST]
+        place = ["--port", str(port), "--storage-path", str(folder / name)]
+        tls = ["--tls-cert-file", str(crt), "--tls-key-file", str(key)]
+        mongo = Child("SecantusDB", [*program, *place, *tls], folder / f"{name}.log")
+        mongo.launch()
+        address = Server(HOST, port, "spare", "", Secret(), "retryWrites=false")
+        found["MONGODB"][name] = address
+        ends += [before.close, away.close, mongo.kill]
+        mongo.await_that(lambda port=port: _listens(port), 60)  # type: ignore[misc]
+    yield found
+    for end in ends:
+        end()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
+
+
+# ── who is believed ───────────────────────────────────────────────────────────────────────
+
+
+def _use_postgres(server: Server) -> None:
+    with closing(Postgres(server, 1)) as store:
+        assert store.schema_version() > 0
+
+
+def _use_rabbitmq(server: Server) -> None:
+    broker = Broker(server, name="tls", delivery_limit=5, queue_bytes=10**6)
+    broker.consumer(Queue("tls", "tls.#"), prefetch=1).close()
+
+
+def _use_mongodb(server: Server) -> None:
+    with closing(Mongo(server)) as readmodel:
+        readmodel.ping()
+
+
+USES = {"POSTGRES": _use_postgres, "RABBITMQ": _use_rabbitmq, "MONGODB": _use_mongodb}
+AWAY = (StoreAway, BrokerAway, ReadModelAway)
+
+
+def told(kind: str, server: Server, **more: str) -> Server:
+    """A server as a process reads it from its environment."""
+    role = {"POSTGRES": "store", "RABBITMQ": "broker", "MONGODB": "readmodel"}[kind]
+    name = "VHOST" if kind == "RABBITMQ" else "DATABASE"
+    environment = {
+        "SERVICE": "user", f"{kind}_HOST": server.host, f"{kind}_PORT": str(server.port),
+        f"{kind}_{name}": server.name, f"{kind}_USER": server.user,
+        f"{kind}_PASSWORD": server.password.read(), f"{kind}_OPTIONS": server.options,
+        **{f"{kind}_{setting}": value for setting, value in more.items()},
+    }  # fmt: skip
+    found = getattr(read_settings(environment, process="any", needs=[role]), role)
+    assert isinstance(found, Server)
+    return found
+
+
+@pytest.mark.parametrize("host", [HOST, "localhost"])
+@pytest.mark.parametrize("kind", USES)
+def test_a_server_with_a_certificate_of_the_ca_and_its_name_is_used(
+    places: dict[str, dict[str, Server]], certificates: Certificates, kind: str, host: str
+) -> None:
+    here = replace(places[kind]["here"], host=host)
+    USES[kind](told(kind, here, TLS="on", CA_FILE=certificates.ca))
+
+
+@pytest.mark.parametrize("kind", USES)
+def test_a_server_of_another_name_is_not(
+    places: dict[str, dict[str, Server]], certificates: Certificates, kind: str
+) -> None:
+    with pytest.raises(AWAY, match=r"(?i)certificate|does not match host name"):
+        USES[kind](told(kind, places[kind]["elsewhere"], TLS="on", CA_FILE=certificates.ca))
+
+
+@pytest.mark.parametrize("kind", USES)
+def test_a_certificate_of_another_ca_is_not(
+    places: dict[str, dict[str, Server]], certificates: Certificates, kind: str
+) -> None:
+    with pytest.raises(AWAY, match=r"(?i)certificate"):
+        USES[kind](told(kind, places[kind]["here"], TLS="on", CA_FILE=certificates.stranger))
+
+
+@pytest.mark.parametrize("kind", USES)
+def test_without_a_ca_those_of_the_system_are_asked_and_they_know_nothing_of_ours(
+    places: dict[str, dict[str, Server]], kind: str
+) -> None:
+    with pytest.raises(AWAY, match=r"(?i)certificate"):
+        USES[kind](told(kind, places[kind]["here"], TLS="on"))
+
+
+@pytest.mark.parametrize("kind", USES)
+def test_those_of_the_system_are_believed(
+    places: dict[str, dict[str, Server]],
+    certificates: Certificates,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", certificates.ca)
+    USES[kind](told(kind, places[kind]["here"], TLS="on"))
+
+
+@pytest.mark.parametrize("kind", USES)
+def test_a_ca_that_is_not_there_is_no_reason_to_do_without(
+    places: dict[str, dict[str, Server]], certificates: Certificates, kind: str
+) -> None:
+    with pytest.raises((*AWAY, Misconfigured)):
+        USES[kind](told(kind, places[kind]["here"], TLS="on", CA_FILE=f"{certificates.ca}.none"))
+
+
+def test_a_server_that_speaks_no_tls_is_told_nothing(
+    spare_databases: Databases, node: EncryptedRabbitMQ, certificates: Certificates
+) -> None:
+    plain = {"POSTGRES": spare_databases("spare", "service"), "RABBITMQ": node.address}
+    for kind, server in plain.items():
+        with pytest.raises(AWAY):
+            USES[kind](told(kind, server, TLS="on", CA_FILE=certificates.ca))
+        USES[kind](told(kind, server))
+
+
+@pytest.mark.parametrize(("ca", "known"), [("ours", True), ("strangers", False)])
+def test_setup_verifies_rabbitmqs_management_api_too(
+    node: EncryptedRabbitMQ, certificates: Certificates, ca: str, known: bool
+) -> None:
+    file = str(certificates.folder / f"{ca}.crt")
+    admin = replace(node.address, port=node.management_port, tls=True, ca_file=file)
+    if known:
+        assert _Management(admin).has("vhosts/%2F")
+    else:
+        with pytest.raises(BrokerAway, match=r"(?i)certificate"):
+            _Management(admin).has("vhosts/%2F")
+
+
+@pytest.mark.parametrize("kind", USES)
+@pytest.mark.parametrize("word", ["true", "yes", "1", "verify-full"])
+def test_another_word_than_on_or_off_is_refused_and_not_taken_for_off(kind: str, word: str) -> None:
+    with pytest.raises(Misconfigured, match=f"{kind}_TLS must be one of off, on"):
+        told(kind, Server(HOST, 1, "any", "any", Secret("any")), TLS=word)
