@@ -158,9 +158,7 @@ class Forwarder:
                 answer = self._send(environ, ids)
             except Exception as error:  # noqa: BLE001 - the application behind answers it
                 environ["gateway.failed"] = error
-                environ["wsgi.input"] = (
-                    BytesIO()
-                )  # what is left of the body is waited for by nobody
+                environ["wsgi.input"] = BytesIO()  # nobody waits for the rest of the body
                 environ.pop("CONTENT_LENGTH", None)
                 environ["HTTP_X_REQUEST_ID"] = ids.request_id
                 environ["HTTP_X_CORRELATION_ID"] = ids.correlation_id

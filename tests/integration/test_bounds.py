@@ -35,7 +35,7 @@ def endless(begin: bytes, again: bytes) -> Callable[[], Iterator[bytes]]:
     return parts
 
 
-FLOODS = {
+FLOODS: dict[str, Callable[[], Iterator[bytes]]] = {
     "a gigabyte, declared": endless(POST + b"Content-Length: %d\r\n\r\n" % GIGABYTE, BLOCK),
     "a gigabyte in chunks": endless(
         POST + b"Transfer-Encoding: chunked\r\n\r\n", b"10000\r\n" + BLOCK + b"\r\n"

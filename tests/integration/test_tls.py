@@ -281,6 +281,17 @@ def test_those_of_the_system_are_believed(
     USES[kind](told(kind, places[kind]["here"], TLS="on"))
 
 
+def test_postgresqls_client_is_told_where_the_cas_of_the_system_are(
+    places: dict[str, dict[str, Server]],
+    certificates: Certificates,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It comes with an OpenSSL that was built elsewhere, and looks where there are none."""
+    known = ssl.get_default_verify_paths()._replace(cafile=certificates.ca)
+    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: known)
+    _use_postgres(told("POSTGRES", places["POSTGRES"]["here"], TLS="on"))
+
+
 @pytest.mark.parametrize("kind", USES)
 def test_a_ca_that_is_not_there_is_no_reason_to_do_without(
     places: dict[str, dict[str, Server]], certificates: Certificates, kind: str
