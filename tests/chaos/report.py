@@ -12,6 +12,9 @@ from tests.chaos.run import LETTERS, Result
 
 FILE = Path(__file__).parents[2] / "docs" / "chaos.md"
 
+EARLIER = 4
+"""Runs before the last one that the file still tells of."""
+
 
 def print_row(result: Result) -> None:
     """One row as soon as it is checked, with what was found wrong."""
@@ -93,7 +96,17 @@ def write(
             for text in [*result.wrong[:5], *([result.skipped] if result.skipped else [])]
         ),
     ]
+    if before := _part("run"):
+        put(
+            "earlier", [f"- {' '.join(before[:6]).replace('  ', ' ')}", *_part("earlier")][:EARLIER]
+        )
     put("run", lines)
+
+
+def _part(part: str) -> list[str]:
+    """The lines of one part of the file, from the first to the last."""
+    begin, end = f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
+    return FILE.read_text().split(begin)[1].split(end)[0].strip().splitlines()
 
 
 def put(part: str, lines: Sequence[str]) -> None:

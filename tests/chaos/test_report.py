@@ -10,7 +10,10 @@ from tests.chaos.checker import Finding, Recovery
 from tests.chaos.faults import FAULTS, SHORT
 from tests.chaos.run import Result
 
-BEFORE = "# Chaos\n<!-- run: begin -->\nold\n<!-- run: end -->\nrest\n<!-- soak: begin -->\n"
+BEFORE = (
+    "# Chaos\n<!-- run: begin -->\nold\n\nSeed 6: fine.\nAcknowledged 9.\n<!-- run: end -->\nrest\n"
+    "<!-- earlier: begin -->\n- older\n<!-- earlier: end -->\n<!-- soak: begin -->\n"
+)
 
 
 def test_the_table_has_each_row_once_and_its_count_is_that_of_the_specification() -> None:
@@ -31,13 +34,14 @@ def test_a_run_replaces_its_own_part_of_the_file_and_nothing_else(
     result = Result(FAULTS[0], [Recovery(0.5, None)], [lost])
     report.write([result], [lost], "7", 3, 40)
     text = file.read_text()
-    assert "old" not in text
+    assert text.split("rest")[0].count("old") == 0
+    assert "- old Seed 6: fine. Acknowledged 9.\n- older\n<!-- earlier: end" in text
     assert "Seed 7: 1 injections, 2 violations." in text
     assert "Acknowledged 10, lost 1" in text
     assert "| 1 | SIGKILL of each process | A B E I | 1 | 1 | 0 |" in text
     assert "0.5 s (2) | - (5) |" in text
     assert "- Row 1: A lost: place 1 (ok)" in text
-    assert text.endswith("<!-- run: end -->\nrest\n<!-- soak: begin -->\n")
+    assert text.endswith("<!-- earlier: end -->\n<!-- soak: begin -->\n")
 
 
 def test_memory_that_grows_in_the_second_half_is_seen_as_a_slope() -> None:
