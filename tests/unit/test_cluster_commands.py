@@ -97,4 +97,5 @@ def test_dashboards_come_along_where_they_are_asked_for(machine: Path) -> None:
         )
     without, bundled, refused = log.read_text().splitlines()
     assert without == refused
-    assert bundled == without.replace("--debug", "--set observability.enabled=true --debug")
+    wishes = "--set observability.enabled=true --set tracing.ratio=1"
+    assert bundled == without.replace("--debug", f"{wishes} --debug")
