@@ -12,13 +12,16 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
+from gunicorn.http import wsgi
 from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.unreader import SocketUnreader
+from gunicorn.util import http_date
 from gunicorn.workers.gthread import _DEFER, ThreadWorker
 from prometheus_client.multiprocess import mark_process_dead
 
@@ -202,6 +205,28 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         with conn.parser.unreader.one_request():
             return super().handle(conn)
 
+    def handle_request(self, req: Any, conn: Any) -> bool:
+        """Answer one request; whether another one may follow on its connection.
+
+        gunicorn's own, less what nobody asked for here: files to send, an access log, hooks,
+        an end after so many requests.
+        """
+        response, environ = wsgi.create(
+            req, conn.sock, conn.client, conn.server, self.cfg, _Response
+        )
+        environ["wsgi.multithread"] = True
+        if not self.alive or len(self.keepalived_conns) >= self.max_keepalived:
+            response.force_close()
+        answer = self.wsgi(environ, response.start_response)
+        try:
+            for part in answer:
+                response.write(part)
+            response.close()
+        finally:
+            if hasattr(answer, "close"):
+                answer.close()
+        return not response.should_close()
+
     def _more(self, conn: Any) -> bool:
         if not self._may_linger.acquire(blocking=False):
             return False
@@ -218,6 +243,52 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             return False
         finally:
             self._may_linger.release()
+
+
+class _Response(wsgi.Response):  # type: ignore[misc]
+    """gunicorn's, which sends the head of an answer with its body instead of before it.
+
+    Whoever waits for the answer is woken once and reads once.
+    """
+
+    headers_sent: bool
+
+    def send_headers(self) -> None:
+        """Called before a part of the body; not needed where one part is the body."""
+        if self.chunked:
+            super().send_headers()
+
+    def close(self) -> None:
+        """Called when the body is over."""
+        if not self.headers_sent:
+            self._emit_body(b"")
+        super().close()
+
+    def default_headers(self) -> list[str]:
+        """The lines that gunicorn itself adds."""
+        major, minor = self.req.version
+        return [
+            f"HTTP/{major}.{minor} {self.status}\r\n",
+            f"Server: {self.version}\r\n",
+            f"Date: {_date(int(time.time()))}\r\n",
+            f"Connection: {'close' if self.should_close() else 'keep-alive'}\r\n",
+            *(["Transfer-Encoding: chunked\r\n"] if self.chunked else []),
+        ]
+
+    def _emit_body(self, data: bytes) -> None:
+        if self.headers_sent:
+            super()._emit_body(data)
+            return
+        self.headers_sent = True
+        own = [f"{name}: {value}\r\n" for name, value in self.headers]
+        head = "".join([*self.default_headers(), *own, "\r\n"]).encode("latin-1")
+        self.sock.sendall(head + data)
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> str:
+    """As a header has it; made once a second."""
+    return str(http_date(second))
 
 
 _this = threading.local()
