@@ -3,9 +3,11 @@
 import logging
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from http.client import BadStatusLine, HTTPException, RemoteDisconnected
 from io import BytesIO
 from time import monotonic, perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 import urllib3
@@ -57,10 +59,20 @@ _THERE = tuple(
 )  # fmt: skip
 """The headers that go on to a service, and what WSGI calls them."""
 
-_BACK = (
-    "Allow", "Cache-Control", "Content-Type", "ETag", "Idempotency-Replayed", "Retry-After",
-    "WWW-Authenticate",
+_BACK = tuple(
+    (name, name.lower())
+    for name in (
+        "Allow", "Cache-Control", "Content-Type", "ETag", "Idempotency-Replayed", "Retry-After",
+        "WWW-Authenticate",
+    )
 )  # fmt: skip
+"""The headers that come back from a service."""
+
+HEAD_LIMIT = 64 * 1024
+"""Bytes of an answer's status and headers, about at most."""
+
+_STATUS_LINE = re.compile(r"HTTP/1\.1 ([2-5][0-9]{2}) (.*)")
+_NO_BODY = ("204", "304")
 
 
 class UpstreamAway(Away):
@@ -69,22 +81,97 @@ class UpstreamAway(Away):
     code = "upstream-away"
 
 
+@dataclass
+class Forwarded:
+    """A service's answer, whole; headers by their names in lower case."""
+
+    status: int
+    reason: str
+    headers: Mapping[str, str]
+    data: bytes
+
+    # what urllib3's pool asks of an answer as well
+    version = 11
+    version_string = "HTTP/1.1"
+    length_remaining = 0
+
+
 class _Fresh(HTTPConnection):
-    """A connection that counts as closed when it has been idle for too long."""
+    """A connection that counts as closed when it has been idle for too long.
+
+    It sends a request in one piece, and reads an answer as gunicorn sends it: HTTP/1.1, with a
+    length. urllib3's own reads each header three times over, for servers that do what they like.
+    """
 
     used_at = 0.0
+    _method = ""
 
-    def getresponse(self) -> urllib3.response.HTTPResponse:  # type: ignore[override]
+    def request(  # type: ignore[override]
+        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str], **_: object
+    ) -> None:
+        """Send a request; it has all `headers` but for Host and Content-Length."""
+        if self.sock is None:
+            self.connect()
+        self._method = method
+        lines = [
+            f"{method} {url} HTTP/1.1",
+            f"Host: {self.host}:{self.port}",
+            f"Content-Length: {len(body or b'')}",
+            *(f"{name}: {value}" for name, value in headers.items()),
+        ]
+        head = "\r\n".join((*lines, "", "")).encode("latin-1")
+        if head.count(b"\n") != len(lines) + 1:
+            raise ValueError("a header must not have a line break in it")
+        self.sock.settimeout(self.timeout)
+        self.sock.sendall(head + (body or b""))
+
+    def getresponse(self) -> Forwarded:  # type: ignore[override]
+        """The answer to it; raises HTTPException for one that is none, and OSError."""
         self.used_at = monotonic()
-        return super().getresponse()
+        self.sock.settimeout(self.timeout)
+        received = self._receive()
+        while (end := received.find(b"\r\n\r\n")) < 0:
+            if len(received) > HEAD_LIMIT:
+                raise HTTPException("the head of an answer does not end")
+            received += self._receive()
+        status, reason, headers = _read_head(received[:end].decode("latin-1"))
+        data = received[end + 4 :]
+        has_body = self._method != "HEAD" and str(status) not in _NO_BODY
+        length = int(headers["content-length"]) if has_body else 0
+        while len(data) < length:
+            data += self._receive()
+        if len(data) > length:
+            raise HTTPException("an answer is longer than it says")
+        if headers.get("connection") == "close":
+            self.close()
+        return Forwarded(status, reason, headers, data)
+
+    def _receive(self) -> bytes:
+        some: bytes = self.sock.recv(65536)
+        if not some:
+            raise RemoteDisconnected("the connection was closed before an answer was whole")
+        return some
 
     @property
     def is_connected(self) -> bool:
         return monotonic() - self.used_at < IDLE and super().is_connected
 
 
+def _read_head(head: str) -> tuple[int, str, dict[str, str]]:
+    """Status, reason and headers; raises HTTPException."""
+    first, *lines = head.split("\r\n")
+    known = _STATUS_LINE.fullmatch(first)
+    if known is None:
+        raise BadStatusLine(first)
+    pairs = (line.partition(":") for line in lines)
+    headers = {name.lower(): value.strip() for name, _, value in pairs}
+    if not headers.setdefault("content-length", "0" if known[1] in _NO_BODY else "").isdecimal():
+        raise HTTPException("an answer must say how long it is")
+    return int(known[1]), known[2], headers
+
+
 class _FreshPool(HTTPConnectionPool):
-    ConnectionCls = _Fresh
+    ConnectionCls = _Fresh  # type: ignore[assignment]
 
 
 class Upstreams:
@@ -99,10 +186,10 @@ class Upstreams:
 
     def forward(
         self, service: str, method: str, target: str, body: bytes, headers: Mapping[str, str]
-    ) -> urllib3.BaseHTTPResponse:
+    ) -> Forwarded:
         """Send a request on; one that may be repeated is tried twice. Raises HTTPError."""
         repeatable = method in ("GET", "HEAD") or "Idempotency-Key" in headers
-        return self._pools[service].urlopen(
+        answer: Any = self._pools[service].urlopen(
             method,
             target,
             body=body or None,
@@ -111,6 +198,7 @@ class Upstreams:
             redirect=False,
             preload_content=True,
         )
+        return cast(Forwarded, answer)
 
     def close(self) -> None:
         """Let all connections go."""
@@ -163,7 +251,8 @@ class Forwarder:
                 environ["HTTP_X_REQUEST_ID"] = ids.request_id
                 environ["HTTP_X_CORRELATION_ID"] = ids.correlation_id
                 return self._behind(environ, _noting(start_response, environ, began))
-            headers = [(name, answer.headers[name]) for name in _BACK if name in answer.headers]
+            given = answer.headers
+            headers = [(name, given[lower]) for name, lower in _BACK if lower in given]
             headers += [
                 ("X-Request-ID", ids.request_id),
                 ("X-Correlation-ID", ids.correlation_id),
@@ -176,7 +265,7 @@ class Forwarder:
             note_answer(environ["REQUEST_METHOD"], environ["gateway.route"], answer.status, began)
             return (answer.data,)
 
-    def _send(self, environ: Environ, ids: Ids) -> urllib3.BaseHTTPResponse:
+    def _send(self, environ: Environ, ids: Ids) -> Forwarded:
         headers = {name: environ[key] for name, key in _THERE if key in environ}
         if kind := environ.get("CONTENT_TYPE"):
             headers["Content-Type"] = kind
