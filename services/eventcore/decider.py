@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Generic, TypeVar, get_args
 from uuid import UUID
 
@@ -81,6 +81,7 @@ def _known(data: Data, known: Mapping[str, object]) -> list[tuple[str, Json]]:
     return [(name, value) for name, value in data.items() if name in known]
 
 
+@cache
 def event_type_of(kind: type[Any]) -> str:
     """USER_CREATED for the class UserCreated."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind.__name__).upper()
@@ -91,6 +92,7 @@ def schema_version_of(kind: type[Any]) -> int:
     return int(getattr(kind, "schema_version", 1))
 
 
+@cache
 def camel(name: str) -> str:
     """`userId` for `user_id`."""
     first, *rest = name.split("_")
