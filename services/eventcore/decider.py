@@ -53,7 +53,7 @@ class Decider(Generic[Command, State, Fact]):
             value = getattr(fact, each.name)
             if value is not None:
                 data[camel(each.name)] = value
-        return NewEvent(event_id, event_type_of(type(fact)), schema_version_of(type(fact)), data)
+        return NewEvent(event_id, event_type_of(type(fact)), schema_version_of(type(fact)), data)  # type: ignore[arg-type]
 
     @cached_property
     def _types(self) -> dict[str, type[Any]]:

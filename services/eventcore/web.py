@@ -9,15 +9,15 @@ import hmac
 import importlib.util
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 from uuid import UUID
 
-from flask import Flask, Response, g, request
+from flask import Flask, Request, Response, g, request
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
@@ -43,6 +43,9 @@ from eventcore.query import Views
 from eventcore.settings import Secret
 from eventcore.store import Answer, Idempotency, Store
 from eventcore.tracing import current_traceparent, name_request, trace_wsgi
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication
 
 BODY_LIMIT = 64 * 1024
 """Bytes of a request's body, at most."""
@@ -196,6 +199,7 @@ def create_app(
     _add_description(app, document or (lambda: openapi.build(title, "1.0", operations)))
     _add_probes(app, missing, is_ready)
     _add_ids(app)
+    _add_direct(app, routes, store)
     _add_limit(app)
     _add_errors(app)
     app.wsgi_app = trace_wsgi(app.wsgi_app)  # type: ignore[method-assign]
@@ -205,21 +209,29 @@ def create_app(
 # ── one request ───────────────────────────────────────────────────────────────────────────
 
 
+def _answer(
+    route: Route, store: Store | None, asked: Request, ids: "Ids", aggregate_id: UUID
+) -> Response:
+    """What a route answers; raises Error, ValidationError."""
+    operation = route.operation
+    incoming = Incoming(
+        id=aggregate_id,
+        query=_validated(operation.query or QueryInput, _query_values(asked)),
+        body=_validated(operation.body, _body(operation, asked)) if operation.body else None,
+        call=_call(operation, asked, ids),
+    )
+    if incoming.call.idempotency and store:
+        earlier = store.recorded_answer(incoming.call.idempotency)
+        if earlier:
+            return _response(reply(Handled(earlier, 0, (), replayed=True)), asked)
+    return _response(route.handler(incoming), asked)
+
+
 def _add(app: Flask, route: Route, store: Store | None) -> None:
     operation = route.operation
 
     def view(**path: str) -> Response:
-        incoming = Incoming(
-            id=_path_id(path, operation),
-            query=_validated(operation.query or QueryInput, _query_values()),
-            body=_validated(operation.body, _body(operation)) if operation.body else None,
-            call=_call(operation),
-        )
-        if incoming.call.idempotency and store:
-            earlier = store.recorded_answer(incoming.call.idempotency)
-            if earlier:
-                return _respond(reply(Handled(earlier, 0, (), replayed=True)))
-        return _respond(route.handler(incoming))
+        return _answer(route, store, request, g.ids, _path_id(path, operation))
 
     rule = re.sub(r"{(\w+)}", r"<string:\1>", operation.path)
     app.add_url_rule(
@@ -231,16 +243,84 @@ def _add(app: Flask, route: Route, store: Store | None) -> None:
     )
 
 
+class Direct:
+    """A WSGI application before Flask's: it answers what is plainly a call of one of the routes.
+
+    Flask's contexts, hooks and routing cost about as much as a command does. All else, and what
+    raised an error, is answered by the application behind.
+    """
+
+    def __init__(
+        self, behind: "WSGIApplication", routes: Sequence[Route], store: Store | None
+    ) -> None:
+        self._behind = behind
+        self._store = store
+        self._routes = [(_pattern(route.operation), route) for route in routes]
+
+    def __call__(self, environ: dict[str, Any], start_response: "StartResponse") -> Iterable[bytes]:
+        wanted = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
+        for pattern, route in self._routes:
+            if found := pattern.fullmatch(wanted):
+                aggregate_id = UUID(found[1]) if found.re.groups else _NO_ID
+                return self._answer(environ, start_response, route, aggregate_id)
+        return self._behind(environ, start_response)
+
+    def _answer(
+        self,
+        environ: dict[str, Any],
+        start_response: "StartResponse",
+        route: Route,
+        aggregate_id: UUID,
+    ) -> Iterable[bytes]:
+        began = perf_counter()
+        ids = Ids.of(environ)
+        asked = Request(environ)
+        asked.max_content_length = BODY_LIMIT + 1
+        with log_fields(**ids.fields()):
+            try:
+                _read_body(asked)
+                response = _answer(route, self._store, asked, ids, aggregate_id)
+            except Exception as error:  # noqa: BLE001 - the application behind answers it
+                environ["direct.failed"] = error
+                environ["direct.began"] = began
+                environ["HTTP_X_REQUEST_ID"] = ids.request_id
+                environ["HTTP_X_CORRELATION_ID"] = ids.correlation_id
+                return self._behind(environ, start_response)
+            _add_own_headers(response, ids)
+            note_answer(asked.method, route.operation.path, response.status_code, began)
+            return response(environ, start_response)
+
+
+def _pattern(operation: Operation) -> re.Pattern[str]:
+    """Of an operation's method and path, with an id where the path has one."""
+    path = re.sub(r"{\w+}", f"({UUID_PATTERN[1:-1].replace('(', '(?:')})", operation.path)
+    return re.compile(f"{operation.method} {path}")
+
+
+def _add_direct(app: Flask, routes: Sequence[Route], store: Store | None) -> None:
+    @app.before_request
+    def raise_what_failed() -> None:
+        error = request.environ.get("direct.failed")
+        if error is not None:
+            raise error
+
+    app.wsgi_app = Direct(app.wsgi_app, routes, store)  # type: ignore[method-assign]
+
+
 def _respond(answer: Reply) -> Response:
+    return _response(answer, request)
+
+
+def _response(answer: Reply, asked: Request) -> Response:
     response = Response(jsontext.render(answer.body), answer.status, mimetype="application/json")
     for name, value in (answer.headers or {}).items():
         response.headers[name] = str(value)
     if answer.version is not None:
         response.headers["ETag"] = etag(answer.version)
-    if request.method in ("GET", "HEAD") and answer.status == 200:
+    if asked.method in ("GET", "HEAD") and answer.status == 200:
         response.add_etag(weak=True)  # of the content, where a version does not say it all
         response.headers["Cache-Control"] = "no-cache"
-        response.make_conditional(request)
+        response.make_conditional(asked)
     return response
 
 
@@ -260,20 +340,20 @@ def _validated(model: type[BaseModel] | None, value: object) -> Any:
     return model.model_validate(value)
 
 
-def _query_values() -> dict[str, str]:
+def _query_values(asked: Request) -> dict[str, str]:
     values = {}
-    for name, given in request.args.lists():
+    for name, given in asked.args.lists():
         if len(given) > 1:
             raise Invalid(f"The parameter {name[:80]!r} was given more than once.")
         values[name] = given[0]
     return values
 
 
-def _body(operation: Operation) -> object:
-    text = request.get_data(cache=True)
+def _body(operation: Operation, asked: Request) -> object:
+    text = asked.get_data(cache=True)
     if not text and not operation.body_required:
         return {}
-    if request.mimetype != "application/json":
+    if asked.mimetype != "application/json":
         raise _Unsupported("The body must be JSON, with Content-Type: application/json.")
     try:
         return jsontext.parse(text, unique_keys=True)
@@ -281,8 +361,7 @@ def _body(operation: Operation) -> object:
         raise _Unreadable(f"The body cannot be read: {error}.") from error
 
 
-def _call(operation: Operation) -> Call:
-    ids: Ids = g.ids
+def _call(operation: Operation, asked: Request, ids: "Ids") -> Call:
     metadata: dict[str, Any] = {
         "correlationId": ids.correlation_id,
         "causationId": ids.request_id,
@@ -291,28 +370,28 @@ def _call(operation: Operation) -> Call:
         metadata["traceparent"] = ids.traceparent
     return Call(
         metadata=metadata,
-        idempotency=_idempotency() if "Idempotency-Key" in operation.headers else None,
-        if_match=_if_match() if "If-Match" in operation.headers else (),
+        idempotency=_idempotency(asked) if "Idempotency-Key" in operation.headers else None,
+        if_match=_if_match(asked) if "If-Match" in operation.headers else (),
     )
 
 
-def _idempotency() -> Idempotency | None:
+def _idempotency(asked: Request) -> Idempotency | None:
     """The key, bound to method, path, caller and body."""
-    key = request.headers.get("Idempotency-Key")
+    key = asked.headers.get("Idempotency-Key")
     if key is None:
         return None
     if not re.fullmatch("[!-~]{1,255}", key):
         raise _Unreadable("Idempotency-Key must be 1 to 255 visible ASCII characters.")
-    caller = request.headers.get("Authorization", "")
-    parts = (request.method, request.full_path, caller)
+    caller = asked.headers.get("Authorization", "")
+    parts = (asked.method, asked.full_path, caller)
     digest = hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape"))
-    digest.update(b"\n" + request.get_data(cache=True))
+    digest.update(b"\n" + asked.get_data(cache=True))
     return Idempotency(key, digest.hexdigest())
 
 
-def _if_match() -> tuple[int, ...]:
+def _if_match(asked: Request) -> tuple[int, ...]:
     """The versions that If-Match allows; none: any."""
-    given = request.headers.get("If-Match")
+    given = asked.headers.get("If-Match")
     if given is None or given.strip() == "*":
         return ()
     tags = [tag.strip() for tag in given.split(",")]
@@ -380,7 +459,7 @@ def _add_ids(app: Flask) -> None:
     @app.before_request
     def take_ids() -> None:
         about = g._get_current_object()
-        about.began = perf_counter()
+        about.began = request.environ.get("direct.began") or perf_counter()
         about.ids = ids = Ids.of(request.environ)
         about.log_fields = log_fields(**ids.fields())
         about.log_fields.__enter__()
@@ -388,11 +467,7 @@ def _add_ids(app: Flask) -> None:
     @app.after_request
     def return_ids(response: Response) -> Response:
         about = g._get_current_object()
-        headers = response.headers
-        headers["X-Request-ID"] = about.ids.request_id
-        headers["X-Correlation-ID"] = about.ids.correlation_id
-        headers["X-Content-Type-Options"] = "nosniff"
-        headers.setdefault("Content-Security-Policy", NOTHING_ELSE)
+        _add_own_headers(response, about.ids)
         if not about.get("is_forwarded"):
             note_answer(request.method, _route(), response.status_code, about.began)
         return response
@@ -401,6 +476,14 @@ def _add_ids(app: Flask) -> None:
     def drop_ids(_error: BaseException | None) -> None:
         if "log_fields" in g:
             g.log_fields.__exit__(None, None, None)
+
+
+def _add_own_headers(response: Response, ids: Ids) -> None:
+    headers = response.headers
+    headers["X-Request-ID"] = ids.request_id
+    headers["X-Correlation-ID"] = ids.correlation_id
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers.setdefault("Content-Security-Policy", NOTHING_ELSE)
 
 
 NOTHING_ELSE = "default-src 'none'"
@@ -428,9 +511,13 @@ _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE",
 def _add_limit(app: Flask) -> None:
     @app.before_request
     def read_body() -> None:
-        """Read the body here, once: of one without a length, Werkzeug drops what is too much."""
-        if len(request.get_data(cache=True)) > BODY_LIMIT:
-            raise RequestEntityTooLarge
+        _read_body(request)
+
+
+def _read_body(asked: Request) -> None:
+    """Read the body here, once: of one without a length, Werkzeug drops what is too much."""
+    if len(asked.get_data(cache=True)) > BODY_LIMIT:
+        raise RequestEntityTooLarge
 
 
 # ── errors ────────────────────────────────────────────────────────────────────────────────
@@ -545,21 +632,21 @@ def _add_feed(app: Flask, feed: StoreFeed, token: Secret) -> None:
     @app.get("/internal/events")
     def events() -> Response:
         authorize()
-        asked = _StreamQuery.model_validate(_query_values())
+        asked = _StreamQuery.model_validate(_query_values(request))
         found = feed.stream(asked.stream, asked.after)
         return _respond(Reply({"events": tuple(to_message(event) for event in found)}))
 
     @app.get("/internal/feed")
     def between() -> Response:
         authorize()
-        asked = _RangeQuery.model_validate(_query_values())
+        asked = _RangeQuery.model_validate(_query_values(request))
         found = feed.between(asked.after, asked.until)
         return _respond(Reply({"events": tuple(to_message(event) for event in found)}))
 
     @app.get("/internal/heads")
     def heads() -> Response:
         authorize()
-        asked = _RangeQuery.model_validate(_query_values())
+        asked = _RangeQuery.model_validate(_query_values(request))
         page = feed.heads(asked.after, asked.until)
         changed: Json = tuple({"id": str(h.aggregate_id), "version": h.version} for h in page.heads)
         return _respond(
