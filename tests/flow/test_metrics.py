@@ -6,8 +6,8 @@ import pytest
 from flask import Flask
 from prometheus_client import REGISTRY
 
-from eventcore import observe
-from eventcore.errors import Conflict
+from eventcore import observe, web
+from eventcore.errors import Conflict, StoreAway
 from eventcore.web import create_app
 from gateway.api import Upstreams, add_forwarding
 from tests.fakes.shop import FakeShop
@@ -68,6 +68,24 @@ def test_the_gateway_counts_a_call_under_its_route_and_never_under_an_id(
     before = value(name, method="GET", route=route, status=status)
     app.test_client().get(path)
     assert value(name, method="GET", route=route, status=status) == before + 1
+
+
+def test_a_command_that_fails_is_counted_with_the_time_that_it_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [1000.0]
+    shop = FakeShop()
+
+    def fail(*_: object) -> None:
+        now[0] += 3
+        raise StoreAway("nobody is there")
+
+    monkeypatch.setattr(web, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(shop.user_store, "append", fail)
+    name, labels = "http_request_duration_seconds_sum", {"method": "POST", "route": "/users"}
+    before = value(name, **labels, status="503")
+    shop.users.post("/users", json={"name": "Ada", "email": "ada@example.com"})
+    assert value(name, **labels, status="503") == before + 3
 
 
 def test_a_service_counts_a_call_under_the_route_that_it_describes() -> None:
