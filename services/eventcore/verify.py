@@ -19,7 +19,7 @@ AT_ONCE = 50
 """Streams compared at once, and at most taken from one stretch of the log in a sample."""
 
 LOOKS = 10
-"""How often a stream that seems wrong is looked at before it counts as wrong."""
+"""How often a stream is looked at whose events may be on their way, before it counts as wrong."""
 
 BETWEEN = 0.5
 """Seconds between two of these looks."""
@@ -27,10 +27,14 @@ BETWEEN = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A stream that is wrong, or the checkpoint itself (`stream` is empty), and how."""
+    """A stream that is wrong, or the checkpoint itself (`stream` is empty), and how.
+
+    What the checkpoint has not come to yet may be on its way: it is only late.
+    """
 
     stream: str
     what: str
+    is_late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +76,9 @@ class Verifier:
         checked, seem = 0, list[Finding]()
         for some in _batches(streams):
             checked += len(some)
-            seem += self._look(some)
-        wrong = [*_checkpoint_wrong(checkpoint, log), *self._still_wrong(seem)]
+            seem += self._look(some, checkpoint.position)
+        still = self._still_wrong(seem, checkpoint.position)
+        wrong = [*_checkpoint_wrong(checkpoint, log), *still]
         return Verified(self._generation, checked, tuple(wrong), checkpoint, log)
 
     def _every(self, settled: int) -> Iterator[str]:
@@ -100,17 +105,20 @@ class Verifier:
             if len(seen) == wanted or (log.settled <= SWEEP_RANGE and not found):
                 return
 
-    def _still_wrong(self, findings: list[Finding]) -> list[Finding]:
-        """Those that are wrong however often they are looked at: others were on their way."""
+    def _still_wrong(self, findings: list[Finding], applied: int) -> list[Finding]:
+        """Those that are wrong when they are looked at again, and late ones that stay so."""
+        wrong: list[Finding] = []
         for _ in range(LOOKS - 1):
             if not findings:
                 break
             self._wait(BETWEEN)
             streams = [finding.stream for finding in findings]
-            findings = [each for some in _batches(streams) for each in self._look(some)]
-        return findings
+            again = [each for some in _batches(streams) for each in self._look(some, applied)]
+            wrong += [finding for finding in again if not finding.is_late]
+            findings = [finding for finding in again if finding.is_late]
+        return wrong + findings
 
-    def _look(self, streams: list[str]) -> list[Finding]:
+    def _look(self, streams: list[str], applied: int) -> list[Finding]:
         documents = self._readmodel.find(self._generation.collection, streams)
         parked = self._readmodel.parked(self._generation.name, streams)
         findings = []
@@ -118,7 +126,9 @@ class Verifier:
             events = self._feed.stream(stream, 0)
             what = self._what_is_wrong(documents.get(stream), events, stream, stream in parked)
             if what:
-                findings.append(Finding(stream, what))
+                missing = events[version_of(documents.get(stream)) :]
+                is_late = bool(missing) and missing[0].position > applied
+                findings.append(Finding(stream, what, is_late))
         return findings
 
     def _what_is_wrong(

@@ -326,6 +326,32 @@ def test_a_checkpoint_that_moves_on_during_a_verification_is_not_wrong(shop: Fak
     assert verifier.run(None, Random(1)).wrong == ()
 
 
+def test_verification_waits_for_what_may_be_on_its_way_and_for_nothing_else(
+    shop: FakeShop,
+) -> None:
+    """However much is lost, it is told soon."""
+    generation = generation_of(USERS)
+    del documents(shop)[sorted(documents(shop))[0]]
+    waits: list[float] = []
+    verifier = Verifier(USERS, shop.readmodel, feed(shop), generation, waits.append)
+    assert len(verifier.run(None, Random(1)).wrong) == 1
+    assert len(waits) == 1
+
+    user = {"name": "Eve", "email": "eve@example.com"}
+    late = shop.post(shop.users, "/users", user)["userId"]  # no projector has come to it yet
+    assert late in {each.stream for each in verifier.run(None, Random(1)).wrong}
+    assert len(waits) == 1 + 9
+
+    def arrive(_: float) -> None:
+        waits.append(0)
+        if len(waits) == 13:
+            shop.sweep(["users"])
+
+    verifier = Verifier(USERS, shop.readmodel, feed(shop), generation, arrive)
+    assert late not in {each.stream for each in verifier.run(None, Random(1)).wrong}
+    assert len(waits) == 13
+
+
 def test_verification_finds_a_gap_in_the_log_itself(shop: FakeShop) -> None:
     stream = sorted(documents(shop))[0]
     shop.user_store.log = [

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pymongo import DeleteOne, UpdateOne
+
 from tests.chaos.fault import Scene, Unmet
 from tests.chaos.system import PROJECTIONS
 
@@ -22,13 +24,14 @@ def damaged(scene: Scene) -> Iterator[str]:
     projection, service, process = PROJECTIONS[1]
     how = scene.turn("altered", "set back", "emptied")
     documents = system.models[service]._of(system.serving(projection, service))
-    some = [each["_id"] for each in documents.find({}, {"_id": 1}).sort("_id", -1).limit(50)]
+    ids = [each["_id"] for each in documents.find({}, {"_id": 1})]
+    some = sorted(ids)[-50:]
     if how == "emptied":
-        documents.delete_many({})
+        documents.bulk_write([DeleteOne({"_id": each}) for each in ids])
     elif how == "set back":
         change = {"$set": {"status": "placed", "version": 1}}
-        documents.update_many({"_id": {"$in": some}, "version": 2}, change)
-        documents.delete_many({"_id": {"$in": some[:10]}})
+        documents.bulk_write([UpdateOne({"_id": each, "version": 2}, change) for each in some])
+        documents.bulk_write([DeleteOne({"_id": each}) for each in some[:10]])
     else:
         documents.update_one({"_id": scene.chance.choice(some)}, {"$set": {"item": "forged"}})
     how_many = ("--sample", "100") if how == "emptied" else ("--all",)
