@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, quote_plus
@@ -373,29 +373,34 @@ class Mongo:
         )
 
     def take_lease(self, generation: str, holder: str, seconds: float) -> Lease | None:
-        """See ReadModel."""
-        now = datetime.now(UTC)
-        held = {"holder": holder, "expiresAt": now + timedelta(seconds=seconds)}
-        with self._reaching():
-            checkpoints = self._of("checkpoints")
-            found = checkpoints.find_one_and_update(
-                {"_id": generation, "holder": holder},
-                {"$set": held},
-                return_document=ReturnDocument.AFTER,
-            ) or checkpoints.find_one_and_update(
-                {"_id": generation, "expiresAt": {"$lt": now}},
-                {"$set": held, "$inc": {"epoch": 1}},
-                return_document=ReturnDocument.AFTER,
-            )
-            if found is None:
-                try:
-                    found = {"_id": generation, "position": 0, "epoch": 1, **held}
-                    checkpoints.insert_one(found)
-                except DuplicateKeyError:
-                    return None
-        epoch, position = _whole(found["epoch"]), _whole(found["position"])
+        """See ReadModel; by MongoDB's clock, so that no holder's own can be wrong."""
+        mine = {"$eq": ["$holder", {"$literal": holder}]}
+        ends = {"$ifNull": ["$expiresAt", _LONG_AGO]}
+        is_over = {"$lt": [{"$toLong": ends}, {"$toLong": "$$NOW"}]}  # in milliseconds
+        epoch = {"$ifNull": ["$epoch", 0]}
+
+        def if_taken(then: object, otherwise: object) -> object:
+            return {"$cond": [{"$or": [mine, is_over]}, then, otherwise]}
+
+        take = {
+            "holder": if_taken({"$literal": holder}, "$holder"),
+            "expiresAt": if_taken({"$add": ["$$NOW", int(seconds * 1000)]}, "$expiresAt"),
+            "epoch": {"$cond": [mine, epoch, if_taken({"$add": [epoch, 1]}, epoch)]},
+            "position": {"$ifNull": ["$position", 0]},
+        }
+        try:
+            with self._reaching():
+                found = self._of("checkpoints").find_one_and_update(
+                    {"_id": generation}, [{"$set": take}],
+                    upsert=True, return_document=ReturnDocument.AFTER,
+                )  # fmt: skip
+        except DuplicateKeyError:
+            return None
+        if found["holder"] != holder:
+            return None
+        epoch_now, position = _whole(found["epoch"]), _whole(found["position"])
         of_store = found.get("storeEpoch", ""), found.get("halted", "")
-        return Lease(generation, holder, epoch, position, *of_store)
+        return Lease(generation, holder, epoch_now, position, *of_store)
 
     def release_lease(self, generation: str, holder: str) -> None:
         """See ReadModel."""

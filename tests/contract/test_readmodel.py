@@ -137,6 +137,27 @@ def test_a_lease_has_one_holder_until_it_runs_out_or_is_released(readmodel: Read
         assert time.monotonic() < deadline
 
 
+def test_a_holder_with_a_wrong_clock_does_not_keep_a_lease_longer_than_others(
+    mongodb: MongoDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class AnHourAhead(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
+            return datetime.now(UTC) + timedelta(hours=1)
+
+    mongo = Mongo(mongodb.login(f"contract_{uuid4().hex[:12]}"))
+    with monkeypatch.context() as wrong:
+        wrong.setattr("eventcore.readmodel.datetime", AnHourAhead)
+        assert mongo.take_lease("p", "dead", 0.2)
+        assert mongo.take_lease("p", "other", 5) is None
+    deadline = time.monotonic() + 10
+    while not (lease := mongo.take_lease("p", "other", 5)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert lease.epoch == 2
+    mongo.close()
+
+
 def test_who_lost_the_lease_cannot_move_the_checkpoint(readmodel: ReadModel) -> None:
     old = readmodel.take_lease("p", "old", 5)
     readmodel.release_lease("p", "old")

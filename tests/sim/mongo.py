@@ -5,7 +5,7 @@ what a process sent before it died may take effect after its death.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -230,10 +230,10 @@ class FakeCollection:
         return SimpleNamespace(matched_count=int(found is not None))
 
     def find_one_and_update(
-        self, where: Mapping[str, Any], update: Mapping[str, Any], return_document: object
+        self, where: Mapping[str, Any], update: Any, return_document: object, upsert: bool = False
     ) -> Document | None:
         """Update the first that matches, and answer what it is then."""
-        return self._server.call(f"take {self._name}", lambda: self._update(where, update, False))
+        return self._server.call(f"take {self._name}", lambda: self._update(where, update, upsert))
 
     def delete_one(self, where: Mapping[str, Any]) -> Any:
         """Delete the first that matches."""
@@ -276,18 +276,18 @@ class FakeCollection:
 
     # ── within the server ─────────────────────────────────────────────────────────────────
 
-    def _update(
-        self, where: Mapping[str, Any], update: Mapping[str, Any], upsert: bool
-    ) -> Document | None:
+    def _update(self, where: Mapping[str, Any], update: Any, upsert: bool) -> Document | None:
         found = self._documents.get(where["_id"])
         if found is None and upsert:
-            changed = {**where, **update.get("$setOnInsert", {})}
+            changed = {**where, **({} if isinstance(update, list) else update["$setOnInsert"])}
         elif found is None or not matches(found, where):
             if found is not None and self._name == "checkpoints" and "$max" in update:
                 self._server.world.reach("who lost the lease cannot move the checkpoint")
             return None
         else:
             changed = dict(found)
+        if isinstance(update, list):
+            update = {"$set": self._computed(update, changed)}
         changed.update(update.get("$set", {}))
         for name, value in update.get("$max", {}).items():
             changed[name] = max(changed.get(name, value), value)
@@ -295,6 +295,12 @@ class FakeCollection:
             changed[name] = changed.get(name, 0) + value
         self._put(changed)
         return dict(changed)
+
+    def _computed(self, stages: Sequence[Mapping[str, Any]], document: Document) -> Document:
+        """What a pipeline of one $set makes of a document, by the server's clock."""
+        [stage] = stages
+        given = {**document, "$NOW": self._server.world.clock()}
+        return {name: value_of(wanted, given) for name, wanted in stage["$set"].items()}
 
     def _put(self, document: Document) -> None:
         old = self._documents.get(str(document["_id"]))
@@ -336,6 +342,30 @@ class Found(list[Document]):
     def limit(self, number: int) -> "Found":
         """The first of them."""
         return Found(self[:number])
+
+
+def value_of(wanted: Any, document: Mapping[str, Any]) -> Any:
+    """The value of an expression of MongoDB's, of those that the read model uses."""
+    if isinstance(wanted, str) and wanted.startswith("$"):
+        return document.get(wanted[1:])
+    if not isinstance(wanted, dict):
+        return wanted
+    [(operator, given)] = wanted.items()
+    if operator == "$literal":
+        return given
+    if operator == "$toLong":
+        return int(value_of(given, document).timestamp() * 1000)
+    first, *others = (partial(value_of, each, document) for each in given)
+    if operator == "$cond":
+        return others[0]() if first() else others[1]()
+    if operator == "$or":
+        return first() or others[0]()
+    one, other = first(), others[0]()
+    if operator == "$ifNull":
+        return other if one is None else one
+    if operator == "$add":
+        return one + (timedelta(milliseconds=other) if isinstance(one, datetime) else other)
+    return {"$eq": one == other, "$lt": operator == "$lt" and one < other}[operator]
 
 
 def matches(document: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
