@@ -143,10 +143,11 @@ class Run:
         heads = {s: v for s, v in self.log.heads().items() if s.split()[1] in touched}
         result.findings.append(contiguous(its, heads))
         result.findings.append(in_order(self.witness.first_deliveries()))
+        asked = self.journal.since(self._checked_at)
         for began, ended in windows:
-            result.findings.append(goes_on(entries, began, ended, fault.goes_on))
+            result.findings.append(goes_on(asked, began, ended, fault.goes_on))
         limit = fault.answers * self.slack
-        result.findings.append(bounded(entries, limit, fault.no_answer, fault.failures))
+        result.findings.append(bounded(asked, limit, fault.no_answer, fault.failures))
         limits = fault.first * self.slack, fault.lag * self.slack
         result.findings.append(recovered(result.times, *limits))
         now = rests(self.system, self.baseline, lambda r: not at_baseline(self.baseline, r).wrong)

@@ -13,12 +13,13 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from eventcore.event import NewEvent
+from eventcore.readmodel import generation_of
 from eventcore.store import Postgres, Stream
 from local.processes import store_login
 from local.servers import free_port
 from tests.chaos.fault import Scene, Skipped, Unmet, until
 from tests.chaos.journal import Entry
-from tests.chaos.system import System
+from tests.chaos.system import PROJECTIONS, System
 
 EIGHT = (
     "gateway", "user-service", "order-service", "user-relay",
@@ -203,6 +204,12 @@ def wrong_clock(scene: Scene) -> Iterator[str]:
     with scene.system.in_place_of(name, {**clock, "LD_PRELOAD": _clock(scene)}) as shop:
         shop.await_ready()
         yield f"{name} with {clock}"
+    if name == "order-projector":  # it was killed, so that it has kept its lease
+        projection, service, _ = PROJECTIONS[1]
+        model = scene.system.models[service]
+        generation = generation_of(projection, model.generations(projection.name).serving).name
+        before = model.checkpoint(generation).position
+        until(lambda: model.checkpoint(generation).position > before, 60, "another one sweeps")
 
 
 def _clock(scene: Scene) -> str:
