@@ -10,6 +10,7 @@ Servers and processes are the run's own, on private ports and data, and all of i
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -53,14 +54,17 @@ FAMILIES: Sequence[Callable[[Bed, Size], Family]] = (
 )  # fmt: skip
 @click.option("--short", is_flag=True, help="Smaller amounts.")
 @click.option("--quick", is_flag=True, help="Tiny amounts, one round, any load.")
+@click.option("--rebuilt", default=0, help="Events of P11's log, in place of the usual amount.")
 @click.option("--write", is_flag=True, help="Write docs/performance.md even if it is not all rows.")
 def main(
-    names: Sequence[str], rounds: int, patience: int, short: bool, quick: bool, write: bool
-) -> None:
+    names: Sequence[str], rounds: int, patience: int, short: bool, quick: bool, rebuilt: int,
+    write: bool,
+) -> None:  # fmt: skip
     """Measure all rows, or those named (P8), beside their ceilings."""
     if quick:
         rounds, patience = 1, 0
     size = QUICK if quick else SHORT if short else FULL
+    size = replace(size, rebuilt=rebuilt or size.rebuilt)
     outcomes: list[Outcome] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))

@@ -5,6 +5,7 @@ from functools import cached_property
 
 from eventcore.event import Event
 from eventcore.relay import to_broker
+from eventcore.settings import Server
 from eventcore.store import Postgres
 from tests.bench.bed import ORDER, Bed, metadata
 
@@ -44,7 +45,12 @@ class Backlog:
     @cached_property
     def store(self) -> Postgres:
         """The store, as the service has it."""
-        return Postgres(self._bed.store(self.name, "service"), 2)
+        return Postgres(self.login, 2)
+
+    @property
+    def login(self) -> Server:
+        """The service's login of it."""
+        return self._bed.store(self.name, "service")
 
     @cached_property
     def events(self) -> list[Event]:
