@@ -353,7 +353,8 @@ def verify(projection_names: Sequence[str], everything: bool, sample: int, as_js
             verifier = Verifier(projection, readmodel, feed, generation, time.sleep)
             found = verifier.run(None if everything else sample, random.SystemRandom())
             for each in found.wrong:
-                _say({"projection": projection.name, **asdict(each)}, as_json)
+                where = {"projection": projection.name, "stream": each.stream}
+                _say({**where, "what": each.what}, as_json)
             line = {
                 "projection": projection.name,
                 "generation": generation.number,
