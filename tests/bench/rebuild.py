@@ -10,6 +10,7 @@ from threading import Event as Stop
 from typing import Any
 from uuid import uuid4
 
+import pymongo
 from pymongo import InsertOne
 
 from eventcore.broker import Queue, RabbitMQ
@@ -95,7 +96,7 @@ class Rebuilding:
             some = [InsertOne(document) for document in documents[start : start + BARE_BATCH]]
             collection.bulk_write(some, ordered=False)
         took = time.perf_counter() - began
-        require(collection.count_documents({}) == len(documents), "all documents are there")
+        require(count(collection) == len(documents), "all documents are there")
         return (len(documents) / took,)
 
     def _documents(self) -> list[Any]:
@@ -143,6 +144,12 @@ class Rebuilding:
         return Backlog(self._bed, "spreadbench", self._spread)
 
 
+def count(collection: Any) -> int:
+    """Of all its documents, however long that takes."""
+    with pymongo.timeout(120):
+        return int(collection.count_documents({}))
+
+
 def _rebuilt(store: Server, readmodel: Server) -> tuple[float, int, list[int]]:
     """Seconds, documents, and bytes of memory from the first tenth on, of one whole rebuild."""
     model, log = Mongo(readmodel), Postgres(store, 2)
@@ -157,7 +164,7 @@ def _rebuilt(store: Server, readmodel: Server) -> tuple[float, int, list[int]]:
     began = time.perf_counter()
     build.fold(tell)
     took = time.perf_counter() - began
-    documents = model._of(build.generation.collection).count_documents({})
+    documents = count(model._of(build.generation.collection))
     model.close()
     log.close()
     return took, documents, memory
