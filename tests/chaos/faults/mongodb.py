@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pymongo
 from pymongo import DeleteOne, UpdateOne
 
 from tests.chaos.fault import Scene, Unmet
@@ -24,16 +25,17 @@ def damaged(scene: Scene) -> Iterator[str]:
     projection, service, process = PROJECTIONS[1]
     how = scene.turn("altered", "set back", "emptied")
     documents = system.models[service]._of(system.serving(projection, service))
-    ids = [each["_id"] for each in documents.find({}, {"_id": 1})]
-    some = sorted(ids)[-50:]
-    if how == "emptied":
-        documents.bulk_write([DeleteOne({"_id": each}) for each in ids])
-    elif how == "set back":
-        change = {"$set": {"status": "placed", "version": 1}}
-        documents.bulk_write([UpdateOne({"_id": each, "version": 2}, change) for each in some])
-        documents.bulk_write([DeleteOne({"_id": each}) for each in some[:10]])
-    else:
-        documents.update_one({"_id": scene.chance.choice(some)}, {"$set": {"item": "forged"}})
+    with pymongo.timeout(120):  # of thousands of documents, which would end late if cut short
+        ids = [each["_id"] for each in documents.find({}, {"_id": 1})]
+        some = sorted(ids)[-50:]
+        if how == "emptied":
+            documents.bulk_write([DeleteOne({"_id": each}) for each in ids])
+        elif how == "set back":
+            change = {"$set": {"status": "placed", "version": 1}}
+            documents.bulk_write([UpdateOne({"_id": each, "version": 2}, change) for each in some])
+            documents.bulk_write([DeleteOne({"_id": each}) for each in some[:10]])
+        else:
+            documents.update_one({"_id": scene.chance.choice(some)}, {"$set": {"item": "forged"}})
     how_many = ("--sample", "100") if how == "emptied" else ("--all",)
     found = system.tool(process, "verify", projection.name, *how_many, "--json")
     if found.returncode != 1 or '"what"' not in found.stdout:
