@@ -356,7 +356,7 @@ class Harm:
 
     def one(self) -> None:
         """One of the kinds of this seed."""
-        if self._world.rates:
+        if self._world.rates and self._world.processes:  # all may be between two lives
             kind = self._world.random.choice(self._kinds)
             self._world.note(f"harm: {kind.__name__}")
             kind()
