@@ -6,13 +6,14 @@ As a program, it prints its endpoint and runs until its input ends.
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from tests.beside import beside
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,8 @@ def unreachable() -> Iterator[str]:
 @contextmanager
 def receiver() -> Iterator[Receiver]:
     """One that runs."""
-    with Receiver() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with beside(Receiver()) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @contextmanager

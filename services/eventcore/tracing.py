@@ -49,10 +49,11 @@ _PACE = {"OTEL_BSP_SCHEDULE_DELAY": "500", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "64
 """Milliseconds between exports, and spans of one: small ones, since rendering a large one holds
 the interpreter, and with it requests, for as long."""
 
-_TRACEPARENT = re.compile("00-[0-9a-f]{32}-[0-9a-f]{16}-([0-9a-f]{2})")
+TRACEPARENT = re.compile("00-[0-9a-f]{32}-[0-9a-f]{16}-([0-9a-f]{2})")
+"""A context as W3C writes it, and its flags."""
 
-_REGULAR = ("/healthz", "/livez", "/readyz", "/metrics", "/internal/heads")
-"""What is asked every few seconds is not worth a trace."""
+REGULAR = ("/healthz", "/livez", "/readyz", "/metrics", "/internal/heads")
+"""What is asked every few seconds is worth neither a trace nor a line."""
 
 
 class Ends(Protocol):
@@ -277,9 +278,9 @@ def trace_wsgi(application: Any) -> Any:
     def serve(environ: dict[str, Any], start_response: Any) -> Any:
         if get_current_span().is_recording():  # an application behind another one
             return application(environ, start_response)
-        given = _TRACEPARENT.fullmatch(environ.get("HTTP_TRACEPARENT", ""))
+        given = TRACEPARENT.fullmatch(environ.get("HTTP_TRACEPARENT", ""))
         is_kept = int(given[1], 16) & 1 if given else random.random() < ratio  # nosec B311
-        if is_kept and not environ["PATH_INFO"].startswith(_REGULAR):
+        if is_kept and not environ["PATH_INFO"].startswith(REGULAR):
             return traced(environ, start_response)
         if not given:
             trace, span = random.getrandbits(128), random.getrandbits(64)

@@ -42,7 +42,7 @@ from eventcore.projection import Document, version_of
 from eventcore.query import Views
 from eventcore.settings import Secret
 from eventcore.store import Answer, Idempotency, Store
-from eventcore.tracing import current_traceparent, name_request, trace_wsgi
+from eventcore.tracing import REGULAR, TRACEPARENT, current_traceparent, name_request, trace_wsgi
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication
@@ -283,8 +283,7 @@ class Direct:
             except Exception as error:  # noqa: BLE001 - the application behind answers it
                 environ["direct.failed"] = error
                 environ["direct.began"] = began
-                environ["HTTP_X_REQUEST_ID"] = ids.request_id
-                environ["HTTP_X_CORRELATION_ID"] = ids.correlation_id
+                ids.hand_on(environ)
                 return self._behind(environ, start_response)
             _add_own_headers(response, ids)
             note_answer(asked.method, route.operation.path, response.status_code, began)
@@ -419,6 +418,11 @@ class Ids:
         correlation_id = _id_from(environ, "HTTP_X_CORRELATION_ID") or request_id
         return cls(request_id, correlation_id, _traceparent(environ))
 
+    def hand_on(self, environ: dict[str, Any]) -> None:
+        """Have an application behind this one find the same ids in the request."""
+        environ["HTTP_X_REQUEST_ID"] = self.request_id
+        environ["HTTP_X_CORRELATION_ID"] = self.correlation_id
+
     def fields(self) -> dict[str, str]:
         """As log lines have them."""
         ids = {"request_id": self.request_id, "correlation_id": self.correlation_id}
@@ -432,10 +436,9 @@ def _traceparent(environ: Mapping[str, Any]) -> str | None:
     if ours := current_traceparent():
         return ours
     given = environ.get("HTTP_TRACEPARENT", "")
-    return given if _TRACEPARENT.fullmatch(given) else None
+    return given if TRACEPARENT.fullmatch(given) else None
 
 
-_TRACEPARENT = re.compile("00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _ID = re.compile("[0-9A-Za-z._:-]{1,128}")
 
 
@@ -450,7 +453,7 @@ def note_answer(method: str, route: str, status: int, began: float) -> None:
     method = method if method in _METHODS else "(other)"
     REQUESTS.labels(method, route, status).observe(seconds)
     name_request(method, route)
-    if route not in _REGULAR:
+    if route not in REGULAR:
         answered = {"method": method, "route": route, "status": status}
         log.info("Answered", extra={**answered, "ms": round(seconds * 1000, 1)})
 
@@ -500,9 +503,6 @@ def _route() -> str:
 
 _templates = {"/<path:_path>": "(no route)"}
 """The routes of rules; a rule that takes whatever there is is none."""
-
-_REGULAR = {"/healthz", "/livez", "/readyz", "/metrics", "/internal/heads"}
-"""What is asked every few seconds is counted, and not worth a line."""
 
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
 """Those of RFC 9110 and RFC 5789; a metric must not have as many labels as callers can think of."""

@@ -248,8 +248,7 @@ class Forwarder:
                 environ["gateway.failed"] = error
                 environ["wsgi.input"] = BytesIO()  # nobody waits for the rest of the body
                 environ.pop("CONTENT_LENGTH", None)
-                environ["HTTP_X_REQUEST_ID"] = ids.request_id
-                environ["HTTP_X_CORRELATION_ID"] = ids.correlation_id
+                ids.hand_on(environ)
                 return self._behind(environ, _noting(start_response, environ, began))
             given = answer.headers
             headers = [(name, given[lower]) for name, lower in _BACK if lower in given]

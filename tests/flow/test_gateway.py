@@ -11,6 +11,7 @@ from urllib3.exceptions import HTTPError
 
 from gateway import api
 from gateway.api import Upstreams
+from tests.beside import beside
 
 
 class Service(ThreadingHTTPServer):
@@ -42,12 +43,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def service() -> Iterator[Service]:
-    with Service() as service:
-        thread = threading.Thread(target=service.serve_forever)
-        thread.start()
+    with beside(Service()) as service:
         yield service
-        service.shutdown()
-        thread.join()
 
 
 def test_a_connection_is_kept_for_a_moment_and_not_used_when_it_has_been_idle(

@@ -3,7 +3,6 @@ down what reaches it: each is refused, or reaches the service as exactly what wa
 """
 
 import re
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -13,6 +12,7 @@ from eventcore.settings import Secret, Server
 from local.processes import Servers, processes
 from local.servers import free_port
 from local.shop import Shop
+from tests.beside import beside
 from tests.integration.test_http_paths import INSIDE
 from tests.integration.wire import Wire
 
@@ -50,12 +50,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def listening() -> Iterator[Service]:
-    with Service() as service:
-        thread = threading.Thread(target=service.serve_forever)
-        thread.start()
+    with beside(Service()) as service:
         yield service
-        service.shutdown()
-        thread.join()
 
 
 @pytest.fixture(scope="module")

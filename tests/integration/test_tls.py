@@ -246,20 +246,25 @@ def test_a_server_with_a_certificate_of_the_ca_and_its_name_is_used(
     USES[kind](told(kind, here, TLS="on", CA_FILE=certificates.ca))
 
 
+@pytest.mark.parametrize(
+    ("place", "ca", "said"),
+    [
+        ("elsewhere", "ca", r"(?i)certificate|does not match host name"),
+        ("here", "stranger", r"(?i)certificate"),
+    ],
+    ids=["another name", "another CA"],
+)
 @pytest.mark.parametrize("kind", USES)
-def test_a_server_of_another_name_is_not(
-    places: dict[str, dict[str, Server]], certificates: Certificates, kind: str
+def test_a_server_of_another_name_or_ca_is_not(
+    places: dict[str, dict[str, Server]],
+    certificates: Certificates,
+    kind: str,
+    place: str,
+    ca: str,
+    said: str,
 ) -> None:
-    with pytest.raises(AWAY, match=r"(?i)certificate|does not match host name"):
-        USES[kind](told(kind, places[kind]["elsewhere"], TLS="on", CA_FILE=certificates.ca))
-
-
-@pytest.mark.parametrize("kind", USES)
-def test_a_certificate_of_another_ca_is_not(
-    places: dict[str, dict[str, Server]], certificates: Certificates, kind: str
-) -> None:
-    with pytest.raises(AWAY, match=r"(?i)certificate"):
-        USES[kind](told(kind, places[kind]["here"], TLS="on", CA_FILE=certificates.stranger))
+    with pytest.raises(AWAY, match=said):
+        USES[kind](told(kind, places[kind][place], TLS="on", CA_FILE=getattr(certificates, ca)))
 
 
 @pytest.mark.parametrize("kind", USES)
