@@ -37,7 +37,8 @@ lint: .venv/ready ## Check style, types, import rules, and what is insecure
 bench: .venv/ready ## Measure all beside its ceiling and write docs/performance.md; or print one: ROW=P8
 	@$(PYTHON) -m tests.bench $(ROW)
 
-chaos: .venv/ready ## Make every fault of docs/chaos.md under load, and check that nothing is lost; SEED=... replays
+chaos: .venv/ready ## Simulate 10,000 runs, then make every fault of docs/chaos.md under load; SEED=... ROW=... replay
+	@$(if $(ROW),,$(PYTHON) -m tests.sim --seeds 10000)
 	@$(PYTHON) -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(ROW),--row $(ROW))
 
 simulation: .venv/ready ## Run SEEDS=10000 of the simulation, the suite against itself, and 2,000 examples of the store

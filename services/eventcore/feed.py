@@ -4,7 +4,9 @@ A service serves its feed (see web.py); a projector, which has no PostgreSQL cre
 asks it for what the broker has not brought.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -25,6 +27,9 @@ SWEEP_RANGE = 1000
 class HeadsPage:
     """The streams that changed up to position `until`; and of the log now: the settled and the
     last drawn position, and its epoch ("": the owner is too old to tell).
+
+    `at` is when the owner asked what has settled, by its own clock, which makes the ids of new
+    streams too. None: the owner is too old to tell.
     """
 
     heads: tuple[Head, ...]
@@ -32,6 +37,7 @@ class HeadsPage:
     settled: int
     head: int
     epoch: str
+    at: datetime | None
 
 
 class Feed(Protocol):
@@ -53,9 +59,15 @@ class Feed(Protocol):
 class StoreFeed:
     """A Feed straight from a store: what the owner itself serves."""
 
-    def __init__(self, store: Store, aggregate_type: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        aggregate_type: str,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         self._store = store
         self.aggregate_type = aggregate_type
+        self._clock = clock
 
     def stream(self, aggregate_id: str, after: int) -> list[Event]:
         """See Feed; one page of it."""
@@ -63,13 +75,13 @@ class StoreFeed:
 
     def heads(self, after: int, until: int) -> HeadsPage:
         """See Feed; never past what has settled."""
+        at = self._clock()
         settled = self._store.settled()
         log = self.progress()
-        until = min(until, settled, after + SWEEP_RANGE)
-        if until <= after:
-            return HeadsPage((), after, settled, log.head, log.epoch)
-        heads = self._store.read_heads(self.aggregate_type, after, until)
-        return HeadsPage(tuple(heads), until, settled, log.head, log.epoch)
+        until = max(after, min(until, settled, after + SWEEP_RANGE))
+        changed = until > after
+        heads = self._store.read_heads(self.aggregate_type, after, until) if changed else ()
+        return HeadsPage(tuple(heads), until, settled, log.head, log.epoch, at)
 
     def between(self, after: int, until: int) -> list[Event]:
         """See Feed."""
@@ -104,9 +116,15 @@ class HttpFeed:
     def heads(self, after: int, until: int) -> HeadsPage:
         """See Feed."""
         page = self._get("heads", after=after, until=until)
+        at = page.get("at")
         heads = tuple(Head(UUID(each["id"]), each["version"]) for each in page["heads"])
         return HeadsPage(
-            heads, page["until"], page["settled"], page.get("head", 0), page.get("epoch", "")
+            heads,
+            page["until"],
+            page["settled"],
+            page.get("head", 0),
+            page.get("epoch", ""),
+            datetime.fromisoformat(at) if at else None,
         )
 
     def between(self, after: int, until: int) -> list[Event]:

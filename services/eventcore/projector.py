@@ -408,8 +408,8 @@ class Sweep:
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._generation = folder.generation
-        self._seen: tuple[int, datetime] | None = None
-        self._retried = False
+        self._seen: tuple[int, datetime | None] | None = None
+        self._tried: dict[str, int] = {}
         self.caught_up = 0
 
     def run(self) -> bool:
@@ -427,7 +427,6 @@ class Sweep:
             self._tell_lag(0, None)  # whoever has it tells
             self.require_going()
             return False
-        now = self._clock()
         until, covered_at = self._seen or (0, None)
         page = self._feed.heads(lease.position, until)
         lease = self._same_store(lease, page)
@@ -437,7 +436,7 @@ class Sweep:
         if page.until < until:
             self._readmodel.move_checkpoint(lease, page.until, None)
             return True
-        self._seen = (page.settled, now)
+        self._seen = (page.settled, page.at)
         self._readmodel.move_checkpoint(lease, page.until, covered_at)
         return False
 
@@ -460,7 +459,7 @@ class Sweep:
             self.release()
             self._generation = self._folder.generation
             self._seen = None
-            self._retried = False
+            self._tried = {}
 
     def _same_store(self, lease: Lease, page: HeadsPage) -> Lease:
         """The lease, with the epoch of the log it was folded from; raises StoreRestored.
@@ -525,19 +524,20 @@ class Sweep:
         return behind
 
     def _retry_parked(self) -> None:
-        """New code may know what the old did not: try the parked streams once at start.
+        """Try each entry of the parked list once: new code may know what the old did not.
 
-        Later only those whose document has gone past where they stopped: a replica whose code is
-        older, or that was slow, has put them on the list when another one had released them.
+        A replica whose code is older, or that was slow, may put a stream on the list when newer
+        ones have tried theirs: so each entry that this process has not tried yet, and each whose
+        document has gone past where it stopped.
         """
         parked = self._readmodel.parked(self._generation.name)
-        if self._retried and parked:
-            versions = self._readmodel.versions(self._generation.collection, parked)
-            parked = {s: p for s, p in parked.items() if versions.get(s, 0) >= p.version}
-        for stream in parked:
-            HEART.beat()
-            self._folder.retry(stream)
-        self._retried = True
+        versions = self._readmodel.versions(self._generation.collection, parked) if parked else {}
+        for stream, entry in parked.items():
+            is_tried = self._tried.get(stream) == entry.version
+            if not is_tried or versions.get(stream, 0) >= entry.version:
+                HEART.beat()
+                self._folder.retry(stream)
+        self._tried = {stream: entry.version for stream, entry in parked.items()}
 
 
 class Projector:

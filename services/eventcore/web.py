@@ -34,7 +34,7 @@ from eventcore.errors import (
     NotFound,
     StaleVersion,
 )
-from eventcore.event import Data, Json, to_message
+from eventcore.event import Data, Json, to_message, to_timestamp
 from eventcore.feed import StoreFeed
 from eventcore.observe import REQUESTS, log_fields, render_metrics
 from eventcore.openapi import Operation
@@ -657,6 +657,7 @@ def _add_feed(app: Flask, feed: StoreFeed, token: Secret) -> None:
                     "settled": page.settled,
                     "head": page.head,
                     "epoch": page.epoch,
+                    "at": to_timestamp(page.at) if page.at else None,
                 }
             )
         )

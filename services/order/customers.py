@@ -2,7 +2,7 @@
 
 Ids are UUIDs of version 7, which tell when they were made. So an id that is older than what
 the cache is known to cover, and is not in it, is nobody's: there is nothing to wait for.
-Nor is there for one from the future.
+Nor is there for one from the far future.
 """
 
 import threading
@@ -19,6 +19,9 @@ from order.projections.known_users import PROJECTION
 
 REMEMBERED = 10_000
 """User ids kept in memory, so that their orders are taken while MongoDB is away."""
+
+FUTURE = timedelta(days=1)
+"""Further ahead of this service's clock no id was made; less far a clock may be wrong."""
 
 POLL = 0.01
 """Seconds between two looks at the cache while a request waits."""
@@ -77,7 +80,7 @@ class Customers:
     def _is_nobodys(self, user_id: str) -> bool:
         """Whether the cache would know this user if there were one, or nobody can have the id."""
         made = made_at(UUID(user_id))
-        if made is None or made > datetime.now(UTC) + self._margin:
+        if made is None or made > datetime.now(UTC) + FUTURE:
             return True
         covered_at = self._readmodel.checkpoint(self._serving.now().name).covered_at
         if covered_at is None or covered_at <= made + self._margin:

@@ -1,7 +1,8 @@
 """The whole shop in one process, on fakes: services, relays and projectors, one step at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from threading import Event as Stop
 from typing import Any
 
@@ -43,7 +44,11 @@ def web_app(store: FakeStore, routes: Routes, aggregate_type: str) -> Flask:
 
 
 def projector(
-    projection: Projection, readmodel: FakeReadModel, store: FakeStore, broker: FakeBroker
+    projection: Projection,
+    readmodel: FakeReadModel,
+    store: FakeStore,
+    broker: FakeBroker,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Projector:
     """A projector on fakes, that asks its feed straight from the owner's store."""
     feed = StoreFeed(store, projection.aggregate_type)
@@ -53,7 +58,7 @@ def projector(
         projection,
         readmodel,
         folder,
-        Sweep(folder, projection, readmodel, feed, "holder", lease_seconds=5),
+        Sweep(folder, projection, readmodel, feed, "holder", lease_seconds=5, clock=clock),
         lambda: broker.consumer(queue, 300),
         Health(),
         batch=300,

@@ -1,14 +1,16 @@
 """The journey of users and orders, through every file but the servers'."""
 
 import time
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
 from eventcore import jsontext
 from eventcore.command import new_id
-from tests.fakes.shop import FakeShop
+from order.projections import known_users
+from tests.fakes.shop import FakeShop, projector
 
 
 @pytest.fixture
@@ -264,16 +266,46 @@ def test_an_order_for_nobody_is_user_unknown_once_the_cache_covers_the_moment_of
     assert shop.order_store.log == []
 
 
+def let_a_millisecond_pass() -> None:
+    """An id names a millisecond, the checkpoint a microsecond."""
+    moment = time.time()
+    while time.time() < moment + 0.002:
+        time.sleep(0.001)
+
+
 def test_a_user_whose_message_was_lost_is_never_called_unknown(shop: FakeShop) -> None:
     shop.sweep(["known-users"])
-    moment = time.time()
-    while time.time() < moment + 0.005:  # an id names a millisecond, the checkpoint a microsecond
-        time.sleep(0.001)
+    let_a_millisecond_pass()
     created = shop.users.post("/users", json={"name": "Ada", "email": "a@b"}).get_json()
     body = {"userId": created["userId"], "item": "x", "price": 1}
     assert shop.orders.post("/orders", json=body).status_code == 503
     shop.sweep(["known-users"])
     assert shop.orders.post("/orders", json=body).status_code == 200
+
+
+def test_a_cache_whose_clock_is_ahead_calls_no_new_user_unknown(shop: FakeShop) -> None:
+    def early() -> datetime:
+        return datetime.now(UTC) + timedelta(hours=1)
+
+    ahead = projector(
+        known_users.PROJECTION, shop.readmodel, shop.user_store, shop.broker, clock=early
+    )
+    ahead.sweep()  # what has settled at this one
+    ahead.sweep()  # is covered by this one
+    let_a_millisecond_pass()
+    body = {"userId": str(new_id()), "item": "x", "price": 1}
+    assert shop.orders.post("/orders", json=body).status_code == 503
+
+
+@pytest.mark.parametrize(("hours", "status"), [(1, 503), (25, 422)])
+def test_an_id_from_the_future_is_somebodys_if_a_clock_may_be_wrong_by_that(
+    shop: FakeShop, hours: int, status: int
+) -> None:
+    made = int((time.time() + hours * 3600) * 1000)
+    user_id = UUID(int=made << 80 | 0x7 << 76 | 0x8 << 60 | 1)
+    shop.sweep(["known-users"])
+    body = {"userId": str(user_id), "item": "x", "price": 1}
+    assert shop.orders.post("/orders", json=body).status_code == status
 
 
 def test_an_id_that_the_user_service_never_makes_is_user_unknown_at_once(shop: FakeShop) -> None:

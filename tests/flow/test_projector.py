@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from eventcore.broker import Consumer, Message
 from eventcore.errors import BrokerAway, FeedAway
-from eventcore.event import NewEvent
-from eventcore.projection import Projection
+from eventcore.event import Event, NewEvent
+from eventcore.projection import Document, Projection
 from eventcore.projector import SILENT, Folder
 from eventcore.relay import to_broker
 from eventcore.store import Stream
@@ -206,6 +206,37 @@ def test_a_stream_that_is_put_on_the_parked_list_too_late_is_taken_off_again(
     shop.readmodel.park(noted_before)
     new.sweep()
     assert shop.readmodel.parked("users") == {}
+
+
+def test_a_stream_that_old_code_parks_after_the_new_has_started_is_released(
+    shop: FakeShop,
+) -> None:
+    user_id = shop.create_user()
+    fixed = replace(users.PROJECTION, ignores=frozenset({"USER_MARRIED"}))
+    new = projector(fixed, shop.readmodel, shop.user_store, shop.broker)
+    new.sweep()
+    poison(shop, user_id)
+    shop.settle()
+    assert list(shop.readmodel.parked("users")) == [user_id]
+    new.sweep()
+    assert shop.readmodel.parked("users") == {}
+
+
+def test_a_parked_stream_is_tried_once_and_not_at_every_sweep(shop: FakeShop) -> None:
+    user_id = shop.create_user()
+    poison(shop, user_id)
+    shop.settle()
+    tries: list[Event] = []
+
+    def fails(_document: Document, event: Event) -> Document:
+        tries.append(event)
+        raise ValueError
+
+    broken = replace(users.PROJECTION, steps={"USER_MARRIED": fails})
+    again = projector(broken, shop.readmodel, shop.user_store, shop.broker)
+    for _ in range(3):
+        again.sweep()
+    assert len(tries) == 1
 
 
 def test_a_document_that_mongodb_cannot_store_parks_its_stream_alone(shop: FakeShop) -> None:

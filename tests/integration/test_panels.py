@@ -49,9 +49,15 @@ are scraped; all others must have data.
 """
 
 PROVOKED = {"ShopDeadLetters", "ShopStreamParked", "ShopConflictsHigh"}
+RESTARTED = {
+    "ShopDependencyDown",
+    "ShopQueueWithoutConsumer",
+    "ShopScrapeMissing",
+    "ShopServiceDown",
+}
 STRAINED = {"ShopHighLatency", "ShopHighErrorRate"}
-"""Alerts that what is done here is reason for, and those that a machine which is busy with it may
-be on its way to; no other may be.
+"""Alerts that what is done here is reason for; those that a restart, and a machine which is busy
+with it, may be on their way to. No other may be.
 """
 
 LOST = 409
@@ -224,5 +230,5 @@ def test_those_alerts_are_active_that_there_is_reason_for_and_no_other(
 ) -> None:
     active = {each["metric"]["alertname"] for each in watched.query("ALERTS")}
     firing = watched.query('ALERTS{alertstate="firing"}')
-    assert {"ShopDeadLetters", "ShopStreamParked"} <= active <= PROVOKED | STRAINED
+    assert {"ShopDeadLetters", "ShopStreamParked"} <= active <= PROVOKED | RESTARTED | STRAINED
     assert {each["metric"]["alertname"] for each in firing} <= PROVOKED

@@ -309,8 +309,8 @@ MUTANTS = (
         "the sweep goes to what has not settled",
         Sweep,
         "run",
-        "self._seen = (page.settled, now)\n    self._readmodel.move_checkpoint(lease, page.until,",
-        "self._seen = (page.settled, now)\n    self._readmodel.move_checkpoint(lease, page.head,",
+        "page.at)\n    self._readmodel.move_checkpoint(lease, page.until,",
+        "page.at)\n    self._readmodel.move_checkpoint(lease, page.head,",
     ),
     Mutant(
         "the sweep does not retry parked streams",
