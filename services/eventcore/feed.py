@@ -4,7 +4,7 @@ A service serves its feed (see web.py); a projector, which has no PostgreSQL cre
 asks it for what the broker has not brought.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -21,6 +21,9 @@ from eventcore.store import PAGE, Head, Progress, Store, Stream
 
 SWEEP_RANGE = 1000
 """Positions that one page of heads covers at most."""
+
+MANY = 50
+"""Streams that may be asked for at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,9 @@ class Feed(Protocol):
 
     def stream(self, aggregate_id: str, after: int) -> list[Event]:
         """All events of one stream above version `after`, oldest first."""
+
+    def streams(self, aggregate_ids: Sequence[str]) -> dict[str, list[Event]]:
+        """All events of each of these streams, MANY at most; none where there is no such stream."""
 
     def heads(self, after: int, until: int) -> HeadsPage:
         """The streams that changed above position `after`, up to `until` or a page's end."""
@@ -72,6 +78,15 @@ class StoreFeed:
     def stream(self, aggregate_id: str, after: int) -> list[Event]:
         """See Feed; one page of it."""
         return self._store.read_stream(Stream(self.aggregate_type, UUID(aggregate_id)), after)
+
+    def streams(self, aggregate_ids: Sequence[str]) -> dict[str, list[Event]]:
+        """See Feed; one page of each, and of the first ones only if those fill a page."""
+        found: dict[str, list[Event]] = {}
+        for aggregate_id in aggregate_ids:
+            found[aggregate_id] = self.stream(aggregate_id, after=0)
+            if sum(map(len, found.values())) >= PAGE:
+                break
+        return found
 
     def heads(self, after: int, until: int) -> HeadsPage:
         """See Feed; never past what has settled."""
@@ -113,6 +128,20 @@ class HttpFeed:
                 break
         return events
 
+    def streams(self, aggregate_ids: Sequence[str]) -> dict[str, list[Event]]:
+        """See Feed."""
+        found: dict[str, list[Event]] = {}
+        while left := [each for each in aggregate_ids if each not in found]:
+            page = self._get("streams", ids=",".join(left))["streams"]
+            if not page:
+                raise FeedAway(f"{self._url} answers none of the streams it was asked for")
+            for aggregate_id, messages in page.items():
+                events = self._read(messages)
+                if len(events) == PAGE:
+                    events += self.stream(aggregate_id, events[-1].version)
+                found[aggregate_id] = events
+        return found
+
     def heads(self, after: int, until: int) -> HeadsPage:
         """See Feed."""
         page = self._get("heads", after=after, until=until)
@@ -141,8 +170,11 @@ class HttpFeed:
         return str(self._get("log")["aggregateType"])
 
     def _events(self, what: str, **query: str | int) -> list[Event]:
+        return self._read(self._get(what, **query)["events"])
+
+    def _read(self, messages: Sequence[Any]) -> list[Event]:
         try:
-            return [from_message(message) for message in self._get(what, **query)["events"]]
+            return [from_message(message) for message in messages]
         except NotAnEvent as error:
             raise FeedAway(f"{self._url} answers what is no event: {error}") from error
 

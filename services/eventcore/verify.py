@@ -10,13 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from eventcore.event import Event
-from eventcore.feed import SWEEP_RANGE, Feed
+from eventcore.feed import MANY, SWEEP_RANGE, Feed
 from eventcore.projection import Document, Projection, version_of
 from eventcore.readmodel import Checkpoint, Generation, ReadModel
 from eventcore.store import Progress
-
-AT_ONCE = 50
-"""Streams compared at once, and at most taken from one stretch of the log in a sample."""
 
 LOOKS = 10
 """How often a stream is looked at whose events may be on their way, before it counts as wrong."""
@@ -84,7 +81,7 @@ class Verifier:
     def _every(self, settled: int) -> Iterator[str]:
         """The streams of all documents, then those of the log that have none."""
         after = ""
-        while page := self._readmodel.scan(self._generation.collection, after, AT_ONCE):
+        while page := self._readmodel.scan(self._generation.collection, after, MANY):
             yield from (str(document["_id"]) for document in page)
             after = str(page[-1]["_id"])
         for begin in range(0, settled, SWEEP_RANGE):
@@ -99,7 +96,7 @@ class Verifier:
             begin = chance.randrange(max(1, log.settled - SWEEP_RANGE + 1))
             heads = self._feed.heads(begin, log.settled).heads
             found = {str(head.aggregate_id) for head in heads} - seen
-            some = chance.sample(sorted(found), min(len(found), AT_ONCE, wanted - len(seen)))
+            some = chance.sample(sorted(found), min(len(found), MANY, wanted - len(seen)))
             seen.update(some)
             yield from some
             if len(seen) == wanted or (log.settled <= SWEEP_RANGE and not found):
@@ -121,9 +118,10 @@ class Verifier:
     def _look(self, streams: list[str], applied: int) -> list[Finding]:
         documents = self._readmodel.find(self._generation.collection, streams)
         parked = self._readmodel.parked(self._generation.name, streams)
+        logged = self._feed.streams(streams)
         findings = []
         for stream in streams:
-            events = self._feed.stream(stream, 0)
+            events = logged[stream]
             what = self._what_is_wrong(documents.get(stream), events, stream, stream in parked)
             if what:
                 missing = events[version_of(documents.get(stream)) :]
@@ -179,7 +177,7 @@ def _batches(streams: Iterable[str]) -> Iterator[list[str]]:
     some: list[str] = []
     for stream in streams:
         some.append(stream)
-        if len(some) == AT_ONCE:
+        if len(some) == MANY:
             yield some
             some = []
     if some:

@@ -35,7 +35,7 @@ from eventcore.errors import (
     StaleVersion,
 )
 from eventcore.event import Data, Json, to_message, to_timestamp
-from eventcore.feed import StoreFeed
+from eventcore.feed import MANY, StoreFeed
 from eventcore.observe import REQUESTS, log_fields, render_metrics
 from eventcore.openapi import Operation
 from eventcore.projection import Document, version_of
@@ -636,6 +636,15 @@ def _add_feed(app: Flask, feed: StoreFeed, token: Secret) -> None:
         found = feed.stream(asked.stream, asked.after)
         return _respond(Reply({"events": tuple(to_message(event) for event in found)}))
 
+    @app.get("/internal/streams")
+    def streams() -> Response:
+        authorize()
+        found = feed.streams(_StreamsQuery.model_validate(_query_values(request)).ids)
+        messages: dict[str, Json] = {
+            stream: tuple(to_message(event) for event in events) for stream, events in found.items()
+        }
+        return _respond(Reply({"streams": messages}))
+
     @app.get("/internal/feed")
     def between() -> Response:
         authorize()
@@ -674,6 +683,14 @@ _Position = Annotated[int, Field(ge=0, lt=2**63), DIGITS]
 class _StreamQuery(QueryInput):
     stream: Id
     after: _Position = 0
+
+
+class _StreamsQuery(QueryInput):
+    ids: Annotated[
+        tuple[Id, ...],
+        Field(min_length=1, max_length=MANY),
+        BeforeValidator(lambda text: tuple(text.split(","))),
+    ]
 
 
 class _RangeQuery(QueryInput):

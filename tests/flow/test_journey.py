@@ -349,8 +349,12 @@ def test_with_postgresql_away_documents_are_answered_and_all_else_is_503(shop: F
 
 
 def test_the_feed_is_for_those_who_know_its_token(shop: FakeShop) -> None:
-    for headers in ({}, {"Authorization": "Bearer wrong"}):
-        assert shop.users.get("/internal/heads", headers=headers).status_code == 401
+    paths = [str(rule) for rule in shop.users.application.url_map.iter_rules()]
+    internal = [path for path in paths if path.startswith("/internal/")]
+    assert len(internal) == 5
+    for path in internal:
+        for headers in ({}, {"Authorization": "Bearer wrong"}):
+            assert shop.users.get(path, headers=headers).status_code == 401
 
 
 def test_a_page_of_the_history_changes_its_etag_when_another_page_follows(shop: FakeShop) -> None:

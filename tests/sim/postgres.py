@@ -6,7 +6,7 @@ been told that the connection is lost, or never.
 """
 
 from bisect import bisect_right, insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -455,6 +455,10 @@ class SimFeed:
         except FeedAway:
             self._judge.feed_was_away(aggregate_id)
             raise
+
+    def streams(self, aggregate_ids: Sequence[str]) -> dict[str, list[Event]]:
+        """See Feed."""
+        return self._ask(lambda: self._feed.streams(aggregate_ids))
 
     def heads(self, after: int, until: int) -> HeadsPage:
         """See Feed."""
