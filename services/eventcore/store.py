@@ -11,6 +11,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,16 @@ from sqlalchemy.pool import NullPool
 
 from eventcore import jsontext
 from eventcore.circuit import Circuit
-from eventcore.errors import Away, Busy, Conflict, KeyReused, Misconfigured, StoreAway, StoreSlow
+from eventcore.errors import (
+    Away,
+    Busy,
+    Conflict,
+    Error,
+    KeyReused,
+    Misconfigured,
+    StoreAway,
+    StoreSlow,
+)
 from eventcore.event import Data, Event, NewEvent
 from eventcore.failpoints import reach
 from eventcore.observe import POOL_MAX, POOL_USED
@@ -220,6 +230,7 @@ class Postgres:
         self._circuit = Circuit()
         self._hangs = Hangs()
         self._wakeup = Wakeup(lambda: self._rows("notify events"))
+        self._together = Together(self._begin_streams)
 
     def append(
         self,
@@ -234,7 +245,21 @@ class Postgres:
         if not events and idempotency is None:
             return Appended(expected_version)
         values = _append_values(stream, expected_version, events, metadata, idempotency, answer)
-        outcome_unknown = False
+        if expected_version or not events:
+            return self._append(values, expected_version, events)
+        with self._together.turn(values) as turn:
+            if turn.is_done:
+                self._wakeup.ring()
+                return Appended(len(events))
+            return self._append(values, 0, events, turn.outcome_unknown)
+
+    def _append(
+        self,
+        values: "_Values",
+        expected_version: int,
+        events: Sequence[NewEvent],
+        outcome_unknown: bool = False,
+    ) -> Appended:
         give_up_at = time.monotonic() + RETRY_FOR
         for last_try in (False, False, True):
             try:
@@ -331,6 +356,13 @@ class Postgres:
         """Give up all connections; the next call opens new ones."""
         self._engine.dispose()
 
+    def _begin_streams(self, appends: "Sequence[_Values]") -> Sequence[int]:
+        """Append them in one transaction; the places, from 1, of those whose key is not known."""
+        reach("append:begin")
+        places: Sequence[int] = self._rows(_BEGIN_STREAMS, _together_values(appends))[0][0]
+        reach("append:committed")
+        return places
+
     def _holds(self, event_id: UUID) -> bool:
         return bool(self._rows("select 1 from events where event_id = %s::uuid", (str(event_id),)))
 
@@ -351,6 +383,104 @@ class Postgres:
                 connection.close()
 
 
+_Values = tuple[Any, ...]
+"""What `append_events` takes."""
+
+
+class Turn:
+    """One append's place among those that go together."""
+
+    def __init__(self, values: _Values) -> None:
+        self.values = values
+        self.leads = False
+        """Whether it has a transaction of its own, in which others may be taken along."""
+        self.is_done = False
+        """Whether it has been appended, by itself or along with others."""
+        self.outcome_unknown = False
+        """Whether it may have been appended although nobody said so."""
+        self._waits = threading.Lock()
+        self._waits.acquire()
+
+    def wait(self) -> None:
+        """Until it has been taken along, or leads."""
+        self._waits.acquire()
+
+    def wake(self) -> None:
+        """End its wait."""
+        self._waits.release()
+
+
+class Together:
+    """Group commit: where many streams begin at once, they share a transaction.
+
+    A few transactions are under way at a time; what comes meanwhile gathers, and when one of them
+    ends, the first takes all others along. So nobody waits where nobody else is, and under load
+    the cost of a transaction is shared. Only streams that begin are taken: they wait for no lock,
+    so that none can hold up the others.
+    """
+
+    UNDER_WAY = 2
+    """Transactions at a time."""
+
+    MOST = 64
+    """Appends of one transaction."""
+
+    def __init__(self, append: Callable[[Sequence[_Values]], Sequence[int]]) -> None:
+        self._append = append
+        self._lock = threading.Lock()
+        self._under_way = 0
+        self._gathered: deque[Turn] = deque()
+
+    @contextmanager
+    def turn(self, values: _Values) -> Iterator[Turn]:
+        """Around an append: it is done already, or is for the caller to do."""
+        turn = Turn(values)
+        with self._lock:
+            turn.leads = self._under_way < self.UNDER_WAY
+            if turn.leads:
+                self._under_way += 1
+            else:
+                self._gathered.append(turn)
+        if not turn.leads:
+            turn.wait()
+        if not turn.leads:
+            yield turn
+            return
+        try:
+            self._take_along(turn)
+            yield turn
+        finally:
+            self._hand_on()
+
+    def _take_along(self, turn: Turn) -> None:
+        """Append all that have gathered with this one; where that fails, each is to go alone."""
+        with self._lock:
+            others = [self._gathered.popleft() for _ in range(min(len(self._gathered), self.MOST))]
+        if not others:
+            return
+        all_of_them = [turn, *others]
+        for each in all_of_them:
+            each.outcome_unknown = True
+        try:
+            places = self._append([each.values for each in all_of_them])
+            for place, each in enumerate(all_of_them, 1):
+                each.is_done, each.outcome_unknown = place in places, False
+        except Error as error:
+            log.info("Each is appended alone", extra={"reason": str(error)})
+        finally:
+            for each in others:
+                each.wake()
+
+    def _hand_on(self) -> None:
+        with self._lock:
+            if not self._gathered:
+                self._under_way -= 1
+                return
+            next_one = self._gathered.popleft()
+        next_one.leads = True
+        next_one.wake()
+
+
 _PROGRESS = (
     "select head, holders, coalesce((select position from checkpoints where name = %s), 0),"
     " (select epoch::text from store_epochs order by number desc limit 1) from settle()"
@@ -362,6 +492,12 @@ _APPEND = (
 )
 
 
+_BEGIN_STREAMS = (
+    "select begin_streams(%s::text[], %s::uuid[], %s::int[], %s::text[], %s::text[], %s::text[],"
+    " %s::text[], %s::int[], %s::uuid[], %s::text[], %s::int[], %s::text[])"
+)
+
+
 def _append_values(
     stream: Stream,
     expected_version: int,
@@ -369,7 +505,7 @@ def _append_values(
     metadata: Data,
     idempotency: Idempotency | None,
     answer: Answer | None,
-) -> tuple[object, ...]:
+) -> "_Values":
     return (
         stream.aggregate_type,
         str(stream.aggregate_id),
@@ -382,6 +518,23 @@ def _append_values(
         idempotency.key if idempotency else None,
         idempotency.request_hash if idempotency else None,
         jsontext.render(answer).decode() if idempotency and answer else None,
+    )
+
+
+def _together_values(appends: "Sequence[_Values]") -> tuple[object, ...]:
+    """Those of `_append_values` of each, as `begin_streams` takes them: by column."""
+    kinds, ids, _, event_ids, types, schema_versions, data, metadata, *key = zip(
+        *appends, strict=True
+    )
+    return (
+        list(kinds),
+        list(ids),
+        [len(each) for each in event_ids],
+        list(metadata),
+        *(list(each) for each in key),
+        [place for place, each in enumerate(event_ids, 1) for _ in each],
+        *([value for each in column for value in each] for column in (event_ids, types)),
+        *([value for each in column for value in each] for column in (schema_versions, data)),
     )
 
 
