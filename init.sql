@@ -16,7 +16,7 @@ set local client_min_messages = warning;
 
 do $init$
 declare
-    this_version constant int := 2;
+    this_version constant int := 3;
     recorded int := 0;
     role_name text;
 begin
@@ -162,6 +162,11 @@ begin
     insert into public.schema_versions (version) values (2);
     end if;
 
+    -- ── version 3: a new function, begin_streams ─────────────────────────────────────────
+    if recorded < 3 then
+    insert into public.schema_versions (version) values (3);
+    end if;
+
     -- ── functions: replaced by every run, which locks no table ───────────────────────────
 
     create or replace function public.append_events(
@@ -234,37 +239,28 @@ begin
     grant execute on function public.append_events to event_append;
 
     create or replace function public.begin_streams(
-        p_aggregate_types text[], p_aggregate_ids uuid[], p_versions int[], p_metadata text[],
+        p_aggregate_types text[], p_aggregate_ids uuid[], p_metadata text[],
         p_keys text[], p_request_hashes text[], p_answers text[],
         p_of int[], p_event_ids uuid[], p_event_types text[], p_schema_versions int[], p_data text[])
     returns int[] language plpgsql security definer set search_path = pg_catalog, public, pg_temp as $begin$
     declare
         taken int[];
-        begun int;
         moment constant timestamptz := clock_timestamp();
     begin
-        if array_remove(p_keys, null) <> '{}' then
-            delete from idempotency_keys
-             where key = any(p_keys) and recorded_at < moment - interval '24 hours';
-        end if;
         with recorded as (
             insert into idempotency_keys (key, request_hash, answer)
             select c.key, c.request_hash, c.answer::jsonb
-              from unnest(p_keys, p_request_hashes, p_answers) as c (key, request_hash, answer)
-             where c.key is not null order by c.key on conflict do nothing returning key)
+              from unnest(p_keys, p_request_hashes, p_answers)
+                   with ordinality as c (key, request_hash, answer, place)
+             where c.key is not null order by c.key, c.place on conflict do nothing returning key)
         select coalesce(array_agg(c.place), '{}') into taken
           from (select min(place) as place, key from unnest(p_keys) with ordinality as each (key, place)
                  group by key, case when key is null then place end) as c
          where c.key is null or c.key in (select key from recorded);
 
         insert into streams (aggregate_type, aggregate_id, version, recorded_at)
-        select p_aggregate_types[place], p_aggregate_ids[place], p_versions[place], moment
-          from unnest(taken) as place on conflict do nothing;
-        get diagnostics begun = row_count;
-        if begun <> cardinality(taken) then
-            raise exception 'conflict: one of % streams is there already', cardinality(taken)
-                using errcode = 'ES001';
-        end if;
+        select p_aggregate_types[e.of], p_aggregate_ids[e.of], count(*), moment
+          from unnest(p_of) as e (of) where e.of = any(taken) group by e.of;
 
         insert into events (event_id, aggregate_type, aggregate_id, version, event_type,
                             schema_version, data, metadata, recorded_at)
@@ -277,7 +273,7 @@ begin
         return taken;
     end $begin$;
     comment on function public.begin_streams is
-        'Appends the first events of many streams in one transaction, each as append_events would with the expected version 0. Comes back with the places (from 1) of those that were appended; the others came with a key that is known: nothing of them is written. ES001: a stream is there already, nothing is written.';
+        'Appends the first events of many streams in one transaction, each as append_events would with the expected version 0. What comes back are the places (from 1) of those that were appended; of the others, whose key is known or given twice, nothing is written. It fails as a whole where a stream is there already.';
     revoke all on function public.begin_streams from public;
     grant execute on function public.begin_streams to event_append;
 

@@ -41,7 +41,7 @@ from eventcore.failpoints import reach
 from eventcore.observe import POOL_MAX, POOL_USED
 from eventcore.settings import Server
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """What `init.sql` must have recorded, at least, for this code to work."""
 
 RETRY_FOR = 3.0
@@ -455,7 +455,9 @@ class Together:
     def _take_along(self, turn: Turn) -> None:
         """Append all that have gathered with this one; where that fails, each is to go alone."""
         with self._lock:
-            others = [self._gathered.popleft() for _ in range(min(len(self._gathered), self.MOST))]
+            others = [
+                self._gathered.popleft() for _ in range(min(len(self._gathered), self.MOST - 1))
+            ]
         if not others:
             return
         all_of_them = [turn, *others]
@@ -493,8 +495,8 @@ _APPEND = (
 
 
 _BEGIN_STREAMS = (
-    "select begin_streams(%s::text[], %s::uuid[], %s::int[], %s::text[], %s::text[], %s::text[],"
-    " %s::text[], %s::int[], %s::uuid[], %s::text[], %s::int[], %s::text[])"
+    "select begin_streams(%s::text[], %s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[],"
+    " %s::int[], %s::uuid[], %s::text[], %s::int[], %s::text[])"
 )
 
 
@@ -529,7 +531,6 @@ def _together_values(appends: "Sequence[_Values]") -> tuple[object, ...]:
     return (
         list(kinds),
         list(ids),
-        [len(each) for each in event_ids],
         list(metadata),
         *(list(each) for each in key),
         [place for place, each in enumerate(event_ids, 1) for _ in each],

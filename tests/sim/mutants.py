@@ -69,7 +69,7 @@ MUTANTS = (
     Mutant(
         "a conflict after a lost answer counts as another's",
         Postgres,
-        "append",
+        "_append",
         "if outcome_unknown and",
         "if False and",
         rare=True,
@@ -77,7 +77,7 @@ MUTANTS = (
     Mutant(
         "an append is sent again with other event ids",
         Postgres,
-        "append",
+        "_append",
         'reach("append:begin")',
         "values = (*values[:3], [str(UUID(int=UUID(e).int + 2**40)) for e in values[3]],"
         " *values[4:])",
@@ -100,10 +100,10 @@ MUTANTS = (
     Mutant(
         "a key is recorded in a transaction of its own",
         Postgres,
-        "append",
+        "_append",
         "row = self._rows(_APPEND, values)[0]",
         "row = self._rows(_APPEND, (*values[:8], None, None, None))[0]\n"
-        "            if idempotency:\n"
+        "            if values[8]:\n"
         "                self._rows(_APPEND, (*values[:2], row[2], [], [], [], [], *values[7:]))",
     ),
     # ── the feed and the relay ────────────────────────────────────────────────────────────
