@@ -29,7 +29,7 @@ def damaged(scene: Scene) -> Iterator[str]:
         ids = [each["_id"] for each in documents.find({}, {"_id": 1})]
         some = sorted(ids)[-50:]
         if how == "emptied":
-            documents.bulk_write([DeleteOne({"_id": each}) for each in ids])
+            documents.delete_many({})  # one by one they would keep the stand-in from answering
         elif how == "set back":
             change = {"$set": {"status": "placed", "version": 1}}
             documents.bulk_write([UpdateOne({"_id": each, "version": 2}, change) for each in some])
