@@ -1,5 +1,6 @@
 """The relay: in order, and never past what is confirmed."""
 
+import threading
 from uuid import uuid4
 
 import pytest
@@ -8,8 +9,8 @@ from eventcore.broker import Queue
 from eventcore.errors import BrokerAway
 from eventcore.event import NewEvent, from_message
 from eventcore.jsontext import parse
-from eventcore.relay import Pump
-from eventcore.store import Stream
+from eventcore.relay import Pump, pace
+from eventcore.store import PAGE, Stream
 from tests.fakes.broker import FakeBroker
 from tests.fakes.store import FakeStore
 
@@ -60,3 +61,34 @@ def test_after_a_lost_connection_it_goes_on_from_the_checkpoint(store: FakeStore
     broker.away = False
     Pump("user", store, broker.publisher([QUEUE], 500)).turn()
     assert positions(broker) == [1, 2, 3, 4]
+
+
+class Stop(threading.Event):
+    """Set after the first wait; it knows how long that was to be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waited.append(timeout)
+        self.set()
+        return True
+
+
+@pytest.mark.parametrize(("waiting", "least", "most"), [(1, 0, 0.005), (8, 0.005, 0.02)])
+def test_after_few_events_the_next_ones_are_let_gather_for_a_moment(
+    waiting: int, least: float, most: float
+) -> None:
+    stop, store = Stop(), FakeStore()
+    for _ in range(waiting):
+        event = NewEvent(uuid4(), "USER_CREATED", 1, {})
+        store.append(Stream("user", uuid4()), 0, [event], {})
+    Pump("user", store, FakeBroker().publisher([QUEUE], 500)).run(stop)
+    [waited] = stop.waited
+    assert waited
+    assert least < waited <= most
+
+
+def test_after_a_full_page_the_next_one_is_read_at_once() -> None:
+    assert pace(PAGE) == 0
