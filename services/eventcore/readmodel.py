@@ -46,6 +46,9 @@ from eventcore.observe import POOL_MAX, POOL_USED
 from eventcore.projection import Document, Projection
 from eventcore.settings import Server
 
+SCANNED = 500
+"""Documents of one page, where all are looked at."""
+
 PROJECTED_AT = "projectedAt"
 """The field that says when a document was written."""
 

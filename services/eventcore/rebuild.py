@@ -25,7 +25,7 @@ from eventcore.failpoints import reach
 from eventcore.feed import SWEEP_RANGE, Feed
 from eventcore.projection import Document, Projection, version_of
 from eventcore.projector import Folder, Sweep, backoff
-from eventcore.readmodel import Generation, ReadModel, Write, generation_of
+from eventcore.readmodel import SCANNED, Generation, ReadModel, Write, generation_of
 
 Result = TypeVar("Result")
 
@@ -35,7 +35,6 @@ PATIENCE = 60.0
 SHOWN = 10
 """Ids that a comparison names of each kind."""
 
-_SCAN = 500
 _ROUNDS = 10
 _NOTICED = 15
 
@@ -208,7 +207,7 @@ class Rebuild:
     def _scan(self, collection: str) -> Iterator[Document]:
         after = ""
         while page := self._patiently(
-            lambda: self._readmodel.scan(collection, after, _SCAN)  # noqa: B023 - called at once
+            lambda: self._readmodel.scan(collection, after, SCANNED)  # noqa: B023 - called at once
         ):
             yield from page
             after = str(page[-1]["_id"])
@@ -235,7 +234,7 @@ class Rebuild:
         self, serving: Generation, streams: list[str]
     ) -> Iterator[tuple[Document | None, Document | None]]:
         ids = iter(streams)
-        while some := list(islice(ids, _SCAN)):
+        while some := list(islice(ids, SCANNED)):
             olds = self._patiently(lambda: self._readmodel.find(serving.collection, some))
             news = self._patiently(lambda: self._readmodel.find(self.generation.collection, some))
             yield from ((olds.get(each), news.get(each)) for each in some)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from eventcore.event import Event
 from eventcore.feed import MANY, SWEEP_RANGE, Feed
 from eventcore.projection import Document, Projection, version_of
-from eventcore.readmodel import Checkpoint, Generation, ReadModel
+from eventcore.readmodel import SCANNED, Checkpoint, Generation, ReadModel
 from eventcore.store import Progress
 
 LOOKS = 10
@@ -81,7 +81,7 @@ class Verifier:
     def _every(self, settled: int) -> Iterator[str]:
         """The streams of all documents, then those of the log that have none."""
         after = ""
-        while page := self._readmodel.scan(self._generation.collection, after, MANY):
+        while page := self._readmodel.scan(self._generation.collection, after, SCANNED):
             yield from (str(document["_id"]) for document in page)
             after = str(page[-1]["_id"])
         for begin in range(0, settled, SWEEP_RANGE):
