@@ -46,7 +46,7 @@ simulation: .venv/ready ## Run SEEDS=10000 of the simulation, the suite against 
 	@$(PYTHON) -m tests.sim --mutants
 	@STORE_EXAMPLES=2000 $(PYTHON) -m pytest tests/integration/test_store_properties.py
 
-soak: .venv/ready ## Run for MINUTES=30 at half the load: memory, lag and errors must stay flat
+soak: .venv/ready ## Run for MINUTES=30 at half of what goes: memory, lag and errors must stay flat
 	@$(PYTHON) -m tests.chaos soak --minutes $(or $(MINUTES),30)
 
 docs: .venv/ready ## Write the chart's values into its README; dashboards, alerts and init.sql into it

@@ -2,7 +2,7 @@
 
 python -m tests.chaos                      all rows
 python -m tests.chaos --row 11 --seed 7    one row, as it was in another run
-python -m tests.chaos soak --minutes 30    half the load for long, and nothing may grow
+python -m tests.chaos soak --minutes 30    half of what goes for long, and nothing may grow
 """
 
 import os
@@ -48,14 +48,16 @@ def main(
 
 @main.command()
 @click.option("--minutes", default=30.0, show_default=True)
-@click.option("--rate", default=20.0, show_default=True, help="Requests a second.")
 @click.option("--seed", default="soak", show_default=True)
-def soak(minutes: float, rate: float, seed: str) -> None:
-    """Half the load for long: memory, lag and errors must stay flat."""
-    with started(seed, rate, warm_up=30) as run:
+def soak(minutes: float, seed: str) -> None:
+    """Half of what goes, for long: memory, lag and errors must stay flat."""
+    with started(seed, warm_up=10) as run:
+        most = soaking.capacity(run)
+        print(f"{most:.0f} requests a second are answered; half of that from now on", flush=True)
+        run.load.ask_for(most / 2)
         seen, finding = soaking.soak(run, minutes)
         whole = run.whole()
-    text = soaking.lines(seen, finding, whole, seed, minutes, rate)
+    text = soaking.lines(seen, finding, whole, seed, minutes, most)
     print("\n".join(text))
     soaking.write(text)
     sys.exit(1 if finding.wrong or any(each.wrong for each in whole) else 0)

@@ -205,8 +205,9 @@ class Client(threading.Thread):
 
     def __init__(self, caller: Caller, pace: float, chance: random.Random) -> None:
         super().__init__(daemon=True)
+        self.pace = pace
+        """Seconds from one request to the next, on average."""
         self._caller = caller
-        self._pace = pace
         self._chance = chance
         self._enough = threading.Event()
         self._may_go = threading.Event()
@@ -242,7 +243,7 @@ class Client(threading.Thread):
             began = time.monotonic()
             tries = 4 if self._chance.random() < 0.5 else 1
             self._caller.ask(self._chance.choices(kinds, weights)[0], tries)
-            pause = self._pace * self._chance.uniform(0.5, 1.5) - (time.monotonic() - began)
+            pause = self.pace * self._chance.uniform(0.5, 1.5) - (time.monotonic() - began)
             self._enough.wait(max(0.0, pause))
 
 
@@ -267,6 +268,11 @@ class Load:
     def go(self) -> None:
         for client in self._clients:
             client.go()
+
+    def ask_for(self, rate: float) -> None:
+        """So many requests a second from now on; inf: as many as are answered."""
+        for client in self._clients:
+            client.pace = len(self._clients) / rate
 
     def rest(self) -> None:
         """Let all come to rest, and return when no request is in progress."""

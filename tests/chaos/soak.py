@@ -1,5 +1,6 @@
 """The soak: a steady load for long, without any fault; nothing may grow, and nothing may fail."""
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,9 @@ from tests.chaos.truth import resources
 
 EVERY = 15.0
 """Seconds between two looks."""
+
+MEASURED = 20.0
+"""Seconds in which the capacity is measured."""
 
 GROWTH = 1.0
 """MB an hour that a process may grow by, once it is warm; less cannot be told in half an hour."""
@@ -41,6 +45,15 @@ class Soak:
         asked_at = time.monotonic()
         found = recovers(run.system, run.probe, asked_at, 10, 10)
         self.lags.append(time.monotonic() - asked_at if found.lag is not None else 10.0)
+
+
+def capacity(run: Run) -> float:
+    """Requests a second that are answered where each client sends the next one at once."""
+    run.load.ask_for(math.inf)
+    began = time.monotonic()
+    let_pass(MEASURED)
+    answers = sum(len(entry.tries) for entry in run.journal.since(began))
+    return answers / (time.monotonic() - began)
 
 
 def soak(run: Run, minutes: float) -> tuple[Soak, Finding]:
@@ -93,14 +106,15 @@ def percentile(seconds: Sequence[float]) -> float:
 
 
 def lines(
-    seen: Soak, finding: Finding, whole: Sequence[Finding], seed: str, minutes: float, rate: float
+    seen: Soak, finding: Finding, whole: Sequence[Finding], seed: str, minutes: float, most: float
 ) -> list[str]:
     """What docs/chaos.md says of it."""
     counts, grown = finding.counts, slopes(seen.at, seen.memory)
     lags = sorted(seen.lags)
     return [
         f"{datetime.now(UTC):%Y-%m-%d}, commit {commit()}, {os.cpu_count()} cores: {minutes:g}"
-        f" minutes at {rate:g} requests a second.",
+        f" minutes at {most / 2:.0f} requests a second, half of the {most:.0f} that its 8 clients"
+        " were answered when each sent the next one at once.",
         "",
         f"{counts['answers']} answers, {counts['failed']} failed; 99th percentile"
         f" {counts['first p99 ms']} ms in the first tenth, {counts['last p99 ms']} ms in the last."
