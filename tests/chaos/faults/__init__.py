@@ -52,7 +52,7 @@ FAULTS = (
     Fault("20", "cut after a bulk, before its reply", "E", 10,
           network.cut_at("mongodb", WRITTEN, "the reply to a bulk lost"),
           hold=(0, 0), goes_on=ALL),
-    Fault("21", "MongoDB takes 2 s an operation", "F G", 1, network.slow_mongodb,
+    Fault("21", "MongoDB takes 2 s an operation; its disk full", "F G", 2, mongodb.slow_or_full,
           hold=(8, 8), first=5, lag=20, answers=8, goes_on=(USERS,)),
     Fault("22", "each link down or reset", "F G", 5, network.down,
           hold=(2, 4), first=2, lag=5),

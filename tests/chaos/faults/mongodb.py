@@ -5,8 +5,11 @@ from contextlib import contextmanager
 
 import pymongo
 from pymongo import DeleteOne, UpdateOne
+from pymongo.errors import PyMongoError
 
-from tests.chaos.fault import Scene, Unmet
+from tests.chaos.fault import Scene, Unmet, until
+from tests.chaos.faults.disks import fill, small_disk
+from tests.chaos.proxy import Flow
 from tests.chaos.system import PROJECTIONS
 
 
@@ -16,6 +19,30 @@ def killed(scene: Scene) -> Iterator[str]:
     scene.system.mongodb.kill()
     yield "MongoDB killed"
     scene.system.mongodb.start()
+
+
+@contextmanager
+def slow_or_full(scene: Scene) -> Iterator[str]:
+    """Two seconds for each of its answers; or its disk full, upon which it ends or refuses."""
+    if scene.turn("slow", "full") == "slow":
+        scene.system.links["mongodb"].let_flow(Flow(latency=2.0, answers_only=True))
+        yield "MongoDB answers after 2 s"
+        scene.system.links["mongodb"].heal()
+        return
+    data = scene.system.folder / "mongodb" / "data"
+    with small_disk(scene.system.mongodb, data, room=8) as filler:
+        fill(filler)
+        until(lambda: not _takes_writes(scene), 20, "MongoDB notices that its disk is full")
+        yield "MongoDB's disk full"
+
+
+def _takes_writes(scene: Scene) -> bool:
+    try:
+        with pymongo.timeout(5):
+            scene.system.models["user"]._of("filling").insert_one({"much": "x" * 100_000})
+    except PyMongoError:
+        return False
+    return True
 
 
 @contextmanager

@@ -61,14 +61,6 @@ def bad(scene: Scene) -> Iterator[str]:
     scene.system.links[name].heal()
 
 
-@contextmanager
-def slow_mongodb(scene: Scene) -> Iterator[str]:
-    """Two seconds for each of MongoDB's answers."""
-    scene.system.links["mongodb"].let_flow(Flow(latency=2.0, answers_only=True))
-    yield "MongoDB answers after 2 s"
-    scene.system.links["mongodb"].heal()
-
-
 def at_once(*strikes: Strike) -> Strike:
     """Two of these at the same time; or every link in turn, healed in another order."""
 

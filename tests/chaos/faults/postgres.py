@@ -1,16 +1,14 @@
 """Faults of PostgreSQL: killed, stopped, its sessions ended, its connections and locks taken."""
 
 import os
-import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import psycopg2
 
-from tests.chaos.fault import Scene, Skipped, until
+from tests.chaos.fault import Scene, until
+from tests.chaos.faults.disks import fill, small_disk
 
 
 @contextmanager
@@ -104,49 +102,13 @@ def _as_owner(scene: Scene) -> psycopg2.extensions.connection:
 @contextmanager
 def disk_full(scene: Scene) -> Iterator[str]:
     """pg_wal on a small file system that fills up, then has room again."""
-    postgres, folder = scene.system.postgres, scene.system.folder
-    wal, small = folder / "postgres" / "data" / "pg_wal", folder / "small"
-    small.mkdir()
-    size = ("mount", "-t", "tmpfs", "-o", "size=128m,mode=777", "tmpfs", str(small))
-    if subprocess.run(size, capture_output=True, check=False).returncode:
-        raise Skipped("no file system can be mounted here")
-    try:
-        postgres.stop()
-        kept = small / "pg_wal"
-        _move(wal, kept)
-        wal.symlink_to(kept)
-        postgres.start()
-        filler = small / "filler"
-        _fill(filler)
+    postgres = scene.system.postgres
+    wal = scene.system.folder / "postgres" / "data" / "pg_wal"
+    with small_disk(postgres, wal, room=48) as filler:
+        fill(filler)
         try:
             for _ in range(6):
                 scene.system.sql("postgres", "select pg_switch_wal()")
         except psycopg2.Error:
             pass  # it ends for want of room, as intended
         yield "pg_wal full"
-        filler.unlink()
-        postgres.stop()
-        postgres.start()
-        postgres.stop()
-        wal.unlink()
-        _move(kept, wal)
-        postgres.start()
-    finally:
-        subprocess.run(("umount", "-l", str(small)), check=False)
-        small.rmdir()
-
-
-def _move(source: Path, target: Path) -> None:
-    """Copy a folder with its owners, and remove it."""
-    subprocess.run(("cp", "-a", str(source), str(target)), check=True)
-    shutil.rmtree(source)
-
-
-def _fill(file: Path) -> None:
-    """Write until there is no room."""
-    with file.open("wb", buffering=0) as out:
-        try:
-            while True:
-                out.write(bytes(1 << 20))
-        except OSError:
-            return

@@ -300,7 +300,7 @@ def _group(kind: str) -> Iterator[Path]:
 def slow_clients(scene: Scene) -> Iterator[str]:
     """Many who never finish a request; or many more at once than can be served."""
     place = urlsplit(scene.system.shop.url("gateway"))
-    count = 300 if scene.number % 2 == 0 else 1500
+    count = 300 if scene.number % 2 == 0 else 5000
     body = b"POST /users HTTP/1.1\r\nHost: shop\r\nContent-Type: application/json\r\n"
     begun = body + b"Content-Length: 60\r\n\r\n{" if scene.number % 2 == 0 else b""
     held: list[socket.socket] = []
