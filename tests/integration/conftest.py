@@ -7,11 +7,28 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine
 
+from eventcore.store import Postgres, connect
 from local.processes import Servers, processes
 from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
 from local.shop import Shop
+from tests.conftest import Databases
 from tests.integration.wire import Wire, credentials, new_user, order_body
+
+
+@pytest.fixture
+def store(spare_databases: Databases) -> Iterator[Postgres]:
+    """A store on databases that nobody else uses."""
+    postgres = Postgres(spare_databases("spare", "service"), connections=16)
+    yield postgres
+    postgres.close()
+
+
+@pytest.fixture
+def owner(spare_databases: Databases) -> Engine:
+    """The owner of the same database, who may look behind the functions."""
+    return connect(spare_databases("spare", "owner"))
 
 
 @pytest.fixture

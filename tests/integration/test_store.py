@@ -3,7 +3,6 @@
 import random
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,18 +34,6 @@ INIT_SQL = Path(__file__).parents[2] / "init.sql"
 
 def new_event(number: int = 0) -> NewEvent:
     return NewEvent(uuid4(), "USER_CREATED", 1, {"number": number})
-
-
-@pytest.fixture
-def store(spare_databases: Databases) -> Iterator[Postgres]:
-    postgres = Postgres(spare_databases("spare", "service"), connections=16)
-    yield postgres
-    postgres.close()
-
-
-@pytest.fixture
-def owner(spare_databases: Databases) -> Engine:
-    return connect(spare_databases("spare", "owner"))
 
 
 # ── three readers, side by side ───────────────────────────────────────────────────────────

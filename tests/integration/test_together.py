@@ -13,23 +13,10 @@ from sqlalchemy import Engine
 
 from eventcore.errors import Conflict, KeyReused, StoreAway
 from eventcore.event import NewEvent
-from eventcore.store import Answer, Appended, Idempotency, Postgres, Stream, Together, connect
-from tests.conftest import Databases
+from eventcore.store import Answer, Appended, Idempotency, Postgres, Stream, Together
 
 LIMIT = 20
 """Seconds for what takes milliseconds."""
-
-
-@pytest.fixture
-def store(spare_databases: Databases) -> Iterator[Postgres]:
-    postgres = Postgres(spare_databases("spare", "service"), connections=16)
-    yield postgres
-    postgres.close()
-
-
-@pytest.fixture
-def owner(spare_databases: Databases) -> Engine:
-    return connect(spare_databases("spare", "owner"))
 
 
 class Begin:
