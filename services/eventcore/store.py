@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
@@ -215,6 +216,10 @@ _EVENT_COLUMNS = (
 )
 
 
+_Values = tuple[Any, ...]
+"""What `append_events` takes."""
+
+
 class Postgres:
     """A Store on one database, over a pool of `connections`.
 
@@ -255,7 +260,7 @@ class Postgres:
 
     def _append(
         self,
-        values: "_Values",
+        values: _Values,
         expected_version: int,
         events: Sequence[NewEvent],
         outcome_unknown: bool = False,
@@ -356,7 +361,7 @@ class Postgres:
         """Give up all connections; the next call opens new ones."""
         self._engine.dispose()
 
-    def _begin_streams(self, appends: "Sequence[_Values]") -> Sequence[int]:
+    def _begin_streams(self, appends: Sequence[_Values]) -> Sequence[int]:
         """Append them in one transaction; the places, from 1, of those whose key is not known."""
         reach("append:begin")
         places: Sequence[int] = self._rows(_BEGIN_STREAMS, _together_values(appends))[0][0]
@@ -381,10 +386,6 @@ class Postgres:
                 raise
             finally:
                 connection.close()
-
-
-_Values = tuple[Any, ...]
-"""What `append_events` takes."""
 
 
 class Turn:
@@ -507,7 +508,7 @@ def _append_values(
     metadata: Data,
     idempotency: Idempotency | None,
     answer: Answer | None,
-) -> "_Values":
+) -> _Values:
     return (
         stream.aggregate_type,
         str(stream.aggregate_id),
@@ -523,19 +524,18 @@ def _append_values(
     )
 
 
-def _together_values(appends: "Sequence[_Values]") -> tuple[object, ...]:
+def _together_values(appends: Sequence[_Values]) -> tuple[object, ...]:
     """Those of `_append_values` of each, as `begin_streams` takes them: by column."""
-    kinds, ids, _, event_ids, types, schema_versions, data, metadata, *key = zip(
-        *appends, strict=True
-    )
+    kinds, ids, _, *of_events, metadata, keys, hashes, answers = zip(*appends, strict=True)
     return (
         list(kinds),
         list(ids),
         list(metadata),
-        *(list(each) for each in key),
-        [place for place, each in enumerate(event_ids, 1) for _ in each],
-        *([value for each in column for value in each] for column in (event_ids, types)),
-        *([value for each in column for value in each] for column in (schema_versions, data)),
+        list(keys),
+        list(hashes),
+        list(answers),
+        [place for place, event_ids in enumerate(of_events[0], 1) for _ in event_ids],
+        *(list(chain.from_iterable(column)) for column in of_events),
     )
 
 
