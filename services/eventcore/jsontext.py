@@ -23,7 +23,7 @@ def parse(text: bytes | str, *, unique_keys: bool = False) -> Any:
     try:
         value = _decoder.decode(text)
         if unique_keys:
-            json.loads(text, object_pairs_hook=_refuse_duplicates)
+            _unique.decode(text if isinstance(text, str) else text.decode())
         return value
     except RecursionError as error:
         raise ValueError("JSON is nested too deeply") from error
@@ -39,6 +39,9 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
         if key in keys:
             raise ValueError(f"{key[:80]!r} is given more than once")
         keys.add(key)
+
+
+_unique = json.JSONDecoder(object_pairs_hook=_refuse_duplicates)
 
 
 def render(value: object) -> bytes:

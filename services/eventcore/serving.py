@@ -8,8 +8,10 @@ import logging
 import os
 import select
 import shutil
+import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -20,9 +22,9 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 from gunicorn.http import wsgi
 from gunicorn.http.errors import NoMoreData, ParseException
-from gunicorn.http.unreader import SocketUnreader
+from gunicorn.http.unreader import Unreader
 from gunicorn.util import http_date
-from gunicorn.workers.gthread import _DEFER, ThreadWorker
+from gunicorn.workers.gthread import ThreadWorker
 from prometheus_client.multiprocess import mark_process_dead
 
 from eventcore import jsontext
@@ -32,23 +34,20 @@ from eventcore.readmodel import Mongo
 from eventcore.settings import Settings
 from eventcore.store import Postgres, require_schema
 from eventcore.tracing import start_tracing, stop_tracing
-from eventcore.web import NOTHING_ELSE, Ids, note_answer, too_slow, unreadable
+from eventcore.web import BODY_LIMIT, NOTHING_ELSE, Ids, note_answer, too_slow, unreadable
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication
 
 log = logging.getLogger(__name__)
 
-LINGER = 30
-"""How often a thread looks for the next request of the connection it has just served."""
-
-LOOK = 10
-"""Milliseconds of each of these looks; after one it goes where a request waits for a thread."""
-
 PATIENCE = 0.25
 """Seconds that a request may have waited for a thread while as many others wait as there are
 threads; then its caller is told to come back. Where few wait, the machine is slow, not overrun.
 """
+
+AT_ONCE = 8192
+"""Bytes that are read at once where nobody asks for more."""
 
 READ_TIME = 10.0
 """Seconds within which a request must have come, from its first byte to the end of its body."""
@@ -112,15 +111,25 @@ class Readiness:
             time.sleep(1)
 
 
+_NEXT = select.EPOLLIN | select.EPOLLONESHOT
+"""Tell one thread, once, that a connection can be read."""
+
+
 class TooSlow(NoMoreData, TimeoutError):  # type: ignore[misc]
     """A request has not come within its time; its connection is closed."""
 
 
-class _Reading(SocketUnreader):  # type: ignore[misc]
-    """Reads requests from a connection, each within READ_TIME. Raises TooSlow."""
+class _Reading(Unreader):  # type: ignore[misc]
+    """Reads requests from a connection, each within READ_TIME. Raises TooSlow.
+
+    It takes what is there without asking first whether anything is, and gunicorn finds no socket
+    here to set its own, wider time limits on: each call of the system lets go of the interpreter's
+    lock, which costs more than the call itself when other threads want it.
+    """
 
     def __init__(self, sock: Any, may_be_slow: threading.Semaphore) -> None:
-        super().__init__(sock)
+        super().__init__()
+        self._sock = sock
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._may_be_slow = may_be_slow
@@ -140,8 +149,14 @@ class _Reading(SocketUnreader):  # type: ignore[misc]
 
     def chunk(self, size_hint: int | None = None) -> bytes:
         """The next bytes, as soon as there are some; none: the other side is done."""
-        if self._left(READ_TIME) and (self._comes_within(SLOW) or self._comes_slowly()):
-            return bytes(super().chunk(size_hint))
+        if not self._left(READ_TIME):
+            raise TooSlow
+        size = min(max(size_hint or 0, AT_ONCE), BODY_LIMIT)
+        try:
+            return bytes(self._sock.recv(size, socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            if self._comes_within(SLOW) or self._comes_slowly():
+                return bytes(self._sock.recv(size))
         raise TooSlow
 
     def _comes_slowly(self) -> bool:
@@ -152,54 +167,134 @@ class _Reading(SocketUnreader):  # type: ignore[misc]
         return bool(self._poll.poll(self._left(seconds) * 1000))
 
     def _left(self, seconds: float) -> float:
-        left = max(0.0, self._began + seconds - time.monotonic())
-        limit = self.sock.gettimeout()  # gunicorn's, for what is left of a refused body
-        return left if limit is None else min(left, limit)
+        return max(0.0, self._began + seconds - time.monotonic())
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
-    """gunicorn's threads, of which each keeps its connection for a moment after an answer.
+    """gunicorn's threads, which take requests from the kernel themselves.
 
-    gunicorn hands a connection back to its main thread after every request and gets it again
-    with the next one, which costs about as much as a request. Where the next one comes at once,
-    as it does from a gateway, that is left out, unless another connection waits for a thread.
-    Some threads never linger. None waits for a connection on which nothing has come yet, and few
-    wait for a request that comes slowly.
+    gunicorn's main thread waits for all connections and hands each request to a thread, which
+    hands the connection back: that costs about as much as a request. Here all threads wait for
+    all connections, and the kernel wakes one of them for each that can be read. None waits for a
+    connection on which nothing has come, and few wait for a request that comes slowly. The main
+    thread accepts connections, and closes those that are idle for too long.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._may_linger = threading.Semaphore(max(1, self.cfg.threads * 3 // 4))
         self._may_be_slow = threading.Semaphore(max(1, self.cfg.threads // 2))
-        self._waiting = 0
-        self._counting = threading.Lock()
+        self._lock = threading.Lock()
+        self._idle: dict[int, Any] = {}
+        """Connections that are waited for, by descriptor; who takes one out has it."""
+        self._waiting: deque[Any] = deque()
+        """Those that can be read, and wait for a thread."""
+        self._free = 0
+        """Threads that wait for a connection."""
+        self._looked_at = 0.0
+        self._ended = False
+
+    def run(self) -> None:
+        """Serve until told to stop, then for as long as requests are in progress."""
+        self._epoll, end = select.epoll(), os.eventfd(0)
+        self._epoll.register(end, select.EPOLLIN)
+        for _ in range(self.cfg.threads):
+            self.tpool.submit(self._serve)
+        try:
+            super().run()
+        finally:
+            self._ended = True
+            os.eventfd_write(end, 1)  # all threads see it
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        """The main thread's turn; gunicorn's own name. A stopping worker looks often."""
+        super().wait_for_and_dispatch_events(timeout if self.alive else min(timeout, 0.1))
 
     def enqueue_req(self, conn: Any) -> None:
-        """Have a thread answer what comes on a connection."""
-        with self._counting:
-            self._waiting += 1
-        conn.waits_since = time.monotonic()
-        super().enqueue_req(conn)
+        """Wait for what comes on a connection; gunicorn calls it for each that it accepts."""
+        conn.idle_since = time.monotonic()
+        conn.timeout = conn.idle_since + self.cfg.keepalive
+        number = conn.sock.fileno()
+        wait_for = self._epoll.modify if conn.initialized else self._epoll.register
+        with self._lock:
+            self._idle[number] = conn
+            wait_for(number, _NEXT)
 
-    def handle(self, conn: Any) -> Any:
-        """Answer the request on a connection, and those that follow at once."""
-        with self._counting:
-            self._waiting -= 1
-            many_wait = self._waiting >= self.cfg.threads
+    def murder_keepalived(self, force: bool = False) -> None:
+        """Close the connections on which nothing has come for too long; gunicorn's own name."""
+        now = time.monotonic()
+        with self._lock:
+            over = [(n, c) for n, c in self._idle.items() if force or c.timeout <= now]
+            for number, conn in over:
+                del self._idle[number]
+                conn.close()
+        self.nr_conns -= len(over)
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        with self._lock:
+            for conn in self._idle.values():
+                conn.timeout = min(conn.timeout, deadline)
+
+    def _serve(self) -> None:
+        """One thread's work."""
+        while not self._ended:
+            if conn := self._next():
+                try:
+                    self._serve_one(conn)
+                except Exception:
+                    log.exception("A connection was closed")
+                    self._close(conn)
+
+    def _serve_one(self, conn: Any) -> None:
+        many_wait = len(self._waiting) >= self.cfg.threads
         _this.is_late = many_wait and time.monotonic() - conn.waits_since > PATIENCE
-        result = self._answer(conn) if conn.initialized or self._begin(conn) else _DEFER
-        _this.is_late = False
-        while result is True and self.alive and not self._waiting and self._more(conn):
-            result = self._answer(conn)
-        return result
+        if not conn.initialized:
+            conn.data_ready = True
+            conn.init()
+            conn.parser.unreader = _Reading(conn.sock, self._may_be_slow)
+        if not self._answer(conn):
+            self._close(conn)
+        elif conn.parser.unreader.buf.getvalue():  # the next request came with this one
+            conn.waits_since = time.monotonic()
+            with self._lock:
+                self._waiting.append(conn)
+        else:
+            self.enqueue_req(conn)
 
-    def _begin(self, conn: Any) -> bool:
-        """Make a new connection ready to be read, if anything has come on it."""
-        if not conn.wait_for_data(LOOK / 1000):
-            return False
-        conn.init()
-        conn.parser.unreader = _Reading(conn.sock, self._may_be_slow)
-        return True
+    def _close(self, conn: Any) -> None:
+        self.method_queue.defer(self._gone, conn)
+
+    def _gone(self, conn: Any) -> None:
+        self.nr_conns -= 1
+        conn.close(graceful=True)
+
+    def _next(self) -> Any:
+        """The connection that has waited longest, as soon as there is one; or None.
+
+        While a thread is free, nothing waits. One that finds no other free takes all that can be
+        read, so that each has its place.
+        """
+        with self._lock:
+            if not self._free:
+                self._look()
+            if self._waiting:
+                return self._waiting.popleft()
+            self._free += 1
+        ready = self._epoll.poll(maxevents=1)
+        with self._lock:
+            self._free -= 1
+            self._looked_at = time.monotonic()
+            return self._take(ready[0][0])
+
+    def _look(self) -> None:
+        ready = self._epoll.poll(0)
+        self._waiting += filter(None, (self._take(number) for number, _ in ready))
+        self._looked_at = time.monotonic()
+
+    def _take(self, number: int) -> Any:
+        """A connection that can be read; it was not yet when somebody looked, nor while idle."""
+        if conn := self._idle.pop(number, None):
+            conn.waits_since = max(conn.idle_since, self._looked_at)
+        return conn
 
     def _answer(self, conn: Any) -> Any:
         with conn.parser.unreader.one_request():
@@ -215,7 +310,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             req, conn.sock, conn.client, conn.server, self.cfg, _Response
         )
         environ["wsgi.multithread"] = True
-        if not self.alive or len(self.keepalived_conns) >= self.max_keepalived:
+        if not self.alive or len(self._idle) >= self.max_keepalived:
             response.force_close()
         answer = self.wsgi(environ, response.start_response)
         try:
@@ -226,23 +321,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             if hasattr(answer, "close"):
                 answer.close()
         return not response.should_close()
-
-    def _more(self, conn: Any) -> bool:
-        if not self._may_linger.acquire(blocking=False):
-            return False
-        try:
-            poll = select.poll()
-            poll.register(conn.sock, select.POLLIN)
-            if conn.parser.unreader.buf.getvalue():
-                return True
-            for _ in range(LINGER):
-                if poll.poll(LOOK):
-                    return True
-                if self._waiting or not self.alive:
-                    return False
-            return False
-        finally:
-            self._may_linger.release()
 
 
 class _Response(wsgi.Response):  # type: ignore[misc]

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http.client import BadStatusLine, HTTPException, RemoteDisconnected
 from io import BytesIO
+from socket import SO_RCVTIMEO, SO_SNDTIMEO, SOL_SOCKET
+from struct import pack
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
@@ -33,6 +35,9 @@ log = logging.getLogger(__name__)
 IDLE = 1.0
 """Seconds after which a kept connection is not used again: a service that stops answers on
 those it has for two seconds more, so a request never meets one that is just being closed."""
+
+READ_TIME = 10
+"""Seconds that a service has for the next part of an answer."""
 
 _ONCE_SENT = urllib3.Retry(
     total=1, connect=1, read=0, status=0, redirect=0, other=0,
@@ -106,6 +111,16 @@ class _Fresh(HTTPConnection):
     used_at = 0.0
     _method = ""
 
+    def connect(self) -> None:
+        """Connect; from then on the kernel keeps the time, with no call for it at each turn.
+
+        What is not done in time is BlockingIOError, which urllib3 takes as what it is.
+        """
+        super().connect()
+        self.sock.settimeout(None)
+        for limit in (SO_RCVTIMEO, SO_SNDTIMEO):
+            self.sock.setsockopt(SOL_SOCKET, limit, pack("ll", READ_TIME, 0))
+
     def request(  # type: ignore[override]
         self, method: str, url: str, body: bytes | None, headers: Mapping[str, str], **_: object
     ) -> None:
@@ -122,13 +137,11 @@ class _Fresh(HTTPConnection):
         head = "\r\n".join((*lines, "", "")).encode("latin-1")
         if head.count(b"\n") != len(lines) + 1:
             raise ValueError("a header must not have a line break in it")
-        self.sock.settimeout(self.timeout)
         self.sock.sendall(head + (body or b""))
 
     def getresponse(self) -> Forwarded:  # type: ignore[override]
         """The answer to it; raises HTTPException for one that is none, and OSError."""
         self.used_at = monotonic()
-        self.sock.settimeout(self.timeout)
         received = self._receive()
         while (end := received.find(b"\r\n\r\n")) < 0:
             if len(received) > HEAD_LIMIT:
@@ -179,7 +192,7 @@ class Upstreams:
 
     def __init__(self, urls: Mapping[str, str], connections: int) -> None:
         manager = urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=1, read=10), maxsize=connections, num_pools=4
+            timeout=urllib3.Timeout(connect=1, read=READ_TIME), maxsize=connections, num_pools=4
         )
         manager.pool_classes_by_scheme = {"http": _FreshPool, "https": HTTPSConnectionPool}
         self._pools = {name: manager.connection_from_url(url) for name, url in urls.items()}
