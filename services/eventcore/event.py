@@ -112,7 +112,8 @@ def from_message(message: object) -> Event:
 
 def to_timestamp(moment: datetime) -> str:
     """RFC 3339 in UTC with six decimals, so that text order is time order."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    in_utc = moment.astimezone(UTC).replace(tzinfo=None)
+    return f"{in_utc.isoformat(timespec='microseconds')}Z"
 
 
 def _text(message: Mapping[str, object], name: str) -> str:

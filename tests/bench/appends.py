@@ -12,6 +12,7 @@ from eventcore.command import Call, handle, new_id
 from eventcore.errors import Conflict
 from eventcore.store import Answer, Postgres, Stream
 from tests.bench.bed import ORDER, Bed, Size, in_threads, metadata, new_event
+from tests.bench.machine import Spent
 from tests.bench.rows import Figure, Row, Values, require
 from user.user import DECIDER, ChangeUser, CreateUser
 
@@ -52,6 +53,7 @@ class Appends:
     def __init__(self, bed: Bed, size: Size) -> None:
         self._bed = bed
         self._size = size
+        self._spent = ""
 
     def rows(self) -> Sequence[Row]:
         """The rows of this family."""
@@ -71,7 +73,7 @@ class Appends:
                 "P2", f"library append, {WRITERS} threads of one process",
                 lambda: self._append(WRITERS), (Figure(reach=0.7, stretch=1.0),),
                 f"pgbench, {WRITERS} clients, one bare row a transaction",
-                lambda: bench(_BARE_ROW, WRITERS),
+                lambda: bench(_BARE_ROW, WRITERS), notes=lambda: (self._spent,),
             ),
             Row(
                 "P4", f"library append, batches of {BATCH}; events", self._append_batches,
@@ -103,7 +105,7 @@ class Appends:
 
     def _append(self, writers: int) -> Values:
         with self._counted() as counted:
-            until = perf_counter() + self._size.seconds
+            until, spent = perf_counter() + self._size.seconds, Spent()
 
             def write() -> None:
                 while perf_counter() < until:
@@ -111,6 +113,8 @@ class Appends:
                     counted.append(1)
 
             in_threads(writers, write)
+            what = "an append, library and benchmark being one process"
+            self._spent = spent.each(len(counted), what)
         return (counted.rate,)
 
     def _append_batches(self) -> Values:

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from tests.bench.bed import Bed, Size
 from tests.bench.load import Peak, as_much_as_goes
-from tests.bench.machine import cpu_seconds
+from tests.bench.machine import Spent, cpu_seconds
 from tests.bench.rows import Figure, Row, Values, require
 from tests.bench.visitor import Visitor
 
@@ -24,6 +24,7 @@ class Calls:
     def __init__(self, bed: Bed, size: Size) -> None:
         self._bed = bed
         self._seconds = size.seconds
+        self._said: dict[tuple[str, str], str] = {}
 
     def rows(self) -> Sequence[Row]:
         """The rows of this family."""
@@ -34,6 +35,7 @@ class Calls:
                 "P5", f"POST direct at a service, {CONNECTIONS} connections",
                 lambda: self._post("order-service"), (Figure(reach=0.55, stretch=0.65),),
                 "a validating Flask echo under the same gunicorn", lambda: self._post("echo"),
+                notes=lambda: self._spent("a POST", "order-service", "echo"),
             ),
             Row(
                 "P6", "POST through the gateway", lambda: self._post("gateway"),
@@ -43,6 +45,7 @@ class Calls:
                 "P7", "GET one document", lambda: self._get("order-service"),
                 (Figure(reach=0.85, stretch=0.95),),
                 "the same Flask route with a bare `find_one`", lambda: self._get("echo"),
+                notes=lambda: self._spent("a GET", "order-service", "echo"),
             ),
             Row(
                 "P18", "a POST with tracing at 10 % sampling", lambda: on("traced"),
@@ -73,7 +76,13 @@ class Calls:
     def _get(self, process: str) -> Values:
         url = f"{self._url(process)}/queries/orders/{self._visitor.order_id}"
         require(self._visitor.ask(url)["_id"] == self._visitor.order_id, "the order is there")
-        return (as_much_as_goes(url, self._seconds, CONNECTIONS).rate,)
+        spent = Spent()
+        peak = as_much_as_goes(url, self._seconds, CONNECTIONS)
+        self._said["a GET", process] = spent.each(peak.answers, f"a GET, at {process}")
+        return (peak.rate,)
+
+    def _spent(self, what: str, *processes: str) -> Sequence[str]:
+        return [self._said[what, process] for process in processes]
 
     def _cpu(self, process: str, keys: bool = False) -> Values:
         """CPU time that the service itself takes for a POST, in microseconds."""
@@ -89,9 +98,11 @@ class Calls:
         url, visitor = self._url(process), self._visitor
         before = visitor.orders_in_log()
         begins = f"bench-{before}-{process}" if keys else ""
+        spent = Spent()
         peak = as_much_as_goes(
             f"{url}/orders", self._seconds, CONNECTIONS, visitor.order_body, begins
         )
+        self._said["a POST", process] = spent.each(peak.answers, f"a POST, at {process}")
         rows = visitor.orders_when_still() - before
         wanted = 0 if process == "echo" else peak.answers
         require(

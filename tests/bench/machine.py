@@ -26,15 +26,55 @@ class OtherLoad:
 
 def cpu_seconds(pids: Iterable[int]) -> float:
     """CPU time of these processes and all below them, those that have ended included."""
-    ticks = 0
-    for pid in pids:
-        for each in _family(pid):
-            try:
-                fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it has ended meanwhile; its parent has its time
-            ticks += sum(map(int, fields[11:15]))
-    return ticks / TICKS
+    return sum(_own_cpu_seconds(each) for pid in pids for each in _family(pid))
+
+
+_KINDS = (
+    ("postgres", "PostgreSQL"),
+    ("beam.smp", "RabbitMQ"),
+    ("secantusd", "the stand-in for MongoDB"),
+    ("-m eventcore", "our processes"),
+)
+"""What a command line has in it, and whose it is; all others are the benchmark itself."""
+
+
+class Spent:
+    """Watches, from now on, what this run's processes take of the CPU, by whose they are."""
+
+    def __init__(self) -> None:
+        self._before = _cpu_by_kind()
+
+    def each(self, done: int, what: str) -> str:
+        """What each of so many took, and how many a second that allows at most."""
+        took = {kind: now - self._before.get(kind, 0.0) for kind, now in _cpu_by_kind().items()}
+        parts = {kind: seconds / max(done, 1) * 1e6 for kind, seconds in took.items()}
+        said = ", ".join(f"{kind} {each:.0f}" for kind, each in parts.items() if each >= 0.5)
+        cores, whole = os.cpu_count() or 1, sum(parts.values())
+        return (
+            f"µs of CPU {what}: {said}; {whole:.0f} in all, so that {cores} cores do"
+            f" {cores / whole * 1e6:,.0f} a second at most."
+        )
+
+
+def _cpu_by_kind() -> dict[str, float]:
+    spent: dict[str, float] = {}
+    for pid in _family(os.getpid()):
+        try:
+            told = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended meanwhile; its parent has its time
+        kind = next((kind for part, kind in _KINDS if part in told), "the benchmark")
+        spent[kind] = spent.get(kind, 0.0) + _own_cpu_seconds(pid)
+    return spent
+
+
+def _own_cpu_seconds(pid: int) -> float:
+    """CPU time of a process, and of those that it has seen end."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0  # it has ended meanwhile; its parent has its time
+    return sum(map(int, fields[11:15])) / TICKS
 
 
 def memory_bytes(pid: int) -> int:

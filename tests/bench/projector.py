@@ -20,6 +20,7 @@ from eventcore.relay import to_broker
 from order.projections import orders
 from tests.bench.backlog import Backlog
 from tests.bench.bed import Bed, Size
+from tests.bench.machine import Spent
 from tests.bench.rows import Figure, Row, Values, require
 
 BATCH = 300
@@ -36,6 +37,7 @@ class Projecting:
     def __init__(self, bed: Bed, size: Size) -> None:
         self._bed = bed
         self._count = size.projected
+        self._spent = ""
 
     def rows(self) -> Sequence[Row]:
         """The rows of this family."""
@@ -44,6 +46,7 @@ class Projecting:
                 "P9", f"projector, backlog of {self._count:,}", lambda: (self._project()[0],),
                 (Figure(reach=0.85, stretch=0.95),),
                 f"bare pymongo `bulk_write` of {BARE_BATCH}", self._write,
+                notes=lambda: (self._spent,),
             ),
             Row(
                 "P10", "projector's own CPU an event, outside pymongo",
@@ -66,15 +69,16 @@ class Projecting:
             projector.consume(stop, wait=0.5)
         first = readmodel.written
         readmodel.spent = 0.0
-        began, cpu = perf_counter(), process_time()
+        began, cpu, spent = perf_counter(), process_time(), Spent()
         while readmodel.written < self._count:
             projector.consume(stop, wait=0.5)
         took, cpu = perf_counter() - began, process_time() - cpu
+        done = self._count - first
+        self._spent = spent.each(done, "an event, projector and benchmark being one process")
         projector.disconnect()
         there = readmodel._of(projection.collection).count_documents({})
         require(there == self._count, f"{self._count} documents are there, not {there}")
         readmodel.close()
-        done = self._count - first
         return done / took, (cpu - readmodel.spent) / done * 1e6
 
     def _projector(self, projection: Projection, readmodel: Mongo, broker: RabbitMQ) -> Projector:

@@ -14,6 +14,7 @@ from eventcore.settings import Server
 from eventcore.store import RelaySession
 from tests.bench.backlog import Backlog
 from tests.bench.bed import Bed, Size
+from tests.bench.machine import Spent
 from tests.bench.rows import Figure, Row, Values, require
 
 WINDOW = 500
@@ -29,6 +30,7 @@ class Relaying:
     def __init__(self, bed: Bed, size: Size) -> None:
         self._bed = bed
         self._count = size.relayed
+        self._spent = ""
 
     def rows(self) -> Sequence[Row]:
         """The row of this family."""
@@ -37,7 +39,7 @@ class Relaying:
                 "P8", f"relay, backlog of {self._count:,}", self._relay,
                 (Figure(reach=0.8, stretch=0.9),),
                 f"bare asynchronous pika, window {WINDOW}, same bytes, quorum queue",
-                self._publish,
+                self._publish, notes=lambda: (self._spent,),
             ),
         )  # fmt: skip
 
@@ -54,7 +56,7 @@ class Relaying:
         )
         publisher = broker.publisher([QUEUE], WINDOW)
         pump = Pump("bench", session, publisher)
-        began = perf_counter()
+        began, spent = perf_counter(), Spent()
         sent = 0
         while sent < self._count:
             sent += pump.turn()
@@ -62,6 +64,7 @@ class Relaying:
             pass
         pump.save()
         took = perf_counter() - began
+        self._spent = spent.each(self._count, "an event, relay and benchmark being one process")
         publisher.close()
         backlog.forget_checkpoint()
         session.close()

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from tests.bench.bed import Bed, Size
 from tests.bench.load import Outcome, as_much_as_goes, at_rate, percentile
-from tests.bench.machine import cpu_seconds
+from tests.bench.machine import Spent, cpu_seconds
 from tests.bench.rows import Figure, Row, Values, require
 from tests.bench.visitor import Visitor
 
@@ -43,6 +43,7 @@ class WholeSystem:
         self._said: Sequence[str] = ()
         self._limit: Sequence[str] = ()
         self._answered = 0
+        self._spent = ""
 
     def rows(self) -> Sequence[Row]:
         """The rows of this family."""
@@ -162,19 +163,23 @@ class WholeSystem:
         pids = {name: self._bed.shop.pid(name) for name in self._visitor.processes}
         with self._checked():
             before = {name: cpu_seconds([pid]) for name, pid in pids.items()}
+            all_spent = Spent()
             outcome = self._at_rate(self._capacity)
             self._drain()
+            of_all = all_spent.each(outcome.good, "a command, the client being the benchmark")
             spent = {name: cpu_seconds([pid]) - before[name] for name, pid in pids.items()}
         each = {name: seconds / outcome.good * 1e6 for name, seconds in spent.items()}
         parts = ", ".join(f"{name} {value:.0f}" for name, value in each.items())
-        self._said = (f"µs of CPU a command at {self._capacity:,.0f}/s: {parts}",)
+        self._said = (f"µs of CPU a command at {self._capacity:,.0f}/s: {parts}", of_all)
         return (sum(each.values()),)
 
     # ── P21 ───────────────────────────────────────────────────────────────────────────────
 
     def _overload(self) -> Values:
         with self._checked():
+            spent = Spent()
             outcome = self._at_rate(self._capacity * OVERLOAD, connections=CALLERS)
+            self._spent = spent.each(sum(outcome.statuses.values()), "an answer of any kind")
         self._answers = outcome.statuses
         return outcome.good / outcome.seconds, outcome.percentile(0.99) * 1e3
 
@@ -185,7 +190,7 @@ class WholeSystem:
 
     def _say_answers(self) -> Sequence[str]:
         counts = ", ".join(f"{n:,} with {s or 'none'}" for s, n in sorted(self._answers.items()))
-        return (f"Answers at {OVERLOAD} times the capacity: {counts}.",)
+        return f"Answers at {OVERLOAD} times the capacity: {counts}.", self._spent
 
     def _say_rate(self) -> Sequence[str]:
         return (f"The fixed rate was {self._capacity / 2:,.0f}/s.",)
