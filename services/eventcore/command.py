@@ -2,8 +2,10 @@
 
 import logging
 import random
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -75,6 +77,40 @@ def read_all(store: Store, stream: Stream, after: int = 0) -> list[Event]:
     return events
 
 
+class _Turns:
+    """Commands on one stream that meet in a process go one after another.
+
+    All but one of them would be decided in vain. Those of other processes are met by conflicts.
+    """
+
+    WAIT = 1.0
+    """Seconds, at most; after that a command goes ahead: the store keeps the order anyway."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._turns: dict[object, tuple[threading.Lock, list[None]]] = {}
+
+    @contextmanager
+    def on(self, stream: object) -> Iterator[None]:
+        """Around one attempt."""
+        with self._lock:
+            turn, wanted = self._turns.setdefault(stream, (threading.Lock(), []))
+            wanted.append(None)
+        taken = turn.acquire(timeout=self.WAIT)
+        try:
+            yield
+        finally:
+            if taken:
+                turn.release()
+            with self._lock:
+                wanted.pop()
+                if not wanted:
+                    del self._turns[stream]
+
+
+_turns = _Turns()
+
+
 def handle(
     store: Store,
     decider: Decider[Command, State, Fact],
@@ -95,7 +131,10 @@ def handle(
     stream = Stream(decider.aggregate_type, aggregate_id)
     for attempt in range(ATTEMPTS):
         try:
-            return _once(store, decider, stream, command, call, answer, creates)
+            if creates:
+                return _once(store, decider, stream, command, call, answer, creates)
+            with _turns.on((id(store), aggregate_id)):
+                return _once(store, decider, stream, command, call, answer, creates)
         except Conflict as conflict:
             CONFLICTS.labels(decider.aggregate_type).inc()
             log.info("conflict, deciding again", extra={"stream": str(stream), "attempt": attempt})

@@ -42,9 +42,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PATIENCE = 0.25
-"""Seconds that a request may have waited for a thread while as many others wait as there are
-threads; then its caller is told to come back. Where few wait, the machine is slow, not overrun.
-"""
+"""Seconds that a request may have waited for a thread while MANY others wait; then its caller is
+told to come back."""
+
+MANY = 2
+"""Requests that wait for each thread. Where fewer wait, the machine is slow, not overrun."""
 
 AT_ONCE = 8192
 """Bytes that are read at once where nobody asks for more."""
@@ -245,7 +247,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                     self._close(conn)
 
     def _serve_one(self, conn: Any) -> None:
-        many_wait = len(self._waiting) >= self.cfg.threads
+        many_wait = len(self._waiting) >= MANY * self.cfg.threads
         _this.is_late = many_wait and time.monotonic() - conn.waits_since > PATIENCE
         if not conn.initialized:
             conn.data_ready = True

@@ -3,7 +3,7 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from eventcore.serving import PATIENCE
+from eventcore.serving import MANY, PATIENCE
 from eventcore.store import Together, connect, transaction
 from local.shop import Shop
 from tests.conftest import Databases
@@ -22,10 +22,10 @@ def test_a_request_that_waited_too_long_for_a_thread_is_refused_and_writes_nothi
     def post(_: int) -> Answer:
         return wire.send("POST", "/users", user_body("Overload"), at="user-service")
 
-    with ThreadPoolExecutor(3 * THREADS) as callers:
+    with ThreadPoolExecutor((2 + MANY) * THREADS) as callers:
         with transaction(owner) as connection:
             connection.exec_driver_sql("lock table streams in exclusive mode")
-            answers = callers.map(post, range(3 * THREADS))
+            answers = callers.map(post, range((2 + MANY) * THREADS))
             waiting = "select count(*) from pg_locks where not granted"
             while connection.exec_driver_sql(waiting).scalar_one() < Together.UNDER_WAY:
                 time.sleep(0.02)
