@@ -4,6 +4,7 @@ The only file that imports prometheus-client. A log line is a fact with ids as f
 JSON object a line, or readable text on a terminal.
 """
 
+import atexit
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -190,10 +191,9 @@ def start(settings: Settings) -> None:
 def start_logging(
     service: str, process: str, form: str, level: str, stream: TextIO | None = None
 ) -> None:
-    """Log to stdout, or `stream`; `form` is json, text, or auto: text on a terminal."""
-    stream = stream or sys.stdout
-    as_text = form == "text" or (form == "auto" and stream.isatty())
-    handler = logging.StreamHandler(stream)
+    """Log to stdout, or `stream` at once; `form` is json, text, or auto: text on a terminal."""
+    handler = logging.StreamHandler(stream) if stream else _Gathering(sys.stdout)
+    as_text = form == "text" or (form == "auto" and handler.stream.isatty())
     handler.setFormatter(_Text() if as_text else _Json(service, process))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     _leave_out_what_no_line_shows()
@@ -204,6 +204,62 @@ def start_logging(
     sys.excepthook = lambda _kind, error, _place: _log_uncaught(error)
     threading.excepthook = lambda ended: _log_uncaught(ended.exc_value)
     sys.unraisablehook = lambda ended: _log_uncaught(ended.exc_value)
+
+
+class _Gathering(logging.StreamHandler[TextIO]):
+    """Writes what is logged within a moment in one piece, and a warning with all before it at once.
+
+    Each write lets go of the interpreter's lock, which costs a busy process more than the line.
+    A process that is killed loses the lines of that moment.
+    """
+
+    MOMENT = 0.01
+    """Seconds."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._begin()
+        os.register_at_fork(after_in_child=self._begin)
+        atexit.register(self.flush)
+
+    def _begin(self) -> None:
+        """In a process that has just begun: what is gathered already is its parent's to write."""
+        self._lines: list[str] = []
+        self._due = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging.Handler; it holds the handler's lock."""
+        try:
+            line = f"{self.format(record)}\n"
+            self._lines.append(line if line.isascii() else _writable(line))
+        except Exception:  # noqa: BLE001 - as every handler does, it tells where it can
+            self.handleError(record)
+        if record.levelno >= logging.WARNING:
+            self.flush()
+        elif not self._due.is_set():
+            self._due.set()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="log lines", daemon=True)
+                self._thread.start()
+
+    def flush(self) -> None:
+        """Write all that is there."""
+        with self.lock or threading.RLock():
+            lines, self._lines = self._lines, []
+            with suppress(OSError, ValueError):  # nobody reads them any more
+                self.stream.write("".join(lines))
+                super().flush()
+
+    def _run(self) -> None:
+        while self._due.wait():
+            time.sleep(self.MOMENT)
+            self._due.clear()
+            self.flush()
+
+
+def _writable(line: str) -> str:
+    return line.encode("utf-8", "backslashreplace").decode()
 
 
 def _leave_out_what_no_line_shows() -> None:
