@@ -34,6 +34,10 @@ START_TIME = 60
 _PRIVATE_PORTS = range(20000, 32000)  # below those that Linux gives to outgoing connections
 
 
+_given: set[int] = set()
+"""Ports that this process has chosen already: what is to listen there may not have begun to."""
+
+
 def free_port(preferred: int = 0) -> int:
     """A port that nothing listens on now: the preferred one, or else one that is unlikely
     to be chosen by anybody else.
@@ -41,7 +45,8 @@ def free_port(preferred: int = 0) -> int:
     if preferred and is_free(preferred):
         return preferred
     for port in random.sample(_PRIVATE_PORTS, k=100):
-        if is_free(port):
+        if port not in _given and is_free(port):
+            _given.add(port)
             return port
     raise CannotStart("Of 100 ports tried none is free: something on this machine holds them all.")
 
