@@ -219,7 +219,10 @@ class _Gathering(logging.StreamHandler[TextIO]):
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._begin()
-        os.register_at_fork(after_in_child=self._begin)
+        # nobody writes while a process forks: its child would wait for that write for ever
+        os.register_at_fork(
+            before=self.acquire, after_in_parent=self.release, after_in_child=self._begin
+        )
         atexit.register(self.flush)
 
     def _begin(self) -> None:
@@ -232,16 +235,29 @@ class _Gathering(logging.StreamHandler[TextIO]):
         """See logging.Handler; it holds the handler's lock."""
         try:
             line = f"{self.format(record)}\n"
-            self._lines.append(line if line.isascii() else _writable(line))
+            self._lines.append(line if line.isascii() else self._writable(line))
+            if record.levelno >= logging.WARNING:
+                self.flush()
+            elif not self._due.is_set():
+                self._due.set()
+                if self._thread is None:
+                    self._start()
         except Exception:  # noqa: BLE001 - as every handler does, it tells where it can
             self.handleError(record)
-        if record.levelno >= logging.WARNING:
+
+    def _writable(self, line: str) -> str:
+        encoding = self.stream.encoding or "utf-8"
+        return line.encode(encoding, "backslashreplace").decode(encoding)
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name="log lines", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # there can be no thread now
+            self._due.clear()
             self.flush()
-        elif not self._due.is_set():
-            self._due.set()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="log lines", daemon=True)
-                self._thread.start()
+        else:
+            self._thread = thread
 
     def flush(self) -> None:
         """Write all that is there."""
@@ -256,10 +272,6 @@ class _Gathering(logging.StreamHandler[TextIO]):
             time.sleep(self.MOMENT)
             self._due.clear()
             self.flush()
-
-
-def _writable(line: str) -> str:
-    return line.encode("utf-8", "backslashreplace").decode()
 
 
 def _leave_out_what_no_line_shows() -> None:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from gunicorn.http import wsgi
 from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.unreader import Unreader
 from gunicorn.util import http_date
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 from prometheus_client.multiprocess import mark_process_dead
 
 from eventcore import jsontext
@@ -113,6 +113,8 @@ class Readiness:
             time.sleep(1)
 
 
+DONT_WAIT = socket.MSG_DONTWAIT
+
 _NEXT = select.EPOLLIN | select.EPOLLONESHOT
 """Tell one thread, once, that a connection can be read."""
 
@@ -155,7 +157,7 @@ class _Reading(Unreader):  # type: ignore[misc]
             raise TooSlow
         size = min(max(size_hint or 0, AT_ONCE), BODY_LIMIT)
         try:
-            return bytes(self._sock.recv(size, socket.MSG_DONTWAIT))
+            return bytes(self._sock.recv(size, DONT_WAIT))
         except BlockingIOError:
             if self._comes_within(SLOW) or self._comes_slowly():
                 return bytes(self._sock.recv(size))
@@ -193,33 +195,37 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._free = 0
         """Threads that wait for a connection."""
         self._looked_at = 0.0
-        self._ended = False
+        self._leaving: list[Any] = []
+        """Connections that are done with, whose other side has not hung up yet."""
+        self._stopping = self._ended = False
 
     def run(self) -> None:
         """Serve until told to stop, then for as long as requests are in progress."""
         self._epoll, end = select.epoll(), os.eventfd(0)
         self._epoll.register(end, select.EPOLLIN)
-        for _ in range(self.cfg.threads):
-            self.tpool.submit(self._serve)
         try:
+            for _ in range(self.cfg.threads):
+                self.tpool.submit(self._serve)
             super().run()
         finally:
             self._ended = True
             os.eventfd_write(end, 1)  # all threads see it
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        """The main thread's turn; gunicorn's own name. A stopping worker looks often."""
-        super().wait_for_and_dispatch_events(timeout if self.alive else min(timeout, 0.1))
+        """The main thread's turn; gunicorn's own name. It comes often where something ends."""
+        ends = self._leaving or self._stopping or not self.alive
+        super().wait_for_and_dispatch_events(min(timeout, 0.1) if ends else timeout)
 
     def enqueue_req(self, conn: Any) -> None:
         """Wait for what comes on a connection; gunicorn calls it for each that it accepts."""
         conn.idle_since = time.monotonic()
-        conn.timeout = conn.idle_since + self.cfg.keepalive
         number = conn.sock.fileno()
         wait_for = self._epoll.modify if conn.initialized else self._epoll.register
         with self._lock:
-            self._idle[number] = conn
+            kept = STOP_KEEPALIVE_LINGER if self._stopping else self.cfg.keepalive
+            conn.timeout = conn.idle_since + kept
             wait_for(number, _NEXT)
+            self._idle[number] = conn
 
     def murder_keepalived(self, force: bool = False) -> None:
         """Close the connections on which nothing has come for too long; gunicorn's own name."""
@@ -230,9 +236,24 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 del self._idle[number]
                 conn.close()
         self.nr_conns -= len(over)
+        self._leaving = [conn for conn in self._leaving if not self._has_left(conn, now, force)]
+
+    def _has_left(self, conn: Any, now: float, force: bool) -> bool:
+        """Close a connection whose other side has hung up, or had the time to."""
+        try:
+            over = force or conn.timeout <= now or not conn.sock.recv(65536, DONT_WAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            over = True
+        if over:
+            conn.close()
+            self.nr_conns -= 1
+        return over
 
     def _cap_keepalive(self, deadline: float) -> None:
         with self._lock:
+            self._stopping = True
             for conn in self._idle.values():
                 conn.timeout = min(conn.timeout, deadline)
 
@@ -266,8 +287,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.method_queue.defer(self._gone, conn)
 
     def _gone(self, conn: Any) -> None:
-        self.nr_conns -= 1
-        conn.close(graceful=True)
+        """Say goodbye, and wait for the other side to hang up, so that it has read its answer."""
+        with suppress(OSError):  # it has hung up already
+            conn.sock.shutdown(socket.SHUT_WR)
+        conn.timeout = time.monotonic() + STOP_KEEPALIVE_LINGER
+        self._leaving.append(conn)
 
     def _next(self) -> Any:
         """The connection that has waited longest, as soon as there is one; or None.
@@ -312,13 +336,18 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             req, conn.sock, conn.client, conn.server, self.cfg, _Response
         )
         environ["wsgi.multithread"] = True
-        if not self.alive or len(self._idle) >= self.max_keepalived:
+        if self._stopping or not self.alive or len(self._idle) >= self.max_keepalived:
             response.force_close()
         answer = self.wsgi(environ, response.start_response)
         try:
             for part in answer:
                 response.write(part)
             response.close()
+        except Exception as error:
+            if isinstance(error, OSError) or not response.headers_sent:
+                raise
+            log.exception("An answer was cut off")
+            raise StopIteration from error  # gunicorn's word for: hang up
         finally:
             if hasattr(answer, "close"):
                 answer.close()

@@ -3,13 +3,16 @@
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
+from eventcore.store import connect, transaction
 from local.shop import Shop
+from tests.conftest import Databases
 
 THREADS = 16
 """Of the order service."""
@@ -69,6 +72,46 @@ def test_who_hangs_up_leaves_nothing_behind(shop: Shop, connections: list[socket
     while (left := ours & accepted(shop)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not left
+
+
+def test_who_does_not_hang_up_keeps_nobody_waiting(connections: list[socket.socket]) -> None:
+    for connection in connections[::2]:
+        connection.sendall(PROBE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+    for connection in connections[::2]:
+        assert answers(connection, 1) == 1
+    began = time.monotonic()
+    for connection in connections[1::2]:
+        connection.sendall(PROBE)
+        assert answers(connection, 1) == 1
+    with socket.create_connection(connections[0].getpeername(), timeout=10) as new:
+        new.sendall(PROBE)
+        assert answers(new, 1) == 1
+    assert time.monotonic() - began < 1.5
+
+
+def test_a_request_in_progress_is_answered_and_then_the_service_stops_soon(
+    shop: Shop, databases: Databases, connections: list[socket.socket]
+) -> None:
+    body = b'{"name": "Ada", "email": "ada@example.com"}'
+    post = b"POST /users HTTP/1.1\r\nHost: shop\r\nContent-Type: application/json\r\n"
+    place = urlsplit(shop.url("user-service"))
+    with (
+        ThreadPoolExecutor(1) as pool,
+        socket.create_connection((place.hostname, place.port), timeout=20) as connection,
+    ):
+        with transaction(connect(databases("user", "owner"))) as locked:
+            locked.exec_driver_sql("lock table streams in exclusive mode")
+            connection.sendall(post + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+            waiting = "select count(*) from pg_locks where not granted"
+            while locked.exec_driver_sql(waiting).scalar_one() < 1:
+                time.sleep(0.02)
+            began = time.monotonic()
+            stopped = pool.submit(shop.stop, "user-service")
+            time.sleep(0.5)  # what is looked at is that the request is older than the end
+        assert connection.recv(65536).startswith(b"HTTP/1.1 202")
+        stopped.result()
+        assert time.monotonic() - began < 8  # the caller keeps its connection
+    shop.start("user-service")
 
 
 def test_a_service_that_stops_closes_idle_connections_and_is_gone_in_seconds(
