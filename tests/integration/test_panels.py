@@ -26,7 +26,7 @@ from local.servers import RabbitMQ
 from local.shop import Shop
 from tests.conftest import Databases
 from tests.integration.prometheus import Prometheus, prometheus
-from tests.integration.trouble import append_what_no_code_knows, publish
+from tests.integration.trouble import append_what_no_code_knows, outrun, publish
 from tests.panels.test_boards import plain
 
 RULES = Path(__file__).parents[2] / "charts" / "shop" / "files" / "alerts.yaml"
@@ -77,8 +77,9 @@ QUERIES = [
 class Load:
     """Clients that do what callers do, and a race for one user's stream among them."""
 
-    def __init__(self, gateway: str) -> None:
+    def __init__(self, gateway: str, databases: Databases) -> None:
         self._gateway = gateway
+        self._databases = databases
         self._until = 0.0
         self.statuses: list[int] = []
         self._lock = threading.Lock()
@@ -108,8 +109,9 @@ class Load:
         """All of it for so long at least; the race until somebody has lost it."""
         self._until = time.monotonic() + seconds
         raced = self.create_user()
-        with ThreadPoolExecutor(14) as pool:
+        with ThreadPoolExecutor(15) as pool:
             runs = [pool.submit(self._orders), pool.submit(self._mistakes)]
+            runs.append(pool.submit(outrun, raced, self._databases, self._nobody_has_lost))
             runs += [pool.submit(self._race, raced, name) for name in range(12)]
             yield
             for run in runs:
@@ -127,9 +129,12 @@ class Load:
             self.send("GET", "/users/01890000-0000-7000-8000-000000000000")
             time.sleep(0.2)  # mistakes are rarer than orders
 
+    def _nobody_has_lost(self) -> bool:
+        return LOST not in self.statuses
+
     def _race(self, user_id: str, runner: int) -> None:
         count = 0
-        while time.monotonic() < self._until or LOST not in self.statuses:
+        while time.monotonic() < self._until or self._nobody_has_lost():
             assert time.monotonic() < self._until + 60, "nobody loses"
             count += 1
             self.send("PUT", f"/users/{user_id}", {"name": f"Ada {runner}.{count}"})
@@ -144,7 +149,7 @@ def watched(
 ) -> Iterator[Prometheus]:
     """A Prometheus that has seen a load, a stop, a dead letter and a parked stream."""
     shop.start()
-    load = Load(shop.url("gateway"))
+    load = Load(shop.url("gateway"), databases)
     folder = tmp_path_factory.mktemp("prometheus")
     with prometheus(shop, rabbitmq, RULES, folder) as server:
         put_aside = "increase(projection_dead_letters_total[1m]) > 0"

@@ -1,10 +1,13 @@
 """What makes the running system complain, as it happens to it in earnest."""
 
+from collections.abc import Callable
 from contextlib import closing
 from uuid import UUID, uuid4
 
 import pika
 
+from eventcore.command import read_all
+from eventcore.errors import Conflict
 from eventcore.event import NewEvent
 from eventcore.store import Postgres, Stream
 from local.servers import RabbitMQ
@@ -16,6 +19,18 @@ def append_what_no_code_knows(user_id: str, databases: Databases) -> None:
     with closing(Postgres(databases("user", "service"), 1)) as store:
         event = NewEvent(uuid4(), "USER_MARRIED", 1, {})
         store.append(Stream("user", UUID(user_id)), 1, [event], {})
+
+
+def outrun(user_id: str, databases: Databases, goes_on: Callable[[], bool]) -> None:
+    """Change the user, past the service and faster than it can, so that its commands lose."""
+    stream, version = Stream("user", UUID(user_id)), 1
+    with closing(Postgres(databases("user", "service"), 1)) as store:
+        while goes_on():
+            event = NewEvent(uuid4(), "USER_NAME_CHANGED", 1, {"name": f"Eve {version}"})
+            try:
+                version = store.append(stream, version, [event], {}).version
+            except Conflict:
+                version = read_all(store, stream, version)[-1].version
 
 
 def publish(rabbitmq: RabbitMQ, body: bytes) -> None:
