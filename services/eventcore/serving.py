@@ -239,9 +239,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._leaving = [conn for conn in self._leaving if not self._has_left(conn, now, force)]
 
     def _has_left(self, conn: Any, now: float, force: bool) -> bool:
-        """Close a connection whose other side has hung up, or had the time to."""
+        """Close a connection whose other side has hung up, or had the time to, or sends more."""
         try:
-            over = force or conn.timeout <= now or not conn.sock.recv(65536, DONT_WAIT)
+            over = force or conn.timeout <= now
+            while not over:
+                came = len(conn.sock.recv(4096, DONT_WAIT))
+                conn.still_takes -= came
+                over = not came or conn.still_takes <= 0
         except BlockingIOError:
             return False
         except OSError:
@@ -291,6 +295,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         with suppress(OSError):  # it has hung up already
             conn.sock.shutdown(socket.SHUT_WR)
         conn.timeout = time.monotonic() + STOP_KEEPALIVE_LINGER
+        conn.still_takes = BODY_LIMIT
         self._leaving.append(conn)
 
     def _next(self) -> Any:
