@@ -14,7 +14,7 @@ from uuid import UUID
 import uuid_utils.compat
 
 from eventcore.decider import Decider
-from eventcore.errors import Conflict, NotFound, Refused, StaleVersion
+from eventcore.errors import Conflict, NotFound, StaleVersion
 from eventcore.event import Data, Event, NewEvent
 from eventcore.observe import APPENDED, APPENDS, CONFLICTS, CONFLICTS_LOST
 from eventcore.store import PAGE, Answer, Idempotency, Store, Stream
@@ -144,13 +144,17 @@ def handle(
                     f"{stream} is being changed by others; nothing was written"
                 ) from conflict
             time.sleep(random.uniform(0, 0.002 * 2**attempt))  # full jitter, 0.25 s at most
-        except Refused:
-            # The same request, a moment earlier, may be why this one is refused now.
-            earlier = call.idempotency and store.recorded_answer(call.idempotency)
-            if not earlier:
-                raise
-            return Handled(earlier, 0, (), replayed=True)
     raise AssertionError("unreachable")
+
+
+def answered_before(store: Store, call: Call) -> Handled | None:
+    """What the command with this call's key was answered, if it was; raises KeyReused, StoreAway.
+
+    An append finds that out by itself. So it is asked only before anybody waits or is told that
+    something cannot be done: the same request, earlier, may be why.
+    """
+    earlier = store.recorded_answer(call.idempotency) if call.idempotency else None
+    return Handled(earlier, 0, (), replayed=True) if earlier else None
 
 
 def _once(

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -28,12 +29,31 @@ from prometheus_client import (
     Gauge,
     Histogram,
     Metric,
+    values,
 )
 from prometheus_client import generate_latest as _render
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from eventcore import jsontext
 from eventcore.settings import Settings
+
+
+class _Pid:
+    """This process's id, which the metrics ask for at each rise: without a call of the system."""
+
+    def __init__(self) -> None:
+        self._note()
+        os.register_at_fork(after_in_child=self._note)
+
+    def _note(self) -> None:
+        self._pid = os.getpid()
+
+    def __call__(self) -> int:
+        return self._pid
+
+
+if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+    values.ValueClass = values.MultiProcessValue(_Pid())  # type: ignore[no-untyped-call]
 
 SECONDS = (
     0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10,
@@ -221,13 +241,16 @@ class _Gathering(logging.StreamHandler[TextIO]):
         self._begin()
         # nobody writes while a process forks: its child would wait for that write for ever
         os.register_at_fork(
-            before=self.acquire, after_in_parent=self.release, after_in_child=self._begin
+            before=lambda: self._writing.acquire(),
+            after_in_parent=lambda: self._writing.release(),
+            after_in_child=self._begin,
         )
         atexit.register(self.flush)
 
     def _begin(self) -> None:
         """In a process that has just begun: what is gathered already is its parent's to write."""
-        self._lines: list[str] = []
+        self._writing = threading.RLock()
+        self._lines: deque[str] = deque()
         self._due = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -260,12 +283,10 @@ class _Gathering(logging.StreamHandler[TextIO]):
             self._thread = thread
 
     def flush(self) -> None:
-        """Write all that is there."""
-        with self.lock or threading.RLock():
-            lines, self._lines = self._lines, []
-            with suppress(OSError, ValueError):  # nobody reads them any more
-                self.stream.write("".join(lines))
-                super().flush()
+        """Write all that is there; meanwhile others go on logging."""
+        with self._writing, suppress(OSError, ValueError):  # nobody reads them any more
+            self.stream.write("".join(self._lines.popleft() for _ in range(len(self._lines))))
+            self.stream.flush()
 
     def _run(self) -> None:
         while self._due.wait():

@@ -692,14 +692,14 @@ class Hangs:
 
 
 class Wakeup:
-    """Tells the relay that something was appended, at most every few milliseconds.
+    """Tells the relay that something was appended, no more often than a busy one looks anyway.
 
     It is sent beside the append, not within it: a NOTIFY in the transaction would take a
     lock of the whole PostgreSQL instance at commit. One that is lost costs a little time,
     since the relay polls as well.
     """
 
-    INTERVAL = 0.005
+    INTERVAL = 0.012
 
     def __init__(self, notify: Callable[[], object]) -> None:
         self._notify = notify

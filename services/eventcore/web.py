@@ -23,7 +23,7 @@ from pydantic_core import PydanticCustomError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from eventcore import jsontext, openapi
-from eventcore.command import Call, Handled, new_id
+from eventcore.command import Call, Handled, answered_before, new_id
 from eventcore.errors import (
     Away,
     CannotApply,
@@ -33,6 +33,7 @@ from eventcore.errors import (
     KeyReused,
     NotFound,
     StaleVersion,
+    StoreAway,
 )
 from eventcore.event import Data, Json, to_message, to_timestamp
 from eventcore.feed import MANY, StoreFeed
@@ -220,11 +221,15 @@ def _answer(
         body=_validated(operation.body, _body(operation, asked)) if operation.body else None,
         call=_call(operation, asked, ids),
     )
-    if incoming.call.idempotency and store:
-        earlier = store.recorded_answer(incoming.call.idempotency)
-        if earlier:
-            return _response(reply(Handled(earlier, 0, (), replayed=True)), asked)
-    return _response(route.handler(incoming), asked)
+    try:
+        return _response(route.handler(incoming), asked)
+    except StoreAway:
+        raise
+    except Error:
+        earlier = answered_before(store, incoming.call) if store else None
+        if not earlier:
+            raise
+        return _response(reply(earlier), asked)
 
 
 def _add(app: Flask, route: Route, store: Store | None) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from eventcore.command import handle, new_id
+from eventcore.command import answered_before, handle, new_id
 from eventcore.query import Views
 from eventcore.store import Answer, Store
 from eventcore.web import (
@@ -132,7 +132,10 @@ def routes(store: Store, orders: Views, customers: Customers) -> Routes:
     )  # fmt: skip
     def place_order(incoming: Incoming[NewOrder, None]) -> Reply:
         body = incoming.body
-        customers.require(body.userId)
+        if not customers.knows(body.userId):
+            if earlier := answered_before(store, incoming.call):
+                return reply(earlier)
+            customers.require(body.userId)
         order_id = new_id()
         command = PlaceOrder(body.userId, body.item, body.price)
 

@@ -45,13 +45,17 @@ class Customers:
         self._remembered: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
 
+    def knows(self, user_id: str) -> bool:
+        """Whether the user may order, as far as the cache goes; raises ReadModelAway."""
+        return self._is_remembered(user_id) or self._is_known(user_id)
+
     def require(self, user_id: str) -> None:
-        """Return if the user may order.
+        """Return if the user may order, at once or within the wait.
 
         Raises Invalid ("User unknown"), Busy if too many wait already, and ReadModelAway
         where it cannot be known now.
         """
-        if self._is_remembered(user_id) or self._is_known(user_id):
+        if self.knows(user_id):
             return
         if self._is_nobodys(user_id):
             raise Invalid(

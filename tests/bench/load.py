@@ -9,7 +9,7 @@ import re
 import subprocess
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -106,66 +106,135 @@ def at_rate(
 
 
 class _Load:
-    """Requests that are due, and the connections that send them."""
+    """Requests that are due, and the connections that send them, in turn."""
 
     def __init__(self, url: str, body: str, on_answer: OnAnswer) -> None:
-        self._place = place = urlsplit(url)
-        self._request = (
+        self.place = place = urlsplit(url)
+        self.request = (
             f"POST {place.path} HTTP/1.1\r\nHost: {place.netloc}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
         ).encode()
         self._on_answer = on_answer
-        self._due: asyncio.Queue[float | None] = asyncio.Queue()
+        self._due: deque[float] = deque()
+        self._idle: deque[_Connection] = deque()
+        self._busy: dict[_Connection, float] = {}
+        self._all_said = asyncio.Event()
         self._outcome = Outcome()
 
     async def run(self, rate: float, seconds: float, connections: int) -> Outcome:
-        clients = [asyncio.create_task(self._client()) for _ in range(connections)]
+        self._idle.extend(_Connection(self) for _ in range(connections))
+        watch = asyncio.create_task(self._end_what_takes_too_long())
         began = time.perf_counter()
         for number in range(int(rate * seconds)):
             begin = began + number / rate
             if (early := begin - time.perf_counter()) > 0:
                 await asyncio.sleep(early)
-            self._due.put_nowait(begin)
-        for _ in clients:
-            self._due.put_nowait(None)
-        await asyncio.gather(*clients)
+            self._due.append(begin)
+            self._send_what_is_due()
+        while self._due or self._busy:
+            self._all_said.clear()
+            await self._all_said.wait()
         self._outcome.seconds = time.perf_counter() - began
+        watch.cancel()
+        for connection in self._idle:
+            connection.close()
         return self._outcome
 
-    async def _client(self) -> None:
-        connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-        while (begin := await self._due.get()) is not None:
-            status, body = 0, b""
-            try:
-                async with asyncio.timeout(PATIENCE):
-                    if connection is None:
-                        connection = await asyncio.open_connection(
-                            self._place.hostname, self._place.port
-                        )
-                    reader, writer = connection
-                    writer.write(self._request)
-                    status, body, closes = await _answer(reader)
-                if closes:
-                    writer.close()
-                    connection = None
-            except (OSError, asyncio.IncompleteReadError):
-                if connection:
-                    connection[1].close()
-                    connection = None
-            self._note(status, body, begin)
-        if connection:
-            connection[1].close()
+    def _send_what_is_due(self) -> None:
+        while self._due and self._idle:
+            connection = self._idle.popleft()
+            if connection.is_lost:
+                connection = _Connection(self)
+            self._busy[connection] = time.perf_counter()
+            connection.send(self._due.popleft())
 
-    def _note(self, status: int, body: bytes, begin: float) -> None:
+    def note(self, connection: "_Connection", status: int, body: bytes, begin: float) -> None:
+        """An answer came, or status 0: none did. The connection is free."""
         self._outcome.statuses[status] += 1
         if status in (200, 202):
             self._outcome.times.append(time.perf_counter() - begin)
             self._on_answer(body)
+        del self._busy[connection]
+        self._idle.append(connection)
+        self._send_what_is_due()
+        if not self._busy:
+            self._all_said.set()
+
+    async def _end_what_takes_too_long(self) -> None:
+        while True:
+            await asyncio.sleep(PATIENCE / 20)
+            too_old = time.perf_counter() - PATIENCE
+            for connection in [each for each, sent in self._busy.items() if sent < too_old]:
+                connection.close()
 
 
-async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
-    """The status, the body, and whether the connection ends with it."""
-    head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    length = re.search(rb"content-length: (\d+)", head)
-    body = await reader.readexactly(int(length[1])) if length else b""
-    return int(head.split(b" ", 2)[1]), body, b"connection: close" in head
+class _Connection(asyncio.Protocol):
+    """One connection, opened by its first request; a request at a time."""
+
+    def __init__(self, load: _Load) -> None:
+        self._load = load
+        self._begin: float | None = None
+        self._data = b""
+        self._transport: asyncio.Transport | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self.is_lost = False
+
+    def send(self, begin: float) -> None:
+        """Send a request that should have gone at `begin`."""
+        self._begin = begin
+        if self._transport:
+            self._transport.write(self._load.request)
+        else:
+            self._opening = asyncio.create_task(self._open())
+
+    def close(self) -> None:
+        """End it; a request that it has in hand stays without an answer."""
+        if self._transport:
+            self._transport.abort()
+        elif self._opening:
+            self._opening.cancel()
+        self.connection_lost(None)
+
+    async def _open(self) -> None:
+        place = self._load.place
+        try:
+            await asyncio.get_running_loop().create_connection(
+                lambda: self, place.hostname or "", place.port or 80
+            )
+        except OSError as error:
+            self.connection_lost(error)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.write(self._load.request)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        self._data += data
+        head, ended, body = self._data.partition(b"\r\n\r\n")
+        told = _HEAD.match(head) if ended else None
+        if not told or len(body) < int(told["length"]):
+            return
+        self._data = b""
+        if b"connection: close" in head.lower():
+            self.is_lost = True
+            assert self._transport
+            self._transport.close()
+        self._answered(int(told["status"]), body)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        self.is_lost = True
+        self._answered(0, b"")
+
+    def _answered(self, status: int, body: bytes) -> None:
+        begin, self._begin = self._begin, None
+        if begin is not None:
+            self._load.note(self, status, body, begin)
+
+
+_HEAD = re.compile(
+    rb"HTTP/1\.1 (?P<status>\d+).*?^content-length: (?P<length>\d+)", re.I | re.S | re.M
+)

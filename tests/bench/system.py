@@ -161,16 +161,17 @@ class WholeSystem:
 
     def _cpu(self) -> Values:
         pids = {name: self._bed.shop.pid(name) for name in self._visitor.processes}
+        capacity = self._capacity
         with self._checked():
             before = {name: cpu_seconds([pid]) for name, pid in pids.items()}
             all_spent = Spent()
-            outcome = self._at_rate(self._capacity)
-            self._drain()
+            outcome = self._at_rate(capacity)
             of_all = all_spent.each(outcome.good, "a command, the client being the benchmark")
+            self._drain()  # which asks the stand-in much
             spent = {name: cpu_seconds([pid]) - before[name] for name, pid in pids.items()}
         each = {name: seconds / outcome.good * 1e6 for name, seconds in spent.items()}
         parts = ", ".join(f"{name} {value:.0f}" for name, value in each.items())
-        self._said = (f"µs of CPU a command at {self._capacity:,.0f}/s: {parts}", of_all)
+        self._said = (f"µs of CPU a command at {capacity:,.0f}/s: {parts}", of_all)
         return (sum(each.values()),)
 
     # ── P21 ───────────────────────────────────────────────────────────────────────────────

@@ -10,6 +10,7 @@ import pytest
 from eventcore import jsontext
 from eventcore.command import new_id
 from order.projections import known_users
+from tests.fakes.readmodel import FakeReadModel
 from tests.fakes.shop import FakeShop, projector
 
 
@@ -381,3 +382,16 @@ def test_a_key_is_looked_up_before_the_user_is(shop: FakeShop) -> None:
     shop.readmodel.away = True
     again = restarted.orders.post("/orders", json=body, headers={"Idempotency-Key": "k"})
     assert (again.status_code, again.data) == (200, first.data)
+
+
+def test_who_repeats_an_order_never_waits_for_the_user(
+    shop: FakeShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = {"userId": shop.create_user(), "item": "x", "price": 1}
+    first = shop.orders.post("/orders", json=body, headers={"Idempotency-Key": "k"})
+    forgetful = FakeShop(shop.user_store, shop.order_store, FakeReadModel(), shop.broker)
+    waited: list[float] = []
+    monkeypatch.setattr("order.customers.time.sleep", waited.append)
+    again = forgetful.orders.post("/orders", json=body, headers={"Idempotency-Key": "k"})
+    assert (again.status_code, again.data) == (200, first.data)
+    assert not waited

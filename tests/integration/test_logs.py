@@ -366,6 +366,24 @@ def test_whatever_python_itself_would_print_is_a_line_like_any_other(
     assert part in line["message"] + line.get("exception", "")
 
 
+def test_lines_of_many_threads_and_of_a_child_are_each_there_once_and_in_order() -> None:
+    lines = spoken(
+        "import logging, os, threading\n"
+        "def talk(name):\n"
+        "    for n in range(2_000): logging.info('%s %s', name, n)\n"
+        "threads = [threading.Thread(target=talk, args=(str(n),)) for n in range(8)]\n"
+        "for each in threads: each.start()\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    talk('child'); logging.shutdown(); os._exit(0)\n"
+        "for each in threads: each.join()\n"
+        "os.waitpid(child, 0)"
+    )
+    for name in [*map(str, range(8)), "child"]:
+        told = [line["message"] for line in lines if line["message"].startswith(f"{name} ")]
+        assert told == [f"{name} {n}" for n in range(2_000)]
+
+
 def test_an_error_says_where_it_came_from_and_not_what_it_failed_with() -> None:
     [line] = spoken(
         "def write(): raise OSError('refused\\nDETAIL: Ada')\n"

@@ -44,11 +44,12 @@ def many(first: int, count: int) -> int:
 
 
 def mutants(first: int, most: int) -> int:
-    """Each mutant, until it is found out; so many seeds at most."""
+    """Each mutant, until it is found out; so many seeds at most, ten times that if it is rare."""
     missed = 0
     print("  seeds  seconds  with this safety taken out, and what told")
     for mutant in MUTANTS:
-        caught = hunt(mutant, range(first, first + most))
+        seeds_at_most = most * 10 if mutant.rare else most
+        caught = hunt(mutant, range(first, first + seeds_at_most))
         missed += not caught.seeds
         seeds = f"{caught.seeds:,}" if caught.seeds else "MISSED"
         print(f"{seeds:>7}  {caught.seconds:7.2f}  {mutant.says}: {caught.by[:90]}", flush=True)

@@ -308,20 +308,24 @@ class Client:
 
 
 def _serve(own: SimStore, issued: Issued) -> command.Handled:
-    """A request as web.py serves one: its key first, then the command."""
+    """A request as web.py serves one: the command, and its key where that is refused."""
     digest = f"{issued.stream} {issued.command}"
     idempotency = Idempotency(issued.key, digest) if issued.key else None
-    if idempotency and (earlier := own.recorded_answer(idempotency)):
-        return command.Handled(earlier, 0, (), replayed=True)
-    return command.handle(
-        own,
-        DECIDER,
-        issued.stream,
-        issued.command,
-        Call({"commandId": issued.id}, idempotency),
-        lambda _, version: Answer(200, {"id": str(issued.stream), "version": version}, {}),
-        creates=issued.creates,
-    )
+    call = Call({"commandId": issued.id}, idempotency)
+    try:
+        return command.handle(
+            own,
+            DECIDER,
+            issued.stream,
+            issued.command,
+            call,
+            lambda _, version: Answer(200, {"id": str(issued.stream), "version": version}, {}),
+            creates=issued.creates,
+        )
+    except Refused:
+        if earlier := command.answered_before(own, call):
+            return earlier
+        raise
 
 
 class Harm:
