@@ -692,23 +692,26 @@ class Hangs:
 
 
 class Wakeup:
-    """Tells the relay that something was appended, no more often than a busy one looks anyway.
+    """Tells the relay that something was appended, at once; more seldom than each time if much is.
 
     It is sent beside the append, not within it: a NOTIFY in the transaction would take a
     lock of the whole PostgreSQL instance at commit. One that is lost costs a little time,
     since the relay polls as well.
     """
 
-    INTERVAL = 0.012
+    REST, MOST = 0.005, 0.015
+    """Seconds between two of them, for each append of the last one, and at most."""
 
     def __init__(self, notify: Callable[[], object]) -> None:
         self._notify = notify
+        self._appends = 0  # about: nobody takes a lock for it
         self._rung = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def ring(self) -> None:
         """Wake the relay soon; never blocks, never fails."""
+        self._appends += 1
         self._rung.set()
         if self._thread is None:
             with self._lock:
@@ -719,12 +722,13 @@ class Wakeup:
     def _run(self) -> None:
         while self._rung.wait():
             self._rung.clear()
+            appends, self._appends = self._appends, 0
             reach("wakeup:begin")
             try:
                 self._notify()
             except Away as away:
                 log.debug("relay not woken, it will poll", extra={"error": str(away)})
-            time.sleep(self.INTERVAL)  # so that a burst of appends is one wake-up
+            time.sleep(min(self.REST * appends, self.MOST))
 
 
 def connect(server: Server, pool_size: int = 0) -> Engine:
