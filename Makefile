@@ -10,7 +10,7 @@ LOCK := .venv/bin/uv --quiet pip compile --universal --python-version 3.11 --gen
 # A Kubernetes on this machine that builds images itself, for machines without docker.
 export LOCAL_CLUSTER ?= $(abspath $(wildcard ../shared/cluster/cluster))
 
-.PHONY: help run demo shell test lint bench chaos simulation soak docs lock clean images up deploy e2e bench-cluster down
+.PHONY: help run demo shell test lint bench chaos simulation soak profile docs lock clean images up deploy e2e bench-cluster down
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1: /p' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ lint: .venv/ready ## Check style, types, import rules, and what is insecure
 
 bench: .venv/ready ## Measure all beside its ceiling and write docs/performance.md; or print one: ROW=P8
 	@$(PYTHON) -m tests.bench $(ROW)
+
+profile: .venv/ready ## Print in which parts of the code a command's time goes, process by process
+	@$(PYTHON) -m tests.bench.profile
 
 chaos: .venv/ready ## Simulate 10,000 runs, then make every fault of docs/chaos.md under load; SEED=... ROW=... replay
 	@$(if $(ROW),,$(PYTHON) -m tests.sim --seeds 10000)

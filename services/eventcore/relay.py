@@ -49,7 +49,7 @@ def pace(events: int) -> float:
     A turn costs the same for one event as for ten, here, in PostgreSQL and in every projector. So
     few events wait for next to nothing, and many for a moment; a full page says that more waits.
     """
-    return min(0.0015 * events, 0.015) if events < PAGE else 0.0
+    return min(0.004 + 0.001 * events, 0.015) if events < PAGE else 0.0
 
 
 class Relay:

@@ -26,7 +26,7 @@ class OtherLoad:
 
 def cpu_seconds(pids: Iterable[int]) -> float:
     """CPU time of these processes and all below them, those that have ended included."""
-    return sum(_own_cpu_seconds(each) for pid in pids for each in _family(pid))
+    return sum(_own_cpu_seconds(each) for pid in pids for each in family(pid))
 
 
 _KINDS = (
@@ -58,7 +58,7 @@ class Spent:
 
 def _cpu_by_kind() -> dict[str, float]:
     spent: dict[str, float] = {}
-    for pid in _family(os.getpid()):
+    for pid in family(os.getpid()):
         try:
             told = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
         except (FileNotFoundError, ProcessLookupError):
@@ -101,7 +101,7 @@ def _busy() -> float:
     return (user + nice + system + steal) / TICKS
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
     """A process and all below it."""
     found, todo = [], [pid]
     while todo:

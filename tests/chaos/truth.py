@@ -8,6 +8,7 @@ from eventcore import jsontext
 from eventcore.errors import Away
 from eventcore.event import Event
 from eventcore.projection import Document, Projection
+from tests.bench.machine import family
 from tests.chaos.checker import Finding, Resources, folded
 from tests.chaos.system import PROJECTIONS, System
 
@@ -121,7 +122,7 @@ def resources(system: System) -> Resources:
     descriptors: dict[str, int] = {}
     threads: dict[str, int] = {}
     for name in system.shop.names:
-        pids = _family(system.shop.pid(name))
+        pids = family(system.shop.pid(name))
         memory[name] = sum(_status(pid, "VmRSS") for pid in pids) / 1024
         threads[name] = sum(_status(pid, "Threads") for pid in pids)
         descriptors[name] = sum(_count(Path(f"/proc/{pid}/fd")) for pid in pids)
@@ -148,16 +149,6 @@ def rests(system: System, was: Resources | None, is_well: Callable[[Resources], 
         time.sleep(0.5)
         now = resources(system)
     return now
-
-
-def _family(pid: int) -> list[int]:
-    found, todo = list[int](), [pid]
-    while todo:
-        each = todo.pop()
-        found.append(each)
-        for children in Path(f"/proc/{each}/task").glob("*/children"):
-            todo += [int(child) for child in children.read_text().split()]
-    return found
 
 
 def _status(pid: int, name: str) -> int:

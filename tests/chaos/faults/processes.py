@@ -17,6 +17,7 @@ from eventcore.readmodel import generation_of
 from eventcore.store import Postgres, Stream
 from local.processes import store_login
 from local.servers import free_port
+from tests.bench.machine import family
 from tests.chaos.fault import Scene, Skipped, Unmet, until
 from tests.chaos.journal import Entry
 from tests.chaos.system import PROJECTIONS, System
@@ -131,7 +132,7 @@ def stopped(scene: Scene) -> Iterator[str]:
     name = scene.turn("order-relay", "order-projector", "user-service", "user-relay",
                       "order-user-sync", "order-service")  # fmt: skip
     system = scene.system
-    pids = _family(system.shop.pid(name))
+    pids = family(system.shop.pid(name))
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     with ExitStack() as stack:
@@ -258,7 +259,7 @@ def _leave_no_room(group: Path) -> None:
 
 
 def _few_descriptors(scene: Scene) -> Iterator[str]:
-    pids = _family(scene.system.shop.pid("user-service"))
+    pids = family(scene.system.shop.pid("user-service"))
     usual = resource.prlimit(pids[0], resource.RLIMIT_NOFILE)
     for pid in pids:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (64, usual[1]))
@@ -315,16 +316,6 @@ def slow_clients(scene: Scene) -> Iterator[str]:
     finally:
         for each in held:
             each.close()
-
-
-def _family(pid: int) -> list[int]:
-    found, todo = list[int](), [pid]
-    while todo:
-        each = todo.pop()
-        found.append(each)
-        for children in Path(f"/proc/{each}/task").glob("*/children"):
-            todo += [int(child) for child in children.read_text().split()]
-    return found
 
 
 def let_pass(seconds: float) -> None:
