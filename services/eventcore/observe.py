@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from select import PIPE_BUF
 from types import MappingProxyType
 from typing import TextIO
 
@@ -230,7 +231,8 @@ class _Gathering(logging.StreamHandler[TextIO]):
     """Writes what is logged within a moment in one piece, and a warning with all before it at once.
 
     Each write lets go of the interpreter's lock, which costs a busy process more than the line.
-    A process that is killed loses the lines of that moment.
+    A process that is killed loses the lines of that moment. Pieces are small enough for a pipe
+    to take them whole, so that lines of processes that share one do not get into each other.
     """
 
     MOMENT = 0.01
@@ -285,14 +287,28 @@ class _Gathering(logging.StreamHandler[TextIO]):
     def flush(self) -> None:
         """Write all that is there; meanwhile others go on logging."""
         with self._writing, suppress(OSError, ValueError):  # nobody reads them any more
-            self.stream.write("".join(self._lines.popleft() for _ in range(len(self._lines))))
-            self.stream.flush()
+            for piece in _pieces([self._lines.popleft() for _ in range(len(self._lines))]):
+                self.stream.write(piece)
+                self.stream.flush()
 
     def _run(self) -> None:
         while self._due.wait():
             time.sleep(self.MOMENT)
             self._due.clear()
             self.flush()
+
+
+def _pieces(lines: Iterable[str]) -> Iterator[str]:
+    """The lines in pieces of PIPE_BUF bytes at most, each line whole; a longer one by itself."""
+    piece, size = list[str](), 0
+    for line in lines:
+        more = len(line) if line.isascii() else len(line.encode(errors="replace"))
+        if piece and size + more > PIPE_BUF:
+            yield "".join(piece)
+            piece, size = [], 0
+        piece.append(line)
+        size += more
+    yield "".join(piece)
 
 
 def _leave_out_what_no_line_shows() -> None:

@@ -275,7 +275,7 @@ def test_make_alone_lists_its_targets() -> None:
     done = _run("make", "--no-print-directory")
     listed = re.findall(r"^  make ([\w-]+): .+", done.stdout, re.MULTILINE)
     local = ["help", "run", "demo", "shell", "test", "lint", "bench"]
-    local += ["chaos", "simulation", "soak", "docs", "lock"]
+    local += ["profile", "chaos", "simulation", "soak", "docs", "lock"]
     on_a_cluster = ["images", "up", "deploy", "e2e", "bench-cluster", "down"]
     assert listed == [*local, *on_a_cluster, "clean"]
 
