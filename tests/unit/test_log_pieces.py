@@ -1,11 +1,13 @@
 """What is written to a pipe at once: whole lines, and no more than the pipe takes in one."""
 
+import io
+import logging
 from select import PIPE_BUF
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventcore.observe import _pieces
+from eventcore.observe import _Gathering, _pieces
 
 LINE = st.builds(
     lambda letter, length: letter * length + "\n",
@@ -21,4 +23,29 @@ def test_pieces_are_whole_lines_that_a_pipe_takes_at_once(lines: list[str]) -> N
     for piece in pieces:
         assert len(piece.encode()) <= PIPE_BUF or piece.count("\n") == 1
         assert piece.endswith("\n") or not lines
-    assert len(pieces) <= len(lines) + (not lines)
+
+
+class Writes(io.RawIOBase):
+    """Keeps what each call of the system would write."""
+
+    def __init__(self) -> None:
+        self.made: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: object) -> int:
+        self.made.append(bytes(data))  # type: ignore[call-overload]
+        return len(self.made[-1])
+
+
+def test_each_write_is_of_whole_lines_and_few_are_needed() -> None:
+    writes = Writes()
+    handler = _Gathering(io.TextIOWrapper(io.BufferedWriter(writes), "utf-8"))
+    handler.MOMENT = 60  # none is written before we say so
+    for number in range(1_000):
+        handler.emit(logging.makeLogRecord({"msg": f"line {number:03}"}))
+    handler.flush()
+    assert b"".join(writes.made) == b"".join(b"line %03d\n" % n for n in range(1_000))
+    assert all(len(each) <= PIPE_BUF and each.endswith(b"\n") for each in writes.made)
+    assert len(writes.made) < 5
