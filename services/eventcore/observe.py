@@ -238,6 +238,9 @@ class _Gathering(logging.StreamHandler[TextIO]):
     MOMENT = 0.01
     """Seconds."""
 
+    MOST = 10_000
+    """Lines that wait while nobody reads those before; then who logs waits too."""
+
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._begin()
@@ -261,7 +264,7 @@ class _Gathering(logging.StreamHandler[TextIO]):
         try:
             line = f"{self.format(record)}\n"
             self._lines.append(line if line.isascii() else self._writable(line))
-            if record.levelno >= logging.WARNING:
+            if record.levelno >= logging.WARNING or len(self._lines) >= self.MOST:
                 self.flush()
             elif not self._due.is_set():
                 self._due.set()

@@ -1,7 +1,8 @@
-"""What is written to a pipe at once: whole lines, and no more than the pipe takes in one."""
+"""How gathered lines are written: whole, as a pipe takes them, and not too many of them late."""
 
 import io
 import logging
+import threading
 from select import PIPE_BUF
 
 from hypothesis import given
@@ -25,6 +26,10 @@ def test_pieces_are_whole_lines_that_a_pipe_takes_at_once(lines: list[str]) -> N
         assert piece.endswith("\n") or not lines
 
 
+def record(message: str) -> logging.LogRecord:
+    return logging.makeLogRecord({"msg": message, "levelno": logging.INFO})
+
+
 class Writes(io.RawIOBase):
     """Keeps what each call of the system would write."""
 
@@ -44,8 +49,44 @@ def test_each_write_is_of_whole_lines_and_few_are_needed() -> None:
     handler = _Gathering(io.TextIOWrapper(io.BufferedWriter(writes), "utf-8"))
     handler.MOMENT = 60  # none is written before we say so
     for number in range(1_000):
-        handler.emit(logging.makeLogRecord({"msg": f"line {number:03}"}))
+        handler.emit(record(f"line {number:03}"))
     handler.flush()
     assert b"".join(writes.made) == b"".join(b"line %03d\n" % n for n in range(1_000))
     assert all(len(each) <= PIPE_BUF and each.endswith(b"\n") for each in writes.made)
     assert len(writes.made) < 5
+
+
+class Stuck(Writes):
+    """Takes nothing until somebody reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.released = threading.Event(), threading.Event()
+
+    def write(self, data: object) -> int:
+        self.asked.set()
+        assert self.released.wait(60)
+        return super().write(data)
+
+
+def test_while_nobody_reads_so_many_lines_wait_at_most() -> None:
+    writes = Stuck()
+    handler = _Gathering(io.TextIOWrapper(io.BufferedWriter(writes), "utf-8"))
+    handler.MOST = 50
+
+    def talk() -> None:
+        for number in range(200):
+            handler.emit(record(str(number)))
+
+    talking = threading.Thread(target=talk)
+    talking.start()
+    try:
+        assert writes.asked.wait(30)
+        talking.join(0.2)  # long enough for thousands of lines
+        assert talking.is_alive()
+        assert len(handler._lines) <= handler.MOST
+    finally:
+        writes.released.set()
+    talking.join(30)
+    handler.flush()
+    assert b"".join(writes.made) == b"".join(b"%d\n" % n for n in range(200))
