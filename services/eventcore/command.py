@@ -126,7 +126,7 @@ def handle(
     `answer` makes, of the new state and version, what the caller is told. A command that
     `creates` has an id of its own making, so there is no stream to read. Raises NotFound,
     StaleVersion, Conflict, KeyReused, whatever `decide` refuses, and StoreAway; then
-    nothing was written.
+    nothing was written. What is refused may have been carried out before: see answered_before.
     """
     stream = Stream(decider.aggregate_type, aggregate_id)
     for attempt in range(ATTEMPTS):

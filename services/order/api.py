@@ -135,7 +135,7 @@ def routes(store: Store, orders: Views, customers: Customers) -> Routes:
         if not customers.knows(body.userId):
             if earlier := answered_before(store, incoming.call):
                 return reply(earlier)
-            customers.require(body.userId)
+            customers.wait_for(body.userId)
         order_id = new_id()
         command = PlaceOrder(body.userId, body.item, body.price)
 

@@ -49,14 +49,12 @@ class Customers:
         """Whether the user may order, as far as the cache goes; raises ReadModelAway."""
         return self._is_remembered(user_id) or self._is_known(user_id)
 
-    def require(self, user_id: str) -> None:
-        """Return if the user may order, at once or within the wait.
+    def wait_for(self, user_id: str) -> None:
+        """Return once a user who is not known yet may order, within the wait.
 
         Raises Invalid ("User unknown"), Busy if too many wait already, and ReadModelAway
         where it cannot be known now.
         """
-        if self.knows(user_id):
-            return
         if self._is_nobodys(user_id):
             raise Invalid(
                 f"There is no user {user_id}. Create one with POST /users, then order.",
