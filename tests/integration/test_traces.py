@@ -268,7 +268,7 @@ def test_a_batch_of_several_events_links_to_every_events_span(
         for trace, _ in callers:
             spans = await_spans(collector, has("user-project-users", "process"), trace)
             processed.append(one(spans, "user-project-users", "process"))
-        batches = [s for s in list(collector.spans) if is_batch(s)]  # ended before its events' spans
+        batches = [s for s in list(collector.spans) if is_batch(s)]  # sent before these
         assert batches, "each event was applied alone"
         for batch in batches:
             together = {(s.trace, s.id): s for s in processed if (s.trace, s.id) in batch.links}
