@@ -301,7 +301,8 @@ class Folder:
     def _in_order(self, stream: str, after: int, events: Sequence[Event]) -> list[Event]:
         """The events above version `after`, each once, with the gaps between them filled."""
         known = {event.version: event for event in events if event.version > after}
-        DUPLICATES.labels(self._projection.name).inc(len(events) - len(known))
+        if len(known) < len(events):
+            DUPLICATES.labels(self._projection.name).inc(len(events) - len(known))
         if known and max(known) - after > len(known):
             fetched = self._feed.stream(stream, after)
             CAUGHT_UP.labels(self._projection.name).inc(len(fetched))
@@ -328,21 +329,21 @@ class Folder:
         if complete:
             applied = sum(folded[s].version - folded[s].before for s in writes)
             APPLIED.labels(self._projection.name).inc(applied)
+            self._tell({stream: folded[stream].applied for stream in writes})
             for stream in writes:
-                self._tell(folded[stream].applied)
                 self._remember(stream, folded[stream].version)
         return complete
 
-    def _tell(self, applied: Sequence[Event]) -> None:
+    def _tell(self, applied: Mapping[str, Sequence[Event]]) -> None:
         """Log that these events are readable now, and count how long each took."""
         now, readable = self._clock(), READABLE.labels(self._projection.name)
         logs = log.isEnabledFor(logging.INFO)  # a rebuild tells nothing of its events
-        for event in applied:
-            readable.observe(max(0.0, (now - event.recorded_at).total_seconds()))
-            if not logs:
-                continue
-            at = {"id": str(event.aggregate_id), "version": event.version}
-            log.info(self._projection.says, extra={**at, **ids_of(event)})
+        for stream, events in applied.items():
+            for event in events:
+                readable.observe(max(0.0, (now - event.recorded_at).total_seconds()))
+                if logs:
+                    at = {"id": stream, "version": event.version}
+                    log.info(self._projection.says, extra={**at, **ids_of(event)})
 
     def _remember(self, stream: str, version: int) -> None:
         self._reached[stream] = version

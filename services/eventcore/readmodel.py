@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from decimal import Decimal
+from time import monotonic
 from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, quote_plus
 
@@ -51,6 +52,9 @@ SCANNED = 500
 
 PROJECTED_AT = "projectedAt"
 """The field that says when a document was written."""
+
+NOTICED = 1.0
+"""Seconds after which a new password in its file has been noticed."""
 
 IDS_AT_ONCE = 50
 """Ids in one `$in`."""
@@ -268,7 +272,9 @@ class Mongo:
         self._server = server
         self._connections = connections
         self._client: MongoClient[Document] | None = None
+        self._database: Any = None
         self._password = ""  # nosec B105
+        self._look_at = 0.0
         self._connecting = threading.Lock()
         self._circuit = Circuit()
 
@@ -496,13 +502,13 @@ class Mongo:
     def ping(self) -> None:
         """See ReadModel."""
         with self._reaching():
-            self._database().command("ping")
+            self._connected().command("ping")
 
     def close(self) -> None:
         """Give up all connections; the next call opens new ones."""
         if self._client is not None:
             self._client.close()
-            self._client = None
+            self._client = self._database = None
 
     def _by_id(
         self, collection: str, ids: Iterable[str], fields: Mapping[str, int] | None = None
@@ -512,7 +518,8 @@ class Mongo:
         with self._reaching():
             for begin in range(0, len(wanted), IDS_AT_ONCE):
                 some = wanted[begin : begin + IDS_AT_ONCE]
-                found += self._of(collection).find({"_id": {"$in": some}}, fields)
+                which = some[0] if len(some) == 1 else {"$in": some}
+                found += self._of(collection).find({"_id": which}, fields)
         return found
 
     @contextmanager
@@ -521,27 +528,28 @@ class Mongo:
             yield
 
     def _of(self, collection: str) -> Any:
-        return self._database()[collection]
+        return self._connected()[collection]
 
-    def _database(self) -> Any:
-        return self._connect().get_database(
-            self._server.name,
-            codec_options=_EXACT,
-            write_concern=WriteConcern(w="majority", wtimeout=5000),
-        )
+    def _connected(self) -> Any:
+        """The database; soon after the password in its file has changed, of a new client."""
+        database = self._database
+        if database is None or monotonic() > self._look_at:
+            with self._connecting:
+                database = self._connect(self._server.password.read())
+                self._look_at = monotonic() + NOTICED
+        return database
 
-    def _connect(self) -> "MongoClient[Document]":
-        """The client; a new one when the password in its file has changed.
-
-        Threads that begin together share it: one made beside it would close it under them.
-        """
-        password = self._server.password.read()
-        with self._connecting:
-            if self._client is None or password != self._password:
-                self.close()
-                self._client = self._new_client(password)
-                self._password = password
-            return self._client
+    def _connect(self, password: str) -> Any:
+        """Threads that begin together share a client: one made beside it would close it."""
+        if self._database is None or password != self._password:
+            self.close()
+            self._client, self._password = self._new_client(password), password
+            self._database = self._client.get_database(
+                self._server.name,
+                codec_options=_EXACT,
+                write_concern=WriteConcern(w="majority", wtimeout=5000),
+            )
+        return self._database
 
     def _new_client(self, password: str) -> "MongoClient[Document]":
         POOL_MAX.labels("MongoDB").set(self._connections)

@@ -13,16 +13,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from queue import Empty, LifoQueue
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 import psycopg2
 from sqlalchemy import URL, Connection, Engine, create_engine, event
-from sqlalchemy.exc import DBAPIError, InvalidRequestError, TimeoutError
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.pool import NullPool
 
 from eventcore import jsontext
@@ -228,7 +229,7 @@ class Postgres:
     """
 
     def __init__(self, server: Server, connections: int, patience: float = 0.25) -> None:
-        self._engine = connect(server, pool_size=connections)
+        self._pool = Pool(server, connections + 1)  # one more for the wake-up
         self._settling = Settling()
         self._settling_lock = threading.Lock()
         self._patience = patience
@@ -359,7 +360,7 @@ class Postgres:
 
     def close(self) -> None:
         """Give up all connections; the next call opens new ones."""
-        self._engine.dispose()
+        self._pool.close()
 
     def _begin_streams(self, appends: Sequence[_Values]) -> Sequence[int]:
         """Append them in one transaction; the places, from 1, of those whose key is not known."""
@@ -372,20 +373,67 @@ class Postgres:
         return bool(self._rows("select 1 from events where event_id = %s::uuid", (str(event_id),)))
 
     def _rows(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:
-        """SQLAlchemy keeps the connections; what runs on one goes straight to the driver."""
-        with self._circuit.call(), translated():
-            connection: Any = self._engine.raw_connection()
-            try:
-                with connection.cursor() as cursor, self._hangs.limit(connection):
-                    cursor.execute(statement, values)
-                    return cursor.fetchall() if cursor.description else []
-            except psycopg2.Error as error:
-                if connection.dbapi_connection.closed:
-                    connection.invalidate(error)
-                    self._engine.dispose()  # the others are as old
-                raise
-            finally:
+        with (
+            self._circuit.call(),
+            translated(),
+            self._pool.connection() as connection,
+            connection.cursor() as cursor,
+            self._hangs.limit(connection),
+        ):
+            cursor.execute(statement, values)
+            return cursor.fetchall() if cursor.description else []
+
+
+class Pool:
+    """Connections for threads to share: the one that was given back last is taken first.
+
+    SQLAlchemy makes them. Its own pool takes, for each call, as much time as the driver needs.
+    """
+
+    PATIENCE = 2.0
+    """Seconds that a caller waits for a connection; then it is told to come back."""
+
+    def __init__(self, server: Server, size: int) -> None:
+        self._engine = connect(server)
+        self._free: LifoQueue[Any] = LifoQueue()
+        for _ in range(size):
+            self._free.put(None)  # a place where no connection is yet
+        POOL_MAX.labels("PostgreSQL").set(size)
+        self._in_use = POOL_USED.labels("PostgreSQL")
+
+    @contextmanager
+    def connection(self) -> Iterator[Any]:
+        """The driver's, for one caller. Raises Busy, and what the driver raises."""
+        try:
+            connection = self._free.get(timeout=self.PATIENCE)
+        except Empty:
+            raise Busy("all connections to PostgreSQL are in use; nothing was written") from None
+        self._in_use.inc()
+        try:
+            connection = connection or self._new()
+            yield connection
+        finally:
+            if connection and connection.closed:
+                self.close()  # the others are as old
+                connection = None
+            self._free.put(connection)
+            self._in_use.dec()
+
+    def close(self) -> None:
+        """Close those that nobody uses."""
+        taken = []
+        with suppress(Empty):
+            while True:
+                taken.append(self._free.get_nowait())
+        for connection in taken:
+            if connection:
                 connection.close()
+            self._free.put(None)
+
+    def _new(self) -> Any:
+        connection = self._engine.raw_connection()
+        connection.detach()
+        return connection.dbapi_connection
 
 
 class Turn:
@@ -731,8 +779,8 @@ class Wakeup:
             time.sleep(min(self.REST * appends, self.MOST))
 
 
-def connect(server: Server, pool_size: int = 0) -> Engine:
-    """An engine for `server` that opens nothing yet: autocommit, every wait with a limit.
+def connect(server: Server) -> Engine:
+    """An engine for `server` that keeps no connection: autocommit, every wait with a limit.
 
     The password is read at each connect. A dead peer is noticed within ten seconds, so
     that a lock it held is soon free.
@@ -740,12 +788,9 @@ def connect(server: Server, pool_size: int = 0) -> Engine:
     url = URL.create(
         "postgresql+psycopg2", server.user, None, server.host, server.port, server.name
     )
-    pool: dict[str, Any] = {"poolclass": NullPool}
-    if pool_size:
-        # One more for the wake-up; a caller waits a short while, then is told to come back.
-        pool = {"pool_size": pool_size + 1, "max_overflow": 0, "pool_timeout": 2}
     engine = create_engine(
         url,
+        poolclass=NullPool,
         isolation_level="AUTOCOMMIT",
         pool_reset_on_return=None,
         connect_args={
@@ -760,18 +805,12 @@ def connect(server: Server, pool_size: int = 0) -> Engine:
             "options": "-c statement_timeout=5s -c lock_timeout=3s"
             " -c idle_in_transaction_session_timeout=10s",
         },
-        **pool,
     )
 
     @event.listens_for(engine, "do_connect")
     def fresh_password(_dialect: Any, _record: Any, _args: Any, parameters: dict[str, Any]) -> None:
         parameters["password"] = server.password.read()
 
-    if pool_size:
-        POOL_MAX.labels("PostgreSQL").set(pool_size + 1)
-        in_use = POOL_USED.labels("PostgreSQL")
-        event.listen(engine, "checkout", lambda *_: in_use.inc())
-        event.listen(engine, "checkin", lambda *_: in_use.dec())
     return engine
 
 
@@ -842,8 +881,6 @@ def translated() -> Iterator[None]:
     """Turns the driver's errors into ours, by SQLSTATE."""
     try:
         yield
-    except TimeoutError as error:
-        raise Busy("all connections to PostgreSQL are in use; nothing was written") from error
     except DBAPIError as error:
         raise _to_error(getattr(error.orig, "pgcode", None), str(error.orig)) from error
     except psycopg2.Error as error:
