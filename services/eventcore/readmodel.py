@@ -24,7 +24,7 @@ from time import monotonic
 from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, quote_plus
 
-from bson.codec_options import CodecOptions, TypeCodec, TypeRegistry
+from bson.codec_options import CodecOptions, TypeEncoder, TypeRegistry
 from bson.decimal128 import Decimal128
 from bson.errors import BSONError
 from pymongo import ASCENDING, DESCENDING, InsertOne, MongoClient, ReplaceOne, ReturnDocument
@@ -589,23 +589,22 @@ class _Pool(ConnectionPoolListener):
     def connection_check_out_failed(self, event: object) -> None: ...
 
 
-class _DecimalCodec(TypeCodec):
-    """Decimal in Python, Decimal128 in MongoDB: 0.10 stays 0.10."""
+class _DecimalEncoder(TypeEncoder):
+    """A Decimal is written as a Decimal128: 0.10 stays 0.10. See `_exact` for the way back.
+
+    pymongo has a decoder as well; where there is one, it decodes all documents the slow way.
+    """
 
     python_type = Decimal
-    bson_type = Decimal128
 
     def transform_python(self, value: Decimal) -> Decimal128:
         return Decimal128(value)
-
-    def transform_bson(self, value: Decimal128) -> Decimal:
-        return value.to_decimal()
 
 
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 _EXACT: CodecOptions[Document] = CodecOptions(
-    tz_aware=True, tzinfo=UTC, type_registry=TypeRegistry([_DecimalCodec()])
+    tz_aware=True, tzinfo=UTC, type_registry=TypeRegistry([_DecimalEncoder()])
 )
 
 
@@ -619,7 +618,18 @@ def _operation(write: Write, now: datetime) -> InsertOne[Document] | ReplaceOne[
 def _shown(document: Document) -> Document:
     """As the projection has folded it."""
     document.pop(PROJECTED_AT, None)
-    return document
+    return {name: _exact(value) for name, value in document.items()}
+
+
+def _exact(value: Any) -> Any:
+    """With Decimals again, however deep they are."""
+    if isinstance(value, Decimal128):
+        return value.to_decimal()
+    if isinstance(value, dict):
+        return {name: _exact(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_exact(each) for each in value]
+    return value
 
 
 def _all_faster_elsewhere(error: BulkWriteError) -> bool:

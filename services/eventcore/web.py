@@ -324,8 +324,12 @@ def _response(answer: Reply, asked: Request) -> Response:
     if asked.method in ("GET", "HEAD") and answer.status == 200:
         response.add_etag(weak=True)  # of the content, where a version does not say it all
         response.headers["Cache-Control"] = "no-cache"
-        response.make_conditional(asked)
+        if not _CONDITIONS.isdisjoint(asked.environ):
+            response.make_conditional(asked)
     return response
+
+
+_CONDITIONS = {"HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"}
 
 
 _NO_ID = UUID(int=0)

@@ -53,6 +53,19 @@ def test_documents_come_back_exactly(readmodel: ReadModel) -> None:
     assert readmodel.versions("things", ["a", "missing"]) == {"a": 1}
 
 
+def test_a_decimal_stays_exact_however_deep_it_is(readmodel: ReadModel) -> None:
+    lines = [{"price": Decimal("0.10"), "taxes": [Decimal("1.90"), None]}, {"price": 2}]
+    write(readmodel, "a", 1, lines=lines, total={"sum": Decimal("2.10")})
+    for [found] in (
+        readmodel.find("things", ["a"]).values(),
+        readmodel.page("things", {}, None, 1),
+        readmodel.scan("things", "", 1),
+    ):
+        assert found["lines"] == lines
+        assert repr(found["lines"]) == repr(lines)
+        assert repr(found["total"]) == repr({"sum": Decimal("2.10")})
+
+
 def test_when_a_document_was_written_is_told_and_never_shown(readmodel: ReadModel) -> None:
     before = datetime.now(UTC) - timedelta(milliseconds=1)
     write(readmodel, "a", 1)

@@ -7,7 +7,7 @@ from flask import Flask, Response, request
 
 from eventcore import jsontext
 from eventcore.command import new_id
-from eventcore.readmodel import Mongo
+from eventcore.readmodel import Mongo, _shown
 from eventcore.settings import Settings
 from order.api import NewOrder
 
@@ -31,7 +31,7 @@ def create_app(settings: Settings) -> Flask:
     @app.get("/queries/orders/<string:order_id>")
     def find(order_id: str) -> Response:
         document = readmodel._of("orders").find_one({"_id": order_id})
-        return Response(jsontext.render(document), mimetype="application/json")
+        return Response(jsontext.render(_shown(document)), mimetype="application/json")
 
     @app.get("/readyz")
     def readyz() -> str:
