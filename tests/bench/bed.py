@@ -44,7 +44,7 @@ class Size:
 
 
 FULL = Size(
-    seconds=8, relayed=100_000, projected=20_000, rebuilt=40_000, rows=10_000_000,
+    seconds=8, relayed=100_000, projected=100_000, rebuilt=40_000, rows=10_000_000,
     fill_seconds=300, answered=200, contended=400,
 )  # fmt: skip
 SHORT = Size(
