@@ -387,7 +387,7 @@ class Postgres:
 class Pool:
     """Connections for threads to share: the one that was given back last is taken first.
 
-    SQLAlchemy makes them. Its own pool takes, for each call, as much time as the driver needs.
+    SQLAlchemy makes them; its own pool makes proxies and fires events besides, for each call.
     """
 
     PATIENCE = 2.0

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
@@ -107,12 +108,16 @@ def family(pid: int) -> list[int]:
     while todo:
         each = todo.pop()
         found.append(each)
-        for children in Path(f"/proc/{each}/task").glob("*/children"):
-            try:
-                todo += [int(child) for child in children.read_text().split()]
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # the thread has ended meanwhile
+        with suppress(*_ENDED):
+            for thread in os.listdir(f"/proc/{each}/task"):
+                with suppress(*_ENDED):
+                    children = Path(f"/proc/{each}/task/{thread}/children").read_text()
+                    todo += [int(child) for child in children.split()]
     return found
+
+
+_ENDED = FileNotFoundError, ProcessLookupError
+"""What is raised for a process or a thread that has ended meanwhile."""
 
 
 def _commit() -> str:
