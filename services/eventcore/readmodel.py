@@ -271,7 +271,6 @@ class Mongo:
     def __init__(self, server: Server, connections: int = 20) -> None:
         self._server = server
         self._connections = connections
-        self._client: MongoClient[Document] | None = None
         self._database: Any = None
         self._password = ""  # nosec B105
         self._look_at = 0.0
@@ -506,9 +505,9 @@ class Mongo:
 
     def close(self) -> None:
         """Give up all connections; the next call opens new ones."""
-        if self._client is not None:
-            self._client.close()
-            self._client = self._database = None
+        if self._database is not None:
+            self._database.client.close()
+            self._database = None
 
     def _by_id(
         self, collection: str, ids: Iterable[str], fields: Mapping[str, int] | None = None
@@ -543,8 +542,8 @@ class Mongo:
         """Threads that begin together share a client: one made beside it would close it."""
         if self._database is None or password != self._password:
             self.close()
-            self._client, self._password = self._new_client(password), password
-            self._database = self._client.get_database(
+            self._password = password
+            self._database = self._new_client(password).get_database(
                 self._server.name,
                 codec_options=_EXACT,
                 write_concern=WriteConcern(w="majority", wtimeout=5000),

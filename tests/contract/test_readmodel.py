@@ -6,10 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
+from time import monotonic
 from uuid import uuid4
 
 import pytest
 
+import eventcore.readmodel
 from eventcore.errors import CannotApply
 from eventcore.projection import Document
 from eventcore.readmodel import (
@@ -23,6 +26,7 @@ from eventcore.readmodel import (
     Verification,
     Write,
 )
+from eventcore.settings import Secret
 from local.servers import MongoDB
 from tests.fakes.readmodel import FakeReadModel
 
@@ -288,3 +292,21 @@ def test_threads_that_begin_together_share_one_client(mongodb: MongoDB, _time: i
         found = list(pool.map(lambda _: mongo.find("things", ["a"]), range(64)))
     mongo.close()
     assert found == [{}] * 64
+
+
+def test_a_new_password_in_its_file_is_noticed_soon(
+    mongodb: MongoDB, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    login = mongodb.login("noticed")
+    (file := tmp_path / "password").write_text(login.password.read())
+    mongo = Mongo(replace(login, password=Secret(file=file)))
+    mongo.ping()
+    first = mongo._connected()
+    file.write_text("new")
+    assert mongo._connected() is first  # the file is not read at each call
+    monkeypatch.setattr(eventcore.readmodel, "monotonic", lambda: monotonic() + 1.1)
+    second = mongo._connected()
+    assert second is not first
+    monkeypatch.setattr(eventcore.readmodel, "monotonic", lambda: monotonic() + 3)
+    assert mongo._connected() is second
+    mongo.close()
