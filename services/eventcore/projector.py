@@ -301,8 +301,8 @@ class Folder:
     def _in_order(self, stream: str, after: int, events: Sequence[Event]) -> list[Event]:
         """The events above version `after`, each once, with the gaps between them filled."""
         known = {event.version: event for event in events if event.version > after}
-        if len(known) < len(events):
-            DUPLICATES.labels(self._projection.name).inc(len(events) - len(known))
+        if duplicates := len(events) - len(known):
+            DUPLICATES.labels(self._projection.name).inc(duplicates)
         if known and max(known) - after > len(known):
             fetched = self._feed.stream(stream, after)
             CAUGHT_UP.labels(self._projection.name).inc(len(fetched))

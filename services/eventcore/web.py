@@ -330,7 +330,7 @@ def _response(answer: Reply, asked: Request) -> Response:
 
 
 _CONDITIONS = {"HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"}
-
+"""Where a request says on which version its answer depends."""
 
 _NO_ID = UUID(int=0)
 

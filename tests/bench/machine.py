@@ -11,6 +11,9 @@ from time import monotonic
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
+_ENDED = FileNotFoundError, ProcessLookupError
+"""What is raised for a process or a thread that has ended meanwhile."""
+
 
 class OtherLoad:
     """Watches, from now on, how much CPU time goes to processes that are not ours."""
@@ -62,7 +65,7 @@ def _cpu_by_kind() -> dict[str, float]:
     for pid in family(os.getpid()):
         try:
             told = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except (FileNotFoundError, ProcessLookupError):
+        except _ENDED:
             continue  # it has ended meanwhile; its parent has its time
         kind = next((kind for part, kind in _KINDS if part in told), "the benchmark")
         spent[kind] = spent.get(kind, 0.0) + _own_cpu_seconds(pid)
@@ -73,7 +76,7 @@ def _own_cpu_seconds(pid: int) -> float:
     """CPU time of a process, and of those that it has seen end."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
+    except _ENDED:
         return 0.0  # it has ended meanwhile; its parent has its time
     return sum(map(int, fields[11:15])) / TICKS
 
@@ -114,10 +117,6 @@ def family(pid: int) -> list[int]:
                     children = Path(f"/proc/{each}/task/{thread}/children").read_text()
                     todo += [int(child) for child in children.split()]
     return found
-
-
-_ENDED = FileNotFoundError, ProcessLookupError
-"""What is raised for a process or a thread that has ended meanwhile."""
 
 
 def _commit() -> str:
