@@ -152,7 +152,7 @@ def provision(
     given = [role for role, prefix in SERVERS.items() if os.environ.get(f"{prefix}_HOST")]
     settings = read_settings(process="provision", needs=given)
     import eventcore.provision as run
-    from eventcore.store import patiently
+    from eventcore.retry import retry
 
     service = settings.service
     runs = dict(each.split("=", 1) for each in projectors)
@@ -162,7 +162,7 @@ def provision(
         return {each: Secret(file=passwords / server / each) for each in logins}
 
     def do(what: str, act: Callable[[], None]) -> None:
-        patiently(act, wait, click.echo)
+        retry(act, wait, say=click.echo)
         click.echo(f"{what} are there.")
 
     if store := settings.store:

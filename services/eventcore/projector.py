@@ -12,7 +12,6 @@ anything but the guard.
 """
 
 import logging
-import random
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -52,6 +51,7 @@ from eventcore.observe import (
 )
 from eventcore.projection import Document, Projection, version_of
 from eventcore.readmodel import Generation, Lease, Parked, ReadModel, Write, generation_of
+from eventcore.retry import backoff
 from eventcore.tracing import processing
 
 Result = TypeVar("Result")
@@ -64,20 +64,12 @@ SILENT = 3
 
 log = logging.getLogger(__name__)
 
-BACKOFF = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-"""Seconds between tries while a server is away; the last one repeats."""
-
 REMEMBERED = 10_000
 """Streams of which a projector remembers how far it has brought them: more than begin in the time
 between two sweeps, which then need not ask for them. They take 1.5 MB."""
 
 RACES = 20
 """How often a batch is folded anew because another replica wrote one of its documents first."""
-
-
-def backoff(failures: int) -> float:
-    """How long to wait after so many failures in a row; jittered, so replicas spread out."""
-    return BACKOFF[min(failures, len(BACKOFF) - 1)] * random.uniform(0.75, 1.25)
 
 
 def in_thread(act: Callable[[], Result], name: str) -> "Future[Result]":

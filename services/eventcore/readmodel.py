@@ -41,10 +41,10 @@ from pymongo.errors import (
 from pymongo.monitoring import ConnectionPoolListener
 from pymongo.write_concern import WriteConcern
 
-from eventcore.circuit import Circuit
 from eventcore.errors import CannotApply, Misconfigured, ReadModelAway
 from eventcore.observe import POOL_MAX, POOL_USED
 from eventcore.projection import Document, Projection
+from eventcore.retry import CircuitBreaker
 from eventcore.settings import Server
 
 SCANNED = 500
@@ -275,7 +275,7 @@ class Mongo:
         self._password = ""  # nosec B105
         self._look_at = 0.0
         self._connecting = threading.Lock()
-        self._circuit = Circuit()
+        self._circuit = CircuitBreaker()
 
     def find(self, collection: str, ids: Iterable[str]) -> dict[str, Document]:
         """See ReadModel."""

@@ -19,13 +19,14 @@ from itertools import islice
 from time import monotonic
 from typing import TypeVar
 
-from eventcore.errors import Away, CannotApply, Conflict, NotFound, Refused
+from eventcore.errors import CannotApply, Conflict, NotFound, Refused
 from eventcore.event import Event
 from eventcore.failpoints import reach
 from eventcore.feed import SWEEP_RANGE, Feed
 from eventcore.projection import Document, Projection, version_of
-from eventcore.projector import Folder, Sweep, backoff
+from eventcore.projector import Folder, Sweep
 from eventcore.readmodel import SCANNED, Generation, ReadModel, Write, generation_of
+from eventcore.retry import retry
 
 Result = TypeVar("Result")
 
@@ -240,15 +241,7 @@ class Rebuild:
             yield from ((olds.get(each), news.get(each)) for each in some)
 
     def _patiently(self, act: Callable[[], Result]) -> Result:
-        deadline, failures = monotonic() + PATIENCE, 0
-        while True:
-            try:
-                return act()
-            except Away:
-                if monotonic() > deadline:
-                    raise
-                self._wait(backoff(failures))
-                failures += 1
+        return retry(act, PATIENCE, self._wait)
 
 
 def begin(

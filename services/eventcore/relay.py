@@ -25,13 +25,11 @@ from eventcore.observe import (
     RETURNED,
     Health,
 )
+from eventcore.retry import backoff
 from eventcore.store import PAGE, RelayStore
 from eventcore.tracing import Ends, publishing
 
 log = logging.getLogger(__name__)
-
-BACKOFF = (0.1, 0.2, 0.5, 1.0, 2.0)
-"""Seconds between tries while a server is away; the last one repeats."""
 
 POLLS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 """Seconds without a wake-up after which an idle relay looks for itself."""
@@ -78,7 +76,7 @@ class Relay:
             except Away as away:
                 part = "broker" if away.code == "broker-away" else "store"
                 self._health.lacks(part, str(away))
-                stop.wait(BACKOFF[min(failures, len(BACKOFF) - 1)])
+                stop.wait(backoff(failures))
                 failures += 1
 
     def _with_store(self, stop: Stop) -> None:

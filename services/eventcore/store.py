@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from queue import Empty, LifoQueue
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 from uuid import UUID
 
 import psycopg2
@@ -27,7 +27,6 @@ from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.pool import NullPool
 
 from eventcore import jsontext
-from eventcore.circuit import Circuit
 from eventcore.errors import (
     Away,
     Busy,
@@ -41,6 +40,7 @@ from eventcore.errors import (
 from eventcore.event import Data, Event, NewEvent
 from eventcore.failpoints import reach
 from eventcore.observe import POOL_MAX, POOL_USED
+from eventcore.retry import CircuitBreaker, retry
 from eventcore.settings import Server
 
 SCHEMA_VERSION = 3
@@ -53,8 +53,6 @@ PAGE = 500
 """Events in one page of a stream or of the feed."""
 
 log = logging.getLogger(__name__)
-
-Done = TypeVar("Done")
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +231,7 @@ class Postgres:
         self._settling = Settling()
         self._settling_lock = threading.Lock()
         self._patience = patience
-        self._circuit = Circuit()
+        self._circuit = CircuitBreaker()
         self._hangs = Hangs()
         self._wakeup = Wakeup(lambda: self._rows("notify events"))
         self._together = Together(self._begin_streams)
@@ -819,24 +817,6 @@ def _system_ca() -> str:
     return ssl.get_default_verify_paths().cafile or "system"
 
 
-def patiently(
-    act: Callable[[], Done], wait: float, say: Callable[[str], None] = lambda _: None
-) -> Done:
-    """Do it; while a server is away `say` why and try again, for `wait` seconds at most."""
-    deadline = time.monotonic() + wait
-    said = ""
-    while True:
-        try:
-            return act()
-        except Away as away:
-            if time.monotonic() > deadline:
-                raise
-            if str(away) != said:
-                said = str(away)
-                say(f"Waiting: {said}")
-            time.sleep(0.5)
-
-
 def migrate(owner: Server, script: Path, wait: float = 30) -> int:
     """Apply `init.sql` as the database's owner and return the schema version.
 
@@ -851,7 +831,7 @@ def migrate(owner: Server, script: Path, wait: float = 30) -> int:
             found = plain.exec_driver_sql("select max(version) from schema_versions")
             return int(found.scalar_one())
 
-    return patiently(apply, wait)
+    return retry(apply, wait)
 
 
 def require_schema(schema_version: int) -> None:

@@ -42,7 +42,7 @@ PARTS = (
     ("eventcore/web.py", "routes, ours"),
     ("eventcore/query.py", "routes, ours"),
     ("eventcore/store.py", "the store, ours"),
-    ("eventcore/circuit.py", "the store, ours"),
+    ("eventcore/retry.py", "the store, ours"),
     ("eventcore/command.py", "deciding, ours"),
     ("eventcore/decider.py", "deciding, ours"),
     ("order/order.py", "deciding, ours"),

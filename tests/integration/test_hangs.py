@@ -12,10 +12,10 @@ from uuid import uuid4
 
 import pytest
 
-from eventcore.circuit import FAILURES
 from eventcore.errors import ReadModelAway, StoreAway
 from eventcore.event import NewEvent
 from eventcore.readmodel import Mongo
+from eventcore.retry import FAILURES
 from eventcore.store import Hangs, Postgres, Stream
 from local.servers import MongoDB, PostgreSQL, free_port
 from tests.conftest import Databases

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 from pymongo import InsertOne
 from pymongo.errors import AutoReconnect, BulkWriteError, DuplicateKeyError
 
-from eventcore.circuit import Circuit
 from eventcore.projection import Document
 from eventcore.readmodel import PROJECTED_AT, Mongo
+from eventcore.retry import CircuitBreaker
 from eventcore.settings import Secret, Server
 from tests.sim.judge import Judge
 from tests.sim.world import Crash, World
@@ -135,7 +135,7 @@ class SimMongo(Mongo):
     def __init__(self, server: FakeMongo) -> None:
         super().__init__(NOWHERE)
         self._fake = server
-        self._circuit = Circuit(server.world.monotonic)
+        self._circuit = CircuitBreaker(server.world.monotonic)
 
     def _of(self, collection: str) -> Any:
         return FakeCollection(self._fake, collection)

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from eventcore import jsontext
-from eventcore.circuit import Circuit
 from eventcore.errors import FeedAway, StoreAway
 from eventcore.event import Event
 from eventcore.feed import HeadsPage, StoreFeed
+from eventcore.retry import CircuitBreaker
 from eventcore.store import Postgres, Progress, RelaySession, Settling, Together, _to_error
 from tests.sim.judge import Judge
 from tests.sim.world import Crash, Lock, Process, World
@@ -392,7 +392,7 @@ class SimStore(Postgres):
         self._settling = Settling()
         self._settling_lock = Lock(world)  # type: ignore[assignment]
         self._patience = patience
-        self._circuit = Circuit(world.monotonic)
+        self._circuit = CircuitBreaker(world.monotonic)
         self._together = Together(self._begin_streams)  # of one client, so that none gather
         self._wakeup = SimpleNamespace(ring=self._ring)  # type: ignore[assignment]
         self._world = world

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
-from eventcore import broker, command, projector, readmodel, relay, store
+from eventcore import broker, command, projector, readmodel, relay, retry, store
 from eventcore.broker import Queue
 from eventcore.command import Call
 from eventcore.errors import Away, Refused
@@ -507,7 +507,7 @@ def simulated(world: World) -> Iterator[None]:
         (relay, "monotonic", world.monotonic),
         (projector, "monotonic", world.monotonic),
         (projector, "sleep", world.sleep),
-        (projector, "random", chance),
+        (retry, "random", chance),
         (projector, "in_thread", _at_once),
         (command, "random", chance),
         (command, "time", SimpleNamespace(sleep=_anew(world))),

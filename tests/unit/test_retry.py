@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from eventcore.circuit import FAILURES, PAUSE, Circuit
 from eventcore.errors import Busy, Conflict, StoreAway, StoreSlow
+from eventcore.retry import FAILURES, PAUSE, CircuitBreaker
 
 
 @dataclass
@@ -22,11 +22,11 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def circuit(clock: Clock) -> Circuit:
-    return Circuit(clock)
+def circuit(clock: Clock) -> CircuitBreaker:
+    return CircuitBreaker(clock)
 
 
-def fail(circuit: Circuit, error: Exception) -> bool:
+def fail(circuit: CircuitBreaker, error: Exception) -> bool:
     """Whether the call was made at all."""
     made = []
 
@@ -40,22 +40,24 @@ def fail(circuit: Circuit, error: Exception) -> bool:
     return bool(made)
 
 
-def is_open(circuit: Circuit) -> bool:
+def is_open(circuit: CircuitBreaker) -> bool:
     return not fail(circuit, StoreAway("gone"))
 
 
-def open_it(circuit: Circuit) -> None:
+def open_it(circuit: CircuitBreaker) -> None:
     for _ in range(FAILURES):
         assert fail(circuit, StoreAway("gone"))
 
 
-def test_some_failures_in_a_row_open_it_and_the_next_caller_hears_why(circuit: Circuit) -> None:
+def test_some_failures_in_a_row_open_it_and_the_next_caller_hears_why(
+    circuit: CircuitBreaker,
+) -> None:
     open_it(circuit)
     with pytest.raises(StoreAway, match="gone"), circuit.call():
         raise AssertionError("it was asked")
 
 
-def test_a_success_in_between_keeps_it_closed(circuit: Circuit) -> None:
+def test_a_success_in_between_keeps_it_closed(circuit: CircuitBreaker) -> None:
     for _ in range(FAILURES):
         for _ in range(FAILURES - 1):
             assert fail(circuit, StoreAway("gone"))
@@ -64,7 +66,7 @@ def test_a_success_in_between_keeps_it_closed(circuit: Circuit) -> None:
 
 
 def test_after_a_pause_one_call_tries_and_the_others_are_told(
-    circuit: Circuit, clock: Clock
+    circuit: CircuitBreaker, clock: Clock
 ) -> None:
     open_it(circuit)
     clock.now += PAUSE
@@ -74,7 +76,7 @@ def test_after_a_pause_one_call_tries_and_the_others_are_told(
         pass
 
 
-def test_a_try_that_fails_opens_it_again(circuit: Circuit, clock: Clock) -> None:
+def test_a_try_that_fails_opens_it_again(circuit: CircuitBreaker, clock: Clock) -> None:
     open_it(circuit)
     clock.now += PAUSE
     assert fail(circuit, StoreAway("gone"))
@@ -82,7 +84,9 @@ def test_a_try_that_fails_opens_it_again(circuit: Circuit, clock: Clock) -> None
 
 
 @pytest.mark.parametrize("error", [Conflict("c"), ValueError("v")])
-def test_an_error_that_is_an_answer_counts_as_one(circuit: Circuit, error: Exception) -> None:
+def test_an_error_that_is_an_answer_counts_as_one(
+    circuit: CircuitBreaker, error: Exception
+) -> None:
     for _ in range(FAILURES):
         for _ in range(FAILURES - 1):
             assert fail(circuit, StoreAway("gone"))
@@ -92,13 +96,13 @@ def test_an_error_that_is_an_answer_counts_as_one(circuit: Circuit, error: Excep
 
 @pytest.mark.parametrize("error", [Busy("b"), StoreSlow("s")])
 def test_a_server_that_is_slow_or_a_full_pool_do_not_open_it(
-    circuit: Circuit, error: Exception
+    circuit: CircuitBreaker, error: Exception
 ) -> None:
     for _ in range(5 * FAILURES):
         assert fail(circuit, error)
 
 
-def test_a_full_pool_does_not_close_it(circuit: Circuit, clock: Clock) -> None:
+def test_a_full_pool_does_not_close_it(circuit: CircuitBreaker, clock: Clock) -> None:
     open_it(circuit)
     clock.now += PAUSE
     assert fail(circuit, Busy("all connections wait"))

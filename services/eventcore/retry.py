@@ -1,0 +1,106 @@
+"""Retries with backoff, and a circuit breaker: how calls to a server that is unavailable go on.
+
+A library was looked for: those that are maintained hold a lock around the call, or count errors
+that are answers.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from eventcore.errors import Away
+
+Done = TypeVar("Done")
+
+DELAYS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+"""Seconds between two tries; the last one repeats."""
+
+FAILURES = 3
+"""Consecutive calls that must fail before the circuit breaker opens."""
+
+PAUSE = 1.0
+"""Seconds that the circuit breaker stays open before it lets one call through as a probe."""
+
+
+def backoff(failures: int) -> float:
+    """Seconds to wait after this many consecutive failures; jittered, so that replicas spread."""
+    return DELAYS[min(failures, len(DELAYS) - 1)] * random.uniform(0.75, 1.25)
+
+
+def retry(
+    act: Callable[[], Done],
+    patience: float,
+    wait: Callable[[float], object] = time.sleep,
+    say: Callable[[str], None] = lambda _: None,
+) -> Done:
+    """Calls `act` until it returns, with backoff while a server is unavailable.
+
+    Raises Away once `patience` seconds have passed; `say` gets each new reason for waiting.
+    """
+    deadline, failures, said = time.monotonic() + patience, 0, ""
+    while True:
+        try:
+            return act()
+        except Away as away:
+            if time.monotonic() > deadline:
+                raise
+            if str(away) != said:
+                said = str(away)
+                say(f"Waiting: {said}")
+        wait(backoff(failures))
+        failures += 1
+
+
+class CircuitBreaker:
+    """Fails calls at once while a server is unavailable, instead of letting each wait for it.
+
+    It opens after FAILURES consecutive calls that could not reach the server. An error that the
+    server itself answered counts as an answer.
+    """
+
+    def __init__(self, timer: Callable[[], float] = time.monotonic) -> None:
+        self._timer = timer
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._open_until = 0.0
+        self._reason: Away | None = None
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Wraps one call. Raises the error of the last failed call, at once, while open."""
+        if self._reason is not None:
+            self._enter()
+        try:
+            yield
+        except Away as away:
+            if away.unreachable:
+                self._fail(away)
+            raise
+        except Exception:
+            self._succeed()
+            raise
+        if self._failures:
+            self._succeed()
+
+    def _enter(self) -> None:
+        with self._lock:
+            if self._reason is None:
+                return
+            if self._timer() < self._open_until:
+                raise type(self._reason)(str(self._reason))
+            self._open_until = self._timer() + PAUSE  # this call is the probe; the others wait
+
+    def _fail(self, away: Away) -> None:
+        with self._lock:
+            self._failures += 1
+            if self._failures >= FAILURES:
+                self._reason = away
+                self._open_until = self._timer() + PAUSE
+
+    def _succeed(self) -> None:
+        with self._lock:
+            self._failures = 0
+            self._reason = None
