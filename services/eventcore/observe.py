@@ -181,6 +181,9 @@ POOL_MAX = Gauge(
     "pool_connections_max", "Connections that the pool may have", ["server"],
     multiprocess_mode="livesum",
 )  # fmt: skip
+BACKGROUND_ERRORS = Counter(
+    "background_errors", "Unexpected errors of background threads, which went on", ["thread"]
+)
 BUILD = Gauge(
     "eventcore_build_info", "1, for what runs here", ["service", "process", "version", "revision"],
     multiprocess_mode="mostrecent",

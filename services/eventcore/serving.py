@@ -79,7 +79,6 @@ class Readiness:
         self._schema_seen = False
         self._lock = threading.Lock()
         self._checked_at = 0.0
-        threading.Thread(target=self._watch, name="readiness", daemon=True).start()
 
     def missing(self) -> Mapping[str, str]:
         """What does not work, with the reason; looks once a second at most."""
@@ -106,11 +105,6 @@ class Readiness:
             self._health.well("readmodel")
         except Away as away:
             self._health.lacks("readmodel", str(away))
-
-    def _watch(self) -> None:
-        """Look until everything has been there once, so that the log says when it is."""
-        while self.missing():
-            time.sleep(1)
 
 
 DONT_WAIT = socket.MSG_DONTWAIT

@@ -5,14 +5,13 @@ can see both ends: the service has the log and its read models. Of a projection 
 service's events it sees the checkpoint alone.
 """
 
-import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from threading import Event as Stop
 from threading import Thread
 from time import monotonic
 
-from eventcore.errors import Away
+from eventcore.background import repeat, surviving
 from eventcore.event import Event
 from eventcore.feed import Feed
 from eventcore.observe import (
@@ -48,8 +47,6 @@ PAGES = 20
 
 _ANY = 2**62
 """A position past every feed's end."""
-
-log = logging.getLogger(__name__)
 
 
 class LogWatch:
@@ -213,19 +210,15 @@ def _age(event: Event, now: datetime) -> float:
 
 
 def watch(looks: Iterable[Callable[[], object]], stop: Stop, every: float = EVERY) -> Thread:
-    """Look at all of it every few seconds, from a thread, until `stop` is set."""
-    thread = Thread(target=_run, args=(tuple(looks), stop, every), name="watch", daemon=True)
-    thread.start()
-    return thread
+    """Calls each of `looks` every few seconds, in a background thread, until `stop` is set."""
+    looks = tuple(looks)
 
-
-def _run(looks: Sequence[Callable[[], object]], stop: Stop, every: float) -> None:
-    while not stop.wait(every):
+    def turn() -> None:
         for look in looks:
-            try:
+            with surviving("watch"):
                 look()
-            except Away as away:
-                log.debug("Cannot look now", extra={"reason": str(away)})
+
+    return repeat(turn, "watch", every, stop)
 
 
 def watch_service(

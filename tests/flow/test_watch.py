@@ -3,16 +3,18 @@
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from threading import Event as Stop
 
 import pytest
 from prometheus_client import REGISTRY
 
-from eventcore.errors import ReadModelAway
+from eventcore.background import repeat
+from eventcore.errors import Misconfigured, ReadModelAway
 from eventcore.feed import StoreFeed
 from eventcore.observe import Health
 from eventcore.readmodel import Lease
 from eventcore.store import Progress
-from eventcore.watch import UNSWEPT, CheckpointWatch, LagWatch, LogWatch
+from eventcore.watch import UNSWEPT, CheckpointWatch, LagWatch, LogWatch, watch
 from tests.fakes.shop import FakeShop
 from tests.fakes.store import FakeStore
 from user.projections import users
@@ -249,3 +251,41 @@ def test_health_is_a_metric() -> None:
     assert value("dependency_up", server="PostgreSQL") == 1
     health.lacks("store", str(ReadModelAway("gone")))
     assert value("dependency_up", server="PostgreSQL") == 0
+
+
+def test_an_unexpected_error_of_one_look_stops_neither_the_others_nor_the_next_turn(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stop, errors = Stop(), value("background_errors_total", thread="watch") or 0.0
+    looks: list[str] = []
+
+    def broken() -> None:
+        looks.append("broken")
+        raise Misconfigured("42P01")
+
+    def other() -> None:
+        looks.append("other")
+        if len(looks) >= 4:
+            stop.set()
+
+    watch([broken, other], stop, every=0.001).join(5)
+    assert looks == ["broken", "other"] * 2
+    assert value("background_errors_total", thread="watch") == errors + 2
+    assert "42P01" in caplog.text
+
+
+def test_a_background_thread_goes_on_after_an_unexpected_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("eventcore.background.PAUSE", 0.001)
+    stop, turns = Stop(), list[int]()
+
+    def turn() -> None:
+        turns.append(1)
+        if len(turns) == 3:
+            stop.set()
+        raise OSError("Too many open files")
+
+    repeat(turn, "a test", stop=stop).join(5)
+    assert len(turns) == 3
+    assert value("background_errors_total", thread="a test") == 3

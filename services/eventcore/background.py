@@ -1,0 +1,54 @@
+"""Background threads that outlive unexpected errors.
+
+A thread of this kind ends with the process, or when its `stop` is set. An exception that nobody
+foresaw is logged, counted in `background_errors_total`, and the thread goes on.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event as Stop
+from threading import Thread
+
+from eventcore.errors import Away
+from eventcore.observe import BACKGROUND_ERRORS
+
+PAUSE = 1.0
+"""Seconds before the next turn after an unexpected error."""
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def surviving(thread: str) -> Iterator[None]:
+    """Logs and counts an unexpected error of the block, which ends there; Away is only logged."""
+    try:
+        yield
+    except Away as away:
+        log.debug("Server unavailable", extra={"of": thread, "reason": str(away)})
+    except Exception:
+        BACKGROUND_ERRORS.labels(thread).inc()
+        log.exception("Unexpected error in a background thread", extra={"of": thread})
+
+
+def repeat(
+    turn: Callable[[], object], name: str, every: float = 0.0, stop: Stop | None = None
+) -> Thread:
+    """Starts a daemon thread that calls `turn`, `every` seconds after the last one ended.
+
+    A `turn` with `every=0` waits for its work by itself. After an unexpected error the next one
+    follows a second later. The thread ends once `stop` is set.
+    """
+    stop = stop or Stop()
+    BACKGROUND_ERRORS.labels(name)
+
+    def run() -> None:
+        while not stop.wait(every):
+            with surviving(name):
+                turn()
+                continue
+            stop.wait(PAUSE)
+
+    thread = Thread(target=run, name=name, daemon=True)
+    thread.start()
+    return thread
