@@ -431,7 +431,7 @@ class _Link:
         pika has no public way to do so; without it, thread and socket would stay for the
         20 seconds that heartbeats take to fail.
         """
-        self._connection._terminate_stream(TimeoutError("no answer to a goodbye"))
+        self._connection._terminate_stream(TimeoutError("no answer to a goodbye"))  # noqa: SLF001
 
 
 def _other_settings(reply: str) -> Misconfigured:

@@ -322,7 +322,7 @@ def _leave_out_what_no_line_shows() -> None:
 
     Python's Logging HOWTO, "Optimization".
     """
-    logging._srcfile = ""
+    logging._srcfile = ""  # noqa: SLF001 - the HOWTO names it
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
