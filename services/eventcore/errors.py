@@ -9,6 +9,7 @@
     │   └── KeyReused      an Idempotency-Key came back with another request
     ├── Away               a server cannot be reached now; nothing was lost
     │   ├── StoreAway      PostgreSQL; StoreSlow: it answers, too late
+    │   ├── OutcomeUnknown an append was sent, and its answer was lost
     │   ├── ReadModelAway  MongoDB
     │   ├── BrokerAway     RabbitMQ
     │   ├── FeedAway       the service that owns a feed
@@ -20,6 +21,8 @@
 
 `web.py` turns them into HTTP, in one table; nothing else knows status codes.
 """
+
+from uuid import UUID
 
 
 class Error(Exception):
@@ -88,15 +91,32 @@ class Away(Error):
 
 
 class StoreAway(Away):
-    """PostgreSQL cannot be reached, or does not answer within its time limit."""
+    """PostgreSQL cannot be reached, or does not answer within its time limit.
+
+    `outcome_known`: the statement had no effect. False: it was sent, and its answer was lost.
+    """
 
     code = "store-away"
+    outcome_known = True
 
 
 class StoreSlow(StoreAway):
     """PostgreSQL answered that it could not do it within its time limit, or has no room."""
 
     unreachable = False
+
+
+class OutcomeUnknown(Away):
+    """The answer to an append was lost: the command may be carried out already, or later.
+
+    Without an Idempotency-Key a repeat may do it twice. `aggregate_id` names the stream to look at.
+    """
+
+    code = "outcome-unknown"
+
+    def __init__(self, detail: str, aggregate_id: UUID) -> None:
+        super().__init__(detail)
+        self.aggregate_id = aggregate_id
 
 
 class ReadModelAway(Away):
