@@ -21,7 +21,15 @@ import click
 
 from eventcore.errors import Away, Misconfigured, Refused
 from eventcore.operate import TOOLS, open_folder, projection_named, service_module
-from eventcore.settings import SERVERS, Secret, Settings, read_settings
+from eventcore.settings import (
+    ProjectorSettings,
+    ProvisionSettings,
+    RelaySettings,
+    Secret,
+    Settings,
+    StoreSettings,
+    read_settings,
+)
 
 PROCESSES = ("serve", "relay", "project")
 """What is no tool: it runs until it is stopped."""
@@ -39,7 +47,7 @@ def main(context: click.Context) -> None:
 def serve() -> None:
     """Serve the service's HTTP calls."""
     os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="metrics-"))
-    settings = read_settings(process="serve", needs=service_module().NEEDS)
+    settings = read_settings(service_module().Settings, "serve")
     from eventcore.serving import serve as run
 
     run(settings)
@@ -48,7 +56,7 @@ def serve() -> None:
 @main.command()
 def relay() -> None:
     """Relay the service's events to the broker."""
-    settings = read_settings(process="relay", needs=("store", "broker"))
+    settings = read_settings(RelaySettings, "relay")
     from eventcore.broker import Queue, RabbitMQ
     from eventcore.observe import WINDOW, Health
     from eventcore.relay import Relay
@@ -56,19 +64,16 @@ def relay() -> None:
 
     health = Health("store", "broker")
     stop = _start(settings, health.missing)
-    assert settings.store
-    assert settings.broker
-    server, broker_server = settings.store, settings.broker
     own = [p for p in service_module().PROJECTIONS if p.aggregate_type == settings.service]
     queues = [Queue(projection.queue, projection.binding) for projection in own]
 
     def open_store() -> RelaySession:
-        session = RelaySession(server, settings.service)
+        session = RelaySession(settings.store, settings.service)
         require_schema(session.schema_version())
         return session
 
     broker = RabbitMQ(
-        broker_server,
+        settings.broker,
         name=f"{settings.service}-relay",
         delivery_limit=settings.delivery_limit,
         queue_bytes=settings.queue_bytes,
@@ -86,7 +91,7 @@ def relay() -> None:
 @click.argument("name")
 def project(name: str) -> None:
     """Run a projector for the projection NAME."""
-    settings = read_settings(process=f"project {name}", needs=("broker", "readmodel", "feed"))
+    settings = read_settings(ProjectorSettings, f"project {name}")
     projection = projection_named(name)
     from eventcore.broker import Queue, RabbitMQ
     from eventcore.observe import Health
@@ -94,7 +99,6 @@ def project(name: str) -> None:
 
     health = Health("broker", "readmodel", "feed")
     stop = _start(settings, health.missing)
-    assert settings.broker
     readmodel, feed, folder = open_folder(settings, projection)
     broker = RabbitMQ(
         settings.broker,
@@ -120,10 +124,9 @@ def project(name: str) -> None:
 @click.option("--wait", default=30.0, show_default=True, help="Seconds PostgreSQL may be away.")
 def migrate(script: Path | None, wait: float) -> None:
     """Apply init.sql, as the owner of the database that POSTGRES_* names."""
-    settings = read_settings(process="migrate", needs=("store",))
+    settings = read_settings(StoreSettings, "migrate")
     from eventcore.store import migrate as run
 
-    assert settings.store
     version = run(settings.store, script or Path(__file__).parents[2] / "init.sql", wait)
     click.echo(f"{settings.store.name} is at schema version {version}.")
 
@@ -149,8 +152,7 @@ def provision(
     which each file is named for a login and holds its password. RABBITMQ_PORT is the
     management API's. Run again, it changes only what differs.
     """
-    given = [role for role, prefix in SERVERS.items() if os.environ.get(f"{prefix}_HOST")]
-    settings = read_settings(process="provision", needs=given)
+    settings = read_settings(ProvisionSettings, "provision")
     import eventcore.provision as run
     from eventcore.retry import retry
 

@@ -24,7 +24,15 @@ import click
 
 from eventcore.errors import Away, Misconfigured, Refused
 from eventcore.projection import Projection
-from eventcore.settings import Settings, read_settings
+from eventcore.settings import (
+    BrokerSettings,
+    ProjectionSettings,
+    ReadModelSettings,
+    Settings,
+    StoreSettings,
+    TraceSettings,
+    read_settings,
+)
 
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 yes = click.option("--yes", is_flag=True, help="Do not ask.")
@@ -34,7 +42,7 @@ yes = click.option("--yes", is_flag=True, help="Do not ask.")
 @click.argument("beginnings", metavar="[BEGINNING]...", nargs=-1)
 def metrics(beginnings: Sequence[str]) -> None:
     """Print the metrics of the process whose METRICS_PORT this is, all or those that begin so."""
-    settings = read_settings(process="metrics", needs=())
+    settings = read_settings(Settings, "metrics")
     import urllib.request
 
     try:
@@ -63,14 +71,12 @@ def trace(wanted: str, as_json: bool, with_data: bool, since: datetime | None) -
     the read model of the SERVICE. Neither names nor e-mails nor anything else of an event's data is
     printed, unless --data is given.
     """
-    settings = read_settings(process="trace", needs=("store", "readmodel"))
+    settings = read_settings(TraceSettings, "trace")
     from eventcore import jsontext
     from eventcore.history import find, tell, timeline
     from eventcore.readmodel import Mongo
     from eventcore.store import Postgres
 
-    assert settings.store
-    assert settings.readmodel
     store, readmodel = Postgres(settings.store, 1), Mongo(settings.readmodel, 1)
     since = since and (since if since.tzinfo else since.replace(tzinfo=UTC))
     projections = service_module().PROJECTIONS
@@ -123,11 +129,10 @@ def parked() -> None:
 @as_json
 def parked_list(as_json: bool) -> None:
     """List them: projection, stream, where it stopped, and why."""
-    settings = read_settings(process="parked list", needs=("readmodel",))
+    settings = read_settings(ReadModelSettings, "parked list")
     from eventcore.query import Serving
     from eventcore.readmodel import Mongo
 
-    assert settings.readmodel
     readmodel = Mongo(settings.readmodel)
     for projection in service_module().PROJECTIONS:
         serving = Serving(projection, readmodel).now()
@@ -377,10 +382,9 @@ def verify(projection_names: Sequence[str], everything: bool, sample: int, as_js
 @as_json
 def backup(file: Path, as_json: bool) -> None:
     """Write the event database to FILE, as its owner; appends go on meanwhile."""
-    settings = read_settings(process="backup", needs=("store",))
+    settings = read_settings(StoreSettings, "backup")
     import eventcore.backup as run
 
-    assert settings.store
     _say(asdict(run.backup(settings.store, file)), as_json)
 
 
@@ -393,10 +397,9 @@ def restore(file: Path, as_json: bool, yes: bool) -> None:
 
     Projections that had read further say so, and stand still until they are rebuilt.
     """
-    settings = read_settings(process="restore", needs=("store",))
+    settings = read_settings(StoreSettings, "restore")
     import eventcore.backup as run
 
-    assert settings.store
     _ask(yes, f"Restore {file} into {settings.store.name}?")
     _say(asdict(run.restore(settings.store, file)), as_json)
 
@@ -418,22 +421,21 @@ def projection_named(name: str) -> Projection:
     return known[name]
 
 
-def open_folder(settings: Settings, projection: Projection) -> tuple[Any, Any, Any]:
+def open_folder(settings: ProjectionSettings, projection: Projection) -> tuple[Any, Any, Any]:
     """The read model, the feed and the folder of a projection."""
     from eventcore.feed import HttpFeed
     from eventcore.projector import Folder
     from eventcore.readmodel import Mongo
 
-    assert settings.readmodel
     readmodel = Mongo(settings.readmodel)
-    feed = HttpFeed(settings.feed_url, settings.feed_token)
+    feed = HttpFeed(settings.feed.url, settings.feed.token)
     return readmodel, feed, Folder(projection, readmodel, feed)
 
 
 @contextmanager
 def _at(name: str, command: str) -> Iterator[tuple[Projection, Any, Any, Any]]:
     """A projection with its read model, feed and folder, at the generation that serves."""
-    settings = read_settings(process=command, needs=("readmodel", "feed"))
+    settings = read_settings(ProjectionSettings, command)
     projection = projection_named(name)
     readmodel, feed, folder = open_folder(settings, projection)
     folder.follow()
@@ -445,12 +447,11 @@ def _at_projections(
     command: str, names: Sequence[str] = ()
 ) -> Iterator[tuple[Any, Any, list[Projection]]]:
     """A read model, a feed, and the projections that are folded from it, or those of `names`."""
-    settings = read_settings(process=command, needs=("readmodel", "feed"))
+    settings = read_settings(ProjectionSettings, command)
     from eventcore.feed import HttpFeed
     from eventcore.readmodel import Mongo
 
-    assert settings.readmodel
-    feed = HttpFeed(settings.feed_url, settings.feed_token)
+    feed = HttpFeed(settings.feed.url, settings.feed.token)
     known: Sequence[Projection] = service_module().PROJECTIONS
     if names:
         known = [projection_named(name) for name in names]
@@ -477,11 +478,10 @@ def _parked(projection: Projection, parked: Any) -> dict[str, object]:
 
 
 def _dead_letters(name: str, command: str) -> Any:
-    settings = read_settings(process=command, needs=("broker",))
+    settings = read_settings(BrokerSettings, command)
     projection = projection_named(name)
     from eventcore.broker import Queue, RabbitMQ
 
-    assert settings.broker
     broker = RabbitMQ(
         settings.broker,
         name=command,

@@ -31,7 +31,7 @@ from eventcore import jsontext
 from eventcore.errors import Away, Busy
 from eventcore.observe import Health, log_fields, serve_probes, start
 from eventcore.readmodel import Mongo
-from eventcore.settings import Settings
+from eventcore.settings import ServeSettings
 from eventcore.store import Postgres, require_schema
 from eventcore.tracing import start_tracing, stop_tracing
 from eventcore.web import BODY_LIMIT, NOTHING_ELSE, Ids, note_answer, too_slow, unreadable
@@ -445,7 +445,7 @@ class Overload:
 class Server(BaseApplication):  # type: ignore[misc]
     """gunicorn with our settings: threads, kept connections, a metrics port of its own."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ServeSettings) -> None:
         self._settings = settings
         self._module: Any = importlib.import_module(f"{settings.service}.main")
         super().__init__()
@@ -516,7 +516,7 @@ def _without_what_was_sent(record: logging.LogRecord) -> bool:
     return True
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: ServeSettings) -> None:
     """Serve until a signal says stop."""
     start(settings)
     Server(settings).run()

@@ -1,28 +1,30 @@
-"""The environment, read once, or a refusal to start that names all that is missing.
+"""Reads the environment once, into one object for each kind of process.
 
-Every server is given in parts (`POSTGRES_HOST`, `POSTGRES_PORT`, …), never as a URL, so
-that a password needs no quoting. A password may come from a file instead
-(`POSTGRES_PASSWORD_FILE`): it is read again at every connect, so a rotated one is taken
-up without a restart. No password has a default.
+Each server is given in parts (`POSTGRES_HOST`, `POSTGRES_PORT`, …), never as a URL, so that a
+password needs no quoting. A password or token may come from a file (`POSTGRES_PASSWORD_FILE`),
+which is read at every connect: a new password needs no restart. No password has a default.
 """
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from eventcore.errors import Misconfigured
 
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """A password or token that never shows in a `repr`, a log or a trace."""
+    """A password or token. It does not appear in a `repr`, a log or a trace."""
 
     value: str = field(default="", repr=False)
     file: Path | None = None
 
     def read(self) -> str:
-        """The secret as it is now; raises Misconfigured if its file cannot be read."""
+        """Returns the current value; raises Misconfigured if the file cannot be read."""
         if self.file is None:
             return self.value
         try:
@@ -33,11 +35,11 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where one server is and who we are there; `name` is a database or a virtual host."""
+    """The address of a server and a login; `name` is a database or a virtual host."""
 
     host: str
     port: int
-    name: str
+    name: Annotated[str, Field(validation_alias=AliasChoices("database", "vhost"))]
     user: str
     password: Secret
     options: str = ""
@@ -46,162 +48,181 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """All that a process is told from outside. Times are seconds."""
+class FeedToken:
+    """The token that a caller of a service's feed must send."""
 
-    service: str
-    process: str
-    version: str
-    revision: str
-    port: int
-    metrics_port: int
-    store: Server | None
-    broker: Server | None
-    readmodel: Server | None
-    feed_url: str
-    feed_token: Secret
-    upstreams: Mapping[str, str]
-    workers: int
-    threads: int
-    log_format: str
-    log_level: str
-    trace_endpoint: str
-    trace_ratio: float
-    trace_mode: str
-    known_user_wait: float
-    cache_margin: float
-    sweep_interval: float
-    lease: float
-    batch: int
-    window: int
-    delivery_limit: int
-    queue_bytes: int
+    token: Secret
+
+
+@dataclass(frozen=True, slots=True)
+class Feed(FeedToken):
+    """The URL of the service that owns the events, and the token of its feed."""
+
+    url: str
 
 
 SERVERS = {"store": "POSTGRES", "broker": "RABBITMQ", "readmodel": "MONGODB"}
-_PORTS = {"POSTGRES": 5432, "RABBITMQ": 5672, "MONGODB": 27017}
-_NAMES = {"POSTGRES": "DATABASE", "RABBITMQ": "VHOST", "MONGODB": "DATABASE"}
+"""The prefix of each server's variables."""
 
 
-def read_settings(
-    environ: Mapping[str, str] = os.environ, *, process: str, needs: Iterable[str] = ()
-) -> Settings:
-    """Read the environment for `process`; `needs` lists what it cannot do without:
-    "store", "broker", "readmodel", "feed", "token", "upstreams".
+def _group(**defaults: object) -> BeforeValidator:
+    """Adds defaults, and secrets from a value or a file, to the variables of one prefix."""
 
-    Raises Misconfigured with everything that is missing or malformed in one message.
-    """
-    wanted = set(needs)
-    reader = _Reader(environ)
-    service = reader.text("SERVICE")
-    servers = {
-        role: reader.server(prefix) if role in wanted else None for role, prefix in SERVERS.items()
-    }
-    settings = Settings(
-        service=service,
-        process=process,
-        version=reader.text("VERSION", "unknown"),
-        revision=reader.text("REVISION", "unknown"),
-        port=reader.integer("PORT", {"gateway": 3000, "user": 3001, "order": 3002}.get(service, 0)),
-        metrics_port=reader.integer("METRICS_PORT", 0),
-        store=servers["store"],
-        broker=servers["broker"],
-        readmodel=servers["readmodel"],
-        feed_url=reader.text("FEED_URL") if "feed" in wanted else "",
-        feed_token=reader.secret("FEED_TOKEN") if wanted & {"feed", "token"} else Secret(),
-        upstreams={
-            name: reader.text(f"{name.upper()}_SERVICE_URL")
-            for name in (("user", "order") if "upstreams" in wanted else ())
-        },
-        workers=reader.integer("WORKERS", 1),
-        threads=reader.integer("THREADS", 16),
-        log_format=reader.choice("LOG_FORMAT", ("auto", "json", "text")),
-        log_level=reader.choice("LOG_LEVEL", ("info", "debug", "warning", "error", "critical")),
-        trace_endpoint=reader.text("OTEL_EXPORTER_OTLP_ENDPOINT", ""),
-        trace_ratio=reader.ratio("OTEL_TRACES_SAMPLER_ARG", 1.0),
-        trace_mode=reader.choice("TRACE_MODE", ("child", "link")),
-        known_user_wait=reader.number("KNOWN_USER_WAIT", 1.0),
-        cache_margin=reader.number("CACHE_MARGIN", 10.0),
-        sweep_interval=reader.number("SWEEP_INTERVAL", 2.0),
-        lease=reader.number("LEASE", 6.0),
-        batch=reader.integer("BATCH", 300),
-        window=reader.integer("WINDOW", 500),
-        delivery_limit=reader.integer("DELIVERY_LIMIT", 20),
-        queue_bytes=reader.integer("QUEUE_BYTES", 256 * 1024 * 1024),
+    def complete(given: object) -> object:
+        if not isinstance(given, dict):
+            return given
+        secrets = {
+            name: Secret(file=Path(given[f"{name}_file"]))
+            if f"{name}_file" in given
+            else Secret(given[name])
+            for name in ("password", "token")
+            if name in given or f"{name}_file" in given
+        }
+        return defaults | given | secrets
+
+    return BeforeValidator(complete)
+
+
+def _variables(prefix: str) -> Any:
+    """Reads the variables that begin with `prefix`, and names each one that is missing."""
+    return Field(validation_alias=prefix, default_factory=dict)
+
+
+_Postgres = Annotated[Server, _group(port=5432)]
+_RabbitMQ = Annotated[Server, _group(port=5672, vhost="/")]
+_MongoDB = Annotated[Server, _group(port=27017)]
+Store = Annotated[_Postgres, _variables("postgres")]
+Broker = Annotated[_RabbitMQ, _variables("rabbitmq")]
+ReadModel = Annotated[_MongoDB, _variables("mongodb")]
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Count = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, lt=1e6)]
+_AnyCase = BeforeValidator(str.lower)
+
+
+class Settings(BaseSettings):
+    """The settings of every process and tool."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        env_ignore_empty=True,
+        env_nested_delimiter="_",
+        env_nested_max_split=1,
+        enable_decoding=False,
+        extra="ignore",
     )
-    reader.refuse_if_wrong(process)
-    return settings
+
+    process: str
+    """The name of the process in logs and traces; not a variable."""
+    service: str
+    version: str = "unknown"
+    revision: str = "unknown"
+    metrics_port: Port = 0
+    log_format: Annotated[Literal["auto", "json", "text"], _AnyCase] = "auto"
+    log_level: Annotated[Literal["debug", "info", "warning", "error", "critical"], _AnyCase] = (
+        "info"
+    )
+    trace_endpoint: str = Field("", validation_alias="otel_exporter_otlp_endpoint")
+    trace_ratio: float = Field(1.0, ge=0, le=1, validation_alias="otel_traces_sampler_arg")
+    trace_mode: Annotated[Literal["child", "link"], _AnyCase] = "child"
 
 
-class _Reader:
-    """Reads variables and collects what is wrong, so that it can all be said at once."""
+class ServeSettings(Settings):
+    """The settings of a process that serves HTTP; `host` "" means all addresses."""
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = environ
-        self._wrong: list[str] = []
+    host: str = ""
+    port: Port
+    workers: Count = 1
+    threads: Count = 16
 
-    def text(self, name: str, default: str | None = None) -> str:
-        value = self._environ.get(name, "") or default
-        if value is None:
-            self._wrong.append(f"{name} is not set")
-            return ""
-        return value
 
-    def integer(self, name: str, default: int) -> int:
-        value = self._environ.get(name, "")
-        if value and not value.isdigit():
-            self._wrong.append(f"{name} must be a whole number, not {value!r}")
-            return default
-        return int(value) if value else default
+class ServiceSettings(ServeSettings):
+    """The settings of a service with an event store and read models."""
 
-    def number(self, name: str, default: float) -> float:
-        value = self._environ.get(name, "")
-        try:
-            result = float(value) if value else default
-        except ValueError:
-            result = -1.0
-        if not 0 < result < 1e6:
-            self._wrong.append(f"{name} must be a number of seconds above 0, not {value!r}")
-            return default
-        return result
+    store: Store
+    readmodel: ReadModel
+    feed: Annotated[FeedToken, _group(), _variables("feed")]
 
-    def ratio(self, name: str, default: float) -> float:
-        value = self._environ.get(name, "")
-        try:
-            result = float(value) if value else default
-        except ValueError:
-            result = -1.0
-        if not 0 <= result <= 1:
-            self._wrong.append(f"{name} must be a number from 0 to 1, not {value!r}")
-        return result
 
-    def choice(self, name: str, choices: Sequence[str]) -> str:
-        """One of `choices`, in whatever case; the first by default."""
-        value = (self._environ.get(name, "") or choices[0]).lower()
-        if value not in choices:
-            self._wrong.append(f"{name} must be one of {', '.join(choices)}, not {value!r}")
-        return value
+class _QueueSettings(Settings):
+    """The limits of the queues."""
 
-    def secret(self, name: str) -> Secret:
-        file = self._environ.get(f"{name}_FILE", "")
-        if file:
-            return Secret(file=Path(file))
-        if name not in self._environ:
-            self._wrong.append(f"{name} or {name}_FILE is not set")
-        return Secret(self._environ.get(name, ""))
+    delivery_limit: Count = 20
+    queue_bytes: Count = 256 * 1024 * 1024
 
-    def server(self, prefix: str) -> Server:
-        return Server(
-            host=self.text(f"{prefix}_HOST"),
-            port=self.integer(f"{prefix}_PORT", _PORTS[prefix]),
-            name=self.text(f"{prefix}_{_NAMES[prefix]}", "/" if prefix == "RABBITMQ" else None),
-            user=self.text(f"{prefix}_USER", "" if f"{prefix}_USER" in self._environ else None),
-            password=self.secret(f"{prefix}_PASSWORD"),
-            options=self.text(f"{prefix}_OPTIONS", ""),
-            tls=self.choice(f"{prefix}_TLS", ("off", "on")) == "on",
-            ca_file=self.text(f"{prefix}_CA_FILE", ""),
-        )
 
-    def refuse_if_wrong(self, process: str) -> None:
-        if self._wrong:
-            raise Misconfigured(f"{process} cannot start: " + "; ".join(self._wrong))
+class RelaySettings(_QueueSettings):
+    """The settings of a relay."""
+
+    store: Store
+    broker: Broker
+    window: Count = 500
+
+
+class ProjectionSettings(Settings):
+    """The settings of the tools that work on a projection."""
+
+    readmodel: ReadModel
+    feed: Annotated[Feed, _group(), _variables("feed")]
+
+
+class ProjectorSettings(ProjectionSettings, _QueueSettings):
+    """The settings of a projector."""
+
+    broker: Broker
+    sweep_interval: Seconds = 2.0
+    lease: Seconds = 6.0
+    batch: Count = 300
+
+
+class StoreSettings(Settings):
+    """The settings of the tools that need the event store alone."""
+
+    store: Store
+
+
+class BrokerSettings(_QueueSettings):
+    """The settings of the tools that need the broker alone."""
+
+    broker: Broker
+
+
+class ReadModelSettings(Settings):
+    """The settings of the tools that need the read model alone."""
+
+    readmodel: ReadModel
+
+
+class TraceSettings(StoreSettings, ReadModelSettings):
+    """The settings of `trace`, which reads the event store and the read model."""
+
+
+class ProvisionSettings(_QueueSettings):
+    """The administrators' logins; a server of which no variable is set is left alone."""
+
+    store: _Postgres | None = Field(None, validation_alias="postgres")
+    broker: _RabbitMQ | None = Field(None, validation_alias="rabbitmq")
+    readmodel: _MongoDB | None = Field(None, validation_alias="mongodb")
+
+
+Kind = TypeVar("Kind", bound=Settings)
+
+
+def read_settings(kind: type[Kind], process: str) -> Kind:
+    """Returns the settings of one process; raises Misconfigured with all that is wrong."""
+    told: dict[str, Any] = {"process": process}
+    try:
+        return kind(**told)
+    except ValidationError as error:
+        problems = "; ".join(map(_problem, error.errors()))
+        raise Misconfigured(f"{process} cannot start: {problems}") from None
+
+
+def _problem(error: ErrorDetails) -> str:
+    first, *rest = map(str, error["loc"])
+    name = "_".join((SERVERS.get(first, first), *rest)).upper()
+    if error["type"] == "missing":
+        choice = f" or {name}_FILE" if name.endswith(("_PASSWORD", "_TOKEN")) else ""
+        return f"{name}{choice} is not set"
+    return f"{name} is {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"

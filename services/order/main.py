@@ -8,7 +8,7 @@ from eventcore.feed import StoreFeed
 from eventcore.query import Views
 from eventcore.readmodel import Mongo
 from eventcore.serving import Readiness
-from eventcore.settings import Settings
+from eventcore.settings import Port, Seconds, ServiceSettings
 from eventcore.store import Postgres
 from eventcore.watch import watch, watch_service
 from eventcore.web import create_app as create_web_app
@@ -17,14 +17,19 @@ from order.customers import Customers
 from order.projections import known_users, orders
 
 TITLE = "Order Service"
-NEEDS = ("store", "readmodel", "token")
 PROJECTIONS = (orders.PROJECTION, known_users.PROJECTION)
+
+
+class Settings(ServiceSettings):
+    """The settings of the order service."""
+
+    port: Port = 3002
+    known_user_wait: Seconds = 1.0
+    cache_margin: Seconds = 10.0
 
 
 def create_app(settings: Settings) -> Flask:
     """The application that gunicorn serves; connects to nothing yet."""
-    assert settings.store
-    assert settings.readmodel
     store = Postgres(settings.store, settings.threads)
     readmodel = Mongo(settings.readmodel, settings.threads)
     readiness = Readiness(store, readmodel)
@@ -44,5 +49,5 @@ def create_app(settings: Settings) -> Flask:
         is_ready=readiness.is_ready,
         store=store,
         feed=feed,
-        feed_token=settings.feed_token,
+        feed_token=settings.feed.token,
     )

@@ -8,7 +8,7 @@ from eventcore.feed import StoreFeed
 from eventcore.query import Views
 from eventcore.readmodel import Mongo
 from eventcore.serving import Readiness
-from eventcore.settings import Settings
+from eventcore.settings import Port, ServiceSettings
 from eventcore.store import Postgres
 from eventcore.watch import watch, watch_service
 from eventcore.web import create_app as create_web_app
@@ -16,14 +16,17 @@ from user.api import routes
 from user.projections import users
 
 TITLE = "User Service"
-NEEDS = ("store", "readmodel", "token")
 PROJECTIONS = (users.PROJECTION,)
+
+
+class Settings(ServiceSettings):
+    """The settings of the user service."""
+
+    port: Port = 3001
 
 
 def create_app(settings: Settings) -> Flask:
     """The application that gunicorn serves; connects to nothing yet."""
-    assert settings.store
-    assert settings.readmodel
     store = Postgres(settings.store, settings.threads)
     readmodel = Mongo(settings.readmodel, settings.threads)
     readiness = Readiness(store, readmodel)
@@ -37,5 +40,5 @@ def create_app(settings: Settings) -> Flask:
         is_ready=readiness.is_ready,
         store=store,
         feed=feed,
-        feed_token=settings.feed_token,
+        feed_token=settings.feed.token,
     )

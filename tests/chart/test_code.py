@@ -4,16 +4,23 @@ import importlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
-from eventcore.errors import Misconfigured
 from eventcore.projection import Projection
 from eventcore.provision import LOGINS
-from eventcore.settings import Secret, Server, Settings, read_settings
+from eventcore.settings import (
+    ProjectionSettings,
+    ProjectorSettings,
+    ProvisionSettings,
+    RelaySettings,
+    Secret,
+    Server,
+    Settings,
+    StoreSettings,
+)
 from local.processes import Process, Servers, processes
 from tests.chart.render import (
     PLANTED,
@@ -29,15 +36,15 @@ from tests.chart.render import (
 )
 from tests.chart.test_pods import files
 from tests.chart.values import documented
+from tests.environment import settings_from, variables
 
 PORTS = {"gateway": 3000, "user-service": 3001, "order-service": 3002}
-
-ALL_NEEDS = ("store", "broker", "readmodel", "feed", "token", "upstreams")
 
 TUNING = {
     "BATCH",
     "CACHE_MARGIN",
     "DELIVERY_LIMIT",
+    "HOST",
     "KNOWN_USER_WAIT",
     "LEASE",
     "QUEUE_BYTES",
@@ -55,7 +62,7 @@ OF_THE_SDK = {"OTEL_RESOURCE_ATTRIBUTES", "K8S_NAMESPACE", "K8S_POD", "K8S_NODE"
 @pytest.fixture(scope="module")
 def local_processes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Process]:
     """The processes as `make run` starts them, by name."""
-    server = Server("127.0.0.1", 1, "", "", Secret("none"))
+    server = Server("127.0.0.1", 1, "/", "any", Secret("none"))
     servers = Servers(server, server, {name: _readmodel(name) for name in ("user", "order")})
     folder = tmp_path_factory.mktemp("secrets")
     found = processes(servers, folder, ports=PORTS, free_port=lambda: 9464)
@@ -63,7 +70,7 @@ def local_processes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Pr
 
 
 def _readmodel(service: str) -> Server:
-    return Server("127.0.0.1", 1, f"{service}_read_model", "", Secret("none"))
+    return Server("127.0.0.1", 1, f"{service}_read_model", "any", Secret("none"))
 
 
 def test_the_cluster_runs_the_processes_that_a_laptop_runs(
@@ -81,59 +88,51 @@ def test_the_cluster_tells_each_process_what_a_laptop_tells_it(
 ) -> None:
     for name, pod in render().processes().items():
         (container,) = pod.spec["containers"]
-        told = settings_of(container, needs_of(container))
-        on_laptop = read_settings(
-            local_processes[name].env, process=told.process, needs=needs_of(container)
-        )
+        told = settings_of(container)
+        on_laptop = settings_from(local_processes[name].env, kind_of(container))
         assert gist(told) == gist(on_laptop), name
 
 
 def gist(settings: Settings) -> Object:
     """What of a process's settings is the same wherever it runs."""
-    store = settings.store
+    told = dict(settings)
+    store, readmodel, feed = told.get("store"), told.get("readmodel"), told.get("feed")
     return {
         "service": settings.service,
-        "port": settings.port,
+        "port": told.get("port"),
         "metrics": settings.metrics_port,
         "store": store and (store.name, store.user),
-        "broker": bool(settings.broker),
-        "readmodel": settings.readmodel and settings.readmodel.name,
-        "feed": settings.feed_url and urlsplit(settings.feed_url).port,
-        "token": bool(settings.feed_token.file),
-        "upstreams": {name: urlsplit(url).port for name, url in settings.upstreams.items()},
+        "broker": "broker" in told,
+        "readmodel": readmodel and readmodel.name,
+        "token": feed and bool(feed.token.file),
+        "urls": {
+            name: urlsplit(url).port
+            for name, url in {**told, "feed": getattr(feed, "url", None)}.items()
+            if name == "feed" or name.endswith("_url")
+        },
     }
 
 
 def test_every_process_reads_its_settings_from_what_it_is_told(chart: Render) -> None:
     for pod in chart.processes().values():
         (container,) = pod.spec["containers"]
-        told = settings_of(container, needs_of(container))
+        told = settings_of(container)
         assert told.metrics_port == pod.ports["http-metrics"]
-        assert told.port == pod.ports.get("http", told.port)
+        assert dict(told).get("port") == pod.ports.get("http")
 
 
 def test_every_step_of_the_setup_job_reads_its_settings_from_what_it_is_told(
     chart: Render,
 ) -> None:
     for container in setup_steps(chart):
-        command = container["args"][0]
-        variables = environment(container)
-        given = [
-            role
-            for role, prefix in {
-                "store": "POSTGRES",
-                "broker": "RABBITMQ",
-                "readmodel": "MONGODB",
-            }.items()
-            if f"{prefix}_HOST" in variables
-        ]
-        settings_of(container, ["store"] if command == "migrate" else given)
+        settings_of(container)
 
 
 def test_no_process_is_told_what_it_does_not_read(chart: Render) -> None:
     containers = [pod.spec["containers"][0] for pod in chart.processes().values()]
     for container in [*containers, *setup_steps(chart)]:
-        unread = set(environment(container)) - names_read() - OF_THE_SDK
+        read = variables() | {f"{name}_FILE" for name in variables()} | OF_THE_SDK
+        unread = set(environment(container)) - read
         assert not unread, container["name"]
 
 
@@ -149,8 +148,8 @@ def test_every_setting_is_told_by_the_chart_or_has_a_default() -> None:
     }
     as_files = {name.removesuffix("_FILE") for name in told if name.endswith("_FILE")}
     in_image = {"SERVICE", "VERSION", "REVISION"}
-    assert names_read() - told - as_files - TUNING == in_image
-    assert names_read() >= TUNING
+    assert variables() - told - as_files - TUNING == in_image
+    assert variables() >= TUNING
 
 
 def test_the_gateway_reaches_no_server_and_has_no_password() -> None:
@@ -163,13 +162,13 @@ def test_every_process_has_a_login_of_its_own() -> None:
     chart = render()
     seen: set[tuple[str, str]] = set()
     for name, pod in chart.processes().items():
-        variables = environment(pod.spec["containers"][0])
+        told = environment(pod.spec["containers"][0])
         for server in ("POSTGRES", "RABBITMQ", "MONGODB"):
-            if user := variables.get(f"{server}_USER"):
+            if user := told.get(f"{server}_USER"):
                 assert (server, user) not in seen, name
                 assert user != "admin"
                 seen.add((server, user))
-        assert keys(pod) == {*_passwords(variables)}, name
+        assert keys(pod) == {*_passwords(told)}, name
 
 
 def _passwords(variables: Mapping[str, str]) -> Iterator[str]:
@@ -256,9 +255,9 @@ def test_the_setup_job_migrates_each_event_store_as_its_owner() -> None:
     steps = [each for each in setup_steps(render()) if each["args"][0] == "migrate"]
     assert {service_of(each) for each in steps} == {"user", "order"}
     for each in steps:
-        service, variables = service_of(each), environment(each)
-        assert variables["POSTGRES_DATABASE"] == f"{service}_event_db"
-        assert variables["POSTGRES_USER"] == f"{service}_owner"
+        service, told = service_of(each), environment(each)
+        assert told["POSTGRES_DATABASE"] == f"{service}_event_db"
+        assert told["POSTGRES_USER"] == f"{service}_owner"
 
 
 def test_the_charts_version_is_the_projects() -> None:
@@ -296,18 +295,24 @@ def environment(container: Object) -> dict[str, str]:
     return {each["name"]: each.get("value", "1") for each in container.get("env", ())}
 
 
-def needs_of(container: Object) -> list[str]:
-    """What a container's command cannot do without, as eventcore.__main__ has it."""
-    command = container["args"][0]
-    if command == "serve":
-        return list(importlib.import_module(f"{service_of(container)}.main").NEEDS)
-    return {"relay": ["store", "broker"], "project": ["broker", "readmodel", "feed"]}[command]
+def kind_of(container: Object) -> type[Settings]:
+    """The settings of a container's command, as eventcore.__main__ reads them."""
+    kinds: dict[str, type[Settings]] = {
+        "serve": importlib.import_module(f"{service_of(container)}.main").Settings,
+        "relay": RelaySettings,
+        "project": ProjectorSettings,
+        "provision": ProvisionSettings,
+        "migrate": StoreSettings,
+        "verify": ProjectionSettings,
+        "rebuild": ProjectionSettings,
+    }
+    return kinds[container["args"][0]]
 
 
-def settings_of(container: Object, needs: list[str]) -> Settings:
+def settings_of(container: Object) -> Settings:
     """The settings that a container reads. Raises Misconfigured."""
-    variables = environment(container) | {"SERVICE": service_of(container)}
-    return read_settings(variables, process=container["name"], needs=needs)
+    told = environment(container) | {"SERVICE": service_of(container)}
+    return settings_from(told, kind_of(container), container["name"])
 
 
 def projections(service: str) -> dict[str, Projection]:
@@ -318,30 +323,6 @@ def projections(service: str) -> dict[str, Projection]:
 def setup_steps(chart: Render) -> list[Object]:
     """The containers of the setup Job, if there is one."""
     return [each for pod in chart.pods if pod.component == "setup" for each in pod.containers]
-
-
-def names_read() -> set[str]:
-    """The name of every variable that settings.py reads."""
-    asked = _Asked()
-    with pytest.raises(Misconfigured):
-        read_settings(asked, process="test", needs=ALL_NEEDS)
-    return asked.names
-
-
-class _Asked(dict[str, str]):
-    """An empty environment that remembers what was asked for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def get(self, key: str, default: Any = None) -> Any:
-        self.names.add(key)
-        return default
-
-    def __contains__(self, key: object) -> bool:
-        self.names.add(str(key))
-        return False
 
 
 def test_a_projection_that_is_added_as_the_readme_says_is_one_more_process() -> None:
@@ -357,8 +338,8 @@ def test_a_projection_that_is_added_as_the_readme_says_is_one_more_process() -> 
     [container] = added["spec"]["template"]["spec"]["containers"]
     assert container["args"] == ["project", "cancellations"]
     assert container["image"].startswith("shop-order:")
-    variables = {each["name"]: each.get("value") for each in container["env"]}
-    assert variables["MONGODB_USER"] == variables["RABBITMQ_USER"] == "order-cancellations"
+    told = {each["name"]: each.get("value") for each in container["env"]}
+    assert told["MONGODB_USER"] == told["RABBITMQ_USER"] == "order-cancellations"
 
 
 @pytest.mark.parametrize("name", ["order-user-sync", "order-projector", "user-projector"])

@@ -2,10 +2,9 @@
 
 import pytest
 
+from eventcore.settings import ProjectionSettings
 from tests.chart.render import VALUES, Object, Render, render
 from tests.chart.test_code import image, projections, service_of, settings_of
-
-TOOLS = ("readmodel", "feed")
 
 
 def containers(chart: Render, kind: str) -> list[Object]:
@@ -31,10 +30,10 @@ def test_each_projection_is_verified_where_its_projector_is(chart: Render) -> No
 @pytest.mark.parametrize("values", VALUES)
 def test_every_job_reads_its_settings_from_what_it_is_told(values: str) -> None:
     for each in containers(render(values), "CronJob"):
-        settings = settings_of(each, list(TOOLS))
-        assert settings.readmodel
+        settings = settings_of(each)
+        assert isinstance(settings, ProjectionSettings)
         assert settings.readmodel.name == f"{service_of(each)}_read_model"
-        assert settings.feed_url
+        assert settings.feed.url
 
 
 def test_a_job_has_the_login_and_the_feed_of_its_projector() -> None:
@@ -45,8 +44,8 @@ def test_a_job_has_the_login_and_the_feed_of_its_projector() -> None:
             for pod in chart.processes().values()
             if pod.spec["containers"][0]["args"] == ["project", each["args"][1]]
         )
-        own, its = (settings_of(one, list(TOOLS)) for one in (each, projector))
-        assert (own.readmodel, own.feed_url) == (its.readmodel, its.feed_url)
+        own, its = (dict(settings_of(one)) for one in (each, projector))
+        assert (own["readmodel"], own["feed"]) == (its["readmodel"], its["feed"])
         assert image(each) == image(projector)
 
 

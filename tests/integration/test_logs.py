@@ -410,7 +410,7 @@ def test_a_process_says_in_one_line_of_its_log_why_it_cannot_start(
     assert done.stderr == ""
     line = json.loads(done.stdout)
     assert (line["level"], line["service"], line["process"]) == ("critical", "user", command)
-    assert "LOG_LEVEL must be one of info, debug, warning" in line["message"]
+    assert "LOG_LEVEL is 'loud': input should be 'debug', 'info'" in line["message"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,11 +23,19 @@ from eventcore.broker import RabbitMQ as Broker
 from eventcore.errors import BrokerAway, Misconfigured, ReadModelAway, StoreAway
 from eventcore.provision import _Management
 from eventcore.readmodel import Mongo
-from eventcore.settings import Secret, Server, read_settings
+from eventcore.settings import (
+    BrokerSettings,
+    ReadModelSettings,
+    Secret,
+    Server,
+    Settings,
+    StoreSettings,
+)
 from eventcore.store import Postgres
 from local.child import Child
 from local.servers import RabbitMQ, free_port
 from tests.conftest import Databases
+from tests.environment import settings_from
 
 HOST = "127.0.0.1"
 
@@ -221,10 +229,16 @@ def _use_mongodb(server: Server) -> None:
 USES = {"POSTGRES": _use_postgres, "RABBITMQ": _use_rabbitmq, "MONGODB": _use_mongodb}
 AWAY = (StoreAway, BrokerAway, ReadModelAway)
 
+READ_AS: Mapping[str, tuple[str, type[Settings]]] = {
+    "POSTGRES": ("store", StoreSettings),
+    "RABBITMQ": ("broker", BrokerSettings),
+    "MONGODB": ("readmodel", ReadModelSettings),
+}
+
 
 def told(kind: str, server: Server, **more: str) -> Server:
     """A server as a process reads it from its environment."""
-    role = {"POSTGRES": "store", "RABBITMQ": "broker", "MONGODB": "readmodel"}[kind]
+    role, settings = READ_AS[kind]
     name = "VHOST" if kind == "RABBITMQ" else "DATABASE"
     environment = {
         "SERVICE": "user", f"{kind}_HOST": server.host, f"{kind}_PORT": str(server.port),
@@ -232,7 +246,7 @@ def told(kind: str, server: Server, **more: str) -> Server:
         f"{kind}_PASSWORD": server.password.read(), f"{kind}_OPTIONS": server.options,
         **{f"{kind}_{setting}": value for setting, value in more.items()},
     }  # fmt: skip
-    found = getattr(read_settings(environment, process="any", needs=[role]), role)
+    found = getattr(settings_from(environment, settings), role)
     assert isinstance(found, Server)
     return found
 
@@ -329,7 +343,15 @@ def test_setup_verifies_rabbitmqs_management_api_too(
 
 
 @pytest.mark.parametrize("kind", USES)
-@pytest.mark.parametrize("word", ["true", "yes", "1", "verify-full"])
-def test_another_word_than_on_or_off_is_refused_and_not_taken_for_off(kind: str, word: str) -> None:
-    with pytest.raises(Misconfigured, match=f"{kind}_TLS must be one of off, on"):
+@pytest.mark.parametrize("word", ["verify-full", "require", "2"])
+def test_a_word_that_is_neither_yes_nor_no_is_refused_and_not_taken_for_off(
+    kind: str, word: str
+) -> None:
+    with pytest.raises(Misconfigured, match=f"{kind}_TLS is '{word}': input should be a valid"):
         told(kind, Server(HOST, 1, "any", "any", Secret("any")), TLS=word)
+
+
+@pytest.mark.parametrize("kind", USES)
+@pytest.mark.parametrize("word", ["on", "true", "yes", "1"])
+def test_each_usual_word_for_yes_switches_tls_on(kind: str, word: str) -> None:
+    assert told(kind, Server(HOST, 1, "any", "any", Secret("any")), TLS=word).tls

@@ -8,17 +8,21 @@ from flask import Flask, Response, request
 from eventcore import jsontext
 from eventcore.command import new_id
 from eventcore.readmodel import Mongo, _shown
-from eventcore.settings import Settings
+from eventcore.settings import ReadModel, ServeSettings
 from order.api import NewOrder
 
 TITLE = "Echo"
-NEEDS = ("readmodel",)
 PROJECTIONS = ()
+
+
+class Settings(ServeSettings):
+    """The settings of the echo service."""
+
+    readmodel: ReadModel
 
 
 def create_app(settings: Settings) -> Flask:
     """Two routes, and the readiness that the benchmark waits for."""
-    assert settings.readmodel
     app = Flask(TITLE)
     readmodel = Mongo(settings.readmodel, settings.threads)
 

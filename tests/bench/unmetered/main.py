@@ -4,9 +4,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from order.main import NEEDS, PROJECTIONS, TITLE, create_app
+from order.main import PROJECTIONS, TITLE, Settings, create_app
 
-__all__ = ["NEEDS", "PROJECTIONS", "TITLE", "create_app"]
+__all__ = ["PROJECTIONS", "TITLE", "Settings", "create_app"]
 
 
 class _Nothing:
