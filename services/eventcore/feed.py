@@ -4,7 +4,7 @@ A service serves its feed (see web.py); a projector, which has no PostgreSQL cre
 asks it for what the broker has not brought.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -49,8 +49,11 @@ class Feed(Protocol):
     def stream(self, aggregate_id: str, after: int) -> list[Event]:
         """All events of one stream above version `after`, oldest first."""
 
-    def streams(self, aggregate_ids: Sequence[str]) -> dict[str, list[Event]]:
-        """All events of each of these streams, MANY at most; none where there is no such stream."""
+    def streams(self, after: Mapping[str, int]) -> dict[str, list[Event]]:
+        """The next events of each stream above its version, a page of them; MANY streams at most.
+
+        A stream without such events has none. One that is left out is to be asked for again.
+        """
 
     def heads(self, after: int, until: int) -> HeadsPage:
         """The streams that changed above position `after`, up to `until` or a page's end."""
@@ -60,6 +63,20 @@ class Feed(Protocol):
 
     def progress(self) -> Progress:
         """How far the log goes now, and how far its relay has come."""
+
+
+def whole(feed: Feed, aggregate_ids: Iterable[str]) -> dict[str, list[Event]]:
+    """All events of each of these streams; none where there is no such stream. Raises FeedAway."""
+    after = dict.fromkeys(aggregate_ids, 0)
+    found: dict[str, list[Event]] = {aggregate_id: [] for aggregate_id in after}
+    while after:
+        for aggregate_id, events in feed.streams(after).items():
+            found[aggregate_id] += events
+            if len(events) < PAGE:
+                del after[aggregate_id]
+            else:
+                after[aggregate_id] = events[-1].version
+    return found
 
 
 class StoreFeed:
@@ -79,11 +96,11 @@ class StoreFeed:
         """See Feed; one page of it."""
         return self._store.read_stream(Stream(self.aggregate_type, UUID(aggregate_id)), after)
 
-    def streams(self, aggregate_ids: Sequence[str]) -> dict[str, list[Event]]:
-        """See Feed; one page of each, and of the first ones only if those fill a page."""
+    def streams(self, after: Mapping[str, int]) -> dict[str, list[Event]]:
+        """See Feed; of the first streams only, if those fill a page."""
         found: dict[str, list[Event]] = {}
-        for aggregate_id in aggregate_ids:
-            found[aggregate_id] = self.stream(aggregate_id, after=0)
+        for aggregate_id, version in after.items():
+            found[aggregate_id] = self.stream(aggregate_id, version)
             if sum(map(len, found.values())) >= PAGE:
                 break
         return found
@@ -128,19 +145,13 @@ class HttpFeed:
                 break
         return events
 
-    def streams(self, aggregate_ids: Sequence[str]) -> dict[str, list[Event]]:
+    def streams(self, after: Mapping[str, int]) -> dict[str, list[Event]]:
         """See Feed."""
-        found: dict[str, list[Event]] = {}
-        while left := [each for each in aggregate_ids if each not in found]:
-            page = self._get("streams", ids=",".join(left))["streams"]
-            if not page:
-                raise FeedAway(f"{self._url} answers none of the streams it was asked for")
-            for aggregate_id, messages in page.items():
-                events = self._read(messages)
-                if len(events) == PAGE:
-                    events += self.stream(aggregate_id, events[-1].version)
-                found[aggregate_id] = events
-        return found
+        versions = ",".join(map(str, after.values()))
+        page = self._get("streams", ids=",".join(after), after=versions)["streams"]
+        if not page:
+            raise FeedAway(f"{self._url} answers none of the streams it was asked for")
+        return {each: self._read(messages) for each, messages in page.items()}
 
     def heads(self, after: int, until: int) -> HeadsPage:
         """See Feed."""

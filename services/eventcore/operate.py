@@ -114,7 +114,7 @@ def lag(as_json: bool) -> None:
                 "checkpoint": checkpoint.position,
                 "behind": settled - oldest.position + 1 if oldest else 0,
                 "seconds": round(_age(oldest.recorded_at), 1) if oldest else 0,
-                "parked": len(readmodel.parked(generation.name)),
+                "parked": readmodel.count_parked(generation.name),
                 "halted": checkpoint.halted,
             }
             _say(line, as_json)
@@ -172,12 +172,11 @@ def parked_retry(projection_name: str, streams: Sequence[str]) -> None:
     with status 1 if any does.
     """
     with _at(projection_name, "parked retry") as (_, readmodel, __, folder):
-        still = 0
-        for stream in streams or readmodel.parked(folder.generation.name):
-            released = folder.retry(stream)
-            still += not released
-            click.echo(f"{stream}: {'released' if released else 'still parked'}")
-        sys.exit(1 if still else 0)
+        entries = readmodel.parked(folder.generation.name, streams or None)
+        released = folder.retry(entries)
+        for stream in entries:
+            click.echo(f"{stream}: {'released' if stream in released else 'still parked'}")
+        sys.exit(0 if len(released) == len(entries) else 1)
 
 
 @parked.command(name="skip")
@@ -206,7 +205,7 @@ def parked_skip(projection_name: str, stream: str, why: str, who: str, yes: bool
             Skip(projection.name, stream, event.version, event_id, who, why, datetime.now(UTC))
         )
         folder.follow()
-        released = folder.retry(stream)
+        released = folder.retry({stream: found})
         click.echo(f"{stream}: {'released' if released else 'parked again, further on'}")
         sys.exit(0 if released else 1)
 

@@ -13,13 +13,15 @@ anything but the guard.
 
 import logging
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 from threading import Event as Stop
 from threading import Thread
 from time import monotonic, sleep
+from types import MappingProxyType
 from typing import TypeVar
 
 from eventcore import jsontext
@@ -35,7 +37,7 @@ from eventcore.errors import (
 )
 from eventcore.event import Event, from_message, ids_of
 from eventcore.failpoints import reach
-from eventcore.feed import Feed, HeadsPage
+from eventcore.feed import MANY, Feed, HeadsPage
 from eventcore.observe import (
     APPLIED,
     BATCH_SECONDS,
@@ -50,8 +52,17 @@ from eventcore.observe import (
     Health,
 )
 from eventcore.projection import Document, Projection, version_of
-from eventcore.readmodel import Generation, Lease, Parked, ReadModel, Write, generation_of
+from eventcore.readmodel import (
+    SLOTS,
+    Generation,
+    Lease,
+    Parked,
+    ReadModel,
+    Write,
+    generation_of,
+)
 from eventcore.retry import backoff
+from eventcore.store import PAGE
 from eventcore.tracing import processing
 
 Result = TypeVar("Result")
@@ -70,6 +81,12 @@ between two sweeps, which then need not ask for them. They take 1.5 MB."""
 
 RACES = 20
 """How often a batch is folded anew because another replica wrote one of its documents first."""
+
+TOUR = 200
+"""Entries of the parked list that one sweep looks at, about; all of a list that is shorter."""
+
+NAMED = 5
+"""Streams that a log line about many of them names."""
 
 
 def in_thread(act: Callable[[], Result], name: str) -> "Future[Result]":
@@ -94,24 +111,21 @@ def _close(opened: "Future[Consumer]") -> None:
 
 @dataclass(slots=True)
 class Folded:
-    """What became of one stream's events: the document, and what stopped it, if anything.
+    """The result of folding events into one document: the document, and the events left over.
 
-    `highest` came; the log is known to go to `known`.
+    `known` is the last version of the events that follow the document without a gap; `beyond`
+    are the events after such a gap. `error` says why the event at `stopped_at`, `failed`, cannot
+    be applied.
     """
 
     before: int
     document: Document | None
-    highest: int
     known: int
+    beyond: list[Event]
     stopped_at: int = 0
     error: str = ""
+    failed: Event | None = None
     applied: list[Event] = field(default_factory=list)
-    """Those that are now in the document."""
-
-    @property
-    def is_ahead(self) -> bool:
-        """Whether there are events that the log itself does not lead up to."""
-        return self.highest > self.known
 
     @property
     def version(self) -> int:
@@ -160,114 +174,136 @@ class Folder:
         """Whether this process itself has brought a stream's document to `version`."""
         return self._reached.get(stream, 0) >= version
 
-    def apply(self, streams: Mapping[str, Sequence[Event]], retry: bool = False) -> dict[str, int]:
-        """Apply events by stream, filling gaps from the feed, and park what cannot be applied.
+    def apply(self, streams: Mapping[str, Sequence[Event]]) -> dict[str, int]:
+        """Applies events by stream, fills gaps from the feed, parks what cannot be applied.
 
-        When it returns, each event is applied, or its stream stands on the parked list, or
-        (the feed being away) it is left to the sweep. What comes back names the streams
-        whose events are ahead of the log itself, each with the version to which the log goes. A
-        stream that is parked already only has its entry renewed, unless `retry`. Raises
-        ReadModelAway; then some may be applied, and it can be called again.
+        On return each event is applied, or its stream is parked, or (the feed being away) it is
+        left to the sweep. Returns the streams whose events are ahead of the log, with the last
+        version of the log. Raises ReadModelAway; then some events may be applied, and it can be
+        called again.
 
-        The usual case costs no question: a stream that begins is written without a look
-        whether it is there, since the guard says so; and whether a stream is parked is asked
-        where there is a gap, since the event that it stopped at is one.
+        The usual case costs no read: a stream that begins is written at once, since the guard
+        refuses it if a document is there; and the parked list is read only where there is a gap,
+        since the event at which a stream is parked is one.
         """
-        into = self.generation
-        parked = self._readmodel.parked(into.name, streams) if retry else {}
-        pending = dict(streams)
-        ahead: dict[str, int] = {}
-        for attempt in range(RACES):
-            known = pending if attempt or retry else self._begun(pending)
-            documents = self._readmodel.find(into.collection, known) if known else {}
-            if not retry:
-                ahead.update(self._leave_parked(pending, documents))
-            folded: dict[str, Folded] = {}
-            for stream, events in pending.items():
-                try:
-                    folded[stream] = self._fold(stream, documents.get(stream), events)
-                except FeedAway as away:
-                    log.warning("Gap left to the sweep", extra={"id": stream, "reason": str(away)})
-            if self._write(folded):
-                self._settle(folded, parked)
-                ahead.update((s, f.known) for s, f in folded.items() if f.is_ahead)
-                return ahead
-            pending = {stream: pending[stream] for stream in folded}
-            sleep(backoff(attempt) / 50)  # a replica was faster with one of them
-        raise ReadModelAway(f"documents of {into.name} kept changing under {RACES} attempts")
+        known = self._begun(streams)
+        found = self._readmodel.find(self.generation.collection, known) if known else {}
+        folded = self._advance(streams, found)
+        gaps = {stream: each for stream, each in folded.items() if each.beyond}
+        if not gaps:
+            return {}
+        parked = self._readmodel.parked(self.generation.name, gaps)
+        stopped = {
+            stream: each
+            for stream, each in parked.items()
+            if gaps[stream].error or each.version > gaps[stream].version
+        }
+        return self._fill(gaps, stopped)
 
     def _begun(self, streams: Mapping[str, Sequence[Event]]) -> list[str]:
-        """Those of which there may be a document: all but those that seem to begin here."""
+        """The streams that may have a document: all but those that seem to begin here."""
         return [
             stream
             for stream, events in streams.items()
             if stream in self._reached or not any(event.version == 1 for event in events)
         ]
 
-    def _leave_parked(
-        self, pending: dict[str, Sequence[Event]], documents: Mapping[str, Document]
-    ) -> dict[str, int]:
-        """Take those out that are parked, with their entries renewed; only a gap can be one.
+    def _fill(self, gaps: dict[str, Folded], stopped: dict[str, Parked]) -> dict[str, int]:
+        """Applies what the feed has for each gap; of `stopped` streams only the entry is renewed.
 
-        An entry goes no further than the log: what is ahead of that comes back, as from `apply`.
+        Returns the streams whose events are ahead of the log, as `apply` does.
         """
-        gaps, ahead = [], dict[str, int]()
-        for stream, events in pending.items():
-            above = sorted(
-                e.version for e in events if e.version > version_of(documents.get(stream))
-            )
-            if above and above[0] != version_of(documents.get(stream)) + 1:
-                gaps.append(stream)
-        if gaps:
-            for stream, parked in self._readmodel.parked(self.generation.name, gaps).items():
-                highest = max(event.version for event in pending.pop(stream))
-                if highest > (known := self._renew_from_feed(parked, highest)):
-                    ahead[stream] = known
+        ahead, highest = dict[str, int](), dict[str, int]()
+        last = {s: max(event.version for event in each.beyond) for s, each in gaps.items()}
+        left = {s: stopped[s].highest if s in stopped else f.known for s, f in gaps.items()}
+        while left := {stream: after for stream, after in left.items() if last[stream] > after}:
+            HEART.beat()
+            try:
+                answer = self._feed.streams(dict(islice(left.items(), MANY)))
+            except FeedAway as away:
+                log.warning("Gaps left to the sweep", extra={**_some(left), "reason": str(away)})
+                break
+            filled = dict[str, list[Event]]()
+            for stream, events in answer.items():
+                left[stream] = to = events[-1].version if events else left[stream]
+                if len(events) < PAGE and to < last[stream]:
+                    ahead[stream], left[stream] = to, last[stream]
+                if stream in stopped:
+                    highest[stream] = to
+                elif events:
+                    later = [event for event in gaps[stream].beyond if event.version > to]
+                    filled[stream] = [*events, *later]
+            CAUGHT_UP.labels(self._projection.name).inc(sum(len(answer[s]) for s in filled))
+            for stream, each in self._advance(filled).items():
+                gaps[stream] = each
+                if each.error:
+                    stopped[stream] = self._entry(stream, each)
+        self.renew([(stopped[stream], to) for stream, to in highest.items()])
         return ahead
 
-    def _renew_from_feed(self, parked: Parked, highest: int) -> int:
-        """How far the log goes, if `highest` is news; then the entry says so too."""
-        if highest <= parked.highest:
-            return highest
-        try:
-            news = self._feed.stream(parked.stream, parked.highest)
-        except FeedAway as away:
-            log.warning(
-                "Parked stream left to the sweep",
-                extra={"id": parked.stream, "reason": str(away)},
-            )
-            return highest
-        known = news[-1].version if news else parked.highest
-        self.renew(parked, known)
-        return known
+    def retry(self, entries: Mapping[str, Parked]) -> set[str]:
+        """Tries parked streams again; returns those that are released, the others stay parked.
 
-    def retry(self, stream: str) -> bool:
-        """Try a parked stream again; True if it has been released, False if it stays parked.
-
-        It is released once its document has reached everything that is known of it.
+        A stream is released once its document has reached everything that is known of it. Raises
+        ReadModelAway and FeedAway.
         """
-        name, collection = self.generation.name, self.generation.collection
-        for _ in range(RACES):
-            before = self._readmodel.versions(collection, [stream]).get(stream, 0)
-            self.apply({stream: self._feed.stream(stream, after=before)}, retry=True)
-            if not self._readmodel.parked(name, [stream]):
-                log.info("Stream released", extra={"projection": name, "id": stream})
-                return True
-            if self._readmodel.versions(collection, [stream]).get(stream, 0) == before:
-                return False
-        return False
+        name, left, moved = self.generation.name, list(entries), set[str]()
+        while left:
+            HEART.beat()
+            documents = self._readmodel.find(self.generation.collection, left[:MANY])
+            after = {stream: version_of(documents.get(stream)) for stream in left[:MANY]}
+            answer = self._feed.streams(after)
+            folded = self._advance(answer, documents, entries)
+            reached = {
+                stream: each.version
+                for stream, each in folded.items()
+                if not each.error and each.version >= entries[stream].version
+            }
+            if reached:
+                self._readmodel.release(name, reached)
+                moved |= reached.keys()
+            done = {s for s, each in folded.items() if each.error or len(answer[s]) < PAGE}
+            left = [stream for stream in left if stream not in done]
+        released = moved - self._readmodel.parked(name, moved).keys() if moved else set[str]()
+        if released:
+            log.info("Streams released", extra={"projection": name, **_some(released)})
+        return released
 
-    def renew(self, parked: Parked, highest: int) -> None:
-        """Note on a parked stream's entry how far the stream is known to go."""
-        if highest > parked.highest:
-            self._readmodel.park(replace(parked, highest=highest))
+    def renew(self, entries: Iterable[tuple[Parked, int]]) -> None:
+        """Notes how far parked streams are known to go; an entry never goes back."""
+        news = [replace(each, highest=to) for each, to in entries if to > each.highest]
+        if news:
+            self._readmodel.park(news)
+
+    def _advance(
+        self,
+        streams: Mapping[str, Sequence[Event]],
+        documents: Mapping[str, Document] | None = None,
+        entries: Mapping[str, Parked] = MappingProxyType({}),
+    ) -> dict[str, Folded]:
+        """Folds the events that follow each document without a gap, writes, and parks.
+
+        `documents` are those that are known; `entries` are those of the parked list. Raises
+        ReadModelAway.
+        """
+        if not streams:
+            return {}
+        for attempt in range(RACES):
+            if documents is None:
+                documents = self._readmodel.find(self.generation.collection, streams)
+            folded = {s: self._fold(s, documents.get(s), each) for s, each in streams.items()}
+            if self._write(folded):
+                self._park(folded, entries)
+                return folded
+            documents = None
+            sleep(backoff(attempt) / 50)  # a replica was faster with one of them
+        into = self.generation.name
+        raise ReadModelAway(f"documents of {into} kept changing under {RACES} attempts")
 
     def _fold(self, stream: str, document: Document | None, events: Sequence[Event]) -> Folded:
-        before = version_of(document)
-        highest = max((event.version for event in events), default=before)
-        ordered = self._in_order(stream, before, events)
-        known = ordered[-1].version if ordered else before
-        result = Folded(before, document, highest, known)
+        ordered, beyond = self._in_order(version_of(document), events)
+        known = ordered[-1].version if ordered else version_of(document)
+        result = Folded(version_of(document), document, known, beyond)
         for event in ordered:
             try:
                 skipped = (stream, event.version) in self._skips
@@ -275,35 +311,21 @@ class Folder:
                 result.document = step(result.document, event)
                 result.applied.append(event)
             except Exception as error:  # noqa: BLE001 - whatever a step raises parks its stream
-                result.stopped_at, result.error = event.version, f"{type(error).__name__}: {error}"
-                log.error(
-                    "Stream parked",
-                    extra={
-                        "projection": self._projection.name,
-                        "id": stream,
-                        "version": event.version,
-                        "event_type": event.event_type,
-                        **ids_of(event),
-                        "error": result.error,
-                    },
-                )
+                result.stopped_at, result.failed = event.version, event
+                result.error = f"{type(error).__name__}: {error}"
                 break
         return result
 
-    def _in_order(self, stream: str, after: int, events: Sequence[Event]) -> list[Event]:
-        """The events above version `after`, each once, with the gaps between them filled."""
-        known = {event.version: event for event in events if event.version > after}
-        if duplicates := len(events) - len(known):
+    def _in_order(self, after: int, events: Sequence[Event]) -> tuple[list[Event], list[Event]]:
+        """The events that follow version `after` without a gap, and those after the gap."""
+        later = {event.version: event for event in events if event.version > after}
+        if duplicates := len(events) - len(later):
             DUPLICATES.labels(self._projection.name).inc(duplicates)
-        if known and max(known) - after > len(known):
-            fetched = self._feed.stream(stream, after)
-            CAUGHT_UP.labels(self._projection.name).inc(len(fetched))
-            known.update((event.version, event) for event in fetched)
         ordered = []
-        while after + 1 in known:
+        while after + 1 in later:
             after += 1
-            ordered.append(known[after])
-        return ordered
+            ordered.append(later.pop(after))
+        return ordered, list(later.values())
 
     def _write(self, folded: Mapping[str, Folded]) -> bool:
         """Write all documents that changed; False if someone else was faster with any."""
@@ -355,26 +377,99 @@ class Folder:
                 folded[stream].error = str(error)
         return complete
 
-    def _settle(self, folded: Mapping[str, Folded], parked: Mapping[str, Parked]) -> None:
-        """Park the streams that stopped, release those that have gone on."""
-        for stream, each in folded.items():
-            if each.error:
-                self._park(stream, each)
-            elif stream in parked:
-                self._readmodel.release(self.generation.name, stream, each.version)
+    def _park(self, folded: Mapping[str, Folded], entries: Mapping[str, Parked]) -> None:
+        """Parks the streams that stopped, in one write, but those that `entries` has already."""
+        stopped = [self._entry(stream, each) for stream, each in folded.items() if each.error]
+        news = [each for each in stopped if not _is_on(each, entries.get(each.stream))]
+        if news:
+            reach("projector:parking")
+            if new := self._readmodel.park(news):
+                self._tell_parked({stream: folded[stream] for stream in new})
+        for each in stopped:
+            self._remember(each.stream, each.highest)
 
-    def _park(self, stream: str, folded: Folded) -> None:
-        reach("projector:parking")
-        self._readmodel.park(
-            Parked(
-                generation=self.generation.name,
-                stream=stream,
-                version=folded.stopped_at,
-                highest=folded.known,
-                error=folded.error[:500],
-                when=self._clock(),
-            )
+    def _entry(self, stream: str, stopped: Folded) -> Parked:
+        return Parked(
+            generation=self.generation.name,
+            stream=stream,
+            version=stopped.stopped_at,
+            highest=stopped.known,
+            error=stopped.error[:500],
+            when=self._clock(),
         )
+
+    def _tell_parked(self, parked: Mapping[str, Folded]) -> None:
+        """Logs one line for all that are parked now, about the first; at DEBUG one for each."""
+        for number, (stream, each) in enumerate(parked.items()):
+            many = _some(parked) if number == 0 and len(parked) > 1 else {}
+            event = each.failed
+            log.log(
+                logging.DEBUG if number else logging.ERROR,
+                "Streams parked" if many else "Stream parked",
+                extra={
+                    "projection": self._projection.name,
+                    "id": stream,
+                    "version": each.stopped_at,
+                    **({"event_type": event.event_type, **ids_of(event)} if event else {}),
+                    "error": each.error,
+                    **many,
+                },
+            )
+
+
+def _is_on(new: Parked, entry: Parked | None) -> bool:
+    """Whether the parked list says so already."""
+    return entry is not None and entry.version == new.version and entry.highest >= new.highest
+
+
+def _some(streams: Iterable[str]) -> dict[str, object]:
+    """How many streams, and the ids of a few."""
+    ids = list(streams)
+    return {"streams": len(ids), "ids": ",".join(ids[:NAMED])}
+
+
+class Tour:
+    """Goes through a parked list, some entries at each sweep, and tells which are to be tried.
+
+    An entry is due once for this process, since new code may know what the old did not, and again
+    where its document has gone past the version at which it stopped: a replica that is slow, or
+    whose code is older, may have put it on the list too late.
+    """
+
+    def __init__(self, readmodel: ReadModel) -> None:
+        self._readmodel = readmodel
+        self._slot = 0
+        self._width = SLOTS // 64
+        self._met: dict[str, int] = {}
+        self._tried: dict[str, int] = {}
+        self.is_complete = False
+        """Whether every entry has been due once."""
+
+    def due(self, generation: Generation) -> dict[str, Parked]:
+        """The entries that are due, of about TOUR that it looks at. Raises ReadModelAway."""
+        seen: dict[str, Parked] = {}
+        while len(seen) < TOUR // 2:
+            until = min(self._slot + self._width, SLOTS)
+            found = self._readmodel.parked_in(generation.name, range(self._slot, until))
+            seen |= found
+            self._slot = until
+            if len(found) < TOUR // 2:
+                self._width = min(2 * self._width, SLOTS)
+            elif len(found) > TOUR:
+                self._width = max(1, self._width // 2)
+            if until == SLOTS:
+                break
+        versions = self._readmodel.versions(generation.collection, seen) if seen else {}
+        due = {
+            stream: each
+            for stream, each in seen.items()
+            if each.version not in (self._tried.get(stream), self._met.get(stream))
+            or versions.get(stream, 0) >= each.version
+        }
+        self._met |= {stream: each.version for stream, each in seen.items()}
+        if self._slot == SLOTS:
+            self._slot, self._tried, self._met, self.is_complete = 0, self._met, {}, True
+        return due
 
 
 class Sweep:
@@ -403,7 +498,7 @@ class Sweep:
         self._clock = clock
         self._generation = folder.generation
         self._seen: tuple[int, datetime | None] | None = None
-        self._tried: dict[str, int] = {}
+        self._tour = Tour(readmodel)
         self.caught_up = 0
 
     def run(self) -> bool:
@@ -424,7 +519,8 @@ class Sweep:
         until, covered_at = self._seen or (0, None)
         page = self._feed.heads(lease.position, until)
         lease = self._same_store(lease, page)
-        self._retry_parked()
+        if due := self._tour.due(self._generation):
+            self._folder.retry(due)
         self._catch_up(lease.position, page)
         reach("sweep:caught-up")
         if page.until < until:
@@ -432,7 +528,7 @@ class Sweep:
             return True
         self._seen = (page.settled, page.at)
         self._readmodel.move_checkpoint(lease, page.until, covered_at)
-        return False
+        return not self._tour.is_complete
 
     def release(self) -> None:
         """Let a replica sweep at once, rather than when the lease has run out."""
@@ -453,7 +549,7 @@ class Sweep:
             self.release()
             self._generation = self._folder.generation
             self._seen = None
-            self._tried = {}
+            self._tour = Tour(self._readmodel)
 
     def _same_store(self, lease: Lease, page: HeadsPage) -> Lease:
         """The lease, with the epoch of the log it was folded from; raises StoreRestored.
@@ -509,29 +605,14 @@ class Sweep:
         LAG_SECONDS.labels(self._projection.name).set(max(0.0, age))
 
     def _behind(self, heads: Mapping[str, int]) -> dict[str, int]:
-        """Those whose document is behind; of the parked ones only the entry is renewed."""
+        """The streams whose document is behind; of those that are parked the entry is renewed."""
         unsure = {s: v for s, v in heads.items() if not self._folder.has_reached(s, v)}
         versions = self._readmodel.versions(self._generation.collection, unsure)
         behind = {s: v for s, v in unsure.items() if versions.get(s, 0) < v}
-        for stream, parked in self._readmodel.parked(self._generation.name, behind).items():
-            self._folder.renew(parked, behind.pop(stream))
+        parked = self._readmodel.parked(self._generation.name, behind)
+        stopped = [e for stream, e in parked.items() if versions.get(stream, 0) < e.version]
+        self._folder.renew([(entry, behind.pop(entry.stream)) for entry in stopped])
         return behind
-
-    def _retry_parked(self) -> None:
-        """Try each entry of the parked list once: new code may know what the old did not.
-
-        A replica whose code is older, or that was slow, may put a stream on the list when newer
-        ones have tried theirs: so each entry that this process has not tried yet, and each whose
-        document has gone past where it stopped.
-        """
-        parked = self._readmodel.parked(self._generation.name)
-        versions = self._readmodel.versions(self._generation.collection, parked) if parked else {}
-        for stream, entry in parked.items():
-            is_tried = self._tried.get(stream) == entry.version
-            if not is_tried or versions.get(stream, 0) >= entry.version:
-                HEART.beat()
-                self._folder.retry(stream)
-        self._tried = {stream: entry.version for stream, entry in parked.items()}
 
 
 class Projector:
@@ -586,11 +667,12 @@ class Projector:
         reach("projector:delivered")
         streams: defaultdict[str, list[Event]] = defaultdict(list)
         carriers: dict[tuple[str, int], Delivery] = {}
+        unreadable: list[tuple[Delivery, str]] = []
         for delivery in deliveries:
             try:
                 event = self._read(delivery)
             except NotAnEvent as error:
-                self._dead_letter(delivery, consumer, str(error))
+                unreadable.append((delivery, str(error)))
                 continue
             stream = str(event.aggregate_id)
             streams[stream].append(event)
@@ -598,7 +680,9 @@ class Projector:
         ahead = self._folder.apply(streams) if streams else {}
         for (stream, version), delivery in carriers.items():
             if version > ahead.get(stream, version):
-                self._dead_letter(delivery, consumer, f"version {version} is ahead of the log")
+                unreadable.append((delivery, f"version {version} is ahead of the log"))
+        for delivery, reason in unreadable:  # only now: while MongoDB is away, all this is repeated
+            self._dead_letter(delivery, consumer, reason)
         reach("projector:written")
         consumer.acknowledge(deliveries[-1])
         reach("projector:acknowledged")

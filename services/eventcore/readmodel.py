@@ -23,11 +23,21 @@ from decimal import Decimal
 from time import monotonic
 from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, quote_plus
+from zlib import crc32
 
 from bson.codec_options import CodecOptions, TypeEncoder, TypeRegistry
 from bson.decimal128 import Decimal128
 from bson.errors import BSONError
-from pymongo import ASCENDING, DESCENDING, InsertOne, MongoClient, ReplaceOne, ReturnDocument
+from pymongo import (
+    ASCENDING,
+    DESCENDING,
+    DeleteOne,
+    InsertOne,
+    MongoClient,
+    ReplaceOne,
+    ReturnDocument,
+    UpdateOne,
+)
 from pymongo.errors import (
     BulkWriteError,
     ConnectionFailure,
@@ -55,6 +65,9 @@ PROJECTED_AT = "projectedAt"
 
 NOTICED = 1.0
 """Seconds after which a new password in its file has been noticed."""
+
+SLOTS = 65536
+"""A parked stream has one of so many slots, by which a part of the list can be read."""
 
 IDS_AT_ONCE = 50
 """Ids in one `$in`."""
@@ -240,14 +253,26 @@ class ReadModel(Protocol):
         lease's `store_epoch` is kept with it.
         """
 
-    def park(self, parked: Parked) -> None:
-        """Put a stream on the parked list, or renew its entry; `highest` only grows."""
+    def park(self, entries: Sequence[Parked]) -> list[str]:
+        """Puts streams on the parked list, or renews their entries; `highest` only grows.
+
+        Returns the streams that were not on it.
+        """
 
     def parked(self, generation: str, streams: Iterable[str] | None = None) -> dict[str, Parked]:
         """The parked streams of a generation, all or those among `streams`."""
 
-    def release(self, generation: str, stream: str, version: int) -> bool:
-        """Take a stream off the list if its document's `version` has reached all that is known."""
+    def parked_in(self, generation: str, slots: range) -> dict[str, Parked]:
+        """The parked streams of a generation that have these slots, of SLOTS."""
+
+    def count_parked(self, generation: str) -> int:
+        """The number of parked streams of a generation."""
+
+    def release(self, generation: str, versions: Mapping[str, int]) -> int:
+        """Takes the streams off the list whose document's version has reached all that is known.
+
+        Returns how many.
+        """
 
     def skip(self, skip: Skip) -> None:
         """Record that an event is passed over; the first who said so is kept."""
@@ -318,7 +343,8 @@ class Mongo:
             with self._reaching():
                 result = self._of(collection).bulk_write(operations, ordered=False)
         except BulkWriteError as error:
-            return _all_faster_elsewhere(error)
+            _duplicates(error)
+            return False
         return bool(result.inserted_count + result.matched_count == len(operations))
 
     def prepare(self, collection: str, indexes: Sequence[Sequence[str]]) -> None:
@@ -327,6 +353,7 @@ class Mongo:
             for fields in indexes:
                 keys = [(name, DESCENDING if name == "_id" else ASCENDING) for name in fields]
                 self._of(collection).create_index(keys)
+            self._of("parked").create_index([("generation", ASCENDING), ("slot", ASCENDING)])
 
     def generations(self, projection: str) -> Generations:
         """See ReadModel."""
@@ -434,23 +461,22 @@ class Mongo:
             )
         return bool(result.matched_count == 1)
 
-    def park(self, parked: Parked) -> None:
-        """See ReadModel."""
-        with self._reaching():
-            self._of("parked").update_one(
-                {"_id": f"{parked.generation}/{parked.stream}"},
-                {
-                    "$set": {
-                        "generation": parked.generation,
-                        "stream": parked.stream,
-                        "version": parked.version,
-                        "error": parked.error,
-                    },
-                    "$max": {"highest": parked.highest},
-                    "$setOnInsert": {"when": parked.when},
-                },
-                upsert=True,
-            )
+    def park(self, entries: Sequence[Parked]) -> list[str]:
+        """See ReadModel; entries are inserted first, since most are new."""
+        known: list[int] = []
+        try:
+            with self._reaching():
+                inserts = [InsertOne({**_key(each), **_to_document(each)}) for each in entries]
+                self._of("parked").bulk_write(inserts, ordered=False)
+        except BulkWriteError as error:
+            known = _duplicates(error)
+            try:
+                with self._reaching():
+                    renewals = [_renewal(entries[number]) for number in known]
+                    self._of("parked").bulk_write(renewals, ordered=False)
+            except BulkWriteError as again:
+                raise ReadModelAway("somebody else has parked the same streams") from again
+        return [each.stream for number, each in enumerate(entries) if number not in set(known)]
 
     def parked(self, generation: str, streams: Iterable[str] | None = None) -> dict[str, Parked]:
         """See ReadModel."""
@@ -459,15 +485,27 @@ class Mongo:
         else:
             with self._reaching():
                 found = list(self._of("parked").find({"generation": generation}))
-        return {str(each["stream"]): _record(Parked, each) for each in found}
+        return _entries(found)
 
-    def release(self, generation: str, stream: str, version: int) -> bool:
+    def parked_in(self, generation: str, slots: range) -> dict[str, Parked]:
+        """See ReadModel."""
+        among = {"$gte": slots.start, "$lt": slots.stop}
+        with self._reaching():
+            return _entries(self._of("parked").find({"generation": generation, "slot": among}))
+
+    def count_parked(self, generation: str) -> int:
         """See ReadModel."""
         with self._reaching():
-            result = self._of("parked").delete_one(
-                {"_id": f"{generation}/{stream}", "highest": {"$lte": version}}
-            )
-        return bool(result.deleted_count == 1)
+            return int(self._of("parked").count_documents({"generation": generation}))
+
+    def release(self, generation: str, versions: Mapping[str, int]) -> int:
+        """See ReadModel."""
+        deletions = [
+            DeleteOne({"_id": f"{generation}/{stream}", "highest": {"$lte": version}})
+            for stream, version in versions.items()
+        ]
+        with self._reaching():
+            return int(self._of("parked").bulk_write(deletions, ordered=False).deleted_count)
 
     def skip(self, skip: Skip) -> None:
         """See ReadModel."""
@@ -631,14 +669,38 @@ def _exact(value: Any) -> Any:
     return value
 
 
-def _all_faster_elsewhere(error: BulkWriteError) -> bool:
-    """False if duplicate keys are all that went wrong; else raises what did."""
-    others = [e for e in error.details.get("writeErrors", ()) if e.get("code") != 11000]
-    if others:
-        raise CannotApply(str(others[0].get("errmsg", others[0]))[:300]) from error
+def _duplicates(error: BulkWriteError) -> list[int]:
+    """The numbers of the operations whose `_id` was there already; raises for all other errors.
+
+    A duplicate in another unique index is no race: the document cannot be stored.
+    """
+    numbers = []
+    for each in error.details.get("writeErrors", ()):
+        if each.get("code") != 11000 or "_id" not in each.get("keyPattern", {"_id": 1}):
+            raise CannotApply(str(each.get("errmsg", each))[:300]) from error
+        numbers.append(each["index"])
     if error.details.get("writeConcernErrors"):
         raise ReadModelAway("MongoDB did not confirm a write by its majority") from error
-    return False
+    return numbers
+
+
+def _key(entry: Parked) -> Document:
+    """What an entry of the parked list has beside its fields."""
+    slot = crc32(entry.stream.encode()) % SLOTS
+    return {"_id": f"{entry.generation}/{entry.stream}", "slot": slot}
+
+
+def _renewal(entry: Parked) -> UpdateOne:
+    document = _to_document(entry)
+    highest, when = {"highest": document.pop("highest")}, {"when": document.pop("when")}
+    key = _key(entry)
+    where = {"_id": key.pop("_id")}
+    update = {"$set": {**document, **key}, "$max": highest, "$setOnInsert": when}
+    return UpdateOne(where, update, upsert=True)
+
+
+def _entries(found: Iterable[Document]) -> dict[str, Parked]:
+    return {str(each["stream"]): _record(Parked, each) for each in found}
 
 
 @contextmanager

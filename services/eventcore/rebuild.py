@@ -300,10 +300,10 @@ def rebuild_stream(
     for _ in range(_ROUNDS):
         known = readmodel.find(generation.collection, [stream]).get(stream)
         if known and version_of(known) == version_of(folded) and _alike(known, folded):
-            readmodel.release(generation.name, stream, version_of(folded))
+            readmodel.release(generation.name, {stream: version_of(folded)})
             return False
         if readmodel.write(generation.collection, [Write(folded, version_of(known))]):
-            readmodel.release(generation.name, stream, version_of(folded))
+            readmodel.release(generation.name, {stream: version_of(folded)})
             return True
     raise CannotApply(f"the document of {stream} kept changing; try again")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from eventcore.event import Event
-from eventcore.feed import MANY, SWEEP_RANGE, Feed
+from eventcore.feed import MANY, SWEEP_RANGE, Feed, whole
 from eventcore.projection import Document, Projection, version_of
 from eventcore.readmodel import SCANNED, Checkpoint, Generation, ReadModel
 from eventcore.store import Progress
@@ -118,7 +118,7 @@ class Verifier:
     def _look(self, streams: list[str], applied: int) -> list[Finding]:
         documents = self._readmodel.find(self._generation.collection, streams)
         parked = self._readmodel.parked(self._generation.name, streams)
-        logged = self._feed.streams(streams)
+        logged = whole(self._feed, streams)
         findings = []
         for stream in streams:
             events = logged[stream]

@@ -103,7 +103,7 @@ class CheckpointWatch:
         GENERATION.labels(self._name).set(generation.number)
         POSITION.labels(self._name).set(checkpoint.position)
         HALTED.labels(self._name).set(1 if checkpoint.halted else 0)
-        PARKED.labels(self._name).set(len(self._readmodel.parked(generation.name)))
+        PARKED.labels(self._name).set(self._readmodel.count_parked(generation.name))
         if checkpoint.covered_at:
             age = (self._clock() - checkpoint.covered_at).total_seconds()
             STALENESS.labels(self._name).set(max(0.0, age))

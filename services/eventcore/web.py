@@ -648,7 +648,9 @@ def _add_feed(app: Flask, feed: StoreFeed, token: Secret) -> None:
     @app.get("/internal/streams")
     def streams() -> Response:
         authorize()
-        found = feed.streams(_StreamsQuery.model_validate(_query_values(request)).ids)
+        asked = _StreamsQuery.model_validate(_query_values(request))
+        after = [*asked.after, *[0] * len(asked.ids)]
+        found = feed.streams(dict(zip(asked.ids, after, strict=False)))
         messages: dict[str, Json] = {
             stream: tuple(to_message(event) for event in events) for stream, events in found.items()
         }
@@ -700,6 +702,9 @@ class _StreamsQuery(QueryInput):
         Field(min_length=1, max_length=MANY),
         BeforeValidator(lambda text: tuple(text.split(","))),
     ]
+    after: Annotated[
+        tuple[_Position, ...], BeforeValidator(lambda text: tuple(text.split(",")))
+    ] = ()
 
 
 class _RangeQuery(QueryInput):

@@ -16,6 +16,7 @@ import eventcore.readmodel
 from eventcore.errors import CannotApply
 from eventcore.projection import Document
 from eventcore.readmodel import (
+    SLOTS,
     Checkpoint,
     Generation,
     Generations,
@@ -190,9 +191,10 @@ def test_a_parked_stream_keeps_the_highest_version_and_the_first_moment(
     readmodel: ReadModel,
 ) -> None:
     parked = Parked("p", "s", 3, 5, "why", NOW)
-    readmodel.park(parked)
-    readmodel.park(replace(parked, highest=9, error="why not", when=NOW + timedelta(hours=1)))
-    readmodel.park(replace(parked, highest=4))
+    assert readmodel.park([parked]) == ["s"]
+    later = replace(parked, highest=9, error="why not", when=NOW + timedelta(hours=1))
+    assert readmodel.park([later]) == []
+    assert readmodel.park([replace(parked, highest=4)]) == []
     [found] = readmodel.parked("p").values()
     assert (found.version, found.highest, found.when) == (3, 9, NOW)
     assert list(readmodel.parked("p", ["s", "t"])) == ["s"]
@@ -200,13 +202,29 @@ def test_a_parked_stream_keeps_the_highest_version_and_the_first_moment(
     assert readmodel.parked("q") == {}
 
 
+def test_a_parked_list_is_read_in_parts_and_counted(readmodel: ReadModel) -> None:
+    streams = {f"s{number}" for number in range(40)}
+    readmodel.prepare("things", ())
+    readmodel.park([Parked("p", each, 3, 9, "why", NOW) for each in streams])
+    assert readmodel.park([Parked("p", each, 3, 9, "", NOW) for each in ("s1", "new")]) == ["new"]
+    readmodel.park([Parked("q", "s1", 3, 9, "why", NOW)])
+    width = SLOTS // 8
+    parts = [readmodel.parked_in("p", range(at, at + width)) for at in range(0, SLOTS, width)]
+    assert all(len(part) < 40 for part in parts)
+    assert {stream for part in parts for stream in part} == {*streams, "new"}
+    assert sum(map(len, parts)) == readmodel.count_parked("p") == 41
+    assert [each["s1"] for each in parts if "s1" in each] == [readmodel.parked("p", ["s1"])["s1"]]
+
+
 def test_a_parked_stream_is_released_once_its_document_has_reached_everything(
     readmodel: ReadModel,
 ) -> None:
-    readmodel.park(Parked("p", "s", 3, 9, "why", NOW))
-    assert readmodel.release("p", "s", 8) is False
-    assert readmodel.release("p", "s", 9) is True
-    assert readmodel.release("p", "s", 9) is False
+    readmodel.park([Parked("p", each, 3, 9, "why", NOW) for each in "st"])
+    assert readmodel.release("p", {"s": 8}) == 0
+    assert readmodel.release("p", {"s": 9, "t": 8, "u": 9}) == 1
+    assert readmodel.release("p", {"s": 9}) == 0
+    assert list(readmodel.parked("p")) == ["t"]
+    assert readmodel.release("p", {"t": 10}) == 1
     assert readmodel.parked("p") == {}
 
 
@@ -226,7 +244,7 @@ def test_a_dropped_generation_leaves_nothing_and_the_others_stay(readmodel: Read
     readmodel.begin_generation("p")
     for each in (first, second):
         readmodel.write(each.collection, [Write({"_id": "a", "version": 1}, 0)])
-        readmodel.park(Parked(each.name, "s", 3, 5, "why", NOW))
+        readmodel.park([Parked(each.name, "s", 3, 5, "why", NOW)])
         lease = readmodel.take_lease(each.name, "holder", 5)
         assert lease
         readmodel.move_checkpoint(lease, 7, None)

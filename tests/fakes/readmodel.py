@@ -5,10 +5,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from zlib import crc32
 
 from eventcore.errors import CannotApply, ReadModelAway
 from eventcore.projection import Document, version_of
 from eventcore.readmodel import (
+    SLOTS,
     Checkpoint,
     Generation,
     Generations,
@@ -169,13 +171,18 @@ class FakeReadModel:
         self.checkpoints[lease.generation] = (moved, expires_at, covered)
         return True
 
-    def park(self, parked: Parked) -> None:
+    def park(self, entries: Sequence[Parked]) -> list[str]:
         """See ReadModel."""
         self._check()
-        key = (parked.generation, parked.stream)
-        known = self.parked_list.get(key, parked)
-        highest = max(known.highest, parked.highest)
-        self.parked_list[key] = replace(parked, highest=highest, when=known.when)
+        new = []
+        for parked in entries:
+            key = (parked.generation, parked.stream)
+            if key not in self.parked_list:
+                new.append(parked.stream)
+            known = self.parked_list.get(key, parked)
+            highest = max(known.highest, parked.highest)
+            self.parked_list[key] = replace(parked, highest=highest, when=known.when)
+        return new
 
     def parked(self, generation: str, streams: Iterable[str] | None = None) -> dict[str, Parked]:
         """See ReadModel."""
@@ -187,14 +194,22 @@ class FakeReadModel:
             if name == generation and (wanted is None or stream in wanted)
         }
 
-    def release(self, generation: str, stream: str, version: int) -> bool:
+    def parked_in(self, generation: str, slots: range) -> dict[str, Parked]:
         """See ReadModel."""
-        self._check()
-        known = self.parked_list.get((generation, stream))
-        if known is None or known.highest > version:
-            return False
-        del self.parked_list[generation, stream]
-        return True
+        found = self.parked(generation)
+        return {s: each for s, each in found.items() if crc32(s.encode()) % SLOTS in slots}
+
+    def count_parked(self, generation: str) -> int:
+        """See ReadModel."""
+        return len(self.parked(generation))
+
+    def release(self, generation: str, versions: Mapping[str, int]) -> int:
+        """See ReadModel."""
+        known = self.parked(generation, versions)
+        done = [s for s, version in versions.items() if s in known and known[s].highest <= version]
+        for stream in done:
+            del self.parked_list[generation, stream]
+        return len(done)
 
     def skip(self, skip: Skip) -> None:
         """See ReadModel."""

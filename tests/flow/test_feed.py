@@ -9,7 +9,7 @@ from flask.testing import FlaskClient
 from eventcore import jsontext
 from eventcore.errors import FeedAway
 from eventcore.event import NewEvent
-from eventcore.feed import MANY, HttpFeed
+from eventcore.feed import MANY, HttpFeed, whole
 from eventcore.settings import Secret
 from eventcore.store import PAGE, Stream
 from tests.fakes.shop import TOKEN, FakeShop
@@ -52,7 +52,7 @@ def test_many_streams_come_whole_whatever_their_length(shop: FakeShop) -> None:
         lengthen(shop, user_id, length)
     nobody = str(uuid4())
     feed = Feed(shop.users)
-    found = feed.streams([*users, nobody])
+    found = whole(feed, [*users, nobody])
     assert [len(found[user_id]) for user_id in users] == [length + 1 for length in lengths]
     assert found[nobody] == []
     assert {each: feed.stream(each, 0) for each in found} == found
@@ -61,13 +61,21 @@ def test_many_streams_come_whole_whatever_their_length(shop: FakeShop) -> None:
 def test_short_streams_cost_one_question(shop: FakeShop) -> None:
     feed = Feed(shop.users)
     users = [shop.create_user() for _ in range(MANY)]
-    assert list(feed.streams(users)) == users
+    assert list(feed.streams(dict.fromkeys(users, 0))) == users
     assert feed.asked == 1
+
+
+def test_streams_come_from_the_version_that_is_asked_for(shop: FakeShop) -> None:
+    ada, bob = shop.create_user(), shop.create_user()
+    lengthen(shop, ada, 3)
+    found = Feed(shop.users).streams({ada: 2, bob: 1})
+    assert [event.version for event in found[ada]] == [3, 4]
+    assert found[bob] == []
 
 
 def test_more_than_many_are_refused(shop: FakeShop) -> None:
     with pytest.raises(FeedAway, match=str(MANY)):
-        Feed(shop.users).streams([str(uuid4()) for _ in range(MANY + 1)])
+        Feed(shop.users).streams({str(uuid4()): 0 for _ in range(MANY + 1)})
 
 
 def test_what_is_read_of_heads_is_what_was_said(shop: FakeShop) -> None:

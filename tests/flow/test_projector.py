@@ -138,15 +138,15 @@ def test_a_gap_while_the_feed_is_away_is_left_to_the_sweep_and_others_go_on(
     shop.relay()
     del shop.broker.queues[USERS][0]
 
-    def away(stream: str, after: int) -> list[object]:
+    def away(after: object) -> dict[str, list[object]]:
         raise FeedAway("a test said so")
 
     feed = shop.projectors["users"]._folder._feed
-    feed.stream = away  # type: ignore[method-assign, assignment]
+    feed.streams = away  # type: ignore[method-assign, assignment]
     shop.consume()
     assert other in shop.readmodel.collections["users"]
     assert shop.readmodel.collections["users"][user_id]["version"] == 1
-    del feed.stream
+    del feed.streams
     shop.sweep()
     assert_converged(shop)
 
@@ -174,9 +174,10 @@ def test_after_the_fix_a_parked_stream_goes_on_where_it_stopped(shop: FakeShop) 
     poison(shop, user_id, "USER_NAME_CHANGED", {"name": "Eve"})
     shop.settle()
     folder = shop.projectors["users"]._folder
-    assert folder.retry(user_id) is False
+    entries = shop.readmodel.parked("users")
+    assert folder.retry(entries) == set()
     fixed = replace(users.PROJECTION, ignores=frozenset({"USER_MARRIED"}))
-    assert Folder(fixed, shop.readmodel, folder._feed).retry(user_id) is True
+    assert Folder(fixed, shop.readmodel, folder._feed).retry(entries) == {user_id}
     assert shop.readmodel.parked("users") == {}
     assert shop.readmodel.collections["users"][user_id]["name"] == "Eve"
     assert shop.readmodel.collections["users"][user_id]["version"] == 3
@@ -203,7 +204,7 @@ def test_a_stream_that_is_put_on_the_parked_list_too_late_is_taken_off_again(
     new = projector(fixed, shop.readmodel, shop.user_store, shop.broker)
     new.sweep()
     assert shop.readmodel.parked("users") == {}
-    shop.readmodel.park(noted_before)
+    shop.readmodel.park([noted_before])
     new.sweep()
     assert shop.readmodel.parked("users") == {}
 
@@ -480,15 +481,15 @@ def test_the_checkpoint_does_not_pass_a_stream_that_is_neither_applied_nor_parke
     shop.users.put(f"/users/{user_id}", json={"name": "Eve"})
     fresh = projector(users.PROJECTION, shop.readmodel, shop.user_store, shop.broker)
 
-    def away(stream: str, after: int) -> list[object]:
+    def away(after: object) -> dict[str, list[object]]:
         raise FeedAway("a test said so")
 
-    fresh._folder._feed.stream = away  # type: ignore[method-assign, assignment]
+    fresh._folder._feed.streams = away  # type: ignore[method-assign, assignment]
     shop.readmodel.release_lease("users", "holder")
     fresh.sweep()
     fresh.sweep()
     assert shop.readmodel.checkpoint("users").position == 1
-    del fresh._folder._feed.stream
+    del fresh._folder._feed.streams
     fresh.sweep()
     assert shop.readmodel.collections["users"][user_id]["version"] == 2
     assert shop.readmodel.checkpoint("users").position == 2

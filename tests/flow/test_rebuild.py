@@ -369,7 +369,7 @@ def test_a_parked_stream_is_not_wrong(shop: FakeShop) -> None:
     documents(shop)[stream] = (
         USERS.fold(shop.user_store.read_stream(Stream("user", UUID(stream)))[:1]) or {}
     )
-    shop.readmodel.park(Parked("users", stream, 2, 2, "why", NOW))
+    shop.readmodel.park([Parked("users", stream, 2, 2, "why", NOW)])
     assert verified(shop).wrong == ()
 
 

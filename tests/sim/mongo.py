@@ -10,7 +10,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from pymongo import InsertOne
+from pymongo import DeleteOne, InsertOne, ReplaceOne, UpdateOne
 from pymongo.errors import AutoReconnect, BulkWriteError, DuplicateKeyError
 
 from eventcore.projection import Document
@@ -85,7 +85,7 @@ class FakeMongo:
             raise AutoReconnect("connection closed")
         return result
 
-    def bulk(self, acts: Sequence[Callable[[], None]]) -> None:
+    def bulk(self, acts: Sequence[Callable[[], object]]) -> None:
         """Carry out a bulk, in whatever order, others in between; raises in the middle."""
         waiting = list(acts)
         self.world.random.shuffle(waiting)
@@ -154,6 +154,10 @@ class FakeCollection:
 
     # ── reading ───────────────────────────────────────────────────────────────────────────
 
+    def with_options(self, **_: object) -> "FakeCollection":
+        """There is one server, so one reads what a majority has."""
+        return self
+
     def find(
         self, where: Mapping[str, Any], fields: Mapping[str, int] | None = None
     ) -> "list[Document] | Found":
@@ -177,15 +181,16 @@ class FakeCollection:
 
     def bulk_write(self, operations: Sequence[Any], ordered: bool) -> Any:
         """Inserts and replacements, unordered."""
-        counts = SimpleNamespace(inserted_count=0, matched_count=0)
+        counts = SimpleNamespace(inserted_count=0, matched_count=0, deleted_count=0)
         errors: list[dict[str, Any]] = []
         for each in operations:
-            if any(isinstance(value, int) and abs(value) >= 2**63 for value in each._doc.values()):
+            values = each._doc.values() if isinstance(each, InsertOne | ReplaceOne) else ()
+            if any(isinstance(value, int) and abs(value) >= 2**63 for value in values):
                 raise OverflowError("MongoDB can only handle up to 8-byte ints")
 
-        def insert(document: Document) -> None:
+        def insert(index: int, document: Document) -> None:
             if str(document["_id"]) in self._documents:
-                errors.append({"code": 11000, "errmsg": "duplicate key"})
+                errors.append({"index": index, "code": 11000, "errmsg": "duplicate key"})
                 return
             self._put(document)
             counts.inserted_count += 1
@@ -196,15 +201,20 @@ class FakeCollection:
                 self._put(document)
                 counts.matched_count += 1
 
-        self._server.bulk(
-            [
-                partial(insert, one._doc)
-                if isinstance(one, InsertOne)
-                else partial(replace, one._filter, one._doc, bool(one._upsert))
-                for one in operations
-            ]
-        )
-        if counts.inserted_count + counts.matched_count < len(operations):
+        def act(index: int, one: Any) -> Callable[[], object]:
+            if isinstance(one, InsertOne):
+                return partial(insert, index, one._doc)
+            if isinstance(one, DeleteOne):
+                return lambda: setattr(
+                    counts, "deleted_count", counts.deleted_count + self._delete(one._filter)
+                )
+            if isinstance(one, UpdateOne):
+                return partial(self._update, one._filter, one._doc, bool(one._upsert))
+            return partial(replace, one._filter, one._doc, bool(one._upsert))
+
+        self._server.bulk([act(index, one) for index, one in enumerate(operations)])
+        is_of_documents = self._name == self._server.documents
+        if is_of_documents and counts.inserted_count + counts.matched_count < len(operations):
             self._server.world.reach("a replica was faster with a document")
         if errors:
             raise BulkWriteError({"writeErrors": errors})
@@ -237,21 +247,8 @@ class FakeCollection:
 
     def delete_one(self, where: Mapping[str, Any]) -> Any:
         """Delete the first that matches."""
-
-        def delete() -> int:
-            found = self._documents.get(where["_id"])
-            if found is None or not matches(found, where):
-                if found is not None and self._name == "parked":
-                    self._server.world.reach("a release is refused: more of the stream is known")
-                return 0
-            del self._documents[where["_id"]]
-            if self._name == "parked":
-                judge = self._server.judge
-                judge.taken_off(str(found["stream"]), found["highest"])  # type: ignore[arg-type]
-                judge.released(str(found["stream"]))
-            return 1
-
-        return SimpleNamespace(deleted_count=self._server.call(f"delete {self._name}", delete))
+        deleted = self._server.call(f"delete {self._name}", lambda: self._delete(where))
+        return SimpleNamespace(deleted_count=deleted)
 
     def delete_many(self, where: Mapping[str, Any]) -> None:
         """Delete all that match."""
@@ -275,6 +272,19 @@ class FakeCollection:
         self._server.call(f"drop {self._name}", self._documents.clear)
 
     # ── within the server ─────────────────────────────────────────────────────────────────
+
+    def _delete(self, where: Mapping[str, Any]) -> int:
+        found = self._documents.get(where["_id"])
+        if found is None or not matches(found, where):
+            if found is not None and self._name == "parked":
+                self._server.world.reach("a release is refused: more of the stream is known")
+            return 0
+        del self._documents[where["_id"]]
+        if self._name == "parked":
+            judge = self._server.judge
+            judge.taken_off(str(found["stream"]), found["highest"])  # type: ignore[arg-type]
+            judge.released(str(found["stream"]))
+        return 1
 
     def _update(self, where: Mapping[str, Any], update: Any, upsert: bool) -> Document | None:
         found = self._documents.get(where["_id"])
@@ -380,6 +390,7 @@ def _fits(value: Any, there: bool, asked: Any) -> bool:
         "$lt": lambda limit: there and value < limit,
         "$lte": lambda limit: there and value <= limit,
         "$gt": lambda limit: there and value > limit,
+        "$gte": lambda limit: there and value >= limit,
         "$exists": lambda wanted: there is wanted,
         "$in": lambda some: value in some,
     }

@@ -6,7 +6,7 @@ been told that the connection is lost, or never.
 """
 
 from bisect import bisect_right, insort
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -457,9 +457,17 @@ class SimFeed:
             self._judge.feed_was_away(aggregate_id)
             raise
 
-    def streams(self, aggregate_ids: Sequence[str]) -> dict[str, list[Event]]:
+    def streams(self, after: Mapping[str, int]) -> dict[str, list[Event]]:
         """See Feed."""
-        return self._ask(lambda: self._feed.streams(aggregate_ids))
+        try:
+            found = self._ask(lambda: self._feed.streams(after))
+            if self._world.chance("feed slow"):
+                self._world.point("feed answers", self._world.random.random() * 0.4)
+            return found
+        except FeedAway:
+            for aggregate_id in after:
+                self._judge.feed_was_away(aggregate_id)
+            raise
 
     def heads(self, after: int, until: int) -> HeadsPage:
         """See Feed."""
