@@ -10,15 +10,26 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from eventcore.provision import LOGINS, provision_store
+from eventcore.provision import LOGINS, Limits, limit_queues, provision_store
+from eventcore.retry import retry
 from eventcore.settings import SERVERS, Secret, Server
 from eventcore.store import migrate
 from local.secretfiles import secret_file
+from order.projections import known_users, orders
+from user.projections import users
 
 ROOT = Path(__file__).parent.parent
-SERVICES = ("user", "order")
+PROJECTIONS = {
+    "user": (users.PROJECTION,),
+    "order": (orders.PROJECTION, known_users.PROJECTION),
+}
+SERVICES = tuple(PROJECTIONS)
+
+PATIENCE = 30.0
+"""Seconds for RabbitMQ's management API to come up after the broker itself."""
 
 Environment = Mapping[str, str]
 
@@ -60,6 +71,16 @@ def prepare_stores(postgres: Server, secrets: Path, services: Sequence[str] = SE
         logins = [f"{service}_{purpose}" for purpose in LOGINS]
         provision_store(postgres, service, {each: secret_file(secrets, each) for each in logins})
         migrate(store_login(postgres, service, "owner", secrets), ROOT / "init.sql")
+
+
+def limit_all_queues(management: Server) -> None:
+    """Sets the limits of all queues, as `provision` does; `management` is RabbitMQ's API.
+
+    Raises BrokerAway.
+    """
+    for service in SERVICES:
+        queues = [each.queue for each in PROJECTIONS[service]]
+        retry(partial(limit_queues, management, service, queues, Limits()), PATIENCE)
 
 
 def processes(

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -27,7 +28,15 @@ from local.child import CannotStart, is_free
 from local.given import given_mongodb, given_postgres, given_rabbitmq
 from local.inside import forget_environments, note_environments
 from local.lock import sole_use
-from local.processes import SERVICES, Environment, Process, Servers, prepare_stores, processes
+from local.processes import (
+    SERVICES,
+    Environment,
+    Process,
+    Servers,
+    limit_all_queues,
+    prepare_stores,
+    processes,
+)
 from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
 
 _POSTGRES, _RABBITMQ, _MANAGEMENT, _MONGODB, _METRICS = 25432, 25672, 25673, 27117, 23000
@@ -107,6 +116,7 @@ def _servers(data: Path, environ: Environment) -> Iterator[tuple[Servers, Enviro
             "MongoDB": _place(mongodb.address),
         }
         if isinstance(rabbitmq, RabbitMQ):
+            limit_all_queues(replace(rabbitmq.address, port=management))
             places["RabbitMQ's page"] = f"http://localhost:{management}"
         yield Servers(postgres.address, rabbitmq.address, readmodels), places
     finally:

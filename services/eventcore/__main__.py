@@ -75,8 +75,6 @@ def relay() -> None:
     broker = RabbitMQ(
         settings.broker,
         name=f"{settings.service}-relay",
-        delivery_limit=settings.delivery_limit,
-        queue_bytes=settings.queue_bytes,
     )
     WINDOW.labels(settings.service).set(settings.window)
     Relay(
@@ -103,8 +101,6 @@ def project(name: str) -> None:
     broker = RabbitMQ(
         settings.broker,
         name=f"{projection.name}-projector",
-        delivery_limit=settings.delivery_limit,
-        queue_bytes=settings.queue_bytes,
     )
     queue = Queue(projection.queue, projection.binding)
     Projector(
@@ -183,7 +179,13 @@ def provision(
         rabbits = read("rabbitmq", run.MONITOR, f"{service}-relay", *projections)
         do(
             f"RabbitMQ's logins of {service}",
-            lambda: run.provision_broker(broker, service, projections, rabbits),
+            lambda: run.provision_broker(
+                broker,
+                service,
+                projections,
+                rabbits,
+                run.Limits(settings.queue_bytes, settings.delivery_limit),
+            ),
         )
     if readmodel := settings.readmodel:
         mongos = read("mongodb", f"{service}-service", *projections)

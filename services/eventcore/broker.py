@@ -5,19 +5,21 @@ loop runs in a thread of its own, so that heartbeats are served while the caller
 of them reconnects: after BrokerAway the caller closes it and opens another, which declares
 the topology again.
 
-Sources: RabbitMQ's guides on publisher confirms (confirms may come out of order, and for
-many at once; an unroutable mandatory message is returned before it is confirmed), on
-consumer acknowledgements, and on quorum queues (delivery limit, length limit with drop-head).
+Queues are quorum queues. Their limits (bytes, deliveries) are policies of the virtual host, which
+`provision` sets, so they can change under an existing queue.
+
+Sources: RabbitMQ's guides on publisher confirms (confirms may arrive out of order, and for
+many messages at once; an unroutable mandatory message is returned before it is confirmed), on
+consumer acknowledgements, and on quorum queues.
 """
 
 import hashlib
 import logging
-import re
 import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile
 from time import monotonic
@@ -25,6 +27,8 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import pika
 from pika.adapters.select_connection import IOLoop, SelectConnection
+from pika.adapters.utils.nbio_interface import AbstractStreamTransport
+from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from eventcore.errors import BrokerAway, Error, Misconfigured
@@ -34,37 +38,32 @@ EXCHANGE = "events"
 """The topic exchange that every event goes through."""
 
 DEAD_LETTERS = "dead-letters"
-"""The direct exchange for what cannot be read as an event; its keys are names of queues.
+"""The direct exchange for messages that are not events; its keys are names of queues.
 
-An exchange of its own, since who may publish to the default one may publish to any queue.
+It is not the default exchange, because a login that may publish there may publish to any queue.
 """
 
 OPEN_TIMEOUT = 10.0
 """Seconds for a connection to open and its topology to be declared."""
 
 CLOSE_TIMEOUT = 2.0
-"""Seconds that the broker has to say goodbye before the socket is closed anyway."""
+"""Seconds for the broker to answer a close before the connection is aborted."""
 
 BLOCKED_TIMEOUT = 30.0
 """Seconds that a publisher waits while the broker blocks it or confirms nothing."""
 
-LOOKS = 1_000_000
-"""How often a dead letter may be looked at: each look is a delivery that is given back, and past
-its limit (20 where none is set, from RabbitMQ 4.0 on) a message is dropped.
-"""
-
 REPUBLISH_AFTER = (0.1, 0.5, 2.0)
-"""Seconds before each further try with a message that could not be routed."""
+"""Seconds before each retry of a message that could not be routed."""
 
 Fate: TypeAlias = Literal["keep", "requeue", "discard"]
-"""What becomes of a dead letter."""
+"""The decision about a dead letter."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What travels; `id` is the event's id, `headers` carry the traceparent."""
+    """A message; `id` is the event's id, `headers` carry the traceparent."""
 
     id: str
     routing_key: str
@@ -81,13 +80,13 @@ class Queue:
 
     @property
     def dead_letters(self) -> str:
-        """The queue for what cannot be read as an event; only a projector publishes to it."""
+        """The queue for messages that are not events; only a projector publishes to it."""
         return f"{self.name}.dead-letters"
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A message that was taken and waits to be acknowledged."""
+    """A message that was taken and is not acknowledged yet."""
 
     tag: int
     message: Message
@@ -95,65 +94,65 @@ class Delivery:
 
 
 class Publisher(Protocol):
-    """Publishes in order, with a window of messages that are not confirmed yet."""
+    """Publishes in order, with a window of unconfirmed messages."""
 
     @property
     def returned(self) -> int:
-        """How many messages came back because no queue was bound for them."""
+        """Number of messages that came back because no queue was bound for them."""
 
     def publish(self, messages: Sequence[Message]) -> None:
-        """Hand messages over; returns as soon as the window has room for the last of them.
+        """Sends messages; returns as soon as the window has room for the last of them.
 
-        A message that cannot be routed is tried again a few times, with the topology
-        declared anew, then let go: the sweep brings it. Raises BrokerAway.
+        A message that cannot be routed is sent again a few times, with the topology
+        declared anew, then left to the sweep. Raises BrokerAway.
         """
 
     def confirmed(self) -> int:
-        """How many are confirmed, from the first on, without a gap.
+        """Number of messages that are confirmed, from the first on, without a gap.
 
         Raises BrokerAway after a lost connection, a refusal (nack), or too long a silence.
         """
 
     def wait(self, more_than: int, timeout: float) -> int:
-        """Wait until more than that are confirmed, or `timeout` seconds; how many are.
+        """Waits until more than that are confirmed, or `timeout` seconds; returns `confirmed()`.
 
         Raises BrokerAway as `confirmed` does.
         """
 
     def close(self) -> None:
-        """Give up the connection."""
+        """Closes the connection."""
 
 
 class Consumer(Protocol):
-    """Takes from one queue, in batches; several may share a queue."""
+    """Takes messages from one queue, in batches; several consumers may share a queue."""
 
     def take(self, limit: int, wait: float) -> list[Delivery]:
-        """What has been delivered, `limit` at most; waits up to `wait` seconds for the first."""
+        """Takes up to `limit` deliveries; waits up to `wait` seconds for the first."""
 
     def acknowledge(self, delivery: Delivery) -> None:
-        """Acknowledge it and everything taken before it, in one `multiple` ack."""
+        """Acknowledges it and everything taken before it, in one `multiple` ack."""
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
-        """Publish it whole to the dead-letter queue; returns once that is confirmed."""
+        """Publishes it unchanged to the dead-letter queue; returns once that is confirmed."""
 
     def pause(self) -> None:
-        """Let nothing more be delivered; what was not taken yet goes back to the queue."""
+        """Stops deliveries; those that were not taken yet go back to the queue."""
 
     def resume(self) -> None:
-        """Let deliveries come again."""
+        """Starts deliveries again."""
 
     def close(self) -> None:
-        """Give up the connection; what was not acknowledged goes back to the queue."""
+        """Closes the connection; unacknowledged deliveries go back to the queue."""
 
 
 class Broker(Protocol):
-    """The port; both methods raise BrokerAway, or Misconfigured for a queue that differs."""
+    """The port; both methods raise BrokerAway."""
 
     def publisher(self, queues: Sequence[Queue], window: int) -> Publisher:
-        """Declare the topology and publish, with up to `window` messages unconfirmed."""
+        """Declares the topology; the publisher has up to `window` messages unconfirmed."""
 
     def consumer(self, queue: Queue, prefetch: int) -> Consumer:
-        """Declare the topology and consume, with up to `prefetch` deliveries unacknowledged."""
+        """Declares the topology; the consumer has up to `prefetch` deliveries unacknowledged."""
 
 
 class RabbitMQ:
@@ -164,30 +163,23 @@ class RabbitMQ:
         server: Server,
         *,
         name: str,
-        delivery_limit: int,
-        queue_bytes: int,
         blocked_timeout: float = BLOCKED_TIMEOUT,
     ) -> None:
         self._server = server
         self._name = name
-        self._delivery_limit = delivery_limit
-        self._queue_bytes = queue_bytes
         self._blocked_timeout = blocked_timeout
 
     def publisher(self, queues: Sequence[Queue], window: int) -> "ConfirmedPublisher":
         """See Broker."""
-        return ConfirmedPublisher(self._parameters(), self._topology(queues), window)
+        return ConfirmedPublisher(self._parameters(), Topology(queues), window)
 
     def consumer(self, queue: Queue, prefetch: int) -> "BatchConsumer":
         """See Broker."""
-        return BatchConsumer(self._parameters(), self._topology([queue]), queue, prefetch)
+        return BatchConsumer(self._parameters(), Topology([queue]), queue, prefetch)
 
     def dead_letters(self, queue: Queue) -> "DeadLetters":
-        """What lies in a queue's dead-letter queue, for an operator; raises BrokerAway."""
+        """Opens a queue's dead-letter queue for an operator; raises BrokerAway."""
         return DeadLetters(self._parameters(), queue)
-
-    def _topology(self, queues: Sequence[Queue]) -> "Topology":
-        return Topology(queues, self._delivery_limit, self._queue_bytes)
 
     def _parameters(self) -> pika.ConnectionParameters:
         server = self._server
@@ -225,23 +217,17 @@ def _tls(server: Server) -> pika.SSLOptions:
 Act = Callable[..., Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Topology:
-    """Exchange, queues, bindings and dead-letter queues; declared as often as needed."""
+    """Exchanges, queues, bindings and dead-letter queues; declared as often as needed."""
 
     queues: Sequence[Queue]
-    delivery_limit: int
-    queue_bytes: int
+    _declaring: str = ""
+    _accepted: set[str] = field(default_factory=set)
 
     def steps(self, channel: Any) -> Iterator[Act]:
-        """The declarations, each a function that takes a callback for when it is done."""
-        bounded = {
-            "x-queue-type": "quorum",
-            "x-max-length-bytes": self.queue_bytes,
-            "x-overflow": "drop-head",
-        }
-        work = {**bounded, "x-delivery-limit": self.delivery_limit}
-        kept = {**bounded, "x-delivery-limit": LOOKS}
+        """The declarations, each a function that takes a callback for its completion."""
+        self._declaring = ""
         yield lambda done: channel.exchange_declare(
             EXCHANGE, exchange_type="topic", durable=True, callback=done
         )
@@ -249,10 +235,8 @@ class Topology:
             DEAD_LETTERS, exchange_type="direct", durable=True, callback=done
         )
         for queue in self.queues:
-            for name, arguments in ((queue.name, work), (queue.dead_letters, kept)):
-                yield lambda done, name=name, arguments=arguments: channel.queue_declare(
-                    name, durable=True, arguments=arguments, callback=done
-                )
+            for name in (queue.name, queue.dead_letters):
+                yield partial(self._declare, channel, name)
             yield lambda done, queue=queue: channel.queue_bind(
                 queue.name, EXCHANGE, queue.binding, callback=done
             )
@@ -260,13 +244,61 @@ class Topology:
                 queue.dead_letters, DEAD_LETTERS, queue.dead_letters, callback=done
             )
 
+    def accept(self) -> bool:
+        """Accepts the queue of the last declaration as it is; False if that did not help.
+
+        A queue of an earlier release has its limits as arguments, and RabbitMQ refuses to declare
+        it with other arguments (406). A passive declaration checks nothing but its existence.
+        """
+        if not self._declaring or self._declaring in self._accepted:
+            return False
+        self._accepted.add(self._declaring)
+        log.info(
+            "Queue exists with other arguments, used as it is", extra={"queue": self._declaring}
+        )
+        return True
+
+    def _declare(self, channel: Any, name: str, done: Act) -> None:
+        self._declaring = name
+        channel.queue_declare(
+            name,
+            passive=name in self._accepted,
+            durable=True,
+            arguments={"x-queue-type": "quorum"},
+            callback=done,
+        )
+
+
+class _IO(SelectorIOServicesAdapter):  # type: ignore[misc]
+    """pika's I/O services on an IOLoop; keeps the transport, which alone can be aborted."""
+
+    transport: AbstractStreamTransport | None = None
+
+    def create_streaming_connection(
+        self,
+        protocol_factory: Any,
+        sock: Any,
+        on_done: Act,
+        ssl_context: Any = None,
+        server_hostname: str | None = None,
+    ) -> Any:
+        """See pika's AbstractIOServices."""
+
+        def done(result: Any) -> None:
+            if not isinstance(result, BaseException):
+                self.transport, _ = result
+            on_done(result)
+
+        return super().create_streaming_connection(
+            protocol_factory, sock, done, ssl_context, server_hostname
+        )
+
 
 class _Link:
     """A connection with one channel in confirm mode, and the thread that runs its I/O.
 
-    What stands below the line "in the I/O thread" runs there; that thread alone touches the
-    connection. It changes what the caller waits for at any time, and then notifies
-    `_changed`, once for all that one turn of its loop has brought.
+    Methods below the line "in the I/O thread" run there; that thread alone uses the
+    connection. It notifies `_changed` once for all changes of one turn of its loop.
     """
 
     def __init__(self, parameters: pika.ConnectionParameters, topology: Topology) -> None:
@@ -277,8 +309,8 @@ class _Link:
         self._notifying = False
         self._connection: Any = None
         self._channel: Any = None
-        self._properties = pika.BasicProperties(content_type="application/json", delivery_mode=2)
         self._loop = IOLoop()
+        self._io = _IO(self._loop)
         self._thread = threading.Thread(
             target=self._run, args=(parameters,), name="rabbitmq", daemon=True
         )
@@ -286,9 +318,9 @@ class _Link:
         self._wait_until_open()
 
     def close(self) -> None:
-        """Give up the connection, within a few seconds whatever the broker does."""
+        """Closes the connection, within a few seconds whatever the broker does."""
         self._break(BrokerAway("the connection to RabbitMQ was closed here"))
-        self._loop.add_callback_threadsafe(self._hang_up)
+        self._loop.add_callback_threadsafe(self._close_or_abort)
         self._thread.join(CLOSE_TIMEOUT + 1)
 
     def _wait_until_open(self) -> None:
@@ -302,26 +334,26 @@ class _Link:
             raise error
 
     def _check(self) -> None:
-        """Raise what broke the link, if anything did."""
+        """Raises the error that broke the link, if there is one."""
         if self._broken is not None:
             raise BrokerAway(str(self._broken)) from self._broken
 
     def _submit(self, act: Callable[[], object]) -> None:
-        """Have the I/O thread do something soon; raises BrokerAway if the link is broken."""
+        """Runs `act` in the I/O thread soon; raises BrokerAway if the link is broken."""
         self._check()
         self._loop.add_callback_threadsafe(partial(self._guarded, act))
 
     # ── in the I/O thread ─────────────────────────────────────────────────────────────────
 
     def _extra_steps(self) -> Iterator[Act]:
-        """What has to happen on the channel after the topology is there."""
+        """Steps on the channel after the topology is declared."""
         return iter(())
 
     def _on_confirm(self, tag: int, multiple: bool) -> None:
-        """The broker has taken a message, or all up to it."""
+        """Called when the broker has taken a message, or all up to it."""
 
     def _on_return(self, message_id: str) -> None:
-        """A message could not be routed; its confirm comes next."""
+        """Called when a message could not be routed; its confirm comes next."""
 
     def _run(self, parameters: pika.ConnectionParameters) -> None:
         try:
@@ -330,10 +362,10 @@ class _Link:
                 on_open_callback=lambda opened: opened.channel(on_open_callback=self._on_channel),
                 on_open_error_callback=self._on_connection_gone,
                 on_close_callback=self._on_connection_gone,
-                custom_ioloop=self._loop,
+                custom_ioloop=self._io,
             )
             self._loop.start()
-        except Exception as error:  # noqa: BLE001 - the thread's end is told to the caller
+        except Exception as error:  # noqa: BLE001 - raised in the caller
             self._break(BrokerAway(f"RabbitMQ cannot be used: {error!r}"))
         finally:
             self._loop.close()
@@ -353,7 +385,7 @@ class _Link:
         yield self._opened
 
     def _in_turn(self, steps: Iterator[Act]) -> None:
-        """Do each step when the one before it has been answered."""
+        """Runs each step when the one before it has been answered."""
         step = next(steps, None)
         if step is not None:
             step(lambda *_: self._in_turn(steps))
@@ -365,10 +397,8 @@ class _Link:
     def _publish(
         self, exchange: str, key: str, message: Message, headers: Mapping[str, str]
     ) -> None:
-        """Send it; pika has written the properties out when this returns, so they serve again."""
-        self._properties.message_id = message.id
-        self._properties.headers = headers
-        self._channel.basic_publish(exchange, key, message.body, self._properties, mandatory=True)
+        properties = _properties(message.id, headers)
+        self._channel.basic_publish(exchange, key, message.body, properties, mandatory=True)
 
     def _on_answer(self, frame: Any) -> None:
         method = frame.method
@@ -383,27 +413,26 @@ class _Link:
         self._loop.stop()
 
     def _on_channel_closed(self, _channel: Any, reason: BaseException) -> None:
-        text = getattr(reason, "reply_text", "")
         if not isinstance(reason, ChannelClosedByBroker):
-            return  # the connection goes, and tells why
-        if reason.reply_code == 406 and not self._is_open:
-            self._break(_other_settings(text))
+            return  # the connection closes as well, and that callback has the reason
+        if reason.reply_code == 406 and not self._is_open and self._topology.accept():
+            self._connection.channel(on_open_callback=self._on_channel)
         else:
-            self._break(BrokerAway(f"RabbitMQ closed the channel: {text}"))
+            self._break(BrokerAway(f"RabbitMQ closed the channel: {reason.reply_text}"))
 
     def _guarded(self, act: Callable[[], object]) -> None:
-        """Do what was submitted; a failure breaks the link, not the loop."""
+        """Runs `act`; a failure breaks the link, not the loop."""
         try:
             act()
-        except Exception as error:  # noqa: BLE001 - told to the caller
+        except Exception as error:  # noqa: BLE001 - raised in the caller
             self._break(BrokerAway(f"RabbitMQ cannot be reached: {error!r}"))
 
     def _later(self, delay: float, act: Callable[[], object]) -> None:
-        """Do it after so many seconds."""
+        """Runs `act` after `delay` seconds."""
         self._loop.call_later(delay, partial(self._guarded, act))
 
     def _notify_soon(self) -> None:
-        """Notify after this turn of the loop: threads that wake each other often are slow."""
+        """Notifies after this turn of the loop: threads that wake each other often are slow."""
         if not self._notifying:
             self._notifying = True
             self._loop.call_later(0, self._notify)
@@ -414,44 +443,42 @@ class _Link:
             self._changed.notify_all()
 
     def _break(self, error: Error) -> None:
-        """Have every later call raise this; the first one counts. For either thread."""
+        """Makes every later call raise this error; the first error counts. For either thread."""
         with self._changed:
             self._broken = self._broken or error
             self._changed.notify_all()
 
-    def _hang_up(self) -> None:
-        """Say goodbye; without an answer, cut the connection."""
+    def _close_or_abort(self) -> None:
+        """Closes the connection; aborts it where the broker does not answer."""
         if not (self._connection.is_closing or self._connection.is_closed):
             self._connection.close()
-        self._later(CLOSE_TIMEOUT, self._cut)
+        self._later(CLOSE_TIMEOUT, self._abort)
 
-    def _cut(self) -> None:
-        """Close the socket at once, as pika does itself when heartbeats stay away.
-
-        pika has no public way to do so; without it, thread and socket would stay for the
-        20 seconds that heartbeats take to fail.
-        """
-        self._connection._terminate_stream(TimeoutError("no answer to a goodbye"))  # noqa: SLF001
+    def _abort(self) -> None:
+        """Without it, thread and socket would stay until heartbeats fail, for 20 seconds."""
+        if self._io.transport:
+            self._io.transport.abort()
 
 
-def _other_settings(reply: str) -> Misconfigured:
-    """What to do when something exists with other arguments; `reply` is the broker's text."""
-    found = re.search(r"for (\w+ '[^']*')", reply)
-    return Misconfigured(
-        f"{found[1] if found else 'A queue'} exists with other settings ({reply}): delete it (the"
-        " sweep brings what it held) or set DELIVERY_LIMIT and QUEUE_BYTES back"
+def _properties(message_id: str, headers: Mapping[str, str]) -> pika.BasicProperties:
+    """Those of each message: persistent JSON."""
+    return pika.BasicProperties(
+        message_id=message_id,
+        headers=dict(headers),
+        content_type="application/json",
+        delivery_mode=2,
     )
 
 
 def _cause(error: BaseException) -> str:
-    """What lies at the bottom of pika's nested errors, in its own words."""
+    """The text of the innermost of pika's nested errors."""
     inner = getattr(error, "exceptions", None) or [getattr(error, "exception", None), *error.args]
     nested = [each for each in inner if isinstance(each, BaseException)]
     return _cause(nested[-1]) if nested else str(error) or type(error).__name__
 
 
 class ConfirmedPublisher(_Link):
-    """A Publisher. A message counts as confirmed by its place: 0 for the first one."""
+    """A Publisher. Messages are counted by their place: 0 for the first one."""
 
     def __init__(
         self, parameters: pika.ConnectionParameters, topology: Topology, window: int
@@ -493,7 +520,7 @@ class ConfirmedPublisher(_Link):
         return self.confirmed()
 
     def _wait_for_room(self, wanted: int) -> int:
-        """Wait until the window has room for a good part of what is wanted; for how much."""
+        """Waits until the window has room for a good part of `wanted`; returns how much."""
         enough = min(wanted, max(1, self._window // 2))
         with self._changed:
             while not self._changed.wait_for(
@@ -507,7 +534,7 @@ class ConfirmedPublisher(_Link):
         return self._window - (self._handed_over - self._prefix)
 
     def _check(self) -> None:
-        """Raise what broke the link, silence included."""
+        """Raises the error that broke the link, or BrokerAway after too long a silence."""
         super()._check()
         waiting = self._handed_over > self._prefix
         if waiting and monotonic() - self._moved_at > self._silence:
@@ -526,7 +553,7 @@ class ConfirmedPublisher(_Link):
         self._publish(EXCHANGE, message.routing_key, message, message.headers)
 
     def _on_return(self, message_id: str) -> None:
-        """The confirm that follows does not count for this message."""
+        """Notes that the confirm that follows does not count for this message."""
         self._came_back.add(message_id)
 
     def _on_confirm(self, tag: int, multiple: bool) -> None:
@@ -552,7 +579,7 @@ class ConfirmedPublisher(_Link):
             self._prefix = prefix
 
     def _try_again(self, sent: "_Sent") -> None:
-        """Send what could not be routed again, a little later, with all of its kind."""
+        """Sends an unroutable message again, a little later, with the others of its try."""
         self.returned += sent.tries == 0
         if sent.tries == len(REPUBLISH_AFTER):
             log.warning("Not routable, left to the sweep", extra={"event_id": sent.message.id})
@@ -574,7 +601,7 @@ class ConfirmedPublisher(_Link):
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """A message at its place in what was handed over, and how often it has come back."""
+    """A message, its place among those that were published, and how often it came back."""
 
     place: int
     message: Message
@@ -656,9 +683,9 @@ class BatchConsumer(_Link):
         self._tag = self._channel.basic_consume(self._queue.name, self._on_delivery, callback=done)
 
     def _stop(self) -> None:
-        """Cancel, and give back; what is still on its way pika rejects, back into the queue.
+        """Cancels and requeues; pika itself requeues deliveries that are still on their way.
 
-        One by one, since a `multiple` nack would give back what is being worked on as well.
+        One by one, since a `multiple` nack would requeue those in progress as well.
         A nack and not a reject: from RabbitMQ 4.3 only a reject counts as a failed delivery.
         """
         self._channel.basic_cancel(self._tag)
@@ -686,9 +713,7 @@ class BatchConsumer(_Link):
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A message that could not be read as an event; `id` names it among the others, whatever it
-    says of itself.
-    """
+    """A message that is not an event; `id` is unique within one listing."""
 
     id: str
     message: Message
@@ -697,17 +722,17 @@ class DeadLetter:
 
 
 class DeadLetters:
-    """An operator's hands on one dead-letter queue. Not for use by a process."""
+    """Lists, requeues and discards dead letters of one queue, for an operator's tool."""
 
     def __init__(self, parameters: pika.ConnectionParameters, queue: Queue) -> None:
         self._parameters = parameters
         self._queue = queue
 
     def go_through(self, decide: Callable[[DeadLetter], Fate], limit: int = 10_000) -> int:
-        """Look at each, oldest first, `limit` at most, and do what is decided; how many were seen.
+        """Reads up to `limit` letters, oldest first, and does as decided; returns their number.
 
-        "keep" leaves it where it is; "requeue" publishes it to the work queue, confirmed, before
-        it is taken away; "discard" deletes it. Raises BrokerAway, Misconfigured.
+        "keep" leaves a letter where it is; "requeue" publishes it to the work queue, confirmed,
+        and then removes it; "discard" removes it. Raises BrokerAway, Misconfigured.
         """
         try:
             connection = pika.BlockingConnection(self._parameters)
@@ -740,17 +765,12 @@ class DeadLetters:
                     DEAD_LETTERS,
                     self._queue.name,
                     body,
-                    pika.BasicProperties(
-                        message_id=letter.message.id,
-                        headers=headers,
-                        content_type="application/json",
-                        delivery_mode=2,
-                    ),
+                    _properties(letter.message.id, headers),
                     mandatory=True,
                 )
             if fate != "keep":
                 channel.basic_ack(method.delivery_tag)
-        channel.basic_nack(0, multiple=True, requeue=True)  # the rest, back to its place
+        channel.basic_nack(0, multiple=True, requeue=True)  # the rest goes back to its place
         return seen
 
 
@@ -766,7 +786,7 @@ def _dead_letter(message: Message, place: int) -> DeadLetter:
 
 
 def _delivery(method: Any, properties: Any, body: bytes) -> Delivery:
-    """What pika brings, in our words; headers that are no text are left out."""
+    """A delivery of pika's as ours; headers that are not text are left out."""
     headers = {
         name: value
         for name, value in (properties.headers or {}).items()
@@ -777,5 +797,5 @@ def _delivery(method: Any, properties: Any, body: bytes) -> Delivery:
 
 
 def _text(value: str | bytes | None) -> str:
-    """A short string as pika reads it: bytes where it is not UTF-8, None where there is none."""
+    """A short string of pika's as text: it is bytes where it is not UTF-8, and may be None."""
     return value.decode(errors="replace") if isinstance(value, bytes) else value or ""

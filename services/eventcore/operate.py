@@ -484,8 +484,6 @@ def _dead_letters(name: str, command: str) -> Any:
     broker = RabbitMQ(
         settings.broker,
         name=command,
-        delivery_limit=settings.delivery_limit,
-        queue_bytes=settings.queue_bytes,
     )
     return broker.dead_letters(Queue(projection.queue, projection.binding))
 

@@ -2,8 +2,9 @@
 
     PostgreSQL   {service}_event_db, and a login for its owner, the service and the relay:
                  event_append ◀── user_service   event_relay ◀── user_relay   user_owner owns it
-    RabbitMQ     a login for the relay and each projector: what each may declare, publish, read;
-                 and `monitor`, which may look at queues and at nothing in them
+    RabbitMQ     a login for the relay and each projector, with the rights to declare, publish
+                 and read what it needs; `monitor`, which may list queues and read none;
+                 policies that limit the queues of the projectors
     MongoDB      {service}_read_model, and a login for the service (reads) and each projector
     both         where asked for, `monitor` for an exporter of PostgreSQL or MongoDB: it may ask
                  for the server's numbers, and reads no data
@@ -12,12 +13,14 @@ The roles of PostgreSQL hold the rights (`init.sql` grants them) and cannot log 
 logins are members of one each, with passwords from outside. PUBLIC may not connect, so the
 order service's logins cannot reach the user service's database.
 
-Sources: RabbitMQ's guide on access control (what declaring, binding and publishing need) and
-its management HTTP API.
+Sources: RabbitMQ's guides on access control (what declaring, binding and publishing need), on
+policies, on quorum queues (delivery limit, length limit), and its management HTTP API.
 """
 
 import re
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from urllib.parse import quote
 
 import urllib3
@@ -36,6 +39,23 @@ LOGINS = {"owner": None, "service": "event_append", "relay": "event_relay"}
 
 MONITOR = "monitor"
 """The login that looks at a server and at nothing in it."""
+
+DEAD_LETTER_DELIVERY_LIMIT = 1_000_000
+"""Deliveries of a dead letter until RabbitMQ drops it: listing them is a delivery of each.
+
+High, and not "none": RabbitMQ before 4.0 has no value for that, and later ones default to 20.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of a projector's queue; beyond them messages are dropped, and the sweep applies them.
+
+    `queue_bytes` drops the oldest messages, `deliveries` one that was delivered that often.
+    """
+
+    queue_bytes: int = 256 * 1024 * 1024
+    deliveries: int = 20
 
 
 def provision_store(admin: Server, service: str, passwords: Mapping[str, Secret]) -> None:
@@ -85,12 +105,14 @@ def provision_broker(
     service: str,
     projections: Mapping[str, Projection],
     passwords: Mapping[str, Secret],
+    limits: Limits,
 ) -> None:
-    """Make or mend the logins of a service's relay, `{service}-relay`, and of its projectors.
+    """Makes or mends the logins of a service's relay, `{service}-relay`, and of its projectors,
+    and the policies of the projectors' queues.
 
-    `admin` is an administrator of the management API, `admin.port` that API's, `admin.name`
-    the virtual host, which is made if it is not there. `projections` has, for each login of a
-    projector, what it runs. Raises BrokerAway, Misconfigured.
+    `admin` is an administrator of the management API, `admin.port` that API's port, `admin.name`
+    the virtual host, which is made if it does not exist. `projections` has the projection of each
+    projector's login. Raises BrokerAway, Misconfigured.
     """
     queues = [p.queue for p in projections.values() if p.aggregate_type == service]
     rights = {f"{service}-relay": _may(queues, publish=(EXCHANGE,), read=())}
@@ -107,6 +129,33 @@ def provision_broker(
         tags = "monitoring" if login == MONITOR else ""
         api.put(f"users/{user}", {"password": passwords[login].read(), "tags": tags})
         api.put(f"permissions/{vhost}/{user}", may)
+    limit_queues(admin, service, [p.queue for p in projections.values()], limits)
+
+
+def limit_queues(admin: Server, service: str, queues: Sequence[str], limits: Limits) -> None:
+    """Sets the policies of these queues and of their dead-letter queues. They take effect at once,
+    also on queues that exist. `admin` as for `provision_broker`; raises BrokerAway.
+
+    Their priority is 0, so that an operator's own policy with a higher one comes before them.
+    """
+    letters = [f"{queue}.dead-letters" for queue in queues]
+    api = _Management(admin)
+    for name, those, deliveries in (
+        (f"{service}-queues", queues, limits.deliveries),
+        (f"{service}-dead-letters", letters, DEAD_LETTER_DELIVERY_LIMIT),
+    ):
+        definition = {
+            "max-length-bytes": limits.queue_bytes,
+            "overflow": "drop-head",
+            "delivery-limit": deliveries,
+        }
+        policy = {
+            "pattern": _exactly(*those),
+            "definition": definition,
+            "priority": 0,
+            "apply-to": "queues",
+        }
+        api.put(f"policies/{quote(admin.name, safe='')}/{quote(name, safe='')}", policy)
 
 
 def provision_readmodel(
@@ -166,15 +215,15 @@ def _may(queues: Sequence[str], publish: Sequence[str], read: Sequence[str]) -> 
     published to.
     """
     own = [name for queue in queues for name in (queue, f"{queue}.dead-letters")]
-
-    def exactly(*names: str) -> str:
-        return "^(" + "|".join(re.escape(name) for name in names) + ")$"
-
     return {
-        "configure": exactly(EXCHANGE, DEAD_LETTERS, *own),
-        "write": exactly(*publish, *own),
-        "read": exactly(EXCHANGE, DEAD_LETTERS, *read),
+        "configure": _exactly(EXCHANGE, DEAD_LETTERS, *own),
+        "write": _exactly(*publish, *own),
+        "read": _exactly(EXCHANGE, DEAD_LETTERS, *read),
     }
+
+
+def _exactly(*names: str) -> str:
+    return "^(" + "|".join(re.escape(name) for name in names) + ")$"
 
 
 class _Management:
@@ -182,7 +231,8 @@ class _Management:
 
     def __init__(self, admin: Server) -> None:
         self._url = f"{'https' if admin.tls else 'http'}://{admin.host}:{admin.port}/api"
-        self._headers = urllib3.make_headers(basic_auth=f"{admin.user}:{admin.password.read()}")
+        login = f"{admin.user}:{admin.password.read()}"  # urllib3's own helper takes Latin-1 alone
+        self._headers = {"Authorization": f"Basic {b64encode(login.encode()).decode()}"}
         self._pool = urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=3, read=10),
             retries=False,
@@ -192,7 +242,7 @@ class _Management:
     def has(self, what: str) -> bool:
         return self._ask("GET", what) != 404
 
-    def put(self, what: str, body: Mapping[str, str]) -> None:
+    def put(self, what: str, body: Mapping[str, object]) -> None:
         status = self._ask("PUT", what, jsontext.render(body))
         if status == 404:
             raise BrokerAway(f"RabbitMQ's management API knows no {what}")

@@ -57,9 +57,7 @@ class Projecting:
 
     def _project(self) -> Values:
         """From the queue to acknowledged, journaled documents: events a second, and own CPU."""
-        broker = RabbitMQ(
-            self._bed.rabbitmq.address, name="bench", delivery_limit=20, queue_bytes=2**30
-        )
+        broker = RabbitMQ(self._bed.rabbitmq.address, name="bench")
         self._fill(broker)
         readmodel = _Timed(self._bed.readmodel("bench"))
         projection = replace(orders.PROJECTION, collection=f"orders_{uuid4().hex[:8]}")

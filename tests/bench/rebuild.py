@@ -195,4 +195,4 @@ def _projector(server: Server, ready: Any, begin_all: Any, applied: Any, wanted:
 
 
 def _broker(server: Server) -> RabbitMQ:
-    return RabbitMQ(server, name="bench", delivery_limit=20, queue_bytes=2**30)
+    return RabbitMQ(server, name="bench")

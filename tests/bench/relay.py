@@ -51,9 +51,7 @@ class Relaying:
         """From the feed to confirmed messages, checkpoint included."""
         backlog = self._backlog
         session = RelaySession(self._bed.store(backlog.name, "relay"), "bench")
-        broker = RabbitMQ(
-            self._bed.rabbitmq.address, name="bench", delivery_limit=20, queue_bytes=2**30
-        )
+        broker = RabbitMQ(self._bed.rabbitmq.address, name="bench")
         publisher = broker.publisher([QUEUE], WINDOW)
         pump = Pump("bench", session, publisher)
         began, spent = perf_counter(), Spent()

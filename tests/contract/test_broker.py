@@ -21,7 +21,7 @@ import pytest
 
 from eventcore import broker as under_test
 from eventcore.broker import EXCHANGE, Broker, Consumer, Delivery, Message, Publisher, Queue
-from eventcore.errors import BrokerAway, Misconfigured
+from eventcore.errors import BrokerAway
 from eventcore.settings import Secret, Server
 from local.servers import RabbitMQ as Node
 from tests.fakes.broker import FakeBroker
@@ -182,8 +182,6 @@ class Proxy:
 def rabbitmq_at(server: Server, **changes: Any) -> under_test.RabbitMQ:
     settings: dict[str, Any] = {
         "name": "test",
-        "delivery_limit": 20,
-        "queue_bytes": 2**24,
         "blocked_timeout": 2,
     }
     return under_test.RabbitMQ(server, **{**settings, **changes})
@@ -565,22 +563,45 @@ def test_a_refused_message_breaks_the_publisher(real: RealSite, opened: Opener) 
     assert "nack" in str(away)
 
 
-def test_a_queue_with_other_settings_is_named(real: RealSite) -> None:
-    real.broker.publisher([real.queue], WINDOW).close()
-    changed = rabbitmq_at(real.server, delivery_limit=10)
-    with pytest.raises(Misconfigured, match=f"queue '{real.queue.name}' exists with other") as said:
-        changed.consumer(real.queue, prefetch=10)
-    assert "DELIVERY_LIMIT" in str(said.value)
+def test_a_queue_of_an_earlier_release_is_used_as_it_is(real: RealSite) -> None:
+    """It has its limits as arguments, and RabbitMQ declares it with no other ones."""
+    earlier = {"x-max-length-bytes": 2**24, "x-overflow": "drop-head", "x-delivery-limit": 20}
+    kind = {"x-queue-type": "quorum"}
+    for name in (real.queue.name, real.queue.dead_letters):
+        real.channel.queue_declare(name, durable=True, arguments=kind | earlier)
+    with (
+        closing(real.broker.publisher([real.queue], WINDOW)) as publisher,
+        closing(real.broker.consumer(real.queue, prefetch=10)) as consumer,
+    ):
+        publish(publisher, sent := messages(real.queue, 3))
+        taken = take(consumer, 3)
+        assert [delivery.message for delivery in taken] == sent
+        consumer.dead_letter(taken[0], "no event")
+        assert len(real.contents(real.queue.dead_letters)) == 1
+        # accepted once, and then deleted: the next connection makes it anew
+        real.delete(real.queue.name)
+        raises_soon(lambda: consumer.take(1, wait=0.1))
+    real.broker.consumer(real.queue, prefetch=10).close()
 
 
-def test_queues_are_bounded_quorum_queues(real: RealSite, rabbitmq: Node) -> None:
+def test_an_exchange_that_differs_is_named(real: RealSite, rabbitmq: Node) -> None:
+    real.channel.exchange_delete(EXCHANGE)
+    real.channel.exchange_declare(EXCHANGE, "fanout", durable=True)
+    try:
+        with pytest.raises(BrokerAway, match=f"inequivalent arg 'type' for exchange '{EXCHANGE}'"):
+            real.broker.publisher([real.queue], WINDOW)
+    finally:
+        real.channel.exchange_delete(EXCHANGE)
+
+
+def test_queues_are_durable_quorum_queues_without_limits_of_their_own(
+    real: RealSite, rabbitmq: Node
+) -> None:
     real.broker.publisher([real.queue], WINDOW).close()
     listed = rabbitmq.ctl("list_queues", "--silent", "name", "durable", "arguments")
     for name in (real.queue.name, real.queue.dead_letters):
         [line] = [line for line in listed.splitlines() if line.split("\t")[0] == name]
-        for argument in ('"x-queue-type","quorum"', '"x-max-length-bytes",16777216', "drop-head"):
-            assert argument in line
-        assert "true" in line
+        assert line.split("\t")[1:] == ["true", '[{"x-queue-type","quorum"}]']
 
 
 def test_nobody_there_is_away(real: RealSite) -> None:

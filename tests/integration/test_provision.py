@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic, sleep
 
 import pika
 import pytest
@@ -18,11 +19,13 @@ from sqlalchemy.exc import DatabaseError
 
 from eventcore import __main__ as cli
 from eventcore.broker import DEAD_LETTERS, EXCHANGE, Queue, RabbitMQ
+from eventcore.provision import Limits, provision_broker
 from eventcore.readmodel import Mongo
 from eventcore.settings import Secret, Server
 from eventcore.store import connect
 from local.servers import MongoDB, PostgreSQL, free_port
 from local.servers import RabbitMQ as Node
+from user.projections import users
 
 Document = dict[str, object]
 
@@ -57,13 +60,14 @@ def provision(
     servers: Mapping[str, Server],
     turn: int = 1,
     monitored: Sequence[str] = (),
+    **told: str,
 ) -> None:
     """Run the command as the setup Job does, with logins for the exporters of `monitored`."""
     for kind, logins in LOGINS.items():
         (folder / kind).mkdir(parents=True, exist_ok=True)
         for login in [*logins, *(["monitor"] if kind in monitored else [])]:
             (folder / kind / login).write_text(password(login, turn))
-    env = {"SERVICE": service}
+    env = {"SERVICE": service, **told}
     for prefix, server in servers.items():
         env |= {
             f"{prefix}_HOST": server.host,
@@ -130,11 +134,11 @@ def broker(provisioned: Mapping[str, Server], node: tuple[Node, int]) -> Callabl
         return replace(node[0].address, user=name, password=Secret(password(name, turn)))
 
     for process, queue in QUEUES.items():
-        rabbitmq = RabbitMQ(login(process), name=process, delivery_limit=5, queue_bytes=10**6)
+        rabbitmq = RabbitMQ(login(process), name=process)
         rabbitmq.consumer(queue, prefetch=1).close()
     for service, process in (("user", "user-projector"), ("order", "order-projector")):
         name = f"{service}-relay"
-        rabbitmq = RabbitMQ(login(name), name=name, delivery_limit=5, queue_bytes=10**6)
+        rabbitmq = RabbitMQ(login(name), name=name)
         rabbitmq.publisher([QUEUES[process]], window=1).close()
     return login
 
@@ -251,6 +255,78 @@ def test_the_login_that_every_rabbitmq_comes_with_is_none(broker: Callable[[str]
     guest = replace(broker("user-relay"), user="guest", password=Secret("guest"))
     with pytest.raises(ProbableAuthenticationError), channel(guest):
         pass
+
+
+def test_a_policy_limits_every_queue(
+    broker: Callable[[str], Server], node: tuple[Node, int]
+) -> None:
+    who = urllib3.make_headers(basic_auth=f"monitor:{password('monitor')}")
+    api = urllib3.PoolManager(headers={**who, "Connection": "close"})
+    key = "effective_policy_definition"
+
+    def limits() -> dict[str, object]:
+        """Those that the management API shows; it collects them every few seconds."""
+        found = api.request("GET", f"http://127.0.0.1:{node[1]}/api/queues").json()
+        return {each["name"]: each[key] for each in found if key in each}
+
+    names = {name for queue in QUEUES.values() for name in (queue.name, queue.dead_letters)}
+    assert until(lambda: set(limits()) >= names)
+    common = {"max-length-bytes": 256 * 1024 * 1024, "overflow": "drop-head"}
+    for queue in QUEUES.values():
+        assert limits()[queue.name] == {**common, "delivery-limit": 20}
+        assert limits()[queue.dead_letters] == {**common, "delivery-limit": 1_000_000}
+
+
+def test_a_new_limit_holds_for_a_queue_that_exists(
+    broker: Callable[[str], Server], servers: Mapping[str, Server], tmp_path: Path
+) -> None:
+    name = QUEUES["user-projector"].name
+    only = {"RABBITMQ": servers["RABBITMQ"]}
+    with channel(broker("user-relay")) as on, channel(broker("user-projector")) as reader:
+        on.confirm_delivery()
+        provision("user", tmp_path, only, QUEUE_BYTES="1000")
+        for _ in range(30):
+            on.basic_publish(EXCHANGE, "user.any", b"x" * 100)
+        assert until(lambda: messages_in(reader, name) <= 10)
+        provision("user", tmp_path, only)
+        for _ in range(30):
+            on.basic_publish(EXCHANGE, "user.any", b"x" * 100)
+        assert until(lambda: messages_in(reader, name) >= 30)
+        reader.queue_purge(name)
+
+
+def messages_in(on: BlockingChannel, queue: str) -> int:
+    count: int = on.queue_declare(queue, passive=True).method.message_count
+    return count
+
+
+def until(condition: Callable[[], bool]) -> bool:
+    deadline = monotonic() + 10
+    while not condition():
+        if monotonic() > deadline:
+            return False
+        sleep(0.05)
+    return True
+
+
+def test_any_printable_character_may_be_in_a_password_of_the_broker(
+    servers: Mapping[str, Server], node: tuple[Node, int], broker: Callable[[str], Server]
+) -> None:
+    """The login's, and the administrator's."""
+    secret = Secret("""~!@#$%^&*()_+`-={}|[]\\:"';<>?,./ äöü€""")
+    admin = replace(servers["RABBITMQ"], user="boss", password=secret)
+    node[0].ctl("add_user", "boss", secret.read())
+    node[0].ctl("set_user_tags", "boss", "administrator")
+    node[0].ctl("set_permissions", "boss", ".*", ".*", ".*")
+    logins = dict.fromkeys(("monitor", "user-relay", "user-projector"), secret)
+    provision_broker(admin, "user", {"user-projector": users.PROJECTION}, logins, Limits())
+    try:
+        rabbitmq = RabbitMQ(replace(node[0].address, user="user-relay", password=secret), name="r")
+        rabbitmq.publisher([QUEUES["user-projector"]], window=1).close()
+    finally:
+        usual = {login: Secret(password(login)) for login in logins}
+        provision_broker(admin, "user", {"user-projector": users.PROJECTION}, usual, Limits())
+        node[0].ctl("delete_user", "boss")
 
 
 UNAUTHORIZED = 13

@@ -217,7 +217,7 @@ def _use_postgres(server: Server) -> None:
 
 
 def _use_rabbitmq(server: Server) -> None:
-    broker = Broker(server, name="tls", delivery_limit=5, queue_bytes=10**6)
+    broker = Broker(server, name="tls")
     broker.consumer(Queue("tls", "tls.#"), prefetch=1).close()
 
 

@@ -12,8 +12,6 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-import pika
-
 from eventcore.broker import (
     DEAD_LETTERS,
     EXCHANGE,
@@ -220,7 +218,7 @@ class Channel:
         callback(None)
 
     def queue_declare(
-        self, name: str, durable: bool, arguments: Mapping[str, Any], callback: Any
+        self, name: str, passive: bool, durable: bool, arguments: Mapping[str, Any], callback: Any
     ) -> None:
         """Make a queue, if there is none."""
         self.server.queues.setdefault(name, deque())
@@ -379,7 +377,6 @@ class SimLink(_Link):
         self._is_open = False
         self._broken = None
         self._notifying = False
-        self._properties = pika.BasicProperties(content_type="application/json", delivery_mode=2)
         self._world.point("rabbit open")
         if self._world.now < server.away_until:
             raise BrokerAway("RabbitMQ cannot be reached")
@@ -425,11 +422,11 @@ class SimBroker:
         self, queue: Queue, window: int, may_publish: Callable[[], bool]
     ) -> ConfirmedPublisher:
         """A publisher that a relay uses while it `may_publish`."""
-        return SimPublisher(self._parameters(may_publish), Topology([queue], 3, 1), window)
+        return SimPublisher(self._parameters(may_publish), Topology([queue]), window)
 
     def consumer(self, queue: Queue, prefetch: int) -> BatchConsumer:
         """A consumer."""
-        return SimConsumer(self._parameters(lambda: True), Topology([queue], 3, 1), queue, prefetch)
+        return SimConsumer(self._parameters(lambda: True), Topology([queue]), queue, prefetch)
 
     def _parameters(self, may_publish: Callable[[], bool]) -> Any:
         return SimpleNamespace(
