@@ -1,5 +1,6 @@
 """Each process's login on each server may do what its process does, and nothing else."""
 
+import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,11 +24,14 @@ from eventcore.provision import Limits, provision_broker
 from eventcore.readmodel import Mongo
 from eventcore.settings import Secret, Server
 from eventcore.store import connect
+from local.processes import ROOT
 from local.servers import MongoDB, PostgreSQL, free_port
 from local.servers import RabbitMQ as Node
 from user.projections import users
 
 Document = dict[str, object]
+
+CHART = ROOT / "charts" / "shop"
 
 PROJECTORS = {
     "user": {"user-projector": "users"},
@@ -47,6 +51,7 @@ LOGINS = {
     "rabbitmq": ["monitor", "user-relay", "order-relay", *QUEUES],
     "mongodb": ["user-service", "order-service", *QUEUES],
 }
+PRINTABLE = """~!@#$%^&*()_+`-={}|[]\\:"';<>?,./ äöü€"""
 MONITORED = ("postgres", "mongodb")
 
 
@@ -313,7 +318,7 @@ def test_any_printable_character_may_be_in_a_password_of_the_broker(
     servers: Mapping[str, Server], node: tuple[Node, int], broker: Callable[[str], Server]
 ) -> None:
     """The login's, and the administrator's."""
-    secret = Secret("""~!@#$%^&*()_+`-={}|[]\\:"';<>?,./ äöü€""")
+    secret = Secret(PRINTABLE)
     admin = replace(servers["RABBITMQ"], user="boss", password=secret)
     node[0].ctl("add_user", "boss", secret.read())
     node[0].ctl("set_user_tags", "boss", "administrator")
@@ -327,6 +332,31 @@ def test_any_printable_character_may_be_in_a_password_of_the_broker(
         usual = {login: Secret(password(login)) for login in logins}
         provision_broker(admin, "user", {"user-projector": users.PROJECTION}, usual, Limits())
         node[0].ctl("delete_user", "boss")
+
+
+def test_any_printable_character_may_be_in_the_password_of_the_charts_broker(
+    tmp_path: Path, data_folder: Path
+) -> None:
+    """The chart writes its administrator into a file, which this node reads as well."""
+    chart = (CHART / "charts" / "rabbitmq" / "templates" / "rabbitmq.yaml").read_text()
+    script = chart.partition("- -euc\n            - |\n")[2].partition("          volumeMounts:")[0]
+    folder = data_folder / "rabbitmq-of-the-chart"
+    for name in ("conf.d", "config", "secrets"):
+        script = script.replace(f"/{name}/", f"{tmp_path}/")
+    (tmp_path / "rabbitmq.conf").touch()
+    (tmp_path / "admin").write_text(PRINTABLE)
+    script = script.replace("20-shop.conf", "copy.conf").replace(
+        f"{tmp_path}/advanced.config", f"{folder}/advanced.config"
+    )
+    folder.mkdir(mode=0o700)
+    subprocess.run(["sh", "-euc", script], check=True)
+    node = Node(folder, free_port())
+    node.start()
+    try:
+        with channel(replace(node.address, user="admin", password=Secret(PRINTABLE))):
+            pass
+    finally:
+        node.stop()
 
 
 UNAUTHORIZED = 13
