@@ -1,45 +1,45 @@
-"""The OpenAPI 3.1 document of a service, made of the very models that validate.
-
-The only file that imports openapi-pydantic.
-"""
+"""The OpenAPI 3.1 document of a service, generated from the models that validate requests."""
 
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from openapi_pydantic import OpenAPI
-from openapi_pydantic.util import PydanticSchema, construct_open_api_with_schema_class
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import models_json_schema
 
-HEADERS = {
-    "Idempotency-Key": "Makes the request safe to repeat: for 24 hours the same key and body"
-    " give the same answer, and nothing is done twice.",
-    "If-Match": 'The ETag that the change is based on, such as "3"; another version: 412.',
-    "If-None-Match": "The ETag that the caller has; unchanged: 304, without a body.",
-    "X-Request-ID": "This request's id, up to 128 letters, digits, '.', '_', ':' and '-'; made"
-    " where it is missing or has another form, always returned.",
-    "X-Correlation-ID": "The id of what the caller is doing, in the same form; stored with every"
-    " event.",
+HEADERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "Idempotency-Key": (
+        "Makes the request safe to repeat: for 24 hours the same key and body give the same"
+        " answer, and nothing is done twice.",
+        {"type": "string", "pattern": "^[!-~]{1,255}$"},
+    ),
+    "If-Match": (
+        "The ETag that the change is based on, as it was answered. Its version is compared;"
+        " another version: 412.",
+        {"type": "string", "pattern": r'^(\*|(W/)?"[^",]*"(\s*,\s*(W/)?"[^",]*")*)$'},
+    ),
+    "If-None-Match": (
+        "The ETag that the caller has; unchanged: 304, without a body.",
+        {"type": "string"},
+    ),
+    "X-Request-ID": (
+        "The id of this request, up to 128 letters, digits, '.', '_', ':' and '-'. Any other"
+        " value is replaced by a new id. Every answer has it.",
+        {"type": "string"},
+    ),
+    "X-Correlation-ID": (
+        "The id of the process that this request belongs to, in the same form. Every event"
+        " stores it.",
+        {"type": "string"},
+    ),
 }
-"""What each header is for; a route names those it takes."""
-
-HEADER_SCHEMAS: Mapping[str, Mapping[str, Any]] = {
-    "Idempotency-Key": {"type": "string", "pattern": "^[!-~]{1,255}$"},
-    "If-Match": {
-        "type": "string",
-        "pattern": r'^(\*|(W/)?"[^",]*"(\s*,\s*(W/)?"[^",]*")*)$',
-    },
-    "If-None-Match": {"type": "string"},
-    "X-Request-ID": {"type": "string"},
-    "X-Correlation-ID": {"type": "string"},
-}
-"""What a header must be; where there is no pattern, whatever comes is taken or passed over."""
+"""Description and schema of each request header."""
 
 
 class FieldProblem(BaseModel):
-    """One thing that is wrong with one field."""
+    """What is wrong with one field."""
 
     field: str
     reason: str
@@ -68,14 +68,16 @@ PROBLEMS = {
     415: "The body is not application/json",
     422: "A rule is broken",
     502: "The service was reached but did not answer; whether it was done is not known",
-    503: "A server is away; nothing was lost, try again after Retry-After seconds",
+    503: "A server is unavailable; try again after Retry-After seconds",
     504: "The service did not answer in time; whether it was done is not known",
 }
+
+Mode = Literal["validation", "serialization"]
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One call: what it takes, and what it answers. `path` writes an id as `{id}`."""
+    """One call: its input and its answers. `path` writes an id as `{id}`."""
 
     method: str
     path: str
@@ -84,65 +86,116 @@ class Operation:
     body: type[BaseModel] | None = None
     body_required: bool = True
     query: type[BaseModel] | None = None
-    headers: Sequence[str] = ()
-    problems: Sequence[int] = ()
     tag: str = ""
 
+    @property
+    def is_command(self) -> bool:
+        """Whether the call changes something."""
+        return self.method != "GET"
 
-def build(title: str, version: str, operations: Iterable[Operation]) -> bytes:
+    @property
+    def has_id(self) -> bool:
+        """Whether the path names one aggregate."""
+        return "{" in self.path
+
+    @property
+    def headers(self) -> Sequence[str]:
+        """The request headers that have a meaning here."""
+        if not self.is_command:
+            own = ["If-None-Match"]
+        else:
+            own = ["Idempotency-Key", "If-Match"] if self.has_id else ["Idempotency-Key"]
+        return [*own, "X-Request-ID", "X-Correlation-ID"]
+
+    @property
+    def problems(self) -> Sequence[int]:
+        """The statuses of all refusals."""
+        statuses = {400, 503}
+        statuses |= {404} if self.has_id else set()
+        statuses |= {409, 422} if self.is_command else set()
+        statuses |= {412} if self.is_command and self.has_id else set()
+        statuses |= {413, 415} if self.body else set()
+        statuses |= {422} if self.query else set()
+        return sorted(statuses)
+
+    @property
+    def models(self) -> Sequence[tuple[type[BaseModel], Mode]]:
+        """All models of bodies."""
+        models: list[tuple[type[BaseModel], Mode]] = [(Problem, "serialization")]
+        models += [(model, "serialization") for model in self.answers.values()]
+        return [*models, (self.body, "validation")] if self.body else models
+
+
+References = Mapping[tuple[Any, Mode], Mapping[str, Any]]
+
+
+def build(title: str, version: str, description: str, operations: Iterable[Operation]) -> bytes:
     """The document, as JSON text."""
-    paths: dict[str, dict[str, Any]] = {}
-    for operation in operations:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _describe(operation)
-    document = OpenAPI.model_validate(
-        {"openapi": "3.1.1", "info": {"title": title, "version": version}, "paths": paths}
+    listed = list(operations)
+    models = {each: None for operation in listed for each in operation.models}
+    references, definitions = models_json_schema(
+        list(models), ref_template="#/components/schemas/{model}"
     )
-    full = construct_open_api_with_schema_class(document)
-    return full.model_dump_json(
-        by_alias=True, exclude_unset=True, exclude_none=True, indent=1
-    ).encode()
+    paths: dict[str, dict[str, Any]] = {}
+    for each in listed:
+        paths.setdefault(each.path, {})[each.method.lower()] = _describe(each, references)
+    return _render(
+        {
+            "openapi": "3.1.1",
+            "info": {"title": title, "version": version, "description": description},
+            "paths": paths,
+            "components": {"schemas": definitions.get("$defs", {})},
+        }
+    )
 
 
-def merge(title: str, documents: Iterable[bytes], problems: Sequence[int] = ()) -> bytes:
+def merge(
+    title: str, description: str, documents: Iterable[bytes], problems: Sequence[int] = ()
+) -> bytes:
     """One document of several: their paths and schemas side by side.
 
     `problems` are those that every call may meet besides its own.
     """
-    merged: dict[str, Any] = {}
-    for document in map(json.loads, documents):
-        if not merged:
-            merged = document
-            merged["info"]["title"] = title
-            continue
-        for path, item in document["paths"].items():
-            merged["paths"].setdefault(path, item)
-        merged["components"]["schemas"].update(document["components"]["schemas"])
+    parts = [json.loads(each) for each in documents]
+    merged: dict[str, Any] = {
+        **parts[0],
+        "info": {**parts[0]["info"], "title": title, "description": description},
+        "paths": {path: item for part in reversed(parts) for path, item in part["paths"].items()},
+        "components": {
+            "schemas": {
+                name: schema
+                for part in parts
+                for name, schema in part["components"]["schemas"].items()
+            }
+        },
+    }
     schema = {"$ref": "#/components/schemas/Problem"}
     for item in merged["paths"].values():
         for operation in item.values():
             operation["responses"] |= {str(each): _problem(each, schema) for each in problems}
-    return json.dumps(merged, indent=1).encode()
+    return _render(merged)
 
 
-def _describe(operation: Operation) -> dict[str, Any]:
+def _render(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, indent=1).encode()
+
+
+def _describe(operation: Operation, references: References) -> dict[str, Any]:
     described: dict[str, Any] = {
         "summary": operation.summary,
         "operationId": _operation_id(operation),
         "parameters": [*_path(operation), *_query(operation), *_headers(operation)],
-        "responses": {**_answers(operation), **_problems(operation)},
+        "responses": {**_answers(operation, references), **_problems(operation, references)},
     }
     if operation.tag:
         described["tags"] = [operation.tag]
     if operation.body:
+        schema = references[operation.body, "validation"]
         described["requestBody"] = {
             "required": operation.body_required,
-            "content": {"application/json": {"schema": _schema(operation.body)}},
+            "content": {"application/json": {"schema": schema}},
         }
     return described
-
-
-def _schema(model: type[BaseModel]) -> Any:
-    return PydanticSchema(schema_class=model)  # type: ignore[call-arg]
 
 
 def _operation_id(operation: Operation) -> str:
@@ -173,7 +226,7 @@ def _query(operation: Operation) -> list[dict[str, Any]]:
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """A query parameter is there or not; it cannot be null."""
+    """The schema of a parameter, which may be absent but cannot be null."""
     choices = [each for each in schema.pop("anyOf", ()) if each.get("type") != "null"]
     if schema.get("default") is None:
         schema.pop("default", None)
@@ -182,40 +235,30 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _headers(operation: Operation) -> list[dict[str, Any]]:
-    names = [*operation.headers, "X-Request-ID", "X-Correlation-ID"]
     return [
-        {
-            "name": name,
-            "in": "header",
-            "required": False,
-            "description": HEADERS[name],
-            "schema": HEADER_SCHEMAS[name],
-        }
-        for name in names
+        {"name": name, "in": "header", "required": False, "description": text, "schema": schema}
+        for name in operation.headers
+        for text, schema in (HEADERS[name],)
     ]
 
 
-def _answers(operation: Operation) -> dict[str, Any]:
-    return {
+def _answers(operation: Operation, references: References) -> dict[str, Any]:
+    answers: dict[str, Any] = {
         str(status): {
             "description": (model.__doc__ or operation.summary).splitlines()[0],
-            "content": {"application/json": {"schema": _schema(model)}},
+            "content": {"application/json": {"schema": references[model, "serialization"]}},
         }
         for status, model in operation.answers.items()
-    } | ({"304": {"description": "Unchanged"}} if "If-None-Match" in operation.headers else {})
+    }
+    return answers if operation.is_command else answers | {"304": {"description": "Unchanged"}}
 
 
-def _problems(operation: Operation) -> dict[str, Any]:
-    statuses = {*operation.problems, 400, 503}
-    if operation.body:
-        statuses |= {413, 415, 422}
-    if _path(operation):
-        statuses.add(404)
-    schema = _schema(Problem)
-    return {str(status): _problem(status, schema) for status in sorted(statuses)}
+def _problems(operation: Operation, references: References) -> dict[str, Any]:
+    schema = references[Problem, "serialization"]
+    return {str(status): _problem(status, schema) for status in operation.problems}
 
 
-def _problem(status: int, schema: Any) -> dict[str, Any]:
+def _problem(status: int, schema: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "description": PROBLEMS[status],
         "content": {"application/problem+json": {"schema": schema}},

@@ -1,26 +1,31 @@
-"""A service's HTTP side: create_app() with routes, errors, ids, limits and probes.
+"""The HTTP side of a service: create_app() builds the Flask application of its routes.
 
-The only file of eventcore that imports Flask. A route says once what it takes and answers;
-that validates requests and makes the OpenAPI document.
+A route declares its input and its answers once; the declaration validates requests and makes the
+OpenAPI document. Views, error handlers, hooks and extensions are Flask's own.
 """
 
 import hashlib
-import hmac
-import importlib.util
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import datetime
-from pathlib import Path
+from dataclasses import dataclass
+from functools import lru_cache
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import UUID
 
-from flask import Flask, Request, Response, g, request
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticCustomError
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from flask import (
+    Blueprint,
+    Flask,
+    Response,
+    has_request_context,
+    redirect,
+    render_template,
+    request,
+)
+from pydantic import BaseModel, ValidationError
+from werkzeug.exceptions import HTTPException, InternalServerError, RequestEntityTooLarge
+from werkzeug.wrappers import Response as AnyResponse
 
 from eventcore import jsontext, openapi
 from eventcore.command import Call, Handled, answered_before, new_id
@@ -32,16 +37,14 @@ from eventcore.errors import (
     Invalid,
     KeyReused,
     NotFound,
+    ReadModelAway,
     StaleVersion,
     StoreAway,
 )
-from eventcore.event import Data, Json, to_message, to_timestamp
-from eventcore.feed import MANY, StoreFeed
+from eventcore.event import Data
+from eventcore.inputs import UUID_PATTERN, QueryInput, problems_of
 from eventcore.observe import REQUESTS, log_fields, render_metrics
 from eventcore.openapi import Operation
-from eventcore.projection import Document, version_of
-from eventcore.query import Views
-from eventcore.settings import Secret
 from eventcore.store import Answer, Idempotency, Store
 from eventcore.tracing import REGULAR, TRACEPARENT, current_traceparent, name_request, trace_wsgi
 
@@ -49,55 +52,11 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication
 
 BODY_LIMIT = 64 * 1024
-"""Bytes of a request's body, at most."""
+"""Largest request body, in bytes."""
 
 log = logging.getLogger(__name__)
 
-
-class Input(BaseModel):
-    """What a caller sends: nothing unknown, nothing of another type."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class QueryInput(BaseModel):
-    """What a caller asks for in the query string, where everything is text at first."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def _canonical(text: str) -> str:
-    return str(UUID(text))
-
-
-UUID_PATTERN = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
-Id = Annotated[
-    str,
-    Field(pattern=UUID_PATTERN, json_schema_extra={"format": "uuid"}),
-    AfterValidator(_canonical),
-]
-"""A UUID as text, in lower case from here on."""
-
-
-def _written(pattern: str, form: str) -> BeforeValidator:
-    """Text in a query must have this form: pydantic alone would take "1_0" and "0" as a time."""
-
-    def check(value: object) -> object:
-        if isinstance(value, str) and not re.fullmatch(pattern, value):
-            raise PydanticCustomError("form", "Input should be {form}", {"form": form})
-        return value
-
-    return BeforeValidator(check)
-
-
-_MOST = 2**53
-"""What every reader of JSON can count to, so the document can say it as well."""
-
-DIGITS = _written("-?[0-9]{1,20}", "a whole number")
-_TIME = _written(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})",
-    "a time with its offset from UTC, such as 2026-01-16T10:00:00Z",
-)
+# ── routes ────────────────────────────────────────────────────────────────────────────────
 
 Body = TypeVar("Body")
 Query = TypeVar("Query")
@@ -105,7 +64,7 @@ Query = TypeVar("Query")
 
 @dataclass(frozen=True, slots=True)
 class Incoming(Generic[Body, Query]):
-    """A request that has been validated, as a handler gets it."""
+    """A validated request."""
 
     id: UUID
     body: Body
@@ -115,15 +74,13 @@ class Incoming(Generic[Body, Query]):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a handler answers; `version` becomes the ETag, without one a query's content does."""
+    """The answer to a query; its ETag begins with `version` where it has one."""
 
     body: Data
-    status: int = 200
-    version: int | None = None
-    headers: Data | None = None
+    version: str = ""
 
 
-Handler = Callable[[Incoming[Any, Any]], Reply]
+Handler = Callable[[Incoming[Any, Any]], Reply | Handled]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +92,7 @@ class Route:
 
 
 class Routes:
-    """A service's routes, as its `api.py` lists them."""
+    """Collects the routes of a service from its `api.py`."""
 
     def __init__(self, tag: str) -> None:
         self._tag = tag
@@ -149,7 +106,7 @@ class Routes:
         answers: Mapping[int, type[BaseModel]],
         **more: Any,
     ) -> Callable[[Handler], Handler]:
-        """Register the decorated function; `more` is what Operation takes beside these."""
+        """Registers the decorated function; `more` are further fields of Operation."""
 
         def register(handler: Handler) -> Handler:
             operation = Operation(method, path, summary, answers, tag=self._tag, **more)
@@ -159,17 +116,17 @@ class Routes:
         return register
 
 
-def reply(handled: Handled) -> Reply:
-    """The reply to a command: what was answered, now or, for a known key, earlier."""
-    headers = dict(handled.answer.headers)
-    if handled.replayed:
-        headers["Idempotency-Replayed"] = "true"
-    return Reply(handled.answer.body, handled.answer.status, headers=headers)
+def answer(body: Data, version: int, status: int = 200) -> Answer:
+    """Makes the answer to a command, in the form that is stored under its Idempotency-Key."""
+    return Answer(status, body, {"ETag": etag(version)})
 
 
-def etag(version: int) -> str:
-    """The ETag of a version."""
+def etag(version: object) -> str:
+    """Formats a version as an ETag."""
     return f'"{version}"'
+
+
+# ── the application ───────────────────────────────────────────────────────────────────────
 
 
 def create_app(
@@ -179,242 +136,178 @@ def create_app(
     missing: Callable[[], Mapping[str, str]],
     is_ready: Callable[[], bool],
     store: Store | None = None,
-    feed: StoreFeed | None = None,
-    feed_token: Secret | None = None,
+    about: str = "",
     document: Callable[[], bytes] | None = None,
 ) -> Flask:
-    """A Flask application that serves `routes`, probes, metrics and its own description.
+    """Builds a Flask application that serves `routes`, probes, metrics and its own description.
 
-    `store` is asked for answers under an Idempotency-Key; `feed` is served to projectors
-    that know the token. Nothing connects before the first request.
+    `store` is asked for answers under an Idempotency-Key. `document` makes the OpenAPI document;
+    without one it is built here from the routes. Nothing connects before the first request.
     """
     app = Flask(title, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT + 1  # so that one byte too many is seen
-    app.url_map.strict_slashes = True
+    app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT + 1  # one more byte than a view accepts
     app.url_map.merge_slashes = False
     for route in routes:
-        _add(app, route, store)
-    if feed is not None and feed_token is not None:
-        _add_feed(app, feed, feed_token)
-    operations = [route.operation for route in routes]
-    _add_description(app, document or (lambda: openapi.build(title, "1.0", operations)))
+        operation = route.operation
+        app.add_url_rule(
+            re.sub(r"{(\w+)}", r"<\1>", operation.path),
+            endpoint=f"{operation.method} {operation.path}",
+            view_func=_view(route, store),
+            methods=[operation.method],
+        )
+    if document is None:
+        built = openapi.build(title, "1.0", about, [route.operation for route in routes])
+        document = lambda: built  # noqa: E731
+    app.register_blueprint(_description(title, document))
     _add_probes(app, missing, is_ready)
-    _add_ids(app)
-    _add_direct(app, routes, store)
-    _add_limit(app)
     _add_errors(app)
-    app.wsgi_app = trace_wsgi(app.wsgi_app)  # type: ignore[method-assign]
+    app.wsgi_app = trace_wsgi(Correlation(app.wsgi_app))  # type: ignore[method-assign]
     return app
+
+
+def _view(route: Route, store: Store | None) -> Callable[..., Response]:
+    """Wraps a handler: validates the request, answers it, and repeats an earlier answer."""
+    operation = route.operation
+
+    def view(**path: str) -> Response:
+        text = _read_body()
+        incoming = Incoming(
+            id=_path_id(path),
+            query=(operation.query or QueryInput).model_validate(query_values()),
+            body=operation.body.model_validate(_parse(text, operation)) if operation.body else None,
+            call=_call(text) if operation.is_command else Call({}),
+        )
+        try:
+            return _response(route.handler(incoming))
+        except StoreAway:
+            raise
+        except Error:  # the same request may have been carried out before
+            earlier = answered_before(store, incoming.call) if store else None
+            if not earlier:
+                raise
+            return _response(earlier)
+
+    return view
+
+
+def _response(result: Reply | Handled) -> Response:
+    if isinstance(result, Handled):
+        given = result.answer
+        body = given.body if isinstance(given.body, str) else jsontext.render(given.body)
+        response = Response(body, given.status, mimetype="application/json")
+        response.headers.update({name: str(value) for name, value in given.headers.items()})
+        if result.replayed:
+            response.headers["Idempotency-Replayed"] = "true"
+        return response
+    return json_response(result.body, version=result.version)
+
+
+def json_response(body: Data, version: str = "") -> Response:
+    """Answers a query: 200 with an ETag of version and content, or 304 where the caller has it."""
+    text = jsontext.render(body)
+    response = Response(text, mimetype="application/json")
+    content = hashlib.sha256(text).hexdigest()[:16]
+    response.set_etag(f"{version}-{content}" if version else content)
+    response.headers["Cache-Control"] = "no-cache"
+    response.make_conditional(request)
+    return response
 
 
 # ── one request ───────────────────────────────────────────────────────────────────────────
 
 
-def _answer(
-    route: Route, store: Store | None, asked: Request, ids: "Ids", aggregate_id: UUID
-) -> Response:
-    """What a route answers; raises Error, ValidationError."""
-    operation = route.operation
-    incoming = Incoming(
-        id=aggregate_id,
-        query=_validated(operation.query or QueryInput, _query_values(asked)),
-        body=_validated(operation.body, _body(operation, asked)) if operation.body else None,
-        call=_call(operation, asked, ids),
-    )
-    try:
-        return _response(route.handler(incoming), asked)
-    except StoreAway:
-        raise
-    except Error:
-        earlier = answered_before(store, incoming.call) if store else None
-        if not earlier:
-            raise
-        return _response(reply(earlier), asked)
+def _read_body() -> bytes:
+    text = request.get_data()
+    if len(text) > BODY_LIMIT:
+        raise RequestEntityTooLarge
+    return text
 
 
-def _add(app: Flask, route: Route, store: Store | None) -> None:
-    operation = route.operation
-
-    def view(**path: str) -> Response:
-        return _answer(route, store, request, g.ids, _path_id(path, operation))
-
-    rule = re.sub(r"{(\w+)}", r"<string:\1>", operation.path)
-    app.add_url_rule(
-        rule,
-        endpoint=f"{operation.method} {operation.path}",
-        view_func=view,
-        methods=[operation.method],
-        provide_automatic_options=False,
-    )
-
-
-class Direct:
-    """A WSGI application before Flask's: it answers what is plainly a call of one of the routes.
-
-    Flask's contexts, hooks and routing cost about as much as a command does. All else, and what
-    raised an error, is answered by the application behind.
-    """
-
-    def __init__(
-        self, behind: "WSGIApplication", routes: Sequence[Route], store: Store | None
-    ) -> None:
-        self._behind = behind
-        self._store = store
-        self._routes = [(_pattern(route.operation), route) for route in routes]
-
-    def __call__(self, environ: dict[str, Any], start_response: "StartResponse") -> Iterable[bytes]:
-        wanted = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
-        for pattern, route in self._routes:
-            if found := pattern.fullmatch(wanted):
-                aggregate_id = UUID(found[1]) if found.re.groups else _NO_ID
-                return self._answer(environ, start_response, route, aggregate_id)
-        return self._behind(environ, start_response)
-
-    def _answer(
-        self,
-        environ: dict[str, Any],
-        start_response: "StartResponse",
-        route: Route,
-        aggregate_id: UUID,
-    ) -> Iterable[bytes]:
-        began = perf_counter()
-        ids = Ids.of(environ)
-        asked = Request(environ)
-        asked.max_content_length = BODY_LIMIT + 1
-        with log_fields(**ids.fields()):
-            try:
-                _read_body(asked)
-                response = _answer(route, self._store, asked, ids, aggregate_id)
-            except Exception as error:  # noqa: BLE001 - the application behind answers it
-                environ["direct.failed"] = error
-                environ["direct.began"] = began
-                ids.hand_on(environ)
-                return self._behind(environ, start_response)
-            _add_own_headers(response, ids)
-            note_answer(asked.method, route.operation.path, response.status_code, began)
-            return response(environ, start_response)
-
-
-def _pattern(operation: Operation) -> re.Pattern[str]:
-    """Of an operation's method and path, with an id where the path has one."""
-    path = re.sub(r"{\w+}", f"({UUID_PATTERN[1:-1].replace('(', '(?:')})", operation.path)
-    return re.compile(f"{operation.method} {path}")
-
-
-def _add_direct(app: Flask, routes: Sequence[Route], store: Store | None) -> None:
-    @app.before_request
-    def raise_what_failed() -> None:
-        error = request.environ.get("direct.failed")
-        if error is not None:
-            raise error
-
-    app.wsgi_app = Direct(app.wsgi_app, routes, store)  # type: ignore[method-assign]
-
-
-def _respond(answer: Reply) -> Response:
-    return _response(answer, request)
-
-
-def _response(answer: Reply, asked: Request) -> Response:
-    response = Response(jsontext.render(answer.body), answer.status, mimetype="application/json")
-    for name, value in (answer.headers or {}).items():
-        response.headers[name] = str(value)
-    if answer.version is not None:
-        response.headers["ETag"] = etag(answer.version)
-    if asked.method in ("GET", "HEAD") and answer.status == 200:
-        response.add_etag(weak=True)  # of the content, where a version does not say it all
-        response.headers["Cache-Control"] = "no-cache"
-        if not _CONDITIONS.isdisjoint(asked.environ):
-            response.make_conditional(asked)
-    return response
-
-
-_CONDITIONS = {"HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"}
-"""Where a request says on which version its answer depends."""
-
-_NO_ID = UUID(int=0)
-
-
-def _path_id(path: Mapping[str, str], operation: Operation) -> UUID:
+def _path_id(path: Mapping[str, str]) -> UUID:
     for text in path.values():
         if not re.fullmatch(UUID_PATTERN, text):
-            raise NotFound(f"{text[:80]!r} is no id: ids are UUIDs, as POST answered them.")
+            raise NotFound(f"{text[:80]!r} is not an id. Ids are UUIDs, as POST answered them.")
         return UUID(text)
-    return _NO_ID
+    return UUID(int=0)
 
 
-def _validated(model: type[BaseModel] | None, value: object) -> Any:
-    assert model
-    return model.model_validate(value)
-
-
-def _query_values(asked: Request) -> dict[str, str]:
-    values = {}
-    for name, given in asked.args.lists():
+def query_values() -> dict[str, str]:
+    """The parameters of the query string; raises Invalid for one that is repeated."""
+    for name, given in request.args.lists():
         if len(given) > 1:
             raise Invalid(f"The parameter {name[:80]!r} was given more than once.")
-        values[name] = given[0]
-    return values
+    return request.args.to_dict()
 
 
-def _body(operation: Operation, asked: Request) -> object:
-    text = asked.get_data(cache=True)
+def _parse(text: bytes, operation: Operation) -> object:
     if not text and not operation.body_required:
         return {}
-    if asked.mimetype != "application/json":
-        raise _Unsupported("The body must be JSON, with Content-Type: application/json.")
+    if not text.strip():
+        raise Unreadable("The body is empty. Send a JSON object.")
+    if request.mimetype != "application/json":
+        raise Unsupported("The body must be JSON, with Content-Type: application/json.")
     try:
         return jsontext.parse(text, unique_keys=True)
     except ValueError as error:
-        raise _Unreadable(f"The body cannot be read: {error}.") from error
+        raise Unreadable(f"The body cannot be read: {error}.") from error
 
 
-def _call(operation: Operation, asked: Request, ids: "Ids") -> Call:
+def _call(text: bytes) -> Call:
+    ids: Ids = request.environ[IDS]
     metadata: dict[str, Any] = {
         "correlationId": ids.correlation_id,
         "causationId": ids.request_id,
     }
     if ids.traceparent:
         metadata["traceparent"] = ids.traceparent
-    return Call(
-        metadata=metadata,
-        idempotency=_idempotency(asked) if "Idempotency-Key" in operation.headers else None,
-        if_match=_if_match(asked) if "If-Match" in operation.headers else (),
-    )
+    return Call(metadata=metadata, idempotency=_idempotency(text), if_match=_if_match())
 
 
-def _idempotency(asked: Request) -> Idempotency | None:
+def _idempotency(text: bytes) -> Idempotency | None:
     """The key, bound to method, path, caller and body."""
-    key = asked.headers.get("Idempotency-Key")
+    key = request.headers.get("Idempotency-Key")
     if key is None:
         return None
     if not re.fullmatch("[!-~]{1,255}", key):
-        raise _Unreadable("Idempotency-Key must be 1 to 255 visible ASCII characters.")
-    caller = asked.headers.get("Authorization", "")
-    parts = (asked.method, asked.full_path, caller)
+        raise Unreadable("Idempotency-Key must be 1 to 255 visible ASCII characters.")
+    caller = request.headers.get("Authorization", "")
+    parts = (request.method, request.full_path, caller)
     digest = hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape"))
-    digest.update(b"\n" + asked.get_data(cache=True))
+    digest.update(b"\n" + text)
     return Idempotency(key, digest.hexdigest())
 
 
-def _if_match(asked: Request) -> tuple[int, ...]:
-    """The versions that If-Match allows; none: any."""
-    given = asked.headers.get("If-Match")
+_TAG = re.compile(r'(?:W/)?"([^"]*)"')
+
+
+def _if_match() -> tuple[int, ...]:
+    """The versions that If-Match allows; none: any. Weak tags count: the version is in them."""
+    given = request.headers.get("If-Match")
     if given is None or given.strip() == "*":
         return ()
-    tags = [tag.strip() for tag in given.split(",")]
-    if not all(re.fullmatch(r'(W/)?"[^"]*"', tag) for tag in tags):
-        raise _Unreadable('If-Match must be an ETag as it was answered, such as "3".')
-    versions = tuple(int(tag[1:-1]) for tag in tags if re.fullmatch('"[1-9][0-9]{0,17}"', tag))
-    return versions or (-1,)  # tags that are none of ours match nothing
+    tags = [_TAG.fullmatch(tag.strip()) for tag in given.split(",")]
+    if not all(tags):
+        raise Unreadable('If-Match must be an ETag as it was answered, such as "3".')
+    versions = [re.fullmatch("([1-9][0-9]{0,17})(-[0-9a-f]+)?", tag[1]) for tag in tags if tag]
+    return tuple(int(each[1]) for each in versions if each) or (-1,)
 
 
-# ── ids ───────────────────────────────────────────────────────────────────────────────────
+# ── ids, metrics and one log line a request ───────────────────────────────────────────────
+
+IDS = "eventcore.ids"
+"""Key of the WSGI environment: the Ids of the request."""
+
+ROUTE = "eventcore.route"
+"""Key of the WSGI environment: the route by which metrics count a request, `/users/{id}`. A view
+that serves several routes sets it; otherwise it is the rule that Flask matched."""
+
+NOTHING_ELSE = "default-src 'none'"
+"""The Content-Security-Policy of an answer that is not a page."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ids:
-    """What a request is known by, in every line that is logged while it is answered."""
+    """The ids of a request, in every line that is logged while it is answered."""
 
     request_id: str
     correlation_id: str
@@ -422,18 +315,18 @@ class Ids:
 
     @classmethod
     def of(cls, environ: Mapping[str, Any]) -> "Ids":
-        """Those that the caller gave, where they are well-formed, else new ones."""
+        """Takes well-formed ids from the request and makes the others."""
         request_id = _id_from(environ, "HTTP_X_REQUEST_ID") or str(new_id())
         correlation_id = _id_from(environ, "HTTP_X_CORRELATION_ID") or request_id
         return cls(request_id, correlation_id, _traceparent(environ))
 
     def hand_on(self, environ: dict[str, Any]) -> None:
-        """Have an application behind this one find the same ids in the request."""
+        """Writes the ids into the request, for an application behind this one."""
         environ["HTTP_X_REQUEST_ID"] = self.request_id
         environ["HTTP_X_CORRELATION_ID"] = self.correlation_id
 
     def fields(self) -> dict[str, str]:
-        """As log lines have them."""
+        """The ids as fields of a log line."""
         ids = {"request_id": self.request_id, "correlation_id": self.correlation_id}
         if self.traceparent:
             _, ids["trace_id"], ids["span_id"], _ = self.traceparent.split("-")
@@ -456,8 +349,51 @@ def _id_from(environ: Mapping[str, Any], header: str) -> str | None:
     return given if _ID.fullmatch(given) else None
 
 
+class Correlation:
+    """WSGI middleware that gives each request its ids, and counts and logs its answer."""
+
+    def __init__(self, application: "WSGIApplication") -> None:
+        self._application = application
+
+    def __call__(self, environ: dict[str, Any], start_response: "StartResponse") -> Iterable[bytes]:
+        """Answers a request; whoever answers it, the answer has the headers of every answer."""
+        began = perf_counter()
+        environ[IDS] = ids = Ids.of(environ)
+
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            note_answer(environ["REQUEST_METHOD"], _route(environ), int(status[:3]), began)
+            own = [
+                ("X-Request-ID", ids.request_id),
+                ("X-Correlation-ID", ids.correlation_id),
+                ("X-Content-Type-Options", "nosniff"),
+            ]
+            if all(name != "Content-Security-Policy" for name, _ in headers):
+                own.append(("Content-Security-Policy", NOTHING_ELSE))
+            return start_response(status, headers + own, exc_info)
+
+        with log_fields(**ids.fields()):
+            return self._application(environ, start)
+
+
+def _route(environ: Mapping[str, Any]) -> str:
+    """The route of a request, which never contains an id: that bounds the label's cardinality."""
+    if ROUTE in environ:
+        return str(environ[ROUTE])
+    rule = environ["werkzeug.request"].url_rule if "werkzeug.request" in environ else None
+    return _template(rule.rule) if rule else "(no route)"
+
+
+@lru_cache
+def _template(rule: str) -> str:
+    return re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule)
+
+
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
+"""The methods of RFC 9110 and RFC 5789; all others are one value of the metric's label."""
+
+
 def note_answer(method: str, route: str, status: int, began: float) -> None:
-    """Count an answer, and log it unless it is one of those that are asked for all the time."""
+    """Counts an answer, and logs it unless its route is polled."""
     seconds = perf_counter() - began
     method = method if method in _METHODS else "(other)"
     REQUESTS.labels(method, route, status).observe(seconds)
@@ -467,96 +403,63 @@ def note_answer(method: str, route: str, status: int, began: float) -> None:
         log.info("Answered", extra={**answered, "ms": round(seconds * 1000, 1)})
 
 
-def _add_ids(app: Flask) -> None:
-    @app.before_request
-    def take_ids() -> None:
-        about = g._get_current_object()
-        about.began = request.environ.get("direct.began") or perf_counter()
-        about.ids = ids = Ids.of(request.environ)
-        about.log_fields = log_fields(**ids.fields())
-        about.log_fields.__enter__()
-
-    @app.after_request
-    def return_ids(response: Response) -> Response:
-        about = g._get_current_object()
-        _add_own_headers(response, about.ids)
-        if not about.get("is_forwarded"):
-            note_answer(request.method, _route(), response.status_code, about.began)
-        return response
-
-    @app.teardown_request
-    def drop_ids(_error: BaseException | None) -> None:
-        if "log_fields" in g:
-            g.log_fields.__exit__(None, None, None)
-
-
-def _add_own_headers(response: Response, ids: Ids) -> None:
-    headers = response.headers
-    headers["X-Request-ID"] = ids.request_id
-    headers["X-Correlation-ID"] = ids.correlation_id
-    headers["X-Content-Type-Options"] = "nosniff"
-    headers.setdefault("Content-Security-Policy", NOTHING_ELSE)
-
-
-NOTHING_ELSE = "default-src 'none'"
-"""The Content-Security-Policy of an answer that is no page."""
-
-
-def _route() -> str:
-    """The route as it is described, `/users/{id}`: never what stands in its place."""
-    rule = request.url_rule.rule if request.url_rule else "(no route)"
-    if rule not in _templates:
-        _templates[rule] = re.sub("<(?:string:)?([a-z]+)>", r"{\1}", rule)
-    return _templates[rule]
-
-
-_templates = {"/<path:_path>": "(no route)"}
-"""The routes of rules; a rule that takes whatever there is is none."""
-
-_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
-"""Those of RFC 9110 and RFC 5789; a metric must not have as many labels as callers can think of."""
-
-
-def _add_limit(app: Flask) -> None:
-    @app.before_request
-    def read_body() -> None:
-        _read_body(request)
-
-
-def _read_body(asked: Request) -> None:
-    """Read the body here, once: of one without a length, Werkzeug drops what is too much."""
-    if len(asked.get_data(cache=True)) > BODY_LIMIT:
-        raise RequestEntityTooLarge
-
-
 # ── errors ────────────────────────────────────────────────────────────────────────────────
 
 
-class _Unreadable(Error):
+class Unreadable(Error):
+    """A request whose body or headers cannot be read."""
+
     code = "unreadable"
 
 
-class _Unsupported(Error):
+class Unsupported(Error):
+    """A body of another media type."""
+
     code = "unsupported-media-type"
 
 
-class _Unauthorized(Error):
+class Unauthorized(Error):
+    """A request without the token that it needs."""
+
     code = "unauthorized"
 
 
-_STATUS: Sequence[tuple[type[Error], int, str]] = (
-    (NotFound, 404, "Not found"),
-    (Invalid, 422, "Invalid request"),
-    (Conflict, 409, "Conflict"),
-    (StaleVersion, 412, "Stale version"),
-    (KeyReused, 422, "Idempotency-Key reused"),
-    (Away, 503, "Not available now"),
-    (CannotApply, 503, "Cannot be read yet"),
-    (_Unreadable, 400, "Unreadable request"),
-    (_Unsupported, 415, "Unsupported media type"),
-    (_Unauthorized, 401, "Unauthorized"),
+_STATUS: Sequence[tuple[type[Error], int, str, str]] = (
+    (NotFound, 404, "Not found", ""),
+    (Invalid, 422, "Invalid request", ""),
+    (Conflict, 409, "Conflict", ""),
+    (StaleVersion, 412, "Stale version", ""),
+    (
+        KeyReused,
+        422,
+        "Idempotency-Key reused",
+        "This Idempotency-Key was used for another request. Send a new request with a new key;"
+        " repeat a request with the same method, path, body and caller.",
+    ),
+    (StoreAway, 503, "Not available now", "The event store does not answer now."),
+    (ReadModelAway, 503, "Not available now", "The read model does not answer now."),
+    (Away, 503, "Not available now", ""),
+    (
+        CannotApply,
+        503,
+        "Cannot be read yet",
+        "It has an event that this version of the service cannot read. Nothing is lost, and its"
+        " history can be read. Try again when the service has been updated.",
+    ),
+    (Unreadable, 400, "Unreadable request", ""),
+    (Unsupported, 415, "Unsupported media type", ""),
+    (Unauthorized, 401, "Unauthorized", ""),
 )
-"""The one table that turns errors into HTTP."""
+"""The one table that turns errors into HTTP: class, status, title, and a detail for errors whose
+own text names servers. That text is in the log, under the request's id."""
+
+_HTTP: Mapping[int, str] = {
+    400: "The request cannot be read.",
+    404: "There is no such call. /docs lists all calls.",
+    405: "This path does not take this method. The header Allow names those that it takes.",
+    413: f"The body is over {BODY_LIMIT // 1024} KiB.",
+}
+"""Details of Werkzeug's exceptions."""
 
 
 def _add_errors(app: Flask) -> None:
@@ -565,63 +468,66 @@ def _add_errors(app: Flask) -> None:
         found = next((row for row in _STATUS if isinstance(error, row[0])), None)
         if found is None:
             return unknown(error)
-        _, status, title = found
-        response = problem(status, getattr(error, "title", title), str(error), error.code)
-        if isinstance(error, Away):
-            response.headers["Retry-After"] = str(error.retry_after)
-            log.warning("Not available now", extra={"code": error.code, "reason": str(error)})
+        _, status, title, detail = found
+        response = problem(status, getattr(error, "title", title), detail or str(error), error.code)
+        if status == 503:
+            response.headers["Retry-After"] = str(getattr(error, "retry_after", 30))
+            log.warning(title, extra={"code": error.code, "reason": str(error)})
         if isinstance(error, StaleVersion):
             response.headers["ETag"] = etag(error.actual)
-        if isinstance(error, _Unauthorized):
+        if isinstance(error, Unauthorized):
             response.headers["WWW-Authenticate"] = "Bearer"
         return response
 
     @app.errorhandler(ValidationError)
     def invalid(error: ValidationError) -> Response:
-        errors = [
-            {"field": ".".join(map(str, each["loc"])) or "body", "reason": each["msg"]}
-            for each in error.errors(include_url=False, include_context=False, include_input=False)
-        ]
-        detail = "; ".join(f"{each['field']}: {each['reason']}" for each in errors[:5])
-        return problem(422, "Invalid request", detail[:1000], "invalid", errors=errors[:20])
+        errors = problems_of(error)
+        fields = "1 field" if len(errors) == 1 else f"{len(errors)} fields"
+        detail = f"The request has {fields} that cannot be accepted. See errors."
+        return problem(422, "Invalid request", detail, "invalid", errors=errors)
 
     @app.errorhandler(HTTPException)
     def http(error: HTTPException) -> Response:
-        detail = error.description or ""
-        if isinstance(error, RequestEntityTooLarge):
-            detail = f"The body is over {BODY_LIMIT // 1024} KiB."
-        response = problem(error.code or 500, error.name, detail, f"http-{error.code}")
+        code = error.code or 500
+        is_ours = error.description != type(error).description  # given to abort()
+        detail = error.description if is_ours else _HTTP.get(code, f"{error.name}.")
+        response = problem(code, error.name, detail or error.name, f"http-{code}")
         for name, value in error.get_headers():
-            if name in ("Allow", "Location"):
+            if name not in ("Content-Type", "Content-Length"):
                 response.headers[name] = value
         return response
 
+    @app.errorhandler(InternalServerError)
+    def failed(error: InternalServerError) -> Response:
+        return unknown(error.original_exception or error)
+
     @app.errorhandler(Exception)
-    def unknown(error: Exception) -> Response:
+    def unknown(error: BaseException) -> Response:
         log.error("Unexpected error", exc_info=error)
         detail = "Something unexpected happened. The logs have it under this request's id."
         return problem(500, "Internal error", detail, "internal")
 
 
 def unreadable(error: Exception) -> Response:
-    """The answer to a body whose bytes the server cannot put together."""
+    """Answers a body whose bytes the server cannot put together."""
     return problem(400, "Unreadable request", f"The body cannot be read: {error}.", "unreadable")
 
 
 def too_slow(_error: Exception) -> Response:
-    """The answer to a body that has not come within its time."""
+    """Answers a body that did not arrive within its time."""
     detail = "The body did not come in time. Nothing was written; send it again."
     return problem(408, "Request timeout", detail, "too-slow")
 
 
 def problem(status: int, title: str, detail: str, code: str, **more: Any) -> Response:
-    """A problem details answer (RFC 9457)."""
+    """Makes a problem details answer (RFC 9457)."""
+    ids: Ids | None = request.environ.get(IDS) if has_request_context() else None
     body = {
         "type": f"urn:problem:{code}",
         "title": title,
         "status": status,
         "detail": detail,
-        "requestId": g.ids.request_id if "ids" in g else "",
+        "requestId": ids.request_id if ids else "",
         **more,
     }
     return Response(jsontext.render(body), status, mimetype="application/problem+json")
@@ -630,100 +536,20 @@ def problem(status: int, title: str, detail: str, code: str, **more: Any) -> Res
 # ── beside the routes ─────────────────────────────────────────────────────────────────────
 
 
-def _add_feed(app: Flask, feed: StoreFeed, token: Secret) -> None:
-    """The feed, for projectors alone: the gateway does not route it."""
-
-    def authorize() -> None:
-        given = request.headers.get("Authorization", "").encode()
-        if not hmac.compare_digest(given, f"Bearer {token.read()}".encode()):
-            raise _Unauthorized("The feed is for projectors, which know its token.")
-
-    @app.get("/internal/events")
-    def events() -> Response:
-        authorize()
-        asked = _StreamQuery.model_validate(_query_values(request))
-        found = feed.stream(asked.stream, asked.after)
-        return _respond(Reply({"events": tuple(to_message(event) for event in found)}))
-
-    @app.get("/internal/streams")
-    def streams() -> Response:
-        authorize()
-        asked = _StreamsQuery.model_validate(_query_values(request))
-        after = [*asked.after, *[0] * len(asked.ids)]
-        found = feed.streams(dict(zip(asked.ids, after, strict=False)))
-        messages: dict[str, Json] = {
-            stream: tuple(to_message(event) for event in events) for stream, events in found.items()
-        }
-        return _respond(Reply({"streams": messages}))
-
-    @app.get("/internal/feed")
-    def between() -> Response:
-        authorize()
-        asked = _RangeQuery.model_validate(_query_values(request))
-        found = feed.between(asked.after, asked.until)
-        return _respond(Reply({"events": tuple(to_message(event) for event in found)}))
-
-    @app.get("/internal/heads")
-    def heads() -> Response:
-        authorize()
-        asked = _RangeQuery.model_validate(_query_values(request))
-        page = feed.heads(asked.after, asked.until)
-        changed: Json = tuple({"id": str(h.aggregate_id), "version": h.version} for h in page.heads)
-        return _respond(
-            Reply(
-                {
-                    "heads": changed,
-                    "until": page.until,
-                    "settled": page.settled,
-                    "head": page.head,
-                    "epoch": page.epoch,
-                    "at": to_timestamp(page.at) if page.at else None,
-                }
-            )
-        )
-
-    @app.get("/internal/log")
-    def log() -> Response:
-        authorize()
-        return _respond(Reply({"aggregateType": feed.aggregate_type, **asdict(feed.progress())}))
-
-
-_Position = Annotated[int, Field(ge=0, lt=2**63), DIGITS]
-
-
-class _StreamQuery(QueryInput):
-    stream: Id
-    after: _Position = 0
-
-
-class _StreamsQuery(QueryInput):
-    ids: Annotated[
-        tuple[Id, ...],
-        Field(min_length=1, max_length=MANY),
-        BeforeValidator(lambda text: tuple(text.split(","))),
-    ]
-    after: Annotated[
-        tuple[_Position, ...], BeforeValidator(lambda text: tuple(text.split(",")))
-    ] = ()
-
-
-class _RangeQuery(QueryInput):
-    after: _Position = 0
-    until: _Position = 0
-
-
 def _add_probes(
     app: Flask, missing: Callable[[], Mapping[str, str]], is_ready: Callable[[], bool]
 ) -> None:
     @app.get("/healthz")
     def healthz() -> Response:
-        return _respond(Reply({"status": "alive"}))
+        return _probe(200, {"status": "alive"})
 
     @app.get("/readyz")
     def readyz() -> Response:
+        """Names what is missing; the reasons are for the operator, in the log."""
         ready = is_ready()
-        body = {"status": "ready" if ready else "waiting", "missing": dict(missing())}
-        return _respond(Reply(body, 200 if ready else 503))
+        lacking = dict.fromkeys(missing(), "not available")
+        status = "ready" if ready else "waiting"
+        return _probe(200 if ready else 503, {"status": status, "missing": lacking})
 
     @app.get("/metrics")
     def metrics() -> Response:
@@ -731,139 +557,43 @@ def _add_probes(
         return Response(text, content_type=kind)
 
 
-_DOCS_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>API</title>
-<link rel="stylesheet" href="docs/swagger-ui.css"></head>
-<body><div id="ui"></div>
-<script src="docs/swagger-ui-bundle.js"></script><script src="docs/start.js"></script></body></html>
-"""
-_DOCS_START = 'SwaggerUIBundle({url: "openapi.json", dom_id: "#ui", tryItOutEnabled: true})'
-_DOCS_POLICY = (
+def _probe(status: int, body: Data) -> Response:
+    response = Response(jsontext.render(body), status, mimetype="application/json")
+    response.headers["Cache-Control"] = "no-cache"
+    return response
+
+
+_PAGE_POLICY = (
     "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; script-src 'self'"
 )
 
 
-def _add_description(app: Flask, document: Callable[[], bytes]) -> None:
-    """/openapi.json, and /docs: a page to try it, which loads nothing from elsewhere."""
+def _description(title: str, document: Callable[[], bytes]) -> Blueprint:
+    """/openapi.json, and /docs: a page to try the calls, which loads nothing from elsewhere."""
+    pages = Blueprint(
+        "docs", __name__, static_folder="docs", static_url_path="/docs", template_folder="docs"
+    )
 
-    @app.get("/openapi.json")
+    @pages.get("/openapi.json")
     def openapi_json() -> Response:
-        return Response(document(), mimetype="application/json")
+        response = Response(document(), mimetype="application/json")
+        response.headers["Cache-Control"] = "no-cache"
+        response.add_etag()
+        response.make_conditional(request)
+        return response
 
-    @app.get("/docs")
+    @pages.get("/docs")
     def docs() -> Response:
-        response = Response(_DOCS_PAGE, mimetype="text/html")
-        response.headers["Content-Security-Policy"] = _DOCS_POLICY
+        response = Response(render_template("page.html", title=title), mimetype="text/html")
+        response.headers["Content-Security-Policy"] = _PAGE_POLICY
         return response
 
-    @app.get("/docs/<string:name>")
-    def asset(name: str) -> Response:
-        if name == "start.js":
-            return Response(_DOCS_START, mimetype="text/javascript")
-        kind = {"swagger-ui.css": "css", "swagger-ui-bundle.js": "js"}.get(name)
-        if kind is None:
-            raise NotFound(f"There is no {name[:80]!r} here.")
-        mimetype = "text/css" if kind == "css" else "text/javascript"
-        response = Response((_swagger() / kind / name).read_bytes(), mimetype=mimetype)
-        response.headers["Cache-Control"] = "max-age=86400"
-        return response
+    @pages.get("/")
+    def home() -> AnyResponse:
+        return redirect("docs")
 
+    @pages.get("/docs/")
+    def docs_with_slash() -> AnyResponse:
+        return redirect("../docs")
 
-def _swagger() -> Path:
-    spec = importlib.util.find_spec("flask_openapi3_swagger")
-    assert spec
-    assert spec.origin
-    return Path(spec.origin).parent / "templates" / "swagger"
-
-
-class AsOf(QueryInput):
-    """Asks for the state as it was: after a version, or at a moment."""
-
-    version: Annotated[int, Field(ge=1, lt=_MOST), DIGITS] | None = Field(
-        None, description="The state after this event."
-    )
-    at: Annotated[datetime, _TIME] | None = Field(
-        None, description="The state at this moment (RFC 3339, with an offset from UTC)."
-    )
-
-    def is_past(self) -> bool:
-        """Whether the past is asked for; raises Invalid for a question with two answers."""
-        if self.version is not None and self.at is not None:
-            raise Invalid("Ask for a version or for a moment, not for both.")
-        return self.version is not None or self.at is not None
-
-
-class Page(QueryInput):
-    """A page of a stream's history."""
-
-    after: Annotated[int, Field(ge=0, lt=_MOST), DIGITS] = Field(
-        0, description="Events above this version."
-    )
-    limit: Annotated[int, Field(ge=1, le=500), DIGITS] = Field(
-        100, description="How many events at most."
-    )
-
-
-class HistoryEntry(BaseModel):
-    """One event of a stream."""
-
-    eventId: str
-    eventType: str
-    version: int
-    recordedAt: str
-    correlationId: str | None
-    causationId: str | None
-    data: dict[str, Any]
-
-
-class History(BaseModel):
-    """A page of the events of one stream, oldest first."""
-
-    events: list[HistoryEntry]
-    next: int | None = Field(description="The `after` of the next page; null: there is none.")
-
-
-def add_queries(
-    route: Routes,
-    path: str,
-    history_path: str,
-    views: Views,
-    shown: Callable[[Document], Data],
-    model: type[BaseModel],
-) -> None:
-    """The two questions every read model answers: what is it (or was it), and how so."""
-
-    @route(
-        "GET",
-        path,
-        f"The {views.projection.aggregate_type}, now or as it was",
-        {200: model},
-        query=AsOf,
-        headers=("If-None-Match",),
-        problems=(422,),
-    )
-    def get(incoming: Incoming[None, AsOf]) -> Reply:
-        asked = incoming.query
-        if asked.is_past():
-            document = views.as_it_was(incoming.id, asked.version, asked.at)
-        else:
-            document = views.current(incoming.id)
-        return Reply(shown(document), version=version_of(document))
-
-    @route(
-        "GET",
-        history_path,
-        f"The {views.projection.aggregate_type}'s events, oldest first",
-        {200: History},
-        query=Page,
-        headers=("If-None-Match",),
-        problems=(422,),
-    )
-    def history(incoming: Incoming[None, Page]) -> Reply:
-        page = views.history(incoming.id, incoming.query.after, incoming.query.limit)
-        return Reply(page)
-
-
-def answer(body: Data, version: int, status: int = 200) -> Answer:
-    """What a command answers, in the form that is kept under its Idempotency-Key."""
-    return Answer(status, body, {"ETag": etag(version)})
+    return pages

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 import urllib3
-from flask import Flask, Response, g, request
+from flask import Flask, Response, request
 from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, ReadTimeoutError
@@ -23,7 +23,7 @@ from eventcore import openapi
 from eventcore.errors import Away
 from eventcore.observe import log_fields
 from eventcore.tracing import trace_wsgi
-from eventcore.web import BODY_LIMIT, NOTHING_ELSE, Ids, note_answer, problem
+from eventcore.web import BODY_LIMIT, NOTHING_ELSE, ROUTE, Ids, note_answer, problem
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication
@@ -72,6 +72,14 @@ _BACK = tuple(
     )
 )  # fmt: skip
 """The headers that come back from a service."""
+
+ABOUT = """Users and orders, event-sourced.
+
+Create a user (`POST /users`), place an order for that user (`POST /orders`), and read both
+(`GET /users/{id}`, `GET /queries/orders/{id}`). Every change is an event: `/events` lists them, and
+`?version=` or `?at=` shows the state as it was. An `Idempotency-Key` makes every command safe to
+repeat; `If-Match` makes a change depend on the version that was read."""
+"""Introduction of the OpenAPI document and its page."""
 
 HEAD_LIMIT = 64 * 1024
 """Bytes of an answer's status and headers, about at most."""
@@ -226,7 +234,7 @@ class Upstreams:
                 texts.append(self.forward(service, "GET", "/openapi.json", b"", {}).data)
             except HTTPError as error:
                 raise UpstreamAway("A service does not answer, try again.") from error
-        return openapi.merge("Shop", texts, problems=(502, 504))
+        return openapi.merge("Shop", ABOUT, texts, problems=(502, 504))
 
 
 class Forwarder:
@@ -247,7 +255,7 @@ class Forwarder:
             return self._behind(environ, start_response)
         environ["gateway.service"] = ROUTES[match[1]]
         environ["gateway.target"] = f"{path}?{query}" if query else path
-        environ["gateway.route"] = _template(match)
+        environ[ROUTE] = _template(match)
         answer: Iterable[bytes] = self._forward_traced(environ, start_response)
         return answer
 
@@ -262,7 +270,7 @@ class Forwarder:
                 environ["wsgi.input"] = BytesIO()  # nobody waits for the rest of the body
                 environ.pop("CONTENT_LENGTH", None)
                 ids.hand_on(environ)
-                return self._behind(environ, _noting(start_response, environ, began))
+                return self._behind(environ, start_response)
             given = answer.headers
             headers = [(name, given[lower]) for name, lower in _BACK if lower in given]
             headers += [
@@ -274,7 +282,7 @@ class Forwarder:
             if answer.status not in (204, 304):
                 headers.append(("Content-Length", str(len(answer.data))))
             start_response(f"{answer.status} {answer.reason or ''}", headers)
-            note_answer(environ["REQUEST_METHOD"], environ["gateway.route"], answer.status, began)
+            note_answer(environ["REQUEST_METHOD"], environ[ROUTE], answer.status, began)
             return (answer.data,)
 
     def _send(self, environ: Environ, ids: Ids) -> Forwarded:
@@ -312,16 +320,6 @@ def _raw_uri(environ: Environ) -> str:
     return f"{path}?{query}" if query else path
 
 
-def _noting(start_response: "StartResponse", environ: Environ, began: float) -> "StartResponse":
-    """Notes the answer that is given in place of the service's."""
-
-    def start(status: str, headers: Any, exc_info: Any = None) -> Any:
-        note_answer(environ["REQUEST_METHOD"], environ["gateway.route"], int(status[:3]), began)
-        return start_response(status, headers, exc_info)
-
-    return start
-
-
 def add_forwarding(app: Flask, upstreams: Upstreams) -> None:
     """Forward the calls on the list, whatever the method; anything else is a 404 here."""
     app.url_map.add(app.url_rule_class("/<path:_path>", endpoint="unknown"))
@@ -331,13 +329,13 @@ def add_forwarding(app: Flask, upstreams: Upstreams) -> None:
         error = request.environ.get("gateway.failed")
         if error is None:
             return None
-        g.is_forwarded = True
         if isinstance(error, HTTPError):
             return _failed(error)
         raise error
 
     @app.endpoint("unknown")
     def unknown(_path: str) -> Response:
+        request.environ[ROUTE] = "(no route)"
         return problem(404, "Not found", "There is no such call; see /docs.", "not-found")
 
     app.wsgi_app = Forwarder(app.wsgi_app, upstreams)  # type: ignore[method-assign]

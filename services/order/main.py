@@ -5,6 +5,7 @@ from threading import Event as Stop
 from flask import Flask
 
 from eventcore.feed import StoreFeed
+from eventcore.internal import feed_routes
 from eventcore.query import Views
 from eventcore.readmodel import Mongo
 from eventcore.serving import Readiness
@@ -17,6 +18,7 @@ from order.customers import Customers
 from order.projections import known_users, orders
 
 TITLE = "Order Service"
+ABOUT = "Places orders of known users and cancels them; shows and lists them as they are or were."
 PROJECTIONS = (orders.PROJECTION, known_users.PROJECTION)
 
 
@@ -42,12 +44,13 @@ def create_app(settings: Settings) -> Flask:
         margin=settings.cache_margin,
         waiters=max(1, settings.threads // 2),
     )
-    return create_web_app(
+    app = create_web_app(
         TITLE,
         routes(store, Views(orders.PROJECTION, readmodel, store), customers).all,
         missing=readiness.missing,
         is_ready=readiness.is_ready,
         store=store,
-        feed=feed,
-        feed_token=settings.feed.token,
+        about=ABOUT,
     )
+    app.register_blueprint(feed_routes(feed, settings.feed.token))
+    return app

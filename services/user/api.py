@@ -4,31 +4,18 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from eventcore.command import handle, new_id
+from eventcore.command import Handled, handle, new_id
+from eventcore.inputs import EMAIL, VISIBLE, Input
 from eventcore.projection import Document
+from eventcore.queries import add_queries
 from eventcore.query import Views
 from eventcore.store import Answer, Store
-from eventcore.web import Incoming, Input, Reply, Routes, add_queries, answer, reply
+from eventcore.web import Incoming, Routes, answer
 from user.projections.users import shown
 from user.user import DECIDER, ChangeUser, CreateUser, User
 
-Name = Annotated[
-    str,
-    Field(
-        min_length=1,
-        max_length=100,
-        pattern="^[^\\x00-\\x1f\\x7f]*[^\\x00-\\x20\\x7f][^\\x00-\\x1f\\x7f]*$",
-        examples=["Ada Lovelace"],
-    ),
-]
-Email = Annotated[
-    str,
-    Field(
-        max_length=254,
-        pattern="^[^@\\x00-\\x20\\x7f]+@[^@\\x00-\\x20\\x7f]+$",
-        examples=["ada@example.com"],
-    ),
-]
+Name = Annotated[str, Field(min_length=1, max_length=100, examples=["Ada Lovelace"]), VISIBLE]
+Email = Annotated[str, Field(max_length=254, examples=["ada@example.com"]), EMAIL]
 
 
 class NewUser(Input):
@@ -64,26 +51,18 @@ def routes(store: Store, users: Views) -> Routes:
     """All routes of the user service."""
     route = Routes("users")
 
-    @route(
-        "POST", "/users", "Create a user", {202: UserAccepted},
-        body=NewUser, headers=("Idempotency-Key",), problems=(409,),
-    )  # fmt: skip
-    def create_user(incoming: Incoming[NewUser, None]) -> Reply:
+    @route("POST", "/users", "Create a user", {202: UserAccepted}, body=NewUser)
+    def create_user(incoming: Incoming[NewUser, None]) -> Handled:
         user_id = new_id()
         command = CreateUser(incoming.body.name, incoming.body.email)
-        return reply(
-            handle(
-                store, DECIDER, user_id, command, incoming.call,
-                lambda _, version: answer({"userId": str(user_id)}, version, status=202),
-                creates=True,
-            )
-        )  # fmt: skip
 
-    @route(
-        "PUT", "/users/{id}", "Change a user's name or email", {200: UserShown},
-        body=UserChange, headers=("Idempotency-Key", "If-Match"), problems=(409, 412),
-    )  # fmt: skip
-    def change_user(incoming: Incoming[UserChange, None]) -> Reply:
+        def accept(_: User | None, version: int) -> Answer:
+            return answer({"userId": str(user_id)}, version, status=202)
+
+        return handle(store, DECIDER, user_id, command, incoming.call, accept, creates=True)
+
+    @route("PUT", "/users/{id}", "Change name or email", {200: UserShown}, body=UserChange)
+    def change_user(incoming: Incoming[UserChange, None]) -> Handled:
         command = ChangeUser(incoming.body.name, incoming.body.email)
 
         def show(user: User | None, version: int) -> Answer:
@@ -91,7 +70,7 @@ def routes(store: Store, users: Views) -> Routes:
             document: Document = {"_id": str(incoming.id), "name": user.name, "email": user.email}
             return answer(shown(document), version)
 
-        return reply(handle(store, DECIDER, incoming.id, command, incoming.call, show))
+        return handle(store, DECIDER, incoming.id, command, incoming.call, show)
 
     add_queries(route, "/users/{id}", "/users/{id}/events", users, shown, UserShown)
     return route

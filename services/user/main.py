@@ -5,6 +5,7 @@ from threading import Event as Stop
 from flask import Flask
 
 from eventcore.feed import StoreFeed
+from eventcore.internal import feed_routes
 from eventcore.query import Views
 from eventcore.readmodel import Mongo
 from eventcore.serving import Readiness
@@ -16,6 +17,8 @@ from user.api import routes
 from user.projections import users
 
 TITLE = "User Service"
+ABOUT = "Creates users and changes them; shows each as it is, as it was, and how it came about."
+NEEDS = ("store", "readmodel", "token")
 PROJECTIONS = (users.PROJECTION,)
 
 
@@ -33,12 +36,13 @@ def create_app(settings: Settings) -> Flask:
     feed = StoreFeed(store, "user")
     looks = watch_service("user", store, readmodel, feed, PROJECTIONS)
     watch([readiness.missing, *looks], Stop())
-    return create_web_app(
+    app = create_web_app(
         TITLE,
         routes(store, Views(users.PROJECTION, readmodel, store)).all,
         missing=readiness.missing,
         is_ready=readiness.is_ready,
         store=store,
-        feed=feed,
-        feed_token=settings.feed.token,
+        about=ABOUT,
     )
+    app.register_blueprint(feed_routes(feed, settings.feed.token))
+    return app

@@ -11,6 +11,7 @@ from flask.testing import FlaskClient
 
 from eventcore.broker import Queue
 from eventcore.feed import StoreFeed
+from eventcore.internal import feed_routes
 from eventcore.observe import Health
 from eventcore.projection import Projection
 from eventcore.projector import Folder, Projector, Sweep
@@ -32,15 +33,9 @@ TOKEN = "token of the feed"
 
 def web_app(store: FakeStore, routes: Routes, aggregate_type: str) -> Flask:
     """A service on fakes."""
-    return create_app(
-        aggregate_type,
-        routes.all,
-        missing=dict,
-        is_ready=lambda: True,
-        store=store,
-        feed=StoreFeed(store, aggregate_type),
-        feed_token=Secret(TOKEN),
-    )
+    app = create_app(aggregate_type, routes.all, missing=dict, is_ready=lambda: True, store=store)
+    app.register_blueprint(feed_routes(StoreFeed(store, aggregate_type), Secret(TOKEN)))
+    return app
 
 
 def projector(

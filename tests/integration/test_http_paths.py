@@ -7,7 +7,7 @@ test_http_limits.py for what is in them.
 import json
 import re
 import time
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import pytest
 
@@ -17,6 +17,7 @@ from tests.integration.wire import (
     LEAKS,
     ORDER_DOORS,
     USER_DOORS,
+    Answer,
     Wire,
     assert_refused,
     credentials,
@@ -269,7 +270,7 @@ OUT_OF_FORM = [
 def test_no_spelling_of_a_path_reaches_the_feed_through_the_gateway(
     shop: Shop, wire: Wire, user_id: str, target: str
 ) -> None:
-    for method in ("GET", "POST", "OPTIONS"):
+    for method in ("GET", "POST", "PUT"):
         answer = wire.send(method, aimed(shop, target, user_id), headers=credentials(shop))
         assert_refused(answer, 404, 405)
         assert b"heads" not in answer.body
@@ -319,8 +320,8 @@ def test_the_feed_takes_what_it_names_and_nothing_else(
     assert_refused(wire.send("GET", target, headers=credentials(shop), at="user-service"), 422)
 
 
-@pytest.mark.parametrize("target", ["/", "/?x=1", "/users/", "/users//", "/queries", "/queries/",
-                                    "/queries/orders/", "/query", "/healthz/", "/docs/",
+@pytest.mark.parametrize("target", ["/users/", "/users//", "/queries", "/queries/",
+                                    "/queries/orders/", "/query", "/healthz/",
                                     "/docs/..%2f..%2fetc%2fpasswd", "/favicon.ico", "/.env",
                                     "/users/{user}/", "/users//{user}", "//users/{user}",
                                     "/users/{user}/events/1", "/users/{user};v=1",
@@ -333,14 +334,42 @@ def test_what_is_not_on_the_list_is_not_there(wire: Wire, user_id: str, target: 
 
 
 @pytest.mark.usefixtures("nothing_written")
-@pytest.mark.parametrize("method", ["DELETE", "PATCH", "OPTIONS", "TRACE", "POST", "BREW"])
+@pytest.mark.parametrize("method", ["DELETE", "PATCH", "TRACE", "POST", "BREW"])
 def test_another_method_is_a_405_that_names_those_there_are(
     wire: Wire, user_id: str, method: str
 ) -> None:
     for at in USER_DOORS:
         answer = wire.send(method, f"/users/{user_id}", b'{"name": "Eve"}', at=at)
         assert_refused(answer, 405)
-        assert set(re.split(r",\s*", answer.headers["allow"])) == {"GET", "HEAD", "PUT"}
+        assert allowed(answer) == {"GET", "HEAD", "OPTIONS", "PUT"}
+        assert "Allow" in answer.value("detail")
+
+
+def allowed(answer: Answer) -> set[str]:
+    return set(re.split(r",\s*", answer.headers["allow"]))
+
+
+@pytest.mark.usefixtures("nothing_written")
+def test_options_names_the_methods_that_there_are(wire: Wire, user_id: str) -> None:
+    for at in USER_DOORS:
+        for target, methods in ((f"/users/{user_id}", "GET HEAD PUT"), ("/users", "POST")):
+            answer = wire.send("OPTIONS", target, at=at)
+            assert (answer.status, answer.body) == (200, b"")
+            assert allowed(answer) == {"OPTIONS", *methods.split()}
+
+
+def test_a_browser_that_asks_for_the_root_or_for_a_trailing_slash_gets_the_page(
+    wire: Wire, shop: Shop
+) -> None:
+    for at in USER_DOORS:
+        for target in ("/", "/?x=1", "/docs/"):
+            answer = wire.send("GET", target, at=at)
+            assert answer.status == 302
+            assert urljoin(shop.url(at) + target, answer.headers["location"]).endswith("/docs")
+        page = wire.send("GET", "/docs", at=at)
+        assert re.search(rb"<title>[A-Z][A-Za-z ]+: API</title>", page.body)
+        about = json.loads(wire.send("GET", "/openapi.json", at=at).body)["info"]["description"]
+        assert len(about) > 50
 
 
 @pytest.mark.parametrize("name", ["gateway", "user-service"])

@@ -1,0 +1,235 @@
+"""What callers may send: models that refuse unknown fields, and sentences for what is wrong.
+
+No text with a control character passes an `Input`, whatever the type of its field.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    field_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+PLAIN = "^[^\\u0000-\\u001f\\u007f-\\u009f\\u2028\\u2029]*$"
+"""Text without control characters and line separators; JSON has no lone surrogates here."""
+
+_plain = re.compile(PLAIN)
+_REFUSED_TEXT = "must not contain control characters or line breaks"
+
+
+class Form:
+    """Annotates text that must match a pattern; `rule` says in words what the text must be.
+
+    With `before`, the text is checked before it becomes a number or a time.
+    """
+
+    def __init__(self, pattern: str, rule: str, *, before: bool = False) -> None:
+        self._pattern = pattern
+        self._compiled = re.compile(pattern)
+        self._rule = rule
+        self._before = before
+
+    def _check(self, value: Any) -> Any:
+        if isinstance(value, str) and not self._compiled.fullmatch(value):
+            raise PydanticCustomError("form", "{rule}", {"rule": self._rule})
+        return value
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Documented hook of pydantic: how a value is checked."""
+        inner = handler(source)
+        if self._before:
+            return core_schema.no_info_before_validator_function(self._check, inner)
+        return core_schema.no_info_after_validator_function(self._check, inner)
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Documented hook of pydantic: how a value is described."""
+        described = handler(schema)
+        return described if self._before else {**described, "pattern": self._pattern}
+
+
+_INVISIBLE = (
+    "\\u0000-\\u001f\\u007f-\\u009f\\u00ad\\u061c\\u180e\\u200b-\\u200f\\u2028-\\u202e"
+    "\\u2060-\\u206f\\ufeff\\ufff9-\\ufffb"
+)
+"""Control characters, line separators, zero-width characters and those that turn the direction."""
+
+_BLANK = (
+    "\\u0020\\u00a0\\u034f\\u115f\\u1160\\u1680\\u17b4\\u17b5\\u180b-\\u180f\\u2000-\\u200a"
+    "\\u202f\\u205f\\u2800\\u3000\\u3164\\ufe00-\\ufe0f\\uffa0"
+)
+"""Spaces, and characters that leave no mark of their own."""
+
+VISIBLE = Form(
+    f"^[^{_INVISIBLE}]*[^{_INVISIBLE}{_BLANK}][^{_INVISIBLE}]*$",
+    "must have a visible character, and none that is invisible, breaks the line or turns the"
+    " direction of writing",
+)
+"""Names that people read."""
+
+EMAIL = Form(
+    f"^[^@{_INVISIBLE}{_BLANK}]+@[^@{_INVISIBLE}{_BLANK}]+$",
+    "must be an e-mail address, such as ada@example.com",
+)
+
+UUID_PATTERN = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
+
+
+@dataclass(frozen=True)
+class _Uuid:
+    """Describes a text as a UUID."""
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {**handler(schema), "format": "uuid"}
+
+
+Id = Annotated[
+    str,
+    Form(UUID_PATTERN, "must be an id: a UUID, as POST answered it"),
+    _Uuid(),
+    AfterValidator(lambda text: str(UUID(text))),
+]
+"""A UUID as text, in lower case from here on."""
+
+DIGITS = Form("^-?[0-9]{1,20}$", "must be a whole number", before=True)
+"""For numbers of a query: pydantic alone would take "1_0"."""
+
+TIME = Form(
+    "^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\\.[0-9]+)?"
+    "([Zz]|[+-][0-9]{2}:[0-9]{2})$",
+    "must be a time with its offset from UTC, such as 2026-01-16T10:00:00Z or"
+    " 2026-01-16T11:00:00%2B01:00 (in a URL, + is written %2B)",
+    before=True,
+)
+"""For times of a query: pydantic alone would take "0"."""
+
+
+class _Checked(BaseModel):
+    """Refuses control characters in all texts, also in lists and objects."""
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _refuse_controls(cls, value: Any) -> Any:
+        if any(not _plain.fullmatch(text) for text in _texts(value)):
+            raise PydanticCustomError("form", "{rule}", {"rule": _REFUSED_TEXT})
+        return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Documented hook of pydantic: describes each text without control characters."""
+        described = handler(schema)
+        for each in _text_schemas(handler.resolve_ref_schema(described)):
+            each.setdefault("pattern", PLAIN)
+        return described
+
+
+class Input(_Checked):
+    """The body of a request: no unknown field, no value of another type."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class QueryInput(_Checked):
+    """The query string of a request, in which every value is text at first."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value, at any depth."""
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, str):
+            yield each
+        elif isinstance(each, Mapping):
+            waiting += [*each.keys(), *each.values()]
+        elif isinstance(each, list | tuple | set | frozenset):
+            waiting += each
+
+
+def _text_schemas(schema: Any) -> Iterator[dict[str, Any]]:
+    """All schemas within a schema that describe free text."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "string" and not schema.keys() & {"enum", "const", "format"}:
+            yield schema
+        for each in schema.values():
+            yield from _text_schemas(each)
+    elif isinstance(schema, list):
+        for each in schema:
+            yield from _text_schemas(each)
+
+
+# ── sentences ─────────────────────────────────────────────────────────────────────────────
+
+_SENTENCES: Mapping[str, str] = {
+    "form": "{rule}",
+    "missing": "is required",
+    "extra_forbidden": "is not known here",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_pattern_mismatch": "has a form that is not allowed",
+    "too_short": "must have at least {min_length} entries",
+    "too_long": "must have at most {max_length} entries",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be {ge} or more",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be {le} or less",
+    "multiple_of": "must be a multiple of {multiple_of}",
+    "literal_error": "must be {expected}",
+    "enum": "must be {expected}",
+    "finite_number": "must be a finite number",
+    "timezone_aware": "must name its offset from UTC",
+    "none_required": "must be null",
+}
+"""What is wrong with a field, by pydantic's name of the error."""
+
+_KINDS: Mapping[str, str] = {
+    "string": "text", "int": "a whole number", "float": "a number", "decimal": "a number",
+    "bool": "true or false", "list": "a list", "tuple": "a list", "set": "a list",
+    "frozen_set": "a list", "dict": "an object", "model": "an object", "mapping": "an object",
+    "dataclass": "an object", "datetime": "a time", "date": "a date", "time": "a time of day",
+    "timezone": "a time", "uuid": "a UUID", "url": "a URL", "bytes": "text",
+    "complex": "a number",
+}  # fmt: skip
+"""What a value must be, by the beginning of pydantic's name of the error."""
+
+
+def problems_of(error: ValidationError) -> list[dict[str, str]]:
+    """What is wrong with each field, in words; a body that is no object counts as a field."""
+    found = error.errors(include_url=False, include_input=False)
+    return [
+        {
+            "field": ".".join(map(str, each["loc"]))[:200] or "body",
+            "reason": _sentence(each["type"], each.get("ctx", {})),
+        }
+        for each in found[:20]
+    ]
+
+
+def _sentence(kind: str, context: Mapping[str, Any]) -> str:
+    if context.get("min_length") == 1:
+        return "must not be empty"
+    if sentence := _SENTENCES.get(kind):
+        return sentence.format(**context)
+    for beginning in sorted(_KINDS, key=len, reverse=True):
+        if kind.startswith(f"{beginning}_"):
+            return f"must be {_KINDS[beginning]}"
+    return "has a value that is not allowed"

@@ -1,0 +1,92 @@
+"""The feed that a service serves to projectors, under /internal. The gateway does not route it."""
+
+import hmac
+from dataclasses import asdict
+from typing import Annotated
+
+from flask import Blueprint, Response, request
+from pydantic import BeforeValidator, Field
+
+from eventcore.event import Json, to_message, to_timestamp
+from eventcore.feed import MANY, StoreFeed
+from eventcore.inputs import DIGITS, Id, QueryInput
+from eventcore.settings import Secret
+from eventcore.web import Unauthorized, json_response, query_values
+
+_Position = Annotated[int, Field(ge=0, lt=2**63), DIGITS]
+
+
+class _StreamQuery(QueryInput):
+    stream: Id
+    after: _Position = 0
+
+
+class _StreamsQuery(QueryInput):
+    ids: Annotated[
+        tuple[Id, ...],
+        Field(min_length=1, max_length=MANY),
+        BeforeValidator(lambda text: tuple(text.split(","))),
+    ]
+    after: Annotated[
+        tuple[_Position, ...], BeforeValidator(lambda text: tuple(text.split(",")))
+    ] = ()
+
+
+class _RangeQuery(QueryInput):
+    after: _Position = 0
+    until: _Position = 0
+
+
+def feed_routes(feed: StoreFeed, token: Secret) -> Blueprint:
+    """Builds the routes of the feed, for callers that send its token."""
+    routes = Blueprint("feed", __name__, url_prefix="/internal")
+
+    @routes.before_request
+    def authorize() -> None:
+        given = request.headers.get("Authorization", "").encode()
+        if not hmac.compare_digest(given, f"Bearer {token.read()}".encode()):
+            raise Unauthorized("The feed is for projectors, which know its token.")
+
+    @routes.get("/events")
+    def events() -> Response:
+        asked = _StreamQuery.model_validate(query_values())
+        found = feed.stream(asked.stream, asked.after)
+        return json_response({"events": tuple(to_message(event) for event in found)})
+
+    @routes.get("/streams")
+    def streams() -> Response:
+        asked = _StreamsQuery.model_validate(query_values())
+        after = [*asked.after, *[0] * len(asked.ids)]
+        found = feed.streams(dict(zip(asked.ids, after, strict=False)))
+        messages: dict[str, Json] = {
+            stream: tuple(to_message(event) for event in events) for stream, events in found.items()
+        }
+        return json_response({"streams": messages})
+
+    @routes.get("/feed")
+    def between() -> Response:
+        asked = _RangeQuery.model_validate(query_values())
+        found = feed.between(asked.after, asked.until)
+        return json_response({"events": tuple(to_message(event) for event in found)})
+
+    @routes.get("/heads")
+    def heads() -> Response:
+        asked = _RangeQuery.model_validate(query_values())
+        page = feed.heads(asked.after, asked.until)
+        changed: Json = tuple({"id": str(h.aggregate_id), "version": h.version} for h in page.heads)
+        return json_response(
+            {
+                "heads": changed,
+                "until": page.until,
+                "settled": page.settled,
+                "head": page.head,
+                "epoch": page.epoch,
+                "at": to_timestamp(page.at) if page.at else None,
+            }
+        )
+
+    @routes.get("/log")
+    def log() -> Response:
+        return json_response({"aggregateType": feed.aggregate_type, **asdict(feed.progress())})
+
+    return routes
