@@ -18,7 +18,6 @@ from user.projections import users
 
 TITLE = "User Service"
 ABOUT = "Creates users and changes them; shows each as it is, as it was, and how it came about."
-NEEDS = ("store", "readmodel", "token")
 PROJECTIONS = (users.PROJECTION,)
 
 
