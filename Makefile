@@ -2,89 +2,106 @@
 
 .DEFAULT_GOAL := help
 
-PYTHON := .venv/bin/python
+# `make test PYTHON=python3.11` uses another Python, in a virtual environment of its own.
+VENV := .venv$(if $(PYTHON),-$(notdir $(PYTHON)))
+RUN := $(VENV)/bin/python
 export PYTHONPATH := services:.
 
-LOCK := .venv/bin/uv --quiet pip compile --universal --python-version 3.11 --generate-hashes --no-header --upgrade
+UV = $(or $(shell command -v uv),$(VENV)/bin/uv)
+LOCK = $(UV) --quiet pip compile --universal --python-version 3.11 --generate-hashes --no-header
 
 # A Kubernetes on this machine that builds images itself, for machines without docker.
 export LOCAL_CLUSTER ?= $(abspath $(wildcard ../shared/cluster/cluster))
 
-.PHONY: help run demo shell test lint bench chaos simulation soak profile docs lock clean images up deploy e2e bench-cluster down
+.PHONY: help run demo shell clean test lint chaos simulation soak bench profile docs lock images up deploy down e2e bench-cluster
 
-help: ## Say what can be made
-	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1: /p' $(MAKEFILE_LIST)
+help: ## List the targets
+	@sed -n -e 's/^##@ \(.*\)/\n\1/p' -e 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
-run: .venv/ready ## Run everything until Ctrl-C: servers, services, projectors
-	@$(PYTHON) -m local.run
+##@ Run it on this machine
 
-demo: .venv/ready ## Play the guide's six requests, beside a running system
-	@$(PYTHON) -m local.demo
+run: $(VENV)/ready ## Run servers, services and projectors until Ctrl-C; HOST=0.0.0.0 listens for others, too
+	@$(RUN) -m local.run $(if $(filter command line,$(origin HOST)),--host $(HOST))
 
-shell: .venv/ready ## Open a shell where a process of `make run` is: IN=order-service
-	@$(PYTHON) -m local.inside $(or $(IN),order-service)
+demo: $(VENV)/ready ## Play the guide's six requests, beside `make run`
+	@$(RUN) -m local.demo
 
-test: .venv/ready ## Run all tests, on fakes and on real servers of their own
-	@$(PYTHON) -m pytest --ignore=tests/bench --ignore=tests/e2e
-
-lint: .venv/ready ## Check style, types, import rules, and what is insecure
-	@.venv/bin/ruff check
-	@.venv/bin/ruff format --check
-	@.venv/bin/mypy
-	@.venv/bin/lint-imports --no-logo
-	@$(PYTHON) -m local.audit
-
-bench: .venv/ready ## Measure all beside its ceiling and write docs/performance.md; or print one: ROW=P8
-	@$(PYTHON) -m tests.bench $(ROW)
-
-profile: .venv/ready ## Print in which parts of the code a command's time goes, process by process
-	@$(PYTHON) -m tests.bench.profile
-
-chaos: .venv/ready ## Simulate 10,000 runs, then make every fault of docs/chaos.md under load; SEED=... ROW=... replay
-	@$(if $(ROW),,$(PYTHON) -m tests.sim --seeds 10000)
-	@$(PYTHON) -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(ROW),--row $(ROW))
-
-simulation: .venv/ready ## Run SEEDS=10000 of the simulation, the suite against itself, and 2,000 examples of the store
-	@$(PYTHON) -m tests.sim --seeds $(or $(SEEDS),10000)
-	@$(PYTHON) -m tests.sim --mutants
-	@STORE_EXAMPLES=2000 $(PYTHON) -m pytest tests/integration/test_store_properties.py
-
-soak: .venv/ready ## Run for MINUTES=30 at half of what goes: memory, lag and errors must stay flat
-	@$(PYTHON) -m tests.chaos soak --minutes $(or $(MINUTES),30)
-
-docs: .venv/ready ## Write the chart's values into its README; dashboards, alerts and init.sql into it
-	@$(PYTHON) -m local.chart_docs
-	@$(PYTHON) -m local.panels
-	@cp init.sql charts/shop/files/init.sql
-
-lock: .venv/ready ## Lock the newest versions that requirements.in allows, with hashes
-	@.venv/bin/python -m pip --quiet --disable-pip-version-check install uv
-	@$(LOCK) --output-file requirements.txt requirements.in
-	@$(LOCK) --output-file services/requirements.txt --constraint requirements.txt services/requirements.in
-	@$(LOCK) --output-file services/requirements-dev.txt --constraint requirements.txt services/requirements-dev.in
-
-images: ## Build the images and bring them into the current cluster
-	@local/make-images
-
-up: ## Make a kind cluster with an ingress and install everything; OBSERVABILITY=1 adds dashboards
-	@local/cluster-up
-
-deploy: images ## Install or upgrade everything on the current cluster; OBSERVABILITY=1 too
-	@local/deploy
-
-e2e: .venv/ready images ## Test the chart on the current cluster, through its ingress
-	@$(PYTHON) -m pytest tests/e2e
-
-bench-cluster: .venv/ready images ## Measure installing and recovering on the current cluster
-	@$(PYTHON) -m tests.bench.cluster
-
-down: ## Remove the kind cluster and all that is on it
-	@local/cluster-up --remove
+shell: $(VENV)/ready ## Open a shell for the operator's tools, beside `make run`; IN=order-service is that process's own
+	@$(RUN) -m local.inside $(IN)
 
 clean: ## Remove the data of `make run`
 	@python3 -m local.clean .data
 
-# Made anew when the lock has changed; --require-hashes takes nothing that is not locked.
-.venv/ready: requirements.txt
-	@local/make-venv .venv requirements.txt
+##@ Test it
+
+test: $(VENV)/ready-dev ## Run all tests, on fakes and on real servers of their own
+	@$(RUN) -m pytest --ignore=tests/bench --ignore=tests/e2e
+
+lint: $(VENV)/ready-dev ## Check style, types, import rules, and what is insecure
+	@$(VENV)/bin/ruff check
+	@$(VENV)/bin/ruff format --check
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports --no-logo
+	@$(RUN) -m local.audit
+
+chaos: $(VENV)/ready-dev ## Simulate 10,000 runs, then make every fault of docs/chaos.md under load; SEED=... ROW=... replay
+	@$(if $(ROW),,$(RUN) -m tests.sim --seeds 10000)
+	@$(RUN) -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(ROW),--row $(ROW))
+
+simulation: $(VENV)/ready-dev ## Run SEEDS=10000 of the simulation, the suite against itself, and 2,000 examples of the store
+	@$(RUN) -m tests.sim --seeds $(or $(SEEDS),10000)
+	@$(RUN) -m tests.sim --mutants
+	@STORE_EXAMPLES=2000 $(RUN) -m pytest tests/integration/test_store_properties.py
+
+soak: $(VENV)/ready-dev ## Run for MINUTES=30 at half of what goes: memory, lag and errors must stay flat
+	@$(RUN) -m tests.chaos soak --minutes $(or $(MINUTES),30)
+
+##@ Measure it
+
+bench: $(VENV)/ready-dev ## Measure all beside its ceiling and write docs/performance.md; or print one: ROW=P8
+	@$(RUN) -m tests.bench $(ROW)
+
+profile: $(VENV)/ready-dev ## Print in which parts of the code a command's time goes, process by process
+	@$(RUN) -m tests.bench.profile
+
+##@ Run it on Kubernetes
+
+up: ## Make a kind cluster with an ingress and install everything; OBSERVABILITY=1 adds dashboards
+	@local/cluster-up
+
+images: ## Build the images and bring them into the current cluster
+	@local/make-images
+
+deploy: images ## Install or upgrade everything on the current cluster; OBSERVABILITY=1 too
+	@local/deploy
+
+down: ## Remove the kind cluster and all that is on it
+	@local/cluster-up --remove
+
+e2e: $(VENV)/ready-dev images ## Test the chart on the current cluster, through its ingress
+	@$(RUN) -m pytest tests/e2e
+
+bench-cluster: $(VENV)/ready-dev images ## Measure installing and recovering on the current cluster
+	@$(RUN) -m tests.bench.cluster
+
+##@ Keep it in order
+
+docs: $(VENV)/ready-dev ## Write the chart's values into its README; dashboards, alerts and init.sql into it
+	@$(RUN) -m local.chart_docs
+	@$(RUN) -m local.panels
+	@cp init.sql charts/shop/files/init.sql
+
+lock: $(VENV)/ready ## Lock the newest versions within the bounds of the requirements.in files, with hashes
+	@$(LOCK) --upgrade --output-file tests/requirements.txt tests/requirements.in
+	@for each in requirements services/requirements services/requirements-dev; do \
+	    $(LOCK) --constraint tests/requirements.txt --output-file $$each.txt $$each.in || exit; done
+	@$(LOCK) --upgrade --output-file local/uv.txt local/uv.in
+
+# Installed anew when a lock has changed; --require-hashes takes nothing that is not locked.
+$(VENV)/ready: requirements.txt local/uv.txt
+	@local/make-venv $(VENV) requirements.txt
+	@touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready tests/requirements.txt
+	@local/make-venv $(VENV) tests/requirements.txt
 	@touch $@

@@ -374,7 +374,7 @@ def _package(name: str) -> Path:
     """Where an installed package is, without importing it."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
-        raise CannotStart(f"The Python package {name} is missing: `make .venv` installs it.")
+        raise CannotStart(f"The Python package {name} is missing: `make run` installs it.")
     return Path(spec.origin).parent
 
 

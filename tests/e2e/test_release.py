@@ -6,6 +6,7 @@ import base64
 import json
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -53,7 +54,7 @@ def test_it_installs_from_nothing_within_five_minutes(
 def test_the_guides_six_requests_are_answered_through_the_ingress(release: Release) -> None:
     with release.port("service/shop-order-service", 3002) as port:
         said = run(
-            str(ROOT / ".venv/bin/python"), "-m", "local.demo",
+            sys.executable, "-m", "local.demo",
             f"--gateway={INGRESS}", f"--order-service=http://127.0.0.1:{port}", cwd=ROOT,
         )  # fmt: skip
     assert "ORDER_PLACED" in said
