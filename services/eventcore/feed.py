@@ -16,6 +16,7 @@ from urllib3.exceptions import HTTPError
 from eventcore import jsontext
 from eventcore.errors import FeedAway, NotAnEvent
 from eventcore.event import Event, from_message
+from eventcore.retry import CircuitBreaker
 from eventcore.settings import Secret
 from eventcore.store import PAGE, Head, Progress, Store, Stream
 
@@ -126,13 +127,18 @@ class StoreFeed:
 
 
 class HttpFeed:
-    """A Feed from the owner at `url`, by its token, which is read at each call."""
+    """A Feed from the owner at `url`, by its token, which is read at each call.
 
-    def __init__(self, url: str, token: Secret) -> None:
+    A call takes `timeout` seconds at most. After some calls in a row that failed, the next ones
+    fail at once for a while.
+    """
+
+    def __init__(self, url: str, token: Secret, timeout: float = 5.0) -> None:
         self._url = url.rstrip("/")
         self._token = token
+        self._circuit = CircuitBreaker()
         self._pool = urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=2, read=10), retries=False, maxsize=4
+            timeout=urllib3.Timeout(total=timeout), retries=False, maxsize=4
         )
 
     def stream(self, aggregate_id: str, after: int) -> list[Event]:
@@ -191,16 +197,13 @@ class HttpFeed:
 
     def _get(self, what: str, **query: str | int) -> Any:
         url = f"{self._url}/internal/{what}"
-        headers = {"Authorization": f"Bearer {self._token.read()}"}
-        try:
-            response = self._pool.request(
-                "GET",
-                url,
-                fields={name: str(value) for name, value in query.items()},
-                headers=headers,
-            )
-            if response.status != 200:
-                raise FeedAway(f"{url} answered {response.status}: {response.data[:200]!r}")
-            return jsontext.parse(response.data)
-        except (HTTPError, ValueError) as error:
-            raise FeedAway(f"{url} cannot be read: {error}") from error
+        fields = {name: str(value) for name, value in query.items()}
+        with self._circuit.call():
+            headers = {"Authorization": f"Bearer {self._token.read()}"}
+            try:
+                response = self._pool.request("GET", url, fields=fields, headers=headers)
+                if response.status != 200:
+                    raise FeedAway(f"{url} answered {response.status}: {response.data[:200]!r}")
+                return jsontext.parse(response.data)
+            except (HTTPError, ValueError) as error:
+                raise FeedAway(f"{url} cannot be read: {error}") from error

@@ -1,6 +1,7 @@
 """Whatever the broker loses, repeats or reorders: the read model is the fold of the log."""
 
-from collections.abc import Callable, Iterable
+import socket
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from threading import Event as Stop
@@ -15,10 +16,13 @@ from hypothesis import strategies as st
 from eventcore.broker import Consumer, Message
 from eventcore.errors import BrokerAway, FeedAway
 from eventcore.event import Event, NewEvent
+from eventcore.feed import HttpFeed
+from eventcore.observe import Health
 from eventcore.projection import Document, Projection
 from eventcore.projector import SILENT, Folder
 from eventcore.relay import to_broker
-from eventcore.store import Stream
+from eventcore.settings import Secret
+from eventcore.store import PAGE, Stream
 from order.projections import orders
 from tests.fakes.shop import FakeShop, projector
 from user.projections import users
@@ -493,3 +497,204 @@ def test_the_checkpoint_does_not_pass_a_stream_that_is_neither_applied_nor_parke
     fresh.sweep()
     assert shop.readmodel.collections["users"][user_id]["version"] == 2
     assert shop.readmodel.checkpoint("users").position == 2
+
+
+def long_list(shop: FakeShop, length: int) -> set[str]:
+    """So many parked streams, each with a document and an event that no code can apply."""
+    streams = {str(uuid4()) for _ in range(length)}
+    for stream in streams:
+        created = NewEvent(uuid4(), "USER_CREATED", 1, {"name": "Ada", "email": "a@b"})
+        unknown = NewEvent(uuid4(), "USER_MARRIED", 1, {})
+        shop.user_store.append(Stream("user", UUID(stream)), 0, [created, unknown], {})
+    shop.relay()
+    while shop.broker.queues[USERS]:
+        shop.consume(["users"])
+    return streams
+
+
+class Counted:
+    """Counts the calls of some methods, and what they were asked for."""
+
+    def __init__(self, target: object, *names: str) -> None:
+        self.calls: list[tuple[str, object]] = []
+        for name in names:
+            setattr(target, name, self._counting(name, getattr(target, name)))
+
+    def _counting(self, name: str, method: Callable[..., object]) -> Callable[..., object]:
+        def counted(*arguments: object) -> object:
+            self.calls.append((name, arguments[-1]))
+            return method(*arguments)
+
+        return counted
+
+
+def test_streams_of_one_batch_are_parked_at_once_and_logged_once(
+    shop: FakeShop, caplog: pytest.LogCaptureFixture
+) -> None:
+    counted = Counted(shop.readmodel, "park")
+    streams = long_list(shop, 300)
+    assert shop.readmodel.parked("users").keys() == streams
+    assert len(counted.calls) == 2  # 600 messages are two batches, and halves of some streams meet
+    lines = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert [each.getMessage() for each in lines] == ["Streams parked"] * 2
+    assert sum(vars(each)["streams"] for each in lines) == 300
+    caplog.clear()
+    shop.broker.route(to_broker(shop.user_store.log[-1]))
+    shop.consume(["users"])
+    again = projector(users.PROJECTION, shop.readmodel, shop.user_store, shop.broker)
+    while again.sweep():
+        pass
+    assert not [each for each in caplog.records if each.levelname == "ERROR"]
+
+
+def test_a_sweep_looks_at_a_part_of_a_long_parked_list_and_tries_each_entry_once(
+    shop: FakeShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventcore.projector.TOUR", 20)
+    streams = long_list(shop, 300)
+    shop.sweep(["users"])
+    again = projector(users.PROJECTION, shop.readmodel, shop.user_store, shop.broker)
+    again._health = Health("feed")
+    shop.readmodel.release_lease("users", "holder")
+    asked = Counted(again._folder._feed, "streams")
+    writes = Counted(shop.readmodel, "park", "release", "write")
+    tried: list[str] = []
+    sweeps = 0
+    while True:
+        before = len(asked.calls)
+        more = again.sweep()
+        sweeps += 1
+        new = [each for _, given in asked.calls[before:] for each in given]  # type: ignore[attr-defined]
+        assert len(new) <= 40
+        assert again._health.missing() == {}
+        tried += new
+        if not more:
+            break
+    assert sweeps >= 300 / 40
+    assert sorted(tried) == sorted(streams)
+    assert len(asked.calls) <= sweeps + 2
+    before = len(asked.calls)
+    for _ in range(2 * sweeps):
+        again.sweep()
+    assert len(asked.calls) == before
+    assert writes.calls == []
+
+
+def test_after_a_fix_a_long_parked_list_is_released_and_others_go_on_meanwhile(
+    shop: FakeShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventcore.projector.TOUR", 20)
+    streams = long_list(shop, 100)
+    shop.sweep(["users"])
+    fixed = replace(users.PROJECTION, ignores=frozenset({"USER_MARRIED"}))
+    new = projector(fixed, shop.readmodel, shop.user_store, shop.broker)
+    shop.readmodel.release_lease("users", "holder")
+    shop.broker.cut()
+    assert new.sweep()
+    left = len(shop.readmodel.parked("users"))
+    assert 0 < left < 100
+    other = shop.post(shop.users, "/users", {"name": "Bob", "email": "b@b"})["userId"]
+    shop.relay()
+    new.consume(Stop(), wait=1)
+    assert other in shop.readmodel.collections["users"]
+    assert len(shop.readmodel.parked("users")) == left
+    while new.sweep():
+        pass
+    assert shop.readmodel.parked("users") == {}
+    assert {shop.readmodel.collections["users"][each]["version"] for each in streams} == {2}
+
+
+def test_the_gaps_of_a_batch_cost_one_question_for_many(shop: FakeShop) -> None:
+    people = [shop.create_user() for _ in range(150)]
+    for user_id in people:
+        shop.users.put(f"/users/{user_id}", json={"name": "Eve"})
+    shop.relay()
+    shop.broker.purge(USERS)
+    for user_id in people:
+        shop.users.put(f"/users/{user_id}", json={"name": "Eva"})
+    shop.relay()
+    asked = Counted(shop.projectors["users"]._folder._feed, "streams")
+    shop.consume(["users"])
+    assert len(asked.calls) == 3
+    documents = shop.readmodel.collections["users"]
+    assert {documents[each]["version"] for each in people} == {3}
+
+
+def test_a_gap_longer_than_a_page_is_filled(shop: FakeShop) -> None:
+    user_id = shop.create_user()
+    renamed = [NewEvent(uuid4(), "USER_NAME_CHANGED", 1, {"name": "Eve"}) for _ in range(PAGE)]
+    for begin in range(3):
+        shop.user_store.append(Stream("user", UUID(user_id)), begin * PAGE + 1, renamed, {})
+    shop.relay()
+    message = shop.broker.queues[USERS].pop()
+    shop.broker.purge(USERS)
+    shop.broker.queues[USERS].append(message)
+    shop.consume(["users"])
+    assert shop.readmodel.collections["users"][user_id]["version"] == 3 * PAGE + 1
+    assert not shop.broker.queues[f"{USERS}.dead-letters"]
+
+
+@pytest.fixture
+def silent_owner() -> Iterator[str]:
+    """The address of a feed that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_an_owner_that_never_answers_holds_a_batch_up_once_and_other_streams_go_on(
+    shop: FakeShop, silent_owner: str
+) -> None:
+    people = [shop.create_user() for _ in range(120)]
+    for user_id in people:
+        shop.users.put(f"/users/{user_id}", json={"name": "Eve"})
+    shop.relay()
+    shop.broker.purge(USERS)
+    for user_id in people:
+        shop.users.put(f"/users/{user_id}", json={"name": "Eva"})
+    other = shop.post(shop.users, "/users", {"name": "Bob", "email": "b@b"})["userId"]
+    shop.relay()
+    folder = shop.projectors["users"]._folder
+    owner, folder._feed = folder._feed, HttpFeed(silent_owner, Secret(""), timeout=0.2)
+    began = monotonic()
+    shop.consume(["users"])
+    assert monotonic() - began < 1.5
+    assert other in shop.readmodel.collections["users"]
+    assert not shop.broker.queues[f"{USERS}.dead-letters"]
+    folder._feed = owner
+    shop.sweep(["users"])
+    assert_converged(shop)
+
+
+def test_after_some_calls_without_an_answer_the_next_ones_fail_at_once(silent_owner: str) -> None:
+    feed = HttpFeed(silent_owner, Secret(""), timeout=0.2)
+    began = monotonic()
+    for _ in range(50):
+        with pytest.raises(FeedAway):
+            feed.stream("x", 0)
+    assert monotonic() - began < 3
+
+
+def test_one_unreadable_message_is_one_dead_letter_however_long_mongodb_is_away(
+    shop: FakeShop, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop.users.post("/users", json={"name": "Ada", "email": "a@b"})
+    shop.relay()
+    shop.broker.route(Message("x", "user.created", b"{", {}))
+    shop.readmodel.away = True
+
+    class Long(Stop):
+        """Counts the waits, after the last of which MongoDB is there again."""
+
+        waits = 0
+
+        def wait(self, timeout: float | None = None) -> bool:
+            self.waits += 1
+            shop.readmodel.away = self.waits < 300
+            return False
+
+    stop = Long()
+    shop.projectors["users"].consume(stop, wait=1)
+    assert stop.waits == 300
+    assert len(shop.broker.queues[f"{USERS}.dead-letters"]) == 1
+    assert [each.getMessage() for each in caplog.records].count("Failed to parse message") == 1
+    assert_converged(shop)
