@@ -1,14 +1,20 @@
-"""What `make run` tells people: that all is ready, where it is, and what to paste first."""
+"""Prints what `make run` tells people: where everything is, what to paste first, what has died."""
 
 import sys
 import time
 from collections.abc import Mapping, Sequence
 
+from honcho.printer import Message, Printer
+
+from local.child import Child, is_alive
 from local.processes import Process
 from local.shop import says_ready
 
 PATIENCE = 60
 """Seconds until it says what it still waits for."""
+
+REMIND_AFTER = 40
+"""Lines of log on a terminal until it says again where everything is."""
 
 _FIRST_CURL = """\
 curl -i {gateway}/users -H 'Content-Type: application/json' \\
@@ -25,18 +31,50 @@ def paint(text: str, code: int) -> str:
     return f"\033[{code}m{text}\033[0m" if sys.stdout.isatty() else text
 
 
-def announce(processes: Sequence[Process], places: Mapping[str, str]) -> None:
-    """Wait until all processes are ready, then say where they are and what to do first."""
+class RemindingPrinter(Printer):  # type: ignore[misc]
+    """Prints the processes' lines; on a terminal, `reminder` again when it is out of sight."""
+
+    def __init__(self, reminder: str) -> None:
+        super().__init__(sys.stdout)
+        self._reminder = reminder
+        self._lines = 0
+
+    def write(self, message: Message) -> None:
+        """Prints one line; see Printer."""
+        super().write(message)
+        self._lines += 1
+        if self._lines >= REMIND_AFTER and sys.stdout.isatty():
+            self._lines = 0
+            say(paint(self._reminder, 36))
+
+
+def announce(
+    processes: Sequence[Process], places: Mapping[str, str], servers: Sequence[Child]
+) -> None:
+    """Says when all processes are ready, and when a server has ended by itself; never returns."""
     begun = time.monotonic()
-    waiting = list(processes)
-    told = False
-    while waiting := [each for each in waiting if not says_ready(each.ready_url)()]:
-        if not told and time.monotonic() - begun > PATIENCE:
-            names = ", ".join(each.name for each in waiting)
-            say(paint(f"Still waiting for {names}: see what they say above.", 33))
-            told = True
-        time.sleep(0.1)
-    say(_welcome(processes, places))
+    waiting, running = list(processes), list(servers)
+    impatient = False
+    while True:
+        for server in [each for each in running if not is_alive(each.pid)]:
+            running.remove(server)
+            say(paint(_ended(server), 31))
+        if waiting:
+            waiting = [each for each in waiting if not says_ready(each.ready_url)()]
+            if not waiting:
+                say(_welcome(processes, places))
+            elif not impatient and time.monotonic() - begun > PATIENCE:
+                names = ", ".join(each.name for each in waiting)
+                say(paint(f"Still waiting for {names}: see what they say above.", 33))
+                impatient = True
+        time.sleep(0.1 if waiting else 1)
+
+
+def _ended(server: Child) -> str:
+    return (
+        f"{server.name} has ended, and nothing starts it again. Its last words: "
+        f"{server.last_words()}. Data stays in its folder: press Ctrl-C, then `make run` again."
+    )
 
 
 def _welcome(processes: Sequence[Process], places: Mapping[str, str]) -> str:

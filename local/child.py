@@ -74,10 +74,10 @@ class Child:
         deadline = time.monotonic() + seconds
         while not condition():
             if not self.is_running:
-                raise CannotStart(f"{self.name} ended while it started: {self._last_words()}")
+                raise CannotStart(f"{self.name} ended while it started: {self.last_words()}")
             if time.monotonic() > deadline:
                 raise CannotStart(
-                    f"{self.name} was not ready within {seconds:.0f} s: {self._last_words()}"
+                    f"{self.name} was not ready within {seconds:.0f} s: {self.last_words()}"
                 )
             time.sleep(POLL)
 
@@ -104,10 +104,11 @@ class Child:
         for pid in family:
             _send(pid, signal.SIGKILL)
         self._process.wait()
-        while any(_is_alive(pid) for pid in family):
+        while any(is_alive(pid) for pid in family):
             time.sleep(POLL)
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
+        """Returns the last line of its log, and where the log is."""
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines()]
         words = next((line for line in reversed(lines) if line), "it said nothing")
         return f"{words} (more in {self.log})"
@@ -123,8 +124,8 @@ def _descendants(pid: int) -> list[int]:
     return children + [each for child in children for each in _descendants(child)]
 
 
-def _is_alive(pid: int) -> bool:
-    """Whether the process is there and more than a zombie that nobody has waited for."""
+def is_alive(pid: int) -> bool:
+    """Returns whether the process is there and more than a zombie that nobody has waited for."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):

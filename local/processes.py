@@ -170,4 +170,8 @@ def _inherited() -> dict[str, str]:
     without what says where servers are, which is each process's own.
     """
     prefixes = tuple(f"{prefix}_" for prefix in (*SERVERS.values(), "DATABASE", "FEED"))
-    return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name != "HOST" and not name.startswith(prefixes)  # some shells export HOST
+    }

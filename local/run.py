@@ -23,8 +23,8 @@ from honcho.manager import Manager
 
 from eventcore.errors import Error
 from eventcore.settings import Server
-from local.announce import announce, say
-from local.child import CannotStart, is_free
+from local.announce import RemindingPrinter, announce, say
+from local.child import CannotStart, Child, is_free
 from local.given import given_mongodb, given_postgres, given_rabbitmq
 from local.inside import forget_environments, note_environments
 from local.lock import sole_use
@@ -37,7 +37,7 @@ from local.processes import (
     prepare_stores,
     processes,
 )
-from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
+from local.servers import MongoDB, OwnServer, PostgreSQL, RabbitMQ, free_port
 
 _POSTGRES, _RABBITMQ, _MANAGEMENT, _MONGODB, _METRICS = 25432, 25672, 25673, 27117, 23000
 """Ports that nobody else's servers use; where one is taken after all, another is found."""
@@ -46,22 +46,23 @@ _POSTGRES, _RABBITMQ, _MANAGEMENT, _MONGODB, _METRICS = 25432, 25672, 25673, 271
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), default=".data", show_default=True)
 @click.option("--port", default=3000, show_default=True, help="The gateway's; two more follow it.")
-def main(data: Path, port: int) -> None:
+@click.option("--host", default="localhost", show_default=True, help="Where all processes listen.")
+def main(data: Path, port: int, host: str) -> None:
     """Run the whole system until Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGHUP, _hang_up)
     data = data.absolute()
     try:
         with sole_use(data):
-            run(data, port)
+            run(data, port, host)
     except (CannotStart, Error) as problem:
         sys.exit(f"make run: {problem}")
     except KeyboardInterrupt:
         say("Stopped.")
 
 
-def run(data: Path, port: int) -> None:
-    """Run on `data`, with the gateway on `port`, until we are told to stop.
+def run(data: Path, port: int, host: str) -> None:
+    """Run on `data`, with the gateway on `port` of `host`, until we are told to stop.
 
     Raises CannotStart or one of eventcore's errors; leaves nothing running in any case.
     """
@@ -73,24 +74,26 @@ def run(data: Path, port: int) -> None:
                 f"(`ss -ltnp 'sport = :{number}'` names it)."
             )
     log_format = os.environ.get("LOG_FORMAT") or ("text" if sys.stdout.isatty() else "json")
-    with _servers(data, os.environ) as (servers, places):
+    with _servers(data, os.environ) as (servers, places, started):
         eight = processes(
             servers,
             data / "secrets",
             ports=ports,
             free_port=_metrics_ports(),
-            settings={"LOG_FORMAT": log_format},
+            settings={"LOG_FORMAT": log_format, "HOST": host},
         )
         note_environments(eight, data / "secrets")
         try:
-            _supervise(eight, places)
+            _supervise(eight, places, started)
         finally:
             forget_environments(data / "secrets")
 
 
 @contextmanager
-def _servers(data: Path, environ: Environment) -> Iterator[tuple[Servers, Environment]]:
-    """The three servers, ready and prepared, and where people find them.
+def _servers(
+    data: Path, environ: Environment
+) -> Iterator[tuple[Servers, Environment, Sequence[Child]]]:
+    """The three servers, ready and prepared, where people find them, and those started here.
 
     Those that are started here are stopped in the end.
     """
@@ -102,14 +105,17 @@ def _servers(data: Path, environ: Environment) -> Iterator[tuple[Servers, Enviro
     postgres = given[2] or PostgreSQL(data / "postgres", free_port(_POSTGRES))
     all_three = (rabbitmq, mongodb, postgres)  # the slowest first
     try:
-        say("Starting the servers; the first time takes a while ...")
-        for server in all_three:
+        for name, server in zip(("RabbitMQ", "MongoDB", "PostgreSQL"), all_three, strict=True):
+            say(f"Starting {name} ..." if isinstance(server, OwnServer) else f"Using your {name}.")
             server.launch()
         postgres.await_ready()
+        say("PostgreSQL answers; making the event stores, their logins and their schema ...")
         prepare_stores(postgres.address, secrets)
         mongodb.await_ready()
         readmodels = {service: mongodb.login(f"{service}_read_model") for service in SERVICES}
+        say("MongoDB answers; waiting for RabbitMQ ...")
         rabbitmq.await_ready()
+        say("RabbitMQ answers; starting eight processes ...")
         places = {
             "PostgreSQL": _place(postgres.address),
             "RabbitMQ": _place(rabbitmq.address),
@@ -118,7 +124,8 @@ def _servers(data: Path, environ: Environment) -> Iterator[tuple[Servers, Enviro
         if isinstance(rabbitmq, RabbitMQ):
             limit_all_queues(replace(rabbitmq.address, port=management))
             places["RabbitMQ's page"] = f"http://localhost:{management}"
-        yield Servers(postgres.address, rabbitmq.address, readmodels), places
+        started = [each.child for each in all_three if isinstance(each, OwnServer)]
+        yield Servers(postgres.address, rabbitmq.address, readmodels), places, started
     finally:
         say("Stopping the servers ...")
         with ThreadPoolExecutor() as at_once:
@@ -131,27 +138,33 @@ def _place(server: Server) -> str:
     return f"{where}, password in {server.password.file}" if server.password.file else where
 
 
-def _supervise(eight: Sequence[Process], places: Environment) -> None:
+def _supervise(eight: Sequence[Process], places: Environment, started: Sequence[Child]) -> None:
     """Run the processes until we are told to stop; then end all.
 
     Raises CannotStart if one of them ends by itself.
     """
     multiprocessing.set_start_method("fork")
     os.register_at_fork(after_in_child=_die_with_parent)
-    multiprocessing.Process(target=_announce, args=(eight, places), daemon=True).start()
-    manager = Manager()
+    told = eight, places, started
+    announcer = multiprocessing.Process(target=_announce, args=told, daemon=True)
+    announcer.start()
+    gateway = f"http://localhost:{eight[0].port}"
+    manager = Manager(
+        RemindingPrinter(f"── {gateway}/docs · beside it: make demo, make shell · Ctrl-C stops ──")
+    )
     for each in eight:
         command = ["setpriv", "--pdeathsig", "SIGTERM", "--", *each.argv]
         manager.add_process(each.name, f"exec {shlex.join(command)}", env=dict(each.env))
     manager.loop()
+    announcer.terminate()
     if manager.returncode not in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         raise CannotStart("A process ended by itself, so all were stopped: it says why above.")
 
 
-def _announce(eight: Sequence[Process], places: Environment) -> None:
+def _announce(eight: Sequence[Process], places: Environment, started: Sequence[Child]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    announce(eight, places)
+    announce(eight, places, started)
 
 
 def _die_with_parent() -> None:

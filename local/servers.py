@@ -58,7 +58,7 @@ class OwnServer(ABC):
     """
 
     address: Server
-    _child: Child
+    child: Child
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -68,11 +68,11 @@ class OwnServer(ABC):
         """Make its data if need be, start it, and return at once."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._prepare()
-        self._child.launch()
+        self.child.launch()
 
     def await_ready(self) -> None:
         """Return when it answers; raises CannotStart."""
-        self._child.await_that(self._answers, START_TIME)
+        self.child.await_that(self._answers, START_TIME)
 
     def start(self) -> None:
         """Start it, unless it runs, and return when it answers; raises CannotStart."""
@@ -81,11 +81,11 @@ class OwnServer(ABC):
 
     def stop(self) -> None:
         """Ask it to end, and return when it has."""
-        self._child.stop()
+        self.child.stop()
 
     def kill(self) -> None:
         """SIGKILL it and all its processes."""
-        self._child.kill()
+        self.child.kill()
 
     @abstractmethod
     def _prepare(self) -> None:
@@ -117,7 +117,7 @@ class PostgreSQL(OwnServer):
             "timezone": "UTC",
         }
         flags = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-        self._child = Child(
+        self.child = Child(
             "PostgreSQL",
             [str(self._programs / "postgres"), "-D", str(self._data), *flags],
             folder / "log",
@@ -214,7 +214,7 @@ class RabbitMQ(OwnServer):
             folder / "epmd.log",
             self._env,
         )
-        self._child = Child(
+        self.child = Child(
             "RabbitMQ", [str(self._programs / "rabbitmq-server")], folder / "log", self._env
         )
 
@@ -287,7 +287,7 @@ class MongoDB(OwnServer):
         self._password = secret_file(folder.parent / "secrets", "mongodb")
         options = "authSource=admin&retryWrites=false"
         self.address = Server(HOST, port, "admin", "admin", self._password, options)
-        self._child = self._program(self._data, "--auth")
+        self.child = self._program(self._data, "--auth")
 
     def _prepare(self) -> None:
         if not self._data.exists():

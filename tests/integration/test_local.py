@@ -92,7 +92,7 @@ def make_run(data_folder: Path) -> Iterator[MakeRun]:
 def test_it_runs_stops_without_a_trace_and_runs_again_on_the_same_data(
     make_run: MakeRun, rabbitmq: RabbitMQ
 ) -> None:
-    make_run.start()
+    make_run.start(http_proxy="http://127.0.0.1:9")
     Demo(make_run.url(), make_run.url(2)).play()
     user_id = _create_user(make_run.url())
 
@@ -104,6 +104,13 @@ def test_it_runs_stops_without_a_trace_and_runs_again_on_the_same_data(
     assert urllib3.request("GET", f"{make_run.url()}/users/{user_id}").status == 200
     with pytest.raises(CannotStart, match="is running already"):
         clean(make_run.data)
+
+    # A server that dies is missed at once.
+    os.kill(
+        int((make_run.data / "postgres/data/postmaster.pid").read_text().split()[0]), signal.SIGINT
+    )
+    _until(lambda: "PostgreSQL has ended" in make_run.said(), 10)
+    assert "`make run` again" in make_run.said()
 
     # Killed, it cannot stop anything itself.
     make_run.send(signal.SIGKILL)

@@ -55,8 +55,8 @@ def stopped(scene: Scene) -> Iterator[str]:
     """An immediate stop; or everything down, and started in the wrong order."""
     system = scene.system
     if scene.number % 2 == 0:
-        os.kill(system.postgres._child.pid, signal.SIGQUIT)
-        until(lambda: not system.postgres._child.is_running, 30, "PostgreSQL stops")
+        os.kill(system.postgres.child.pid, signal.SIGQUIT)
+        until(lambda: not system.postgres.child.is_running, 30, "PostgreSQL stops")
         yield "PostgreSQL stopped at once (immediate)"
         system.postgres.start()
         return
