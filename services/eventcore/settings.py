@@ -145,14 +145,7 @@ class ServiceSettings(ServeSettings):
     feed: Annotated[FeedToken, _group(), _variables("feed")]
 
 
-class _QueueSettings(Settings):
-    """The limits of the queues."""
-
-    delivery_limit: Count = 20
-    queue_bytes: Count = 256 * 1024 * 1024
-
-
-class RelaySettings(_QueueSettings):
+class RelaySettings(Settings):
     """The settings of a relay."""
 
     store: Store
@@ -167,7 +160,7 @@ class ProjectionSettings(Settings):
     feed: Annotated[Feed, _group(), _variables("feed")]
 
 
-class ProjectorSettings(ProjectionSettings, _QueueSettings):
+class ProjectorSettings(ProjectionSettings):
     """The settings of a projector."""
 
     broker: Broker
@@ -182,7 +175,7 @@ class StoreSettings(Settings):
     store: Store
 
 
-class BrokerSettings(_QueueSettings):
+class BrokerSettings(Settings):
     """The settings of the tools that need the broker alone."""
 
     broker: Broker
@@ -198,12 +191,17 @@ class TraceSettings(StoreSettings, ReadModelSettings):
     """The settings of `trace`, which reads the event store and the read model."""
 
 
-class ProvisionSettings(_QueueSettings):
-    """The administrators' logins; a server of which no variable is set is left alone."""
+class ProvisionSettings(Settings):
+    """The administrators' logins; a server of which no variable is set is left alone.
+
+    `queue_bytes` and `delivery_limit` are limits of each queue.
+    """
 
     store: _Postgres | None = Field(None, validation_alias="postgres")
     broker: _RabbitMQ | None = Field(None, validation_alias="rabbitmq")
     readmodel: _MongoDB | None = Field(None, validation_alias="mongodb")
+    queue_bytes: Count = 256 * 1024 * 1024
+    delivery_limit: Count = 20
 
 
 Kind = TypeVar("Kind", bound=Settings)

@@ -1,32 +1,21 @@
 """What the rows are measured on: servers and processes of the run's own, begun when asked for."""
 
 import threading
-from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg2
+from pymongo import MongoClient
 
 from eventcore.command import new_id
 from eventcore.event import NewEvent
-from eventcore.readmodel import Mongo
 from eventcore.settings import Server
-from local.processes import ROOT, Process, Servers, prepare_stores, processes, store_login
+from local.processes import Servers, prepare_stores, processes, store_login
 from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
 from local.shop import Shop
-from tests.otlp import elsewhere
-
-VARIANTS: dict[str, dict[str, str]] = {
-    "echo": {"SERVICE": "echo"},
-    "unmetered": {"SERVICE": "unmetered"},
-    "unlogged": {"LOG_LEVEL": "ERROR"},
-    "two-workers": {"WORKERS": "2"},
-    "traced": {"OTEL_TRACES_SAMPLER_ARG": "0.1"},
-}
-"""The order service once more, with something changed, for rows that compare; and the echo."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,25 +25,13 @@ class Size:
     seconds: float
     relayed: int
     projected: int
-    rebuilt: int
-    rows: int
-    fill_seconds: float
     answered: int
     contended: int
 
 
-FULL = Size(
-    seconds=8, relayed=100_000, projected=100_000, rebuilt=40_000, rows=10_000_000,
-    fill_seconds=300, answered=200, contended=400,
-)  # fmt: skip
-SHORT = Size(
-    seconds=3, relayed=10_000, projected=3_000, rebuilt=4_000, rows=300_000,
-    fill_seconds=40, answered=60, contended=100,
-)  # fmt: skip
-QUICK = Size(
-    seconds=2, relayed=500, projected=900, rebuilt=400, rows=12_000,
-    fill_seconds=10, answered=10, contended=20,
-)  # fmt: skip
+FULL = Size(seconds=8, relayed=100_000, projected=100_000, answered=200, contended=400)
+SHORT = Size(seconds=3, relayed=10_000, projected=3_000, answered=60, contended=100)
+QUICK = Size(seconds=2, relayed=500, projected=900, answered=10, contended=20)
 
 
 Started = TypeVar("Started", PostgreSQL, RabbitMQ, MongoDB)
@@ -98,28 +75,10 @@ class Bed:
 
     @cached_property
     def shop(self) -> Shop:
-        """The eight processes, and the variants of the order service; nothing runs yet."""
-        eight = self._eight_told({})
-        order_service = next(each for each in eight if each.name == "order-service")
-        traces = {"OTEL_EXPORTER_OTLP_ENDPOINT": self._stack.enter_context(elsewhere())}
-        variants = [
-            _variant(order_service, name, told | (traces if name == "traced" else {}))
-            for name, told in VARIANTS.items()
-        ]
-        shop = Shop([*eight, *variants], self._folder / "logs")
-        self._stack.callback(shop.stop)
-        return shop
-
-    def shop_told(self, settings: Mapping[str, str]) -> Shop:
-        """Eight processes more, on the same stores, with settings of their own."""
-        shop = Shop(self._eight_told(settings), self._folder / "logs-told")
-        self._stack.callback(shop.stop)
-        return shop
-
-    def _eight_told(self, settings: Mapping[str, str]) -> list[Process]:
+        """The eight processes of the system; nothing runs yet."""
         for service in ("user", "order"):
             self.store(service, "owner")
-        return processes(
+        eight = processes(
             Servers(
                 self.postgres.address,
                 self.rabbitmq.address,
@@ -128,13 +87,11 @@ class Bed:
             self._folder / "secrets",
             ports={name: free_port() for name in ("gateway", "user-service", "order-service")},
             free_port=free_port,
-            settings={"LOG_FORMAT": "json", "LOG_LEVEL": "INFO", **settings},
+            settings={"LOG_FORMAT": "json", "LOG_LEVEL": "INFO"},
         )
-
-    @property
-    def eight(self) -> list[str]:
-        """The names of the system's own processes."""
-        return [name for name in self.shop.names if name not in VARIANTS]
+        shop = Shop(eight, self._folder / "logs")
+        self._stack.callback(shop.stop)
+        return shop
 
     def durability(self) -> str:
         """What the servers themselves say about waiting for their disks."""
@@ -154,16 +111,15 @@ class Bed:
         """A cursor of the bare driver, on a connection of its own that commits by itself."""
         return Sql(login)
 
-    def bare_collection(self, name: str) -> Any:
-        """pymongo's own collection, `w: majority`, in a database of the benchmark's own."""
-        return self.mongo._of(name)
-
-    @cached_property
-    def mongo(self) -> Mongo:
-        """A read model for rows that need no service."""
-        mongo = Mongo(self.readmodel("bench"))
-        self._stack.callback(mongo.close)
-        return mongo
+    def bare_collection(self, name: str, service: str = "bench") -> Any:
+        """pymongo's own collection in a service's read model, `w: majority`."""
+        login = self.readmodel(service)
+        client: MongoClient[dict[str, Any]] = MongoClient(
+            login.host, login.port, username=login.user, password=login.password.read(),
+            authSource="admin", retryWrites=False, w="majority", journal=True,
+        )  # fmt: skip
+        self._stack.callback(client.close)
+        return client[login.name][name]
 
     def _started(self, server: Started) -> Started:
         self._stack.callback(server.stop)
@@ -186,16 +142,6 @@ class Sql:
 
     def __exit__(self, *_: object) -> None:
         self._connection.close()
-
-
-def _variant(base: Process, name: str, told: Mapping[str, str]) -> Process:
-    port = free_port()
-    env = {
-        **base.env, **told, "PORT": str(port), "METRICS_PORT": str(free_port()),
-        "PYTHONPATH": f"{ROOT / 'services'}:{ROOT / 'tests' / 'bench'}:{ROOT}",
-    }  # fmt: skip
-    url = f"http://127.0.0.1:{port}/readyz"
-    return replace(base, name=name, env=env, port=port, ready_url=url)
 
 
 USER = new_id()

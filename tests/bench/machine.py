@@ -1,4 +1,4 @@
-"""This machine: what it is, who else is at work on it, and what our processes take of it."""
+"""This machine: a description of it, and the CPU time that our processes take."""
 
 import os
 import platform
@@ -7,25 +7,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from time import monotonic
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
 _ENDED = FileNotFoundError, ProcessLookupError
-"""What is raised for a process or a thread that has ended meanwhile."""
-
-
-class OtherLoad:
-    """Watches, from now on, how much CPU time goes to processes that are not ours."""
-
-    def __init__(self) -> None:
-        self._began, self._busy, self._own = monotonic(), _busy(), cpu_seconds([os.getpid()])
-
-    def share(self) -> float:
-        """What others took since then, of all that the machine has."""
-        seconds = (monotonic() - self._began) * (os.cpu_count() or 1)
-        others = _busy() - self._busy - (cpu_seconds([os.getpid()]) - self._own)
-        return max(0.0, others / seconds)
+"""Raised for a process or a thread that has ended meanwhile."""
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
@@ -39,17 +25,17 @@ _KINDS = (
     ("secantusd", "the stand-in for MongoDB"),
     ("-m eventcore", "our processes"),
 )
-"""What a command line has in it, and whose it is; all others are the benchmark itself."""
+"""Part of a command line, and the kind of its process; all others are the benchmark itself."""
 
 
 class Spent:
-    """Watches, from now on, what this run's processes take of the CPU, by whose they are."""
+    """Measures, from now on, the CPU time of this run's processes, by kind."""
 
     def __init__(self) -> None:
         self._before = _cpu_by_kind()
 
     def each(self, done: int, what: str) -> str:
-        """What each of so many took, and how many a second that allows at most."""
+        """CPU time of each of so many, and how many a second that allows at most."""
         took = {kind: now - self._before.get(kind, 0.0) for kind, now in _cpu_by_kind().items()}
         parts = {kind: seconds / max(done, 1) * 1e6 for kind, seconds in took.items()}
         said = ", ".join(f"{kind} {each:.0f}" for kind, each in parts.items() if each >= 0.5)
@@ -81,12 +67,6 @@ def _own_cpu_seconds(pid: int) -> float:
     return sum(map(int, fields[11:15])) / TICKS
 
 
-def memory_bytes(pid: int) -> int:
-    """Memory that a process has resident."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
 def described() -> list[str]:
     """When, where and on which commit this is measured, a line each."""
     return [
@@ -95,14 +75,6 @@ def described() -> list[str]:
         f"Machine: {os.cpu_count()} cores ({_processor()}), {_memory()} GiB of memory,"
         f" Linux {platform.release().split('-')[0]}, Python {platform.python_version()}",
     ]
-
-
-def _busy() -> float:
-    """CPU seconds that were spent on processes, or kept from us by other machines, since boot."""
-    user, nice, system, _idle, _iowait, _irq, _softirq, steal = map(
-        int, Path("/proc/stat").read_text().split()[1:9]
-    )
-    return (user + nice + system + steal) / TICKS
 
 
 def family(pid: int) -> list[int]:

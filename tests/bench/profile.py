@@ -1,8 +1,8 @@
-"""`make profile`: in which parts of the code the time of one request goes, process by process.
+"""`make profile`: CPU time of one request by part of the code, process by process.
 
-py-spy looks at a process 200 times a second, and counts it only if it holds its interpreter's lock.
-What a part calls is counted as that part, up to the next part. The shares are of the CPU time that
-the process took for a request. py-spy reads the memory of other processes, which some systems allow
+py-spy samples a process 200 times a second, and counts it only if it holds its interpreter's lock.
+A frame counts for the innermost known part of its stack. The shares are of the CPU time that the
+process took for a request. py-spy reads the memory of other processes, which some systems allow
 to root alone.
 """
 
@@ -18,15 +18,19 @@ import click
 
 from tests.bench import machine
 from tests.bench.bed import Bed
-from tests.bench.calls import AT_REST, CONNECTIONS
 from tests.bench.load import as_much_as_goes, at_rate
 from tests.bench.visitor import Visitor
 
+CONNECTIONS = 16
+
 ON_THE_WAY = ("gateway", "order-service", "order-relay", "order-projector")
+
+ON_A_READ = ("gateway", "order-service")
 
 PARTS = (
     ("gunicorn/", "gunicorn"),
     ("urllib3/", "urllib3"),
+    ("http/client", "http.client"),
     ("werkzeug/", "werkzeug"),
     ("flask/", "Flask"),
     ("sqlalchemy/", "SQLAlchemy"),
@@ -37,25 +41,25 @@ PARTS = (
     ("prometheus_client/", "metrics"),
     ("logging/", "log lines"),
     ("eventcore/observe.py", "log lines"),
-    ("gateway/", "forwarding, ours"),
-    ("eventcore/serving.py", "taking requests, ours"),
-    ("eventcore/web.py", "routes, ours"),
-    ("eventcore/query.py", "routes, ours"),
-    ("eventcore/store.py", "the store, ours"),
-    ("eventcore/retry.py", "the store, ours"),
-    ("eventcore/command.py", "deciding, ours"),
-    ("eventcore/decider.py", "deciding, ours"),
-    ("order/order.py", "deciding, ours"),
-    ("order/api.py", "deciding, ours"),
-    ("order/customers.py", "deciding, ours"),
-    ("eventcore/relay.py", "the relay, ours"),
-    ("eventcore/broker.py", "messages, ours"),
-    ("eventcore/event.py", "messages, ours"),
-    ("eventcore/projector.py", "folding, ours"),
-    ("eventcore/readmodel.py", "the read model, ours"),
-    ("order/projections", "folding, ours"),
+    ("gateway/", "gateway (ours)"),
+    ("eventcore/serving.py", "serving.py (ours)"),
+    ("eventcore/web.py", "web.py (ours)"),
+    ("eventcore/query.py", "web.py (ours)"),
+    ("eventcore/store.py", "store.py (ours)"),
+    ("eventcore/retry.py", "store.py (ours)"),
+    ("eventcore/command.py", "commands (ours)"),
+    ("eventcore/decider.py", "commands (ours)"),
+    ("order/order.py", "commands (ours)"),
+    ("order/api.py", "commands (ours)"),
+    ("order/customers.py", "commands (ours)"),
+    ("eventcore/relay.py", "relay.py (ours)"),
+    ("eventcore/broker.py", "messages (ours)"),
+    ("eventcore/event.py", "messages (ours)"),
+    ("eventcore/projector.py", "projector.py (ours)"),
+    ("order/projections", "projector.py (ours)"),
+    ("eventcore/readmodel.py", "readmodel.py (ours)"),
 )
-"""What the path of a frame has in it, and the part that it belongs to."""
+"""Part of a frame's path, and the name under which it is counted."""
 
 LEAST = 0.03
 """Parts with a smaller share are summed up."""
@@ -67,48 +71,37 @@ Parts = Mapping[str, float]
 
 
 @click.command()
-@click.option("--rate", default=500, show_default=True, help="Orders a second, on the whole way.")
-@click.option("--seconds", default=10, show_default=True, help="How long to look, each time.")
+@click.option("--rate", default=300, show_default=True, help="Orders a second.")
+@click.option("--seconds", default=10, show_default=True, help="Seconds of each look.")
 def main(rate: int, seconds: int) -> None:
-    """Print where the interpreter's time of each process goes, as tables."""
+    """Prints where the interpreter's time of each process goes, as tables."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="profile-")))
         bed = Bed(folder, stack)
-        bed.shop.start(*bed.eight)
+        bed.shop.start()
         visitor = Visitor(bed)
         print("\n".join(machine.described()))
+        order_url = f"{bed.shop.url('gateway')}/queries/orders/{visitor.order_id}"
 
         def order() -> int:
             return at_rate(visitor.url, rate, seconds + 1, visitor.order_body).good
 
-        order()  # so that all is warm
-        print(f"\nAn order on its whole way, {rate} a second, µs of CPU:\n")
-        print("\n".join(table(look(bed, ON_THE_WAY, order, folder, seconds))))
+        def read() -> int:
+            return as_much_as_goes(order_url, seconds + 1, CONNECTIONS).answers
 
-        bed.shop.stop(*AT_REST)
-        found = {}
-        for name in ("order-service", "echo"):
-            bed.shop.start(name)
-            url = bed.shop.url(name)
-            for what, path, body in (
-                ("POST", "/orders", visitor.order_body),
-                ("GET", f"/queries/orders/{visitor.order_id}", ""),
-            ):
-
-                def ask(at: str = f"{url}{path}", body: str = body) -> int:
-                    return as_much_as_goes(at, seconds + 1, CONNECTIONS, body).answers
-
-                ask()
-                [parts] = look(bed, [name], ask, folder, seconds).values()
-                found[f"{what} at {name}"] = parts
-        print(f"\nAs much as goes over {CONNECTIONS} connections, µs of CPU a request:\n")
-        print("\n".join(table(found)))
+        for what, load, names in (
+            (f"POST /orders through the gateway, {rate} a second", order, ON_THE_WAY),
+            (f"GET of one order through the gateway, {CONNECTIONS} connections", read, ON_A_READ),
+        ):
+            load()  # so that all is warm
+            print(f"\n{what}; µs of CPU a request:\n")
+            print("\n".join(table(look(bed, names, load, folder, seconds))))
 
 
 def look(
     bed: Bed, names: Sequence[str], load: Callable[[], int], folder: Path, seconds: int
 ) -> dict[str, Parts]:
-    """What each process does with its time under a load, which says how many it has done."""
+    """CPU time by part of each process under a load, which returns the number of its requests."""
     pids = {name: bed.shop.pid(name) for name in names}
     before = {name: machine.cpu_seconds([pid]) for name, pid in pids.items()}
     spies = [_spy(machine.family(pid)[-1], folder / name, seconds) for name, pid in pids.items()]

@@ -15,7 +15,7 @@ from eventcore.store import RelaySession
 from tests.bench.backlog import Backlog
 from tests.bench.bed import Bed, Size
 from tests.bench.machine import Spent
-from tests.bench.rows import Figure, Row, Values, require
+from tests.bench.rows import Row, Values, require
 
 WINDOW = 500
 """Messages that may be unconfirmed, ours and theirs."""
@@ -37,9 +37,8 @@ class Relaying:
         return (
             Row(
                 "P8", f"relay, backlog of {self._count:,}", self._relay,
-                (Figure(reach=0.8, stretch=0.9),),
-                f"bare asynchronous pika, window {WINDOW}, same bytes, quorum queue",
-                self._publish, notes=lambda: (self._spent,),
+                beside=f"bare asynchronous pika, window {WINDOW}, same bytes, quorum queue",
+                ceiling=self._publish, notes=lambda: (self._spent,),
             ),
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""P12, P13, P14, P17, P21: the whole system, eight processes and three servers on this machine."""
+"""P12, P13, P14, P17: the whole system, eight processes and three servers on this machine."""
 
 import json
 import threading
@@ -10,7 +10,7 @@ from functools import cached_property
 from tests.bench.bed import Bed, Size
 from tests.bench.load import Outcome, as_much_as_goes, at_rate, percentile
 from tests.bench.machine import Spent, cpu_seconds
-from tests.bench.rows import Figure, Row, Values, require
+from tests.bench.rows import Row, Values, require
 from tests.bench.visitor import Visitor
 
 STEP = 1.1
@@ -20,12 +20,6 @@ TRIES = 6
 
 SAMPLE = 10
 """Of so many orders one is watched until it is readable."""
-
-OVERLOAD = 3
-"""Times its capacity, that the system is asked for in P21."""
-
-CALLERS = 256
-"""Connections of those who ask for too much."""
 
 LOOK_EVERY = 0.0005
 """Seconds between two looks for orders that are not readable yet."""
@@ -43,38 +37,23 @@ class WholeSystem:
         self._said: Sequence[str] = ()
         self._limit: Sequence[str] = ()
         self._answered = 0
-        self._spent = ""
 
     def rows(self) -> Sequence[Row]:
         """The rows of this family."""
-
-        def latency(p50: float, p99: float, best50: float, best99: float) -> tuple[Figure, ...]:
-            return (
-                Figure("ms", p50, best50, at_most=True, name="p50"),
-                Figure("ms", p99, best99, at_most=True, name="p99"),
-            )
-
+        latency = (" ms p50", " ms p99")
         return (
-            Row("P12", "answered to readable, idle", self._idle, latency(6, 15, 5, 9)),
+            Row("P12", "answered to readable, idle", self._idle, latency),
             Row(
                 "P13", "answered to readable at half of capacity, at a fixed rate",
-                self._at_half_of_capacity, latency(20, 80, 12, 60), notes=self._say_rate,
+                self._at_half_of_capacity, latency, notes=self._say_rate,
             ),
             Row(
                 "P14", "commands through the gateway, sustained", self._sustain,
-                (Figure(reach=900, stretch=1100),), notes=lambda: self._limit,
+                notes=lambda: self._limit,
             ),
             Row(
-                "P17", "CPU a command at capacity, our eight processes", self._cpu,
-                (Figure("µs", reach=1000, stretch=800, at_most=True),), notes=lambda: self._said,
-            ),
-            Row(
-                "P21", f"asked for {OVERLOAD} times its capacity", self._overload,
-                (
-                    Figure("good/s", reach=0.9, name="good answers"),
-                    Figure("ms", reach=3, at_most=True, name="p99 of those accepted"),
-                ),
-                "capacity, and half of it", self._underload, notes=self._say_answers,
+                "P17", "CPU a command at capacity, our eight processes", self._cpu, (" µs",),
+                notes=lambda: self._said,
             ),
         )  # fmt: skip
 
@@ -174,31 +153,12 @@ class WholeSystem:
         self._said = (f"µs of CPU a command at {capacity:,.0f}/s: {parts}", of_all)
         return (sum(each.values()),)
 
-    # ── P21 ───────────────────────────────────────────────────────────────────────────────
-
-    def _overload(self) -> Values:
-        with self._checked():
-            spent = Spent()
-            outcome = self._at_rate(self._capacity * OVERLOAD, connections=CALLERS)
-            self._spent = spent.each(sum(outcome.statuses.values()), "an answer of any kind")
-        self._answers = outcome.statuses
-        return outcome.good / outcome.seconds, outcome.percentile(0.99) * 1e3
-
-    def _underload(self) -> Values:
-        with self._checked():
-            outcome = self._at_rate(self._capacity / 2)
-        return self._capacity, outcome.percentile(0.99) * 1e3
-
-    def _say_answers(self) -> Sequence[str]:
-        counts = ", ".join(f"{n:,} with {s or 'none'}" for s, n in sorted(self._answers.items()))
-        return f"Answers at {OVERLOAD} times the capacity: {counts}.", self._spent
-
     def _say_rate(self) -> Sequence[str]:
         return (f"The fixed rate was {self._capacity / 2:,.0f}/s.",)
 
     # ── shared ────────────────────────────────────────────────────────────────────────────
 
-    def _at_rate(self, rate: float, watch: "Watch | None" = None, connections: int = 64) -> Outcome:
+    def _at_rate(self, rate: float, watch: "Watch | None" = None) -> Outcome:
         visitor = self._visitor
         self._answered = 0
 
@@ -207,7 +167,7 @@ class WholeSystem:
             if watch and self._answered % SAMPLE == 0:
                 watch.note(json.loads(body)["orderId"])
 
-        return at_rate(visitor.url, rate, self._size.seconds, visitor.order_body, note, connections)
+        return at_rate(visitor.url, rate, self._size.seconds, visitor.order_body, note)
 
     @contextmanager
     def _checked(self) -> Iterator[None]:
@@ -225,7 +185,7 @@ class WholeSystem:
 
     @cached_property
     def _visitor(self) -> Visitor:
-        self._bed.shop.start(*self._bed.eight)
+        self._bed.shop.start()
         return Visitor(self._bed)
 
 

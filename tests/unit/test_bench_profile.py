@@ -13,7 +13,7 @@ def test_a_stack_counts_as_the_innermost_part_that_is_known(tmp_path: Path) -> N
         "run (threading.py:1) 1\n"
     )
     assert shares(tmp_path / "stacks") == {
-        "the store, ours": 0.4,
+        "store.py (ours)": 0.4,
         "SQLAlchemy": 0.3,
         "gunicorn": 0.2,
         "the rest": 0.1,
