@@ -58,10 +58,10 @@ soak: $(VENV)/ready-dev ## Run for MINUTES=30 at half of what goes: memory, lag 
 
 ##@ Measure it
 
-bench: $(VENV)/ready-dev ## Measure all beside its ceiling and write docs/performance.md; or print one: ROW=P8
+bench: $(VENV)/ready-dev ## Print rates and latencies beside bare clients of each server; one row: ROW=P8
 	@$(RUN) -m tests.bench $(ROW)
 
-profile: $(VENV)/ready-dev ## Print in which parts of the code a command's time goes, process by process
+profile: $(VENV)/ready-dev ## Print where the CPU time of a write and of a read goes, process by process
 	@$(RUN) -m tests.bench.profile
 
 ##@ Run it on Kubernetes
