@@ -83,21 +83,19 @@ class Away(Error):
     """A server that cannot be reached now. Retry after `retry_after` seconds.
 
     `unreachable`: nothing came back at all; else it answered that it cannot do it now.
+    `outcome_known`: the call had no effect. False: it was sent, and its answer was lost.
     """
 
     code = "away"
     retry_after = 2
     unreachable = True
+    outcome_known = True
 
 
 class StoreAway(Away):
-    """PostgreSQL cannot be reached, or does not answer within its time limit.
-
-    `outcome_known`: the statement had no effect. False: it was sent, and its answer was lost.
-    """
+    """PostgreSQL cannot be reached, or does not answer within its time limit."""
 
     code = "store-away"
-    outcome_known = True
 
 
 class StoreSlow(StoreAway):
@@ -113,6 +111,7 @@ class OutcomeUnknown(Away):
     """
 
     code = "outcome-unknown"
+    outcome_known = False
 
     def __init__(self, detail: str, aggregate_id: UUID) -> None:
         super().__init__(detail)

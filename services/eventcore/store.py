@@ -4,55 +4,65 @@ The schema and its functions are `init.sql`; this file calls them, matches their
 and keeps the one algorithm that is ours: settling. The only file that imports SQLAlchemy.
 """
 
-import logging
 import os
 import select
 import socket
 import ssl
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from queue import Empty, LifoQueue
 from typing import Any, Protocol
 from uuid import UUID
 
 import psycopg2
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
-from sqlalchemy.pool import NullPool
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
+from sqlalchemy.pool import NullPool, QueuePool
 
 from eventcore import jsontext
+from eventcore.background import repeat
 from eventcore.errors import (
     Away,
     Busy,
     Conflict,
-    Error,
     KeyReused,
     Misconfigured,
+    OutcomeUnknown,
     StoreAway,
     StoreSlow,
 )
 from eventcore.event import Data, Event, NewEvent
 from eventcore.failpoints import reach
 from eventcore.observe import POOL_MAX, POOL_USED
-from eventcore.retry import CircuitBreaker, retry
+from eventcore.retry import CircuitBreaker, backoff, retry
 from eventcore.settings import Server
 
 SCHEMA_VERSION = 3
 """What `init.sql` must have recorded, at least, for this code to work."""
 
 RETRY_FOR = 3.0
-"""Seconds after which an append whose connection broke is not tried again."""
+"""Seconds after which an append whose answer was lost is not tried again."""
 
 PAGE = 500
 """Events in one page of a stream or of the feed."""
 
-log = logging.getLogger(__name__)
+LIMITS = {
+    "statement_timeout": "5s",
+    "lock_timeout": "3s",
+    "idle_in_transaction_session_timeout": "10s",
+    "tcp_keepalives_idle": "5s",
+    "tcp_keepalives_interval": "2s",
+    "tcp_keepalives_count": "2",
+    "tcp_user_timeout": "8s",
+}
+"""PostgreSQL's settings for our sessions: no statement and no lock takes longer, and the server
+notices a client that is gone within ten seconds. Roles of services and relays have them by
+`provision`: a pooler such as PgBouncer passes no settings on.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +137,9 @@ class Store(Protocol):
         """Append `events` to `stream`, which must be at `expected_version` (0: new).
 
         One transaction, one round trip, with the answer recorded under the key. A key that
-        is known already appends nothing and brings its answer. Raises Conflict, KeyReused.
-        Safe against a commit whose answer was lost: it is found again by its event ids.
+        is known already appends nothing and brings its answer. Raises Conflict, KeyReused,
+        StoreAway, Busy: nothing was written. A commit whose answer was lost is found again by its
+        event ids; raises OutcomeUnknown where that takes too long.
         """
 
     def recorded_answer(self, idempotency: Idempotency) -> Answer | None:
@@ -215,26 +226,30 @@ _EVENT_COLUMNS = (
 )
 
 
-_Values = tuple[Any, ...]
-"""What `append_events` takes."""
-
-
 class Postgres:
-    """A Store on one database, over a pool of `connections`.
+    """A Store on one database, over at most `connections` + 1 connections.
 
-    Nothing is opened before the first call. `settled` waits up to `patience` seconds for
-    the writers it sees, then answers with what is known.
+    Reads and writes have a connection pool and a circuit breaker each, so that reads go on while
+    the server accepts no writes. Nothing is opened before the first call. `settled` waits up to
+    `patience` seconds for the writers it sees, then answers with what is known.
     """
 
-    def __init__(self, server: Server, connections: int, patience: float = 0.25) -> None:
-        self._pool = Pool(server, connections + 1)  # one more for the wake-up
+    def __init__(
+        self,
+        server: Server,
+        connections: int,
+        patience: float = 0.25,
+        watchdog: "CallWatchdog | None" = None,
+    ) -> None:
+        for_reads = max(1, connections // 3)
+        for_writes = connections + 1 - for_reads  # one of them sends the wake-up
+        watchdog = watchdog or _WATCHDOG
+        self._reads = _Calls("reads", server, for_reads, watchdog, "any", attempts=2)
+        self._writes = _Calls("writes", server, for_writes, watchdog, "read-write", attempts=1)
         self._settling = Settling()
         self._settling_lock = threading.Lock()
         self._patience = patience
-        self._circuit = CircuitBreaker()
-        self._hangs = Hangs()
-        self._wakeup = Wakeup(lambda: self._rows("notify events"))
-        self._together = Together(self._begin_streams)
+        self._wakeup = Wakeup(lambda: self._write("notify events"))
 
     def append(
         self,
@@ -249,43 +264,44 @@ class Postgres:
         if not events and idempotency is None:
             return Appended(expected_version)
         values = _append_values(stream, expected_version, events, metadata, idempotency, answer)
-        if expected_version or not events:
-            return self._append(values, expected_version, events)
-        with self._together.turn(values) as turn:
-            if turn.is_done:
-                self._wakeup.ring()
-                return Appended(len(events))
-            return self._append(values, 0, events, turn.outcome_unknown)
+        deadline, losses = time.monotonic() + RETRY_FOR, 0
+        while True:
+            try:
+                appended = self._append(values, expected_version, events, bool(losses))
+                break
+            except Away as away:
+                if away.outcome_known and not losses:
+                    raise
+                if losses and time.monotonic() > deadline:
+                    raise OutcomeUnknown(
+                        f"PostgreSQL's answer was lost: {stream} may have been written, or may"
+                        " still be. Repeat the request with the same Idempotency-Key, or look"
+                        " whether it is there before you repeat it without one.",
+                        stream.aggregate_id,
+                    ) from away
+            time.sleep(backoff(losses))
+            losses += 1
+        if not appended.replayed:
+            self._wakeup.ring()
+        return appended
 
     def _append(
         self,
-        values: _Values,
+        values: tuple[Any, ...],
         expected_version: int,
         events: Sequence[NewEvent],
-        outcome_unknown: bool = False,
+        outcome_unknown: bool,
     ) -> Appended:
-        give_up_at = time.monotonic() + RETRY_FOR
-        for last_try in (False, False, True):
-            try:
-                reach("append:begin")
-                row = self._rows(_APPEND, values)[0]
-                reach("append:committed")
-                break
-            except Conflict as conflict:
-                # Ours, if the connection broke between the commit and its answer.
-                if outcome_unknown and self._holds(events[0].event_id):
-                    row = (False, None, expected_version + len(events))
-                    break
-                raise Conflict(str(conflict)) from conflict
-            except StoreAway:
-                if last_try or time.monotonic() > give_up_at:
-                    raise
-                outcome_unknown = True
-        replayed, recorded, version = row
-        if replayed:
-            return Appended(version, _to_answer(recorded))
-        self._wakeup.ring()
-        return Appended(version)
+        """Appends once; `outcome_unknown`: an earlier attempt may have been committed."""
+        reach("append:begin")
+        try:
+            replayed, recorded, version = self._write(_APPEND, values)[0]
+        except Conflict:
+            if outcome_unknown and self._holds(events[0].event_id):
+                return Appended(expected_version + len(events))
+            raise
+        reach("append:committed")
+        return Appended(version, _to_answer(recorded) if replayed else None)
 
     def recorded_answer(self, idempotency: Idempotency) -> Answer | None:
         """See Store."""
@@ -356,178 +372,113 @@ class Postgres:
         """The version of `init.sql` that the database has; 0 without any."""
         return _schema_version(self._rows)
 
-    def close(self) -> None:
-        """Give up all connections; the next call opens new ones."""
-        self._pool.close()
+    def require_writable(self) -> None:
+        """Raises StoreAway while the server accepts no writes."""
+        if self._write("show transaction_read_only")[0][0] == "on":
+            self._writes.close()
+            raise StoreAway("PostgreSQL accepts no writes: it is read-only")
 
-    def _begin_streams(self, appends: Sequence[_Values]) -> Sequence[int]:
-        """Append them in one transaction; the places, from 1, of those whose key is not known."""
-        reach("append:begin")
-        places: Sequence[int] = self._rows(_BEGIN_STREAMS, _together_values(appends))[0][0]
-        reach("append:committed")
-        return places
+    def close(self) -> None:
+        """Closes all idle connections; the next call opens new ones."""
+        self._reads.close()
+        self._writes.close()
 
     def _holds(self, event_id: UUID) -> bool:
         return bool(self._rows("select 1 from events where event_id = %s::uuid", (str(event_id),)))
 
     def _rows(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:
-        with (
-            self._circuit.call(),
-            translated(),
-            self._pool.connection() as connection,
-            connection.cursor() as cursor,
-            self._hangs.limit(connection),
-        ):
-            cursor.execute(statement, values)
-            return cursor.fetchall() if cursor.description else []
+        return self._reads.run(statement, values)
+
+    def _write(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:
+        return self._writes.run(statement, values)
 
 
-class Pool:
-    """Connections for threads to share: the one that was given back last is taken first.
+class _Calls:
+    """Runs statements over a connection pool of its own, behind a circuit breaker of its own.
 
-    SQLAlchemy makes them; its own pool makes proxies and fires events besides, for each call.
+    With `attempts` above 1 a statement is sent again where its connection was lost: it must read.
     """
 
     PATIENCE = 2.0
-    """Seconds that a caller waits for a connection; then it is told to come back."""
+    """Seconds that a caller waits for a free connection."""
 
-    def __init__(self, server: Server, size: int) -> None:
-        self._engine = connect(server)
-        self._free: LifoQueue[Any] = LifoQueue()
-        for _ in range(size):
-            self._free.put(None)  # a place where no connection is yet
-        POOL_MAX.labels("PostgreSQL").set(size)
-        self._in_use = POOL_USED.labels("PostgreSQL")
+    def __init__(
+        self,
+        name: str,
+        server: Server,
+        size: int,
+        watchdog: "CallWatchdog",
+        target: str,
+        attempts: int,
+    ) -> None:
+        self._engine = _engine(
+            server,
+            {"target_session_attrs": target},
+            poolclass=QueuePool,
+            pool_size=size,
+            max_overflow=0,
+            pool_timeout=self.PATIENCE,
+            pool_use_lifo=True,
+            pool_recycle=600,
+        )
+        self._circuit = CircuitBreaker()
+        self._watchdog = watchdog
+        self._attempts = attempts
+        POOL_MAX.labels(f"PostgreSQL {name}").set(size)
+        used = POOL_USED.labels(f"PostgreSQL {name}")
+        event.listen(self._engine, "checkout", lambda *_: used.inc())
+        event.listen(self._engine, "checkin", lambda *_: used.dec())
 
-    @contextmanager
-    def connection(self) -> Iterator[Any]:
-        """The driver's, for one caller. Raises Busy, and what the driver raises."""
-        try:
-            connection = self._free.get(timeout=self.PATIENCE)
-        except Empty:
-            raise Busy("all connections to PostgreSQL are in use; nothing was written") from None
-        self._in_use.inc()
-        try:
-            connection = connection or self._new()
-            yield connection
-        finally:
-            if connection and connection.closed:
-                self.close()  # the others are as old
-                connection = None
-            self._free.put(connection)
-            self._in_use.dec()
+    def run(self, statement: str, values: tuple[object, ...]) -> list[Any]:
+        """Returns the rows of one statement."""
+        with self._circuit.call():
+            for _ in range(self._attempts - 1):
+                with suppress(_Stale):
+                    return self._once(statement, values)
+            return self._once(statement, values)
 
     def close(self) -> None:
-        """Close those that nobody uses."""
-        taken = []
-        with suppress(Empty):
-            while True:
-                taken.append(self._free.get_nowait())
-        for connection in taken:
-            if connection:
-                connection.close()
-            self._free.put(None)
+        """Closes the idle connections, and the others when they are given back."""
+        self._engine.dispose()
 
-    def _new(self) -> Any:
-        connection = self._engine.raw_connection()
-        connection.detach()
-        return connection.dbapi_connection
-
-
-class Turn:
-    """One append's place among those that go together."""
-
-    def __init__(self, values: _Values) -> None:
-        self.values = values
-        self.leads = False
-        """Whether it has a transaction of its own, in which others may be taken along."""
-        self.is_done = False
-        """Whether it has been appended, by itself or along with others."""
-        self.outcome_unknown = False
-        """Whether it may have been appended although nobody said so."""
-        self._waits = threading.Lock()
-        self._waits.acquire()
-
-    def wait(self) -> None:
-        """Until it has been taken along, or leads."""
-        self._waits.acquire()
-
-    def wake(self) -> None:
-        """End its wait."""
-        self._waits.release()
+    def _once(self, statement: str, values: tuple[object, ...]) -> list[Any]:
+        try:
+            with translated():
+                connection = self._engine.raw_connection()
+        except NoConnectionFree:
+            raise Busy("all connections to PostgreSQL are in use; nothing was written") from None
+        driver, began = connection.driver_connection, time.monotonic()
+        try:
+            return _fetch(driver, self._watchdog, statement, values)
+        except psycopg2.Error as error:
+            if not (driver.closed or error.pgcode in _CURED_BY_A_NEW_CONNECTION):  # type: ignore[union-attr]
+                raise _to_error(error.pgcode, str(error)) from error
+            connection.invalidate(error)
+            self.close()  # the other connections are as old
+            stale = _Stale(str(_to_error(error.pgcode, str(error))))
+            stale.outcome_known = error.pgcode == _READ_ONLY or self._attempts > 1
+            stale.unreachable = time.monotonic() - began > self._watchdog.seconds
+            raise stale from error
+        finally:
+            connection.close()
 
 
-class Together:
-    """Group commit: where many streams begin at once, they share a transaction.
+class _Stale(StoreAway):
+    """A connection that was lost during a statement, or that leads to a read-only server.
 
-    A few transactions are under way at a time; what comes meanwhile gathers, and when one of them
-    ends, the first takes all others along. So nobody waits where nobody else is, and under load
-    the cost of a transaction is shared. Only streams that begin are taken: they wait for no lock,
-    so that none can hold up the others.
+    A new connection may do; only a server that held the statement counts as unreachable.
     """
 
-    UNDER_WAY = 2
-    """Transactions at a time."""
+    unreachable = False
 
-    MOST = 64
-    """Appends of one transaction."""
 
-    def __init__(self, append: Callable[[Sequence[_Values]], Sequence[int]]) -> None:
-        self._append = append
-        self._lock = threading.Lock()
-        self._under_way = 0
-        self._gathered: deque[Turn] = deque()
-
-    @contextmanager
-    def turn(self, values: _Values) -> Iterator[Turn]:
-        """Around an append: it is done already, or is for the caller to do."""
-        turn = Turn(values)
-        with self._lock:
-            turn.leads = self._under_way < self.UNDER_WAY
-            if turn.leads:
-                self._under_way += 1
-            else:
-                self._gathered.append(turn)
-        if not turn.leads:
-            turn.wait()
-        if not turn.leads:
-            yield turn
-            return
-        try:
-            self._take_along(turn)
-            yield turn
-        finally:
-            self._hand_on()
-
-    def _take_along(self, turn: Turn) -> None:
-        """Append all that have gathered with this one; where that fails, each is to go alone."""
-        with self._lock:
-            others = [
-                self._gathered.popleft() for _ in range(min(len(self._gathered), self.MOST - 1))
-            ]
-        if not others:
-            return
-        all_of_them = [turn, *others]
-        for each in all_of_them:
-            each.outcome_unknown = True
-        try:
-            places = self._append([each.values for each in all_of_them])
-            for place, each in enumerate(all_of_them, 1):
-                each.is_done, each.outcome_unknown = place in places, False
-        except Error as error:
-            log.info("Each is appended alone", extra={"reason": str(error)})
-        finally:
-            for each in others:
-                each.wake()
-
-    def _hand_on(self) -> None:
-        with self._lock:
-            if not self._gathered:
-                self._under_way -= 1
-                return
-            next_one = self._gathered.popleft()
-        next_one.leads = True
-        next_one.wake()
+def _fetch(
+    driver: Any, watchdog: "CallWatchdog", statement: str, values: tuple[object, ...]
+) -> list[Any]:
+    """Runs one statement on a psycopg2 connection."""
+    with watchdog.limit(driver), driver.cursor() as cursor:
+        cursor.execute(statement, values)
+        return cursor.fetchall() if cursor.description else []
 
 
 _PROGRESS = (
@@ -541,12 +492,6 @@ _APPEND = (
 )
 
 
-_BEGIN_STREAMS = (
-    "select begin_streams(%s::text[], %s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[],"
-    " %s::int[], %s::uuid[], %s::text[], %s::int[], %s::text[])"
-)
-
-
 def _append_values(
     stream: Stream,
     expected_version: int,
@@ -554,7 +499,8 @@ def _append_values(
     metadata: Data,
     idempotency: Idempotency | None,
     answer: Answer | None,
-) -> _Values:
+) -> tuple[Any, ...]:
+    """The arguments of the SQL function append_events."""
     return (
         stream.aggregate_type,
         str(stream.aggregate_id),
@@ -567,21 +513,6 @@ def _append_values(
         idempotency.key if idempotency else None,
         idempotency.request_hash if idempotency else None,
         jsontext.render(answer).decode() if idempotency and answer else None,
-    )
-
-
-def _together_values(appends: Sequence[_Values]) -> tuple[object, ...]:
-    """Those of `_append_values` of each, as `begin_streams` takes them: by column."""
-    kinds, ids, _, *of_events, metadata, keys, hashes, answers = zip(*appends, strict=True)
-    return (
-        list(kinds),
-        list(ids),
-        list(metadata),
-        list(keys),
-        list(hashes),
-        list(answers),
-        [place for place, event_ids in enumerate(of_events[0], 1) for _ in event_ids],
-        *(list(chain.from_iterable(column)) for column in of_events),
     )
 
 
@@ -675,120 +606,119 @@ class RelaySession:
         self._connection.close()
 
     def _rows(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:
-        with translated(), self._driver().cursor() as cursor:
-            cursor.execute(statement, values)
-            return cursor.fetchall() if cursor.description else []
+        with translated():
+            return _fetch(self._driver(), _WATCHDOG, statement, values)
 
     def _driver(self) -> Any:
         return self._connection.connection.driver_connection
 
 
-class Hangs:
-    """Ends calls that a server holds and does not answer: stopped, or behind a dead link.
+class CallWatchdog:
+    """Shuts down the socket of a query that exceeds its deadline.
 
-    PostgreSQL's own time limits need a server that works, and TCP's one that does not even
-    acknowledge; the driver has none. So a thread looks for calls that are too old, and shuts their
-    connection, which the caller finds lost.
+    PostgreSQL's own time limits need a server that works, and TCP's one that is gone. A server
+    that is stopped, or whose disk hangs, meets neither; the caller then finds its connection lost.
     """
 
     LIMIT = 6.0
     """Seconds; more than `statement_timeout`, within which a server that works has answered."""
 
-    def __init__(self, limit: float = LIMIT) -> None:
-        self._limit = limit
-        self._calls: dict[int, float] = {}
+    def __init__(self, seconds: float = LIMIT) -> None:
+        self.seconds = seconds
+        self._begun: dict[int, float] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     @contextmanager
     def limit(self, connection: Any) -> Iterator[None]:
-        """Around a call on a psycopg2 connection."""
+        """Wraps one call on a psycopg2 connection."""
         number = connection.fileno()
-        self._calls[number] = time.monotonic()
-        if self._thread is None:
-            self._watch()
+        self._begun[number] = time.monotonic()
+        if self._thread is None or not self._thread.is_alive():  # a fork has no thread
+            self._start()
         try:
             yield
         finally:
             with self._lock:
-                self._calls.pop(number, None)
+                self._begun.pop(number, None)
 
-    def _watch(self) -> None:
+    def _start(self) -> None:
         with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="hangs", daemon=True)
-                self._thread.start()
+            if self._thread is None or not self._thread.is_alive():
+                every = min(0.5, self.seconds / 2)
+                self._thread = repeat(self._shut_overdue, "call watchdog", every)
 
-    def _run(self) -> None:
-        while True:
-            time.sleep(min(0.5, self._limit / 2))
-            with self._lock:  # while a call is listed, its connection is open and its own
-                begun_before = time.monotonic() - self._limit
-                for number, begun in list(self._calls.items()):
-                    if begun < begun_before:
-                        self._shut(number)
+    def _shut_overdue(self) -> None:
+        with self._lock:  # while a call is listed, its descriptor is open and its own
+            begun_before = time.monotonic() - self.seconds
+            for number, begun in list(self._begun.items()):
+                if begun < begun_before:
+                    # an OSError here: the connection was lost meanwhile
+                    with socket.socket(fileno=os.dup(number)) as overdue, suppress(OSError):
+                        overdue.shutdown(socket.SHUT_RDWR)
 
-    @staticmethod
-    def _shut(number: int) -> None:
-        with socket.socket(fileno=os.dup(number)) as hanging:
-            try:
-                hanging.shutdown(socket.SHUT_RDWR)
-            except OSError as error:
-                log.debug("A connection was lost already", extra={"error": str(error)})
+
+_WATCHDOG = CallWatchdog()
 
 
 class Wakeup:
-    """Tells the relay that something was appended, at once; more seldom than each time if much is.
+    """Sends NOTIFY after an append, coalesced under load, so that the relay need not poll often.
 
     It is sent beside the append, not within it: a NOTIFY in the transaction would take a
-    lock of the whole PostgreSQL instance at commit. One that is lost costs a little time,
+    lock of the whole PostgreSQL instance at commit. A lost one costs a little time,
     since the relay polls as well.
     """
 
-    REST, MOST = 0.005, 0.015
-    """Seconds between two of them, for each append of the last one, and at most."""
+    DELAY, MAX_DELAY = 0.005, 0.015
+    """Seconds between two NOTIFYs: for each append that the last one stood for, and at most."""
 
     def __init__(self, notify: Callable[[], object]) -> None:
         self._notify = notify
-        self._appends = 0  # about: nobody takes a lock for it
+        self._appends = 0  # approximate: it is counted without a lock
         self._rung = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def ring(self) -> None:
-        """Wake the relay soon; never blocks, never fails."""
+        """Wakes the relay soon. Never blocks, never fails."""
         self._appends += 1
         self._rung.set()
         if self._thread is None:
             with self._lock:
                 if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="wakeup", daemon=True)
-                    self._thread.start()
+                    self._thread = repeat(self._send, "wakeup")
 
-    def _run(self) -> None:
-        while self._rung.wait():
-            self._rung.clear()
-            appends, self._appends = self._appends, 0
-            reach("wakeup:begin")
-            try:
-                self._notify()
-            except Away as away:
-                log.debug("relay not woken, it will poll", extra={"error": str(away)})
-            time.sleep(min(self.REST * appends, self.MOST))
+    def _send(self) -> None:
+        self._rung.wait()
+        self._rung.clear()
+        appends, self._appends = self._appends, 0
+        reach("wakeup:begin")
+        self._notify()
+        time.sleep(min(self.DELAY * appends, self.MAX_DELAY))
 
 
 def connect(server: Server) -> Engine:
-    """An engine for `server` that keeps no connection: autocommit, every wait with a limit.
+    """An engine that keeps no connection: for a relay's session, and for tools.
 
-    The password is read at each connect. A dead peer is noticed within ten seconds, so
-    that a lock it held is soon free.
+    Each session gets LIMITS, so that a lock of a client that is gone is soon free.
     """
+    engine = _engine(server, {}, poolclass=NullPool)
+
+    @event.listens_for(engine, "connect")
+    def limit(driver: Any, _record: Any) -> None:
+        with driver.cursor() as cursor:
+            cursor.execute("; ".join(f"set {name} = '{value}'" for name, value in LIMITS.items()))
+
+    return engine
+
+
+def _engine(server: Server, connect_args: dict[str, str], **pool: Any) -> Engine:
+    """An engine in autocommit mode. It reads the password, which may change, at each connect."""
     url = URL.create(
         "postgresql+psycopg2", server.user, None, server.host, server.port, server.name
     )
     engine = create_engine(
         url,
-        poolclass=NullPool,
         isolation_level="AUTOCOMMIT",
         pool_reset_on_return=None,
         connect_args={
@@ -800,9 +730,9 @@ def connect(server: Server) -> Engine:
             "keepalives_interval": 2,
             "keepalives_count": 2,
             "tcp_user_timeout": 8000,
-            "options": "-c statement_timeout=5s -c lock_timeout=3s"
-            " -c idle_in_transaction_session_timeout=10s",
+            **connect_args,
         },
+        **pool,
     )
 
     @event.listens_for(engine, "do_connect")
@@ -852,6 +782,8 @@ def transaction(engine: Engine) -> Iterator[Connection]:
 
 
 _CONFLICT, _KEY_REUSED = "ES001", "ES002"
+_READ_ONLY = "25006"
+_CURED_BY_A_NEW_CONNECTION = {_READ_ONLY, "25P03", "57P01", "57P02", "57P03", "57P05"}
 _BUSY = {"57014", "55P03", "53300", "40001", "40P01"}
 _NOT_ALLOWED = {"42501", "42883", "28P01", "28000", "3D000"}
 
@@ -884,6 +816,8 @@ def _to_error(sqlstate: str | None, text: str) -> Exception:
         return Conflict(reason)
     if sqlstate == _KEY_REUSED:
         return KeyReused("this Idempotency-Key was used for another request")
+    if sqlstate == _READ_ONLY:
+        return StoreAway(f"PostgreSQL accepts no writes: {reason}")
     if sqlstate in _NOT_ALLOWED:
         return StoreAway(f"PostgreSQL does not let us: {reason}")
     if sqlstate in _BUSY:

@@ -12,7 +12,7 @@ class Step:
     answer: re.Pattern[bytes]
 
 
-COMMITTED = Step(re.compile(rb"(append_events|begin_streams)\("), re.compile(rb"SELECT 1\x00Z"))
+COMMITTED = Step(re.compile(rb"append_events\("), re.compile(rb"SELECT 1\x00Z"))
 """PostgreSQL has committed an append, and its CommandComplete is lost."""
 
 CONFIRMED = Step(

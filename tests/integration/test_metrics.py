@@ -105,9 +105,11 @@ def test_a_dead_letter_shows_within_seconds(shop: Shop, rabbitmq: RabbitMQ) -> N
 
 def test_pools_and_dependencies_show(shop: Shop) -> None:
     samples = scrape(shop, "user-service")
-    assert samples["pool_connections_max", "PostgreSQL"] == 17
+    assert samples["pool_connections_max", "PostgreSQL reads"] == 5
+    assert samples["pool_connections_max", "PostgreSQL writes"] == 12
     assert samples["pool_connections_max", "MongoDB"] == 16
-    assert 0 <= samples["pool_connections_in_use", "PostgreSQL"] <= 17
+    assert 0 <= samples["pool_connections_in_use", "PostgreSQL reads"] <= 5
+    assert 0 <= samples["pool_connections_in_use", "PostgreSQL writes"] <= 12
     await_that(lambda: metric(shop, "user-service", "dependency_up", "PostgreSQL")() == 1, 10)
     for process, server in (("user-relay", "RabbitMQ"), ("user-projector", "feed")):
         await_that(lambda p=process, s=server: scrape(shop, p)["dependency_up", s] == 1, 10)  # type: ignore[misc]

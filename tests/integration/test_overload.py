@@ -4,7 +4,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from eventcore.serving import MANY, PATIENCE
-from eventcore.store import Together, connect, transaction
+from eventcore.store import connect, transaction
 from local.shop import Shop
 from tests.conftest import Databases
 from tests.integration.wire import Answer, Wire, user_body
@@ -27,7 +27,7 @@ def test_a_request_that_waited_too_long_for_a_thread_is_refused_and_writes_nothi
             connection.exec_driver_sql("lock table streams in exclusive mode")
             answers = callers.map(post, range((2 + MANY) * THREADS))
             waiting = "select count(*) from pg_locks where not granted"
-            while connection.exec_driver_sql(waiting).scalar_one() < Together.UNDER_WAY:
+            while connection.exec_driver_sql(waiting).scalar_one() < 2:
                 time.sleep(0.02)
             time.sleep(2 * PATIENCE)  # what is looked at is that time passes
         told = list(answers)

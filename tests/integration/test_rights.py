@@ -11,15 +11,12 @@ from tests.conftest import Databases
 
 READ = "read events"
 APPEND = "append"
-BEGIN = "begin streams"
 ACTS = {
     READ: "select * from events limit 1",
     "read how far the relay is": "select * from checkpoints limit 1",
     "read recorded answers": "select * from idempotency_keys limit 1",
     APPEND: "select append_events('user', gen_random_uuid(), 0, array[gen_random_uuid()],"
     " '{USER_CREATED}', '{1}', '{\"{}\"}', '{}')",
-    BEGIN: "select begin_streams('{user}', array[gen_random_uuid()], '{\"{}\"}', '{null}',"
-    " '{null}', '{null}', '{1}', array[gen_random_uuid()], '{USER_CREATED}', '{1}', '{\"{}\"}')",
     "write an event by hand": "insert into events (event_id, aggregate_type, aggregate_id, version,"
     " event_type, schema_version, data, metadata, recorded_at) values (gen_random_uuid(), 'user',"
     " gen_random_uuid(), 1, 'USER_CREATED', 1, '{}', '{}', now())",
@@ -67,7 +64,7 @@ ACTS = {
 }  # fmt: skip
 
 MAY = {
-    "service": {READ, "read how far the relay is", "read recorded answers", APPEND, BEGIN},
+    "service": {READ, "read how far the relay is", "read recorded answers", APPEND},
     "relay": {
         READ,
         "read how far the relay is",

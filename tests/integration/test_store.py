@@ -287,17 +287,19 @@ def test_a_commit_whose_answer_was_lost_is_found_again(
     store: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream, event = Stream("user", uuid4()), new_event()
-    rows = store._rows
+    write = store._write
     lost: list[str] = []
 
     def loses_the_first_answer(statement: str, values: tuple[object, ...] = ()) -> list[Any]:
-        result = rows(statement, values)
-        if "append_events" in statement and not lost:
+        result = write(statement, values)
+        if not lost:
             lost.append(statement)
-            raise StoreAway("the connection broke after the commit")
+            away = StoreAway("the connection broke after the commit")
+            away.outcome_known = False
+            raise away
         return result
 
-    monkeypatch.setattr(store, "_rows", loses_the_first_answer)
+    monkeypatch.setattr(store, "_write", loses_the_first_answer)
     assert store.append(stream, 0, [event], {}).version == 1
     assert lost
     assert [e.event_id for e in store.read_stream(stream)] == [event.event_id]
@@ -361,6 +363,18 @@ def test_a_newer_schema_is_left_alone_and_welcome(spare_databases: Databases) ->
     migrate(database, INIT_SQL)
     with pytest.raises(StoreAway, match=r"apply init\.sql"):
         require_schema(0)
+
+
+def test_a_function_that_is_no_longer_needed_is_dropped(
+    spare_databases: Databases, owner: Engine
+) -> None:
+    with owner.connect() as connection:
+        connection.exec_driver_sql(
+            "create function begin_streams(text[]) returns int language sql as 'select 1'"
+        )
+        migrate(spare_databases("spare", "owner"), INIT_SQL)
+        there = "select to_regproc('begin_streams')"
+        assert connection.exec_driver_sql(there).scalar_one() is None
 
 
 def test_every_object_of_the_schema_has_a_comment(owner: Engine) -> None:

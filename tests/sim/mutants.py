@@ -101,10 +101,11 @@ MUTANTS = (
         "a key is recorded in a transaction of its own",
         Postgres,
         "_append",
-        "row = self._rows(_APPEND, values)[0]",
-        "row = self._rows(_APPEND, (*values[:8], None, None, None))[0]\n"
-        "            if values[8]:\n"
-        "                self._rows(_APPEND, (*values[:2], row[2], [], [], [], [], *values[7:]))",
+        "replayed, recorded, version = self._write(_APPEND, values)[0]",
+        "row = self._write(_APPEND, (*values[:8], None, None, None))[0]\n"
+        "        replayed, recorded, version = row\n"
+        "        if values[8]:\n"
+        "            self._write(_APPEND, (*values[:2], row[2], [], [], [], [], *values[7:]))",
     ),
     # ── the feed and the relay ────────────────────────────────────────────────────────────
     Mutant(

@@ -19,7 +19,7 @@ from eventcore.errors import FeedAway, StoreAway
 from eventcore.event import Event
 from eventcore.feed import HeadsPage, StoreFeed
 from eventcore.retry import CircuitBreaker
-from eventcore.store import Postgres, Progress, RelaySession, Settling, Together, _to_error
+from eventcore.store import Postgres, Progress, RelaySession, Settling, _Calls, _Stale, _to_error
 from tests.sim.judge import Judge
 from tests.sim.world import Crash, Lock, Process, World
 
@@ -84,7 +84,8 @@ class FakePostgres:
     def connect(self) -> Session:
         """Open a session; raises StoreAway."""
         self._world.point("pg connect")
-        self._require_up()
+        if self._world.now < self.away_until:
+            raise StoreAway("PostgreSQL cannot be reached")
         session = Session(self._world.running)
         self.sessions.append(session)
         return session
@@ -111,12 +112,11 @@ class FakePostgres:
         """Carry out one statement of store.py; raises what the driver's errors become."""
         name, act = self._act(statement)
         self._world.point(f"pg {name}")
-        self._require_up()
-        if not session.open:
-            raise StoreAway("the connection to PostgreSQL was lost")
+        if self._world.now < self.away_until or not session.open:
+            raise lost()
         if self._world.chance("pg cut"):
             self.close(session)
-            raise StoreAway("the connection to PostgreSQL was lost")
+            raise lost()
         rows = act(session, values)
         if name in ("append", "move checkpoint"):
             self._world.point(f"pg {name} done")
@@ -124,12 +124,8 @@ class FakePostgres:
             self.close(session)
             if name == "append":
                 self._world.reach("a commit's answer is lost")
-            raise StoreAway("the connection to PostgreSQL was lost")
+            raise lost()
         return rows
-
-    def _require_up(self) -> None:
-        if self._world.now < self.away_until:
-            raise StoreAway("PostgreSQL cannot be reached")
 
     def _act(self, statement: str) -> tuple[str, Callable[[Session, tuple[Any, ...]], Rows]]:
         for begin, name, act in (
@@ -167,13 +163,11 @@ class FakePostgres:
                 else:
                     slow = label == "pg inserted" and self._world.chance("pg slow commit")
                     self._world.point(label, self._world.random.random() * 0.6 if slow else None)
-                if transaction.ended and not transaction.result:
-                    raise StoreAway("PostgreSQL went away")
-                if not session.open:
-                    raise StoreAway("the connection to PostgreSQL was lost")
+                if (transaction.ended and not transaction.result) or not session.open:
+                    raise lost()
                 if self._world.chance("pg cut"):
                     self.close(session)
-                    raise StoreAway("the connection to PostgreSQL was lost")
+                    raise lost()
         except (Crash, StoreAway):
             if not transaction.ended:
                 self._world.note(f"{transaction.name} goes on without its client")
@@ -383,17 +377,40 @@ def to_event(row: tuple[Any, ...]) -> Event:
     return Event(*place, jsontext.parse(data), jsontext.parse(metadata), recorded_at)  # type: ignore[call-arg]
 
 
+def lost() -> StoreAway:
+    """A connection that was lost after a statement was sent."""
+    return _Stale("the connection to PostgreSQL was lost")
+
+
+class SimCalls(_Calls):
+    """The real calls with their circuit breaker, on one simulated connection."""
+
+    def __init__(self, server: FakePostgres, world: World, attempts: int) -> None:
+        self._server = server
+        self._session: Session | None = None
+        self._circuit = CircuitBreaker(world.monotonic)
+        self._attempts = attempts
+
+    def _once(self, statement: str, values: tuple[object, ...]) -> Rows:
+        if self._session is None or not self._session.open:
+            self._session = self._server.connect()
+        try:
+            return self._server.execute(self._session, statement, values)
+        except _Stale as stale:
+            stale.outcome_known = self._attempts > 1
+            raise
+
+
 class SimStore(Postgres):
-    """The real store, on a simulated connection."""
+    """The real store, on simulated connections."""
 
     def __init__(self, server: FakePostgres, world: World, patience: float = 0.25) -> None:
         self._server = server
-        self._session: Session | None = None
+        self._reads = SimCalls(server, world, attempts=2)
+        self._writes = SimCalls(server, world, attempts=1)
         self._settling = Settling()
         self._settling_lock = Lock(world)  # type: ignore[assignment]
         self._patience = patience
-        self._circuit = CircuitBreaker(world.monotonic)
-        self._together = Together(self._begin_streams)  # of one client, so that none gather
         self._wakeup = SimpleNamespace(ring=self._ring)  # type: ignore[assignment]
         self._world = world
 
@@ -401,12 +418,6 @@ class SimStore(Postgres):
         """A wake-up is sent beside the append, and may be lost."""
         if self._world.random.random() < 0.8:
             self._world.later(0.005, self._server._notify)
-
-    def _rows(self, statement: str, values: tuple[object, ...] = ()) -> Rows:
-        with self._circuit.call():
-            if self._session is None or not self._session.open:
-                self._session = self._server.connect()
-            return self._server.execute(self._session, statement, values)
 
 
 class SimRelaySession(RelaySession):

@@ -261,8 +261,10 @@ class Client:
             handled = _serve(own, issued)
         except Refused:
             self._told(issued, "refused")
-        except Away:
-            return
+        except Away as away:
+            if away.outcome_known and issued.tries == 1 and issued.key is None:
+                self._world.reach("a command is answered that nothing was written")
+                self._told(issued, "refused")
         else:
             if handled.replayed:
                 self._world.reach("a command that is sent again gets its first answer")

@@ -22,6 +22,7 @@ DEATHS = {
 RARE = (
     "a bulk is done in part",
     "a bulk's outcome is unknown",
+    "a command is answered that nothing was written",
     "a command is decided anew after a conflict",
     "a command that is sent again gets its first answer",
     "a commit below the head",

@@ -162,7 +162,7 @@ begin
     insert into public.schema_versions (version) values (2);
     end if;
 
-    -- ── version 3: a new function, begin_streams ─────────────────────────────────────────
+    -- ── version 3: nothing but functions ─────────────────────────────────────────────────
     if recorded < 3 then
     insert into public.schema_versions (version) values (3);
     end if;
@@ -238,44 +238,7 @@ begin
     revoke all on function public.append_events from public;
     grant execute on function public.append_events to event_append;
 
-    create or replace function public.begin_streams(
-        p_aggregate_types text[], p_aggregate_ids uuid[], p_metadata text[],
-        p_keys text[], p_request_hashes text[], p_answers text[],
-        p_of int[], p_event_ids uuid[], p_event_types text[], p_schema_versions int[], p_data text[])
-    returns int[] language plpgsql security definer set search_path = pg_catalog, public, pg_temp as $begin$
-    declare
-        taken int[];
-        moment constant timestamptz := clock_timestamp();
-    begin
-        with recorded as (
-            insert into idempotency_keys (key, request_hash, answer)
-            select c.key, c.request_hash, c.answer::jsonb
-              from unnest(p_keys, p_request_hashes, p_answers)
-                   with ordinality as c (key, request_hash, answer, place)
-             where c.key is not null order by c.key, c.place on conflict do nothing returning key)
-        select coalesce(array_agg(c.place), '{}') into taken
-          from (select min(place) as place, key from unnest(p_keys) with ordinality as each (key, place)
-                 group by key, case when key is null then place end) as c
-         where c.key is null or c.key in (select key from recorded);
-
-        insert into streams (aggregate_type, aggregate_id, version, recorded_at)
-        select p_aggregate_types[e.of], p_aggregate_ids[e.of], count(*), moment
-          from unnest(p_of) as e (of) where e.of = any(taken) group by e.of;
-
-        insert into events (event_id, aggregate_type, aggregate_id, version, event_type,
-                            schema_version, data, metadata, recorded_at)
-        select e.event_id, p_aggregate_types[e.of], p_aggregate_ids[e.of],
-               row_number() over (partition by e.of order by e.place),
-               e.event_type, e.schema_version, e.data::jsonb, p_metadata[e.of]::jsonb, moment
-          from unnest(p_of, p_event_ids, p_event_types, p_schema_versions, p_data)
-               with ordinality as e (of, event_id, event_type, schema_version, data, place)
-         where e.of = any(taken) order by e.place;
-        return taken;
-    end $begin$;
-    comment on function public.begin_streams is
-        'Appends the first events of many streams in one transaction, each as append_events would with the expected version 0. What comes back are the places (from 1) of those that were appended; of the others, whose key is known or given twice, nothing is written. It fails as a whole where a stream is there already.';
-    revoke all on function public.begin_streams from public;
-    grant execute on function public.begin_streams to event_append;
+    drop function if exists public.begin_streams;
 
     create or replace function public.settle(out head bigint, out holders text[])
     language plpgsql volatile set search_path = pg_catalog, public, pg_temp as $settle$
