@@ -49,6 +49,7 @@ from pymongo.errors import (
     WTimeoutError,
 )
 from pymongo.monitoring import ConnectionPoolListener
+from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from eventcore.errors import CannotApply, Misconfigured, ReadModelAway
@@ -70,7 +71,11 @@ SLOTS = 65536
 """A parked stream has one of so many slots, by which a part of the list can be read."""
 
 IDS_AT_ONCE = 50
-"""Ids in one `$in`."""
+"""Ids in one `$in`; on the server of `make run` a longer one takes longer than several."""
+
+SOCKET_TIMEOUT, WRITE_TIMEOUT = 4000, 2500
+"""Milliseconds that an answer may take, and that a majority may take to confirm a write: less, so
+that a lagging secondary is an answer of the server and not a lost connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +195,10 @@ class ReadModel(Protocol):
         """The documents that exist among `ids`."""
 
     def versions(self, collection: str, ids: Iterable[str]) -> dict[str, int]:
-        """Their versions alone."""
+        """The versions of the documents that exist among `ids`, as a majority has them.
+
+        So a checkpoint that rests on them covers nothing that a failover can take back.
+        """
 
     def projected_at(self, collection: str, ids: Iterable[str]) -> dict[str, datetime]:
         """When the documents among `ids` were written, as their writer's clock said; milliseconds.
@@ -309,7 +317,7 @@ class Mongo:
 
     def versions(self, collection: str, ids: Iterable[str]) -> dict[str, int]:
         """See ReadModel."""
-        found = self._by_id(collection, ids, {"version": 1})
+        found = self._by_id(collection, ids, {"version": 1}, of_majority=True)
         return {str(document["_id"]): _whole(document["version"]) for document in found}
 
     def projected_at(self, collection: str, ids: Iterable[str]) -> dict[str, datetime]:
@@ -481,7 +489,8 @@ class Mongo:
     def parked(self, generation: str, streams: Iterable[str] | None = None) -> dict[str, Parked]:
         """See ReadModel."""
         if streams is not None:
-            found = self._by_id("parked", (f"{generation}/{stream}" for stream in streams))
+            keys = (f"{generation}/{stream}" for stream in streams)
+            found = self._by_id("parked", keys, of_majority=True)
         else:
             with self._reaching():
                 found = list(self._of("parked").find({"generation": generation}))
@@ -548,15 +557,22 @@ class Mongo:
             self._database = None
 
     def _by_id(
-        self, collection: str, ids: Iterable[str], fields: Mapping[str, int] | None = None
+        self,
+        collection: str,
+        ids: Iterable[str],
+        fields: Mapping[str, int] | None = None,
+        of_majority: bool = False,
     ) -> list[Document]:
         """Documents by their ids, some at a time: a long `$in` is slow on some servers."""
         wanted, found = list(ids), list[Document]()
         with self._reaching():
+            among = self._of(collection)
+            if of_majority:
+                among = among.with_options(read_concern=ReadConcern("majority"))
             for begin in range(0, len(wanted), IDS_AT_ONCE):
                 some = wanted[begin : begin + IDS_AT_ONCE]
                 which = some[0] if len(some) == 1 else {"$in": some}
-                found += self._of(collection).find({"_id": which}, fields)
+                found += among.find({"_id": which}, fields)
         return found
 
     @contextmanager
@@ -584,7 +600,7 @@ class Mongo:
             self._database = self._new_client(password).get_database(
                 self._server.name,
                 codec_options=_EXACT,
-                write_concern=WriteConcern(w="majority", wtimeout=5000),
+                write_concern=WriteConcern(w="majority", wtimeout=WRITE_TIMEOUT),
             )
         return self._database
 
@@ -595,7 +611,7 @@ class Mongo:
             maxPoolSize=self._connections,
             serverSelectionTimeoutMS=1500,
             connectTimeoutMS=1500,
-            socketTimeoutMS=4000,
+            socketTimeoutMS=SOCKET_TIMEOUT,
             waitQueueTimeoutMS=2000,
             heartbeatFrequencyMS=5000,
             appname="eventcore",

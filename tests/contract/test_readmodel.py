@@ -1,16 +1,20 @@
 """What a read model promises: the same tests for the one in memory and over MongoDB's wire."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from time import monotonic
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from pymongo import ASCENDING, MongoClient
+from pymongo.monitoring import CommandListener, CommandStartedEvent
 
 import eventcore.readmodel
 from eventcore.errors import CannotApply
@@ -327,4 +331,64 @@ def test_a_new_password_in_its_file_is_noticed_soon(
     assert second is not first
     monkeypatch.setattr(eventcore.readmodel, "monotonic", lambda: monotonic() + 3)
     assert mongo._connected() is second
+    mongo.close()
+
+
+class Commands(CommandListener):
+    """What a client sends."""
+
+    def __init__(self) -> None:
+        self.sent: list[Mapping[str, Any]] = []
+
+    def started(self, event: CommandStartedEvent) -> None:
+        self.sent.append(event.command)
+
+    def succeeded(self, event: object) -> None: ...
+    def failed(self, event: object) -> None: ...
+
+
+@pytest.fixture
+def listened(mongodb: MongoDB, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Mongo, Commands]]:
+    commands = Commands()
+    client = partial(MongoClient, event_listeners=[commands])
+    monkeypatch.setattr(
+        eventcore.readmodel,
+        "MongoClient",
+        lambda *a, event_listeners, **k: client(*a, **k),
+    )
+    mongo = Mongo(mongodb.login(f"listened_{uuid4().hex[:12]}"))
+    yield mongo, commands
+    mongo.close()
+
+
+def test_what_a_checkpoint_rests_on_is_read_from_a_majority(
+    listened: tuple[Mongo, Commands],
+) -> None:
+    mongo, commands = listened
+    mongo.versions("things", ["a", "b"])
+    mongo.parked("p", ["a"])
+    concerns = [sent.get("readConcern") for sent in commands.sent if "find" in sent]
+    assert concerns == [{"level": "majority"}] * 2
+
+
+def test_a_write_that_a_majority_does_not_confirm_is_answered_before_the_socket_gives_up(
+    listened: tuple[Mongo, Commands],
+) -> None:
+    mongo, commands = listened
+    write(mongo, "a", 1)
+    [sent] = [sent for sent in commands.sent if "insert" in sent]
+    assert sent["writeConcern"]["w"] == "majority"
+    assert sent["writeConcern"]["wtimeout"] < eventcore.readmodel.SOCKET_TIMEOUT
+
+
+def test_a_document_that_another_unique_index_refuses_cannot_be_stored(mongodb: MongoDB) -> None:
+    server = mongodb.login(f"unique_{uuid4().hex[:12]}")
+    mongo = Mongo(server)
+    url = eventcore.readmodel._url(server, server.password.read())
+    with MongoClient[Document](url) as client:
+        client[server.name]["things"].create_index([("email", ASCENDING)], unique=True)
+    assert write(mongo, "a", 1, email="x") is True
+    assert write(mongo, "a", 1, email="y") is False
+    with pytest.raises(CannotApply, match="email"):
+        write(mongo, "b", 1, email="x")
     mongo.close()
