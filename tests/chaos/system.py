@@ -19,7 +19,14 @@ import psycopg2
 
 from eventcore.projection import Projection
 from eventcore.readmodel import Mongo, generation_of
-from local.processes import Environment, Process, Servers, prepare_stores, processes
+from local.processes import (
+    Environment,
+    Process,
+    Servers,
+    limit_all_queues,
+    prepare_stores,
+    processes,
+)
 from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
 from local.shop import Shop
 from order.projections import known_users, orders
@@ -44,7 +51,8 @@ class System:
         self.folder = folder
         self.secrets = folder / "secrets"
         self.postgres = PostgreSQL(folder / "postgres", free_port())
-        self.rabbitmq = RabbitMQ(folder / "rabbitmq", free_port())
+        management = free_port()
+        self.rabbitmq = RabbitMQ(folder / "rabbitmq", free_port(), management)
         self.mongodb = MongoDB(folder / "mongodb", free_port())
         self.servers = (self.rabbitmq, self.mongodb, self.postgres)
         for server in self.servers:
@@ -53,6 +61,7 @@ class System:
         for server in self.servers:
             server.await_ready()
         prepare_stores(self.postgres.address, self.secrets)
+        limit_all_queues(replace(self.rabbitmq.address, port=management))
         self._loop = Loop()
         stack.callback(self._loop.stop)
         self.links, ports = self._lay_links()
