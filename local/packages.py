@@ -50,6 +50,17 @@ def wrk_program() -> Path:
     return _installed("wrk", lambda: _on_path("wrk"), "install the package wrk") / "wrk"
 
 
+def pgbouncer_program() -> Path:
+    """The connection pooler `pgbouncer`; else as for `rabbitmq_programs`."""
+    return _installed("pgbouncer", _find_pgbouncer, "install the package pgbouncer") / "pgbouncer"
+
+
+def _find_pgbouncer() -> Path | None:
+    """Debian keeps it where only root looks."""
+    found = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    return Path(found).parent if found else None
+
+
 def _find_rabbitmq() -> Path | None:
     return _SCRIPTS if (_SCRIPTS / "rabbitmq-server").exists() else _on_path("rabbitmq-server")
 

@@ -66,49 +66,38 @@ def made_at(made: UUID | None) -> datetime | None:
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
-def read_all(store: Store, stream: Stream, after: int = 0) -> list[Event]:
-    """Every event of a stream above version `after`; empty if there is none."""
-    events: list[Event] = []
-    while page := store.read_stream(stream, after):
-        events += page
-        after = page[-1].version
-        if len(page) < PAGE:
-            break
-    return events
+def read_pages(
+    store: Store, stream: Stream, after: int = 0, until: int | None = None
+) -> Iterator[list[Event]]:
+    """Reads the events of a stream above version `after`, up to `until`, one page in memory."""
+    while until is None or after < until:
+        limit = PAGE if until is None else min(PAGE, until - after)
+        page = store.read_stream(stream, after, limit)
+        if page:
+            yield page
+            after = page[-1].version
+        if len(page) < limit:
+            return
 
 
-class _Turns:
-    """Commands on one stream that meet in a process go one after another.
+_STREAM_LOCKS = tuple(threading.Lock() for _ in range(1024))
+"""A command on a stream of a store holds the lock that both select. Of two commands that are
+decided at once on one stream, one is decided in vain; those of other processes meet as conflicts.
+"""
 
-    All but one of them would be decided in vain. Those of other processes are met by conflicts.
-    """
-
-    WAIT = 1.0
-    """Seconds, at most; after that a command goes ahead: the store keeps the order anyway."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._turns: dict[object, tuple[threading.Lock, list[None]]] = {}
-
-    @contextmanager
-    def on(self, stream: object) -> Iterator[None]:
-        """Around one attempt."""
-        with self._lock:
-            turn, wanted = self._turns.setdefault(stream, (threading.Lock(), []))
-            wanted.append(None)
-        taken = turn.acquire(timeout=self.WAIT)
-        try:
-            yield
-        finally:
-            if taken:
-                turn.release()
-            with self._lock:
-                wanted.pop()
-                if not wanted:
-                    del self._turns[stream]
+_LOCK_WAIT = 1.0
+"""Seconds; then a command goes ahead without the lock, since the store keeps the order anyway."""
 
 
-_turns = _Turns()
+@contextmanager
+def _one_at_a_time(stream: object) -> Iterator[None]:
+    lock = _STREAM_LOCKS[hash(stream) % len(_STREAM_LOCKS)]
+    taken = lock.acquire(timeout=_LOCK_WAIT)
+    try:
+        yield
+    finally:
+        if taken:
+            lock.release()
 
 
 def handle(
@@ -121,19 +110,20 @@ def handle(
     *,
     creates: bool = False,
 ) -> Handled:
-    """Carry out `command`, exactly once where the call has an idempotency key.
+    """Carries out `command`, exactly once where the call has an idempotency key.
 
     `answer` makes, of the new state and version, what the caller is told. A command that
     `creates` has an id of its own making, so there is no stream to read. Raises NotFound,
-    StaleVersion, Conflict, KeyReused, whatever `decide` refuses, and StoreAway; then
+    StaleVersion, Conflict, KeyReused, whatever `decide` refuses, StoreAway and Busy; then
     nothing was written. What is refused may have been carried out before: see answered_before.
+    Raises OutcomeUnknown where it is not known whether it was written.
     """
     stream = Stream(decider.aggregate_type, aggregate_id)
     for attempt in range(ATTEMPTS):
         try:
             if creates:
                 return _once(store, decider, stream, command, call, answer, creates)
-            with _turns.on((id(store), aggregate_id)):
+            with _one_at_a_time((id(store), aggregate_id)):
                 return _once(store, decider, stream, command, call, answer, creates)
         except Conflict as conflict:
             CONFLICTS.labels(decider.aggregate_type).inc()
@@ -166,17 +156,18 @@ def _once(
     answer: Callable[[State, int], Answer],
     creates: bool,
 ) -> Handled:
-    history = [] if creates else read_all(store, stream)
-    if not history and not creates:
-        raise NotFound(f"There is no {stream.aggregate_type} {stream.aggregate_id}.")
-    version = history[-1].version if history else 0
+    state, version = decider.initial, 0
+    if not creates:
+        for page in read_pages(store, stream):
+            state, version = decider.fold(state, page), page[-1].version
+        if not version:
+            raise NotFound(f"There is no {stream.aggregate_type} {stream.aggregate_id}.")
     if call.if_match and version not in call.if_match:
         raise StaleVersion(
             f"The {stream.aggregate_type} is at version {version}, not at the one in If-Match."
             " Nothing was written. Read it again, then repeat the change.",
             version,
         )
-    state = decider.fold(decider.initial, history)
     facts = decider.decide(command, state)
     events = tuple(decider.to_new_event(fact, new_id()) for fact in facts)
     for fact in facts:

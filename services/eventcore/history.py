@@ -16,7 +16,7 @@ from decimal import Decimal
 from uuid import UUID
 
 from eventcore import jsontext
-from eventcore.command import made_at, read_all
+from eventcore.command import made_at, read_pages
 from eventcore.event import Data, Event, Json, to_timestamp
 from eventcore.projection import Projection
 from eventcore.query import Serving
@@ -123,7 +123,8 @@ def find(
     progress = store.progress(service)
     projections = tuple(projections)
     if stream_id := _uuid(wanted):
-        events = read_all(store, Stream(service, stream_id))
+        pages = read_pages(store, Stream(service, stream_id))
+        events = [event for page in pages for event in page]
         kinds = (each.aggregate_type for each in projections)
         others = {Stream(kind, stream_id) for kind in kinds if kind != service}
         own = {Stream(service, stream_id)} if events else set()

@@ -5,15 +5,15 @@ that has none (yet) or is away, the stream itself. So an answered write is never
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from time import monotonic
 from uuid import UUID
 
-from eventcore.command import read_all
-from eventcore.errors import CannotApply, NotFound, ReadModelAway
+from eventcore.command import read_pages
+from eventcore.errors import Away, CannotApply, NotFound, ReadModelAway
 from eventcore.event import Data, Event, Json, to_timestamp
-from eventcore.projection import Document, Projection
+from eventcore.projection import Document, Projection, version_of
 from eventcore.readmodel import Generation, ReadModel, generation_of
 from eventcore.store import Store, Stream
 
@@ -64,24 +64,35 @@ class Views:
         except ReadModelAway as away:
             log.warning("Answered from the stream", extra={"reason": str(away)})
             document = None
-        return self._shown(aggregate_id, document) or self.as_it_was(aggregate_id)
+        if document is None:
+            return self.as_it_was(aggregate_id)
+        self._require_shown(aggregate_id, document)
+        return document
 
     def as_it_was(
         self, aggregate_id: UUID, version: int | None = None, at: datetime | None = None
     ) -> Document:
         """The document folded from events, up to a version or a moment; raises NotFound."""
-        events = read_all(self._store, self._stream(aggregate_id))
-        if not events:
-            raise NotFound(f"There is no {self._stream(aggregate_id)}.")
-        if version is not None and version > len(events):
-            raise NotFound(
-                f"{self._stream(aggregate_id)} has no version {version}: it is at {len(events)}."
-            )
-        past = [e for e in events if _is_past(e, version, at)]
-        document = self._shown(aggregate_id, self._fold(aggregate_id, past))
+        stream = self._stream(aggregate_id)
+
+        def past() -> Iterator[Event]:
+            for page in read_pages(self._store, stream, until=version):
+                for event in page:
+                    if at is not None and event.recorded_at > at:
+                        return
+                    yield event
+
+        document = self._fold(aggregate_id, past)
+        reached = version_of(document)
+        if version is not None and at is None and 0 < reached < version:
+            raise NotFound(f"{stream} has no version {version}: it is at {reached}.")
         if document is None:
-            began = to_timestamp(events[0].recorded_at)
-            raise NotFound(f"{self._stream(aggregate_id)} did not exist yet: it began at {began}.")
+            first = self._store.read_stream(stream, 0, 1)
+            if not first:
+                raise NotFound(f"There is no {stream}.")
+            began = to_timestamp(first[0].recorded_at)
+            raise NotFound(f"{stream} did not exist yet: it began at {began}.")
+        self._require_shown(aggregate_id, document)
         return document
 
     def page(self, where: Mapping[str, str], before: str | None, limit: int) -> list[Document]:
@@ -100,10 +111,12 @@ class Views:
         entries = tuple(to_entry(event) for event in shown)
         return {"events": entries, "next": shown[-1].version if more else None}
 
-    def _fold(self, aggregate_id: UUID, events: Sequence[Event]) -> Document | None:
-        """The document after these events; what is to be skipped is asked where one needs it."""
+    def _fold(self, aggregate_id: UUID, read: Callable[[], Iterable[Event]]) -> Document | None:
+        """The document after the events that `read` reads; skips are asked for where it fails."""
         try:
-            return self.projection.fold(events)
+            return self.projection.fold(read())
+        except Away:
+            raise
         except Exception as error:
             skips = self._readmodel.skips(self.projection.name)
             skipped = [s.version for s in skips if s.stream == str(aggregate_id)]
@@ -112,16 +125,15 @@ class Views:
                     f"{self._stream(aggregate_id)} has an event that cannot be shown yet: {error}."
                     " Nothing is lost; its history can be read."
                 ) from error
-            return self.projection.fold(events, skipped)
+            return self.projection.fold(read(), skipped)
 
-    def _shown(self, aggregate_id: UUID, document: Document | None) -> Document | None:
-        """The document, if it is not removed; raises NotFound if it is."""
-        if document and "removed" in document:
+    def _require_shown(self, aggregate_id: UUID, document: Document) -> None:
+        """Raises NotFound for a document that is removed."""
+        if "removed" in document:
             raise NotFound(
                 f"{self._stream(aggregate_id)} is not shown: its first event was skipped."
                 " Its history can be read."
             )
-        return document
 
     def _stream(self, aggregate_id: UUID) -> Stream:
         return Stream(self.projection.aggregate_type, aggregate_id)
@@ -138,7 +150,3 @@ def to_entry(event: Event) -> dict[str, Json]:
         "causationId": event.metadata.get("causationId"),
         "data": event.data,
     }
-
-
-def _is_past(event: Event, version: int | None, at: datetime | None) -> bool:
-    return (version is None or event.version <= version) and (at is None or event.recorded_at <= at)

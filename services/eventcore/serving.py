@@ -97,6 +97,7 @@ class Readiness:
         try:
             require_schema(self._store.schema_version())
             self._schema_seen = True
+            self._store.require_writable()
             self._health.well("store")
         except Away as away:
             self._health.lacks("store", str(away))

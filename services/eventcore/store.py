@@ -50,6 +50,9 @@ RETRY_FOR = 3.0
 PAGE = 500
 """Events in one page of a stream or of the feed."""
 
+EXPIRED_AT_ONCE = 1000
+"""Expired idempotency keys that one statement deletes at most."""
+
 LIMITS = {
     "statement_timeout": "5s",
     "lock_timeout": "3s",
@@ -188,7 +191,7 @@ class RelayStore(Protocol):
     def read_feed(self, after: int, until: int, limit: int = PAGE) -> list[Event]: ...
 
     def expire_idempotency_keys(self) -> int:
-        """Delete some of the keys that are older than 24 hours, and count them."""
+        """Deletes up to EXPIRED_AT_ONCE keys that are older than 24 hours, and counts them."""
 
     def wait(self, timeout: float) -> None:
         """Return when something was appended, or after `timeout` seconds."""
@@ -588,7 +591,8 @@ class RelaySession:
 
     def expire_idempotency_keys(self) -> int:
         """See RelayStore."""
-        expired: int = self._rows("select expire_idempotency_keys(1000)")[0][0]
+        statement = "select expire_idempotency_keys(%s)"
+        expired: int = self._rows(statement, (EXPIRED_AT_ONCE,))[0][0]
         return expired
 
     def wait(self, timeout: float) -> None:

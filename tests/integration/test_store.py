@@ -3,6 +3,7 @@
 import random
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,10 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
+from eventcore.broker import Message
 from eventcore.errors import Conflict, StoreAway
 from eventcore.event import NewEvent
+from eventcore.relay import Pump
 from eventcore.store import (
     SCHEMA_VERSION,
     Answer,
@@ -281,6 +284,59 @@ def test_a_key_is_forgotten_after_24_hours_and_its_row_is_deleted_by_the_relay(
     session = RelaySession(spare_databases("spare", "relay"), "expiry")
     assert session.expire_idempotency_keys() == 1
     session.close()
+
+
+def test_200_000_expired_keys_are_gone_within_minutes_while_commands_go_on(
+    store: Postgres, owner: Engine, spare_databases: Databases
+) -> None:
+    with owner.connect() as connection:
+        connection.exec_driver_sql(
+            "insert into idempotency_keys select 'old ' || n, 'hash', '{}',"
+            " clock_timestamp() - interval '25 hours' from generate_series(1, 200000) n"
+        )
+    session = RelaySession(spare_databases("spare", "relay"), "expiry under load")
+    pump = Pump("expiry under load", session, SilentPublisher())
+    stop, done = threading.Event(), 0
+
+    def expired() -> int:
+        with owner.connect() as connection:
+            question = "select count(*) from idempotency_keys where key like 'old %%'"
+            return int(connection.exec_driver_sql(question).scalar_one())
+
+    with ThreadPoolExecutor(1) as threads:
+        pumping = threads.submit(pump.run, stop)
+        try:
+            deadline = time.monotonic() + 250
+            while expired():
+                assert time.monotonic() < deadline
+                for _ in range(20):
+                    key = Idempotency(f"key {uuid4()}", "h")
+                    answer = Answer(202, {}, {})
+                    store.append(Stream("user", uuid4()), 0, [new_event()], {}, key, answer)
+                    done += 1
+        finally:
+            stop.set()
+            pumping.result()
+            session.close()
+    assert done > 200
+
+
+class SilentPublisher:
+    """Confirms everything at once."""
+
+    returned = 0
+    count = 0
+
+    def publish(self, messages: Sequence[Message]) -> None:
+        self.count += len(messages)
+
+    def confirmed(self) -> int:
+        return self.count
+
+    def wait(self, confirmed: int, timeout: float) -> int:
+        return self.count
+
+    def close(self) -> None: ...
 
 
 def test_a_commit_whose_answer_was_lost_is_found_again(

@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 
 import pika
 
-from eventcore.command import read_all
+from eventcore.command import read_pages
 from eventcore.errors import Conflict
 from eventcore.event import NewEvent
 from eventcore.store import Postgres, Stream
@@ -30,7 +30,7 @@ def outrun(user_id: str, databases: Databases, goes_on: Callable[[], bool]) -> N
             try:
                 version = store.append(stream, version, [event], {}).version
             except Conflict:
-                version = read_all(store, stream, version)[-1].version
+                version = list(read_pages(store, stream, version))[-1][-1].version
 
 
 def publish(rabbitmq: RabbitMQ, body: bytes) -> None:

@@ -70,6 +70,7 @@ class FakePostgres:
         self.streams: dict[tuple[str, str], list[int]] = {}
         self.ids: set[str] = set()
         self.keys: dict[str, tuple[str, str]] = {}
+        self.expired_keys = 0
         self.head = 0
         self.open: dict[str, Transaction] = {}
         self._begun: dict[str, Transaction] = {}
@@ -137,7 +138,7 @@ class FakePostgres:
             ("select pg_try_advisory_lock", "lock", self._lock_relay),
             ("select position from checkpoints", "checkpoint", self._checkpoint),
             ("select move_checkpoint", "move checkpoint", self._move_checkpoint),
-            ("select expire_idempotency_keys", "expire", lambda *_: [(0,)]),
+            ("select expire_idempotency_keys", "expire", self._expire),
             ("notify events", "notify", self._notify),
             ("listen events", "listen", lambda *_: []),
         ):
@@ -364,6 +365,13 @@ class FakePostgres:
             self._world.note(f"the relay's checkpoint is {position}")
             self._judge.relay_checkpoint(position)
         return [(None,)]
+
+    def _expire(self, _: Session, values: tuple[Any, ...]) -> Rows:
+        gone = min(self.expired_keys, values[0])
+        self.expired_keys -= gone
+        if gone and self.expired_keys:
+            self._world.reach("one statement does not delete all expired keys")
+        return [(gone,)]
 
     def _notify(self, *_: object) -> Rows:
         for session in self.sessions:

@@ -144,6 +144,8 @@ class System:
 
     def _missing(self) -> str:
         relayed = self.postgres.checkpoints.get("user", 0)
+        if self.postgres.expired_keys:
+            return f"{self.postgres.expired_keys} expired keys are left"
         return self._at_work() or self.judge.what_is_missing(relayed, self.postgres.head)
 
     def _held_up(self) -> str:
@@ -344,6 +346,7 @@ class Harm:
             self._pause_sweeper,
             self._stop_in_order,
             self._end_relay_session,
+            self._expire_keys,
             self._restart_postgres,
             self._restart_mongo,
             self._restart_rabbit,
@@ -399,6 +402,10 @@ class Harm:
             if session.owner and self._world.random.random() < 0.6:
                 self._world.pause(session.owner, 0.5 + self._world.random.random())
             self._system.postgres.close(session)
+
+    def _expire_keys(self) -> None:
+        """A day has passed since many commands."""
+        self._system.postgres.expired_keys += self._world.random.choice((1, 1000, 2500))
 
     def _restart_postgres(self) -> None:
         self._system.postgres.restart(self._world.random.random())

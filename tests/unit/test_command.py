@@ -2,17 +2,24 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
 
-from eventcore.command import _Turns
+import pytest
+
+from eventcore import command
+from eventcore.command import _one_at_a_time
 
 
 def test_one_after_another_on_one_stream_and_side_by_side_on_others() -> None:
-    turns, together = _Turns(), threading.Barrier(4)
-    inside, most = set[str](), []
+    streams = [uuid4() for _ in range(4)]
+    while len({hash(each) % len(command._STREAM_LOCKS) for each in streams}) < 4:
+        streams = [uuid4() for _ in range(4)]  # two of them share a lock
+    together = threading.Barrier(4)
+    inside, most = set[object](), []
     lock = threading.Lock()
 
-    def on(stream: str) -> None:
-        with turns.on(stream):
+    def on(stream: object) -> None:
+        with _one_at_a_time(stream):
             with lock:
                 assert stream not in inside
                 inside.add(stream)
@@ -22,25 +29,24 @@ def test_one_after_another_on_one_stream_and_side_by_side_on_others() -> None:
                 inside.remove(stream)
 
     with ThreadPoolExecutor(12) as pool:
-        for done in [pool.submit(on, stream) for stream in "abcd" * 3]:
+        for done in [pool.submit(on, stream) for stream in streams * 3]:
             done.result()
     assert max(most) == 4
-    assert not turns._turns
 
 
-def test_nobody_waits_for_ever() -> None:
-    turns = _Turns()
-    turns.WAIT = 0.01
-    with turns.on("a"), turns.on("a"):
+def test_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_LOCK_WAIT", 0.01)
+    stream = uuid4()
+    with _one_at_a_time(stream), _one_at_a_time(stream):
         pass
-    assert not turns._turns
+    with _one_at_a_time(stream):
+        pass
 
 
-def test_a_turn_ends_with_an_error() -> None:
-    turns = _Turns()
-    for _ in range(2):
-        try:
-            with turns.on("a"):
-                raise KeyError
-        except KeyError:
-            assert not turns._turns
+def test_a_lock_is_released_after_an_error() -> None:
+    stream = uuid4()
+    with pytest.raises(KeyError), _one_at_a_time(stream):
+        raise KeyError
+    lock = command._STREAM_LOCKS[hash(stream) % len(command._STREAM_LOCKS)]
+    assert lock.acquire(blocking=False)
+    lock.release()

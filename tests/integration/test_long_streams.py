@@ -1,0 +1,105 @@
+"""A stream of 100,000 events: what is read of it, and how much memory a command on it takes."""
+
+import subprocess
+import sys
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import Engine
+
+from eventcore.event import Event
+from eventcore.query import Views
+from eventcore.store import PAGE, Postgres, Stream, connect
+from tests.conftest import Databases
+from tests.fakes.readmodel import FakeReadModel
+from user.projections.users import PROJECTION
+
+EVENTS = 100_000
+MIB = 1024 * 1024
+
+COMMAND = """
+import resource, sys
+from pathlib import Path
+from uuid import UUID
+from eventcore.command import Call, handle
+from eventcore.settings import Secret, Server
+from eventcore.store import Answer, Postgres
+from user.user import DECIDER, ChangeUser
+
+host, port, name, user, password, stream = sys.argv[1:]
+store = Postgres(Server(host, int(port), name, user, Secret(password)), 1)
+done = handle(store, DECIDER, UUID(stream), ChangeUser(name="Last"), Call({}),
+              lambda state, version: Answer(200, {"name": state.name}, {}))
+print(done.version, done.answer.body["name"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.fixture(scope="module")
+def stream(spare_databases: Databases) -> UUID:
+    """One user, renamed very often."""
+    user = uuid4()
+    with connect(spare_databases("spare", "owner")).connect() as connection:
+        for begin in range(0, EVENTS, 10_000):
+            connection.exec_driver_sql(
+                "select append_events('user', %s::uuid, %s,"
+                " array_agg(gen_random_uuid()), array_agg(case n when 1 then 'USER_CREATED'"
+                " else 'USER_NAME_CHANGED' end), array_agg(1), array_agg(case n when 1 then"
+                ' \'{"name": "Ada", "email": "ada@example.com"}\' else'
+                " format('{\"name\": \"Ada %%s\"}', n) end), '{}')"
+                " from generate_series(%s, %s) n",
+                (str(user), begin, begin + 1, begin + 10_000),
+            )
+    return user
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many events each page has that is read of a stream."""
+    pages: list[int] = []
+    read = Postgres.read_stream
+
+    def counted(self: Postgres, stream: Stream, after: int = 0, limit: int = PAGE) -> list[Event]:
+        page = read(self, stream, after, limit)
+        pages.append(len(page))
+        return page
+
+    monkeypatch.setattr(Postgres, "read_stream", counted)
+    return pages
+
+
+def test_an_early_version_reads_no_more_events_than_it_is_made_of(
+    store: Postgres, stream: UUID, reads: list[int]
+) -> None:
+    views = Views(PROJECTION, FakeReadModel(), store)
+    document = views.as_it_was(stream, version=3)
+    assert (document["version"], document["name"]) == (3, "Ada 3")
+    assert sum(reads) == 3
+
+
+def test_an_early_moment_reads_one_page(
+    store: Postgres, stream: UUID, reads: list[int], owner: Engine
+) -> None:
+    with owner.connect() as connection:
+        moment = connection.exec_driver_sql(
+            "select recorded_at from events where aggregate_id = %s::uuid and version = 1",
+            (str(stream),),
+        ).scalar_one()
+    views = Views(PROJECTION, FakeReadModel(), store)
+    assert views.as_it_was(stream, at=moment)["version"] == 10_000  # of one transaction
+    assert sum(reads) <= 10_000 + PAGE
+
+
+def test_a_command_on_it_takes_less_than_256_mib(spare_databases: Databases, stream: UUID) -> None:
+    server = spare_databases("spare", "service")
+    place = (server.host, str(server.port), server.name, server.user, server.password.read())
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, *place, str(stream)],
+        env={"PYTHONPATH": str(Path(__file__).parents[2] / "services")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    version, name, kibibytes = done.stdout.split()[-3:]
+    assert (int(version), name) == (EVENTS + 1, "Last")
+    assert int(kibibytes) * 1024 < 256 * MIB
