@@ -34,6 +34,13 @@ PATIENCE = 30.0
 Environment = Mapping[str, str]
 
 
+ENVIRONMENT = {
+    "PYTHONPATH": str(ROOT / "services"),
+    "OTEL_SEMCONV_STABILITY_OPT_IN": "http,database",
+}
+"""What services/Dockerfile sets as well."""
+
+
 @dataclass(frozen=True, slots=True)
 class Process:
     """One process: what to run, with which environment, and where it says that it is ready."""
@@ -95,7 +102,7 @@ def processes(
     metrics go to a `free_port` each; `settings` are told to all of them.
     """
     urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
-    common = _inherited() | {"PYTHONPATH": str(ROOT / "services")} | dict(settings or {})
+    common = _inherited() | ENVIRONMENT | dict(settings or {})
 
     def store(service: str, purpose: str) -> Environment:
         return _told("store", store_login(servers.postgres, service, purpose, secrets))

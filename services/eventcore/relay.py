@@ -27,7 +27,7 @@ from eventcore.observe import (
 )
 from eventcore.retry import backoff
 from eventcore.store import EXPIRED_AT_ONCE, PAGE, RelayStore
-from eventcore.tracing import Ends, publishing
+from eventcore.tracing import Published, publishing
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class Pump:
         self._saved = self._checkpoint
         self._saved_at = 0.0
         self._in_flight: deque[int] = deque()
-        self._pages: deque[tuple[int, float, Ends]] = deque()
+        self._pages: deque[tuple[int, float, Published]] = deque()
         self._confirmed = 0
         self._returned = 0
 

@@ -125,7 +125,6 @@ class Settings(BaseSettings):
     )
     trace_endpoint: str = Field("", validation_alias="otel_exporter_otlp_endpoint")
     trace_ratio: float = Field(1.0, ge=0, le=1, validation_alias="otel_traces_sampler_arg")
-    trace_mode: Annotated[Literal["child", "link"], _AnyCase] = "child"
 
 
 class ServeSettings(Settings):

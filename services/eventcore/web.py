@@ -170,7 +170,7 @@ def _view(route: Route, store: Store | None) -> Callable[..., Response]:
     operation = route.operation
 
     def view(**path: str) -> Response:
-        text = _read_body()
+        text = read_body()
         incoming = Incoming(
             id=_path_id(path),
             query=(operation.query or QueryInput).model_validate(query_values()),
@@ -216,7 +216,8 @@ def json_response(body: Data, version: str = "") -> Response:
 # ── one request ───────────────────────────────────────────────────────────────────────────
 
 
-def _read_body() -> bytes:
+def read_body() -> bytes:
+    """Reads the body; raises RequestEntityTooLarge."""
     text = request.get_data()
     if len(text) > BODY_LIMIT:
         raise RequestEntityTooLarge
@@ -297,10 +298,6 @@ def _if_match() -> tuple[int, ...]:
 IDS = "eventcore.ids"
 """Key of the WSGI environment: the Ids of the request."""
 
-ROUTE = "eventcore.route"
-"""Key of the WSGI environment: the route by which metrics count a request, `/users/{id}`. A view
-that serves several routes sets it; otherwise it is the rule that Flask matched."""
-
 NOTHING_ELSE = "default-src 'none'"
 """The Content-Security-Policy of an answer that is not a page."""
 
@@ -377,8 +374,6 @@ class Correlation:
 
 def _route(environ: Mapping[str, Any]) -> str:
     """The route of a request, which never contains an id: that bounds the label's cardinality."""
-    if ROUTE in environ:
-        return str(environ[ROUTE])
     rule = environ["werkzeug.request"].url_rule if "werkzeug.request" in environ else None
     return _template(rule.rule) if rule else "(no route)"
 

@@ -4,7 +4,8 @@ from flask import Flask
 
 from eventcore.settings import Port, ServeSettings
 from eventcore.web import create_app as create_web_app
-from gateway.api import Upstreams, add_forwarding
+from gateway.api import Description, add_forwarding
+from gateway.forward import Upstream
 
 TITLE = "Gateway"
 PROJECTIONS = ()
@@ -20,10 +21,13 @@ class Settings(ServeSettings):
 
 def create_app(settings: Settings) -> Flask:
     """The application that gunicorn serves. It is ready when it runs: it never probes upstreams."""
-    urls = {"user": settings.user_service_url, "order": settings.order_service_url}
-    upstreams = Upstreams(urls, connections=settings.threads)
+    calls = max(1, settings.threads // 2)
+    upstreams = {
+        "user": Upstream(settings.user_service_url, calls),
+        "order": Upstream(settings.order_service_url, calls),
+    }
     app = create_web_app(
-        TITLE, (), missing=dict, is_ready=lambda: True, document=upstreams.document
+        TITLE, (), missing=dict, is_ready=lambda: True, document=Description(upstreams)
     )
     add_forwarding(app, upstreams)
     return app

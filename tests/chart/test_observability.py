@@ -277,14 +277,14 @@ def expanded(pod: Pod) -> dict[str, str]:
 
 
 def test_every_process_is_told_where_spans_go_and_what_it_is() -> None:
-    for values, endpoint, mode in (
-        ("observability", "http://shop-collector:4318", "link"),
-        ("monitors", "http://collector.tracing:4318", "child"),
+    for values, endpoint, ratio in (
+        ("observability", "http://shop-collector:4318", "0.5"),
+        ("monitors", "http://collector.tracing:4318", "0.1"),
     ):
         for name, pod in render(values).processes().items():
             told = {each["name"]: each for each in pod.spec["containers"][0]["env"]}
             assert told["OTEL_EXPORTER_OTLP_ENDPOINT"]["value"] == endpoint
-            assert told["TRACE_MODE"]["value"] == mode
+            assert told["OTEL_TRACES_SAMPLER_ARG"]["value"] == ratio
             attributes = told["OTEL_RESOURCE_ATTRIBUTES"]["value"]
             assert f"k8s.deployment.name=shop-{name}" in attributes.split(",")
             order = list(told)

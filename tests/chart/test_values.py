@@ -48,7 +48,6 @@ CHANGED: list[tuple[str, Any]] = [
     (r"global\.scrape", "none"),
     (r"tracing\.endpoint", "http://changed.example:4318"),
     (r"tracing\.ratio", 0.5),
-    (r"tracing\.mode", "link"),
     (r"podMonitor\.(interval|scrapeTimeout)|observability\.prometheus\.(interval|retention)", "7s"),
     (r"observability\.prometheus\.size", "3Gi"),
     (r"observability\.prometheus\.apiPorts", [8443]),
@@ -128,7 +127,7 @@ SCALED = {"processes": {name: {"keda": {"enabled": True}} for name in PROJECTORS
 OBSERVED = {"observability": {"enabled": True}}
 
 WITHIN: list[tuple[str, Object]] = [
-    (r"tracing\.(endpoint|ratio|mode|peers)", {"tracing": {"endpoint": "http://away.example:4318"}}),
+    (r"tracing\.(endpoint|ratio|peers)", {"tracing": {"endpoint": "http://away.example:4318"}}),
     (r"podMonitor\..*", {"global": {"scrape": "monitor"}}),
     (r"alerts\.(?!prometheusRule).*", {"alerts": {"prometheusRule": True}}),
     (r"exporters\.\w+\.enabled", {}),

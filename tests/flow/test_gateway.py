@@ -1,27 +1,65 @@
-"""The gateway's connections: used again at once, not when they may be closing; what they read."""
+"""The gateway: forwards a request as it is, once, unless it may be repeated; says why it cannot."""
 
-import socket
-import threading
-from collections.abc import Iterator, Sequence
+import json
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Thread, Timer
 
 import pytest
-from urllib3.exceptions import HTTPError
+from flask import Flask, g
+from flask.testing import FlaskClient
 
-from gateway import api
-from gateway.api import Upstreams
+from eventcore import openapi
+from eventcore.web import create_app
+from gateway import forward
+from gateway.api import Description, add_forwarding
+from gateway.forward import Upstream
 from tests.beside import beside
+
+USER = "/users/01890000-0000-7000-8000-000000000000"
+
+
+@dataclass
+class Seen:
+    """A request as a service has read it."""
+
+    method: str
+    target: str
+    headers: Message
+    body: bytes
+
+
+@dataclass
+class Reply:
+    """A service's answer; a `status` of 0 closes the connection without one."""
+
+    status: int = 200
+    body: bytes = b"{}"
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 class Service(ThreadingHTTPServer):
-    """Counts connections, and answers everything with nothing."""
+    """Answers by `replies`, the last one again and again; hangs until `go` is set."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.connections = 0
+        self.seen: list[Seen] = []
+        self.replies = [Reply()]
+        self.go = Event()
+        self.go.set()
+        self.closes_silently = False
+        self.closed = Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -32,93 +70,324 @@ class _Handler(BaseHTTPRequestHandler):
         super().setup()
         self.server.connections += 1
 
+    def finish(self) -> None:
+        super().finish()
+        self.connection.close()
+        self.server.closed.set()
+
     def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.seen.append(Seen(self.command, self.path, self.headers, body))
+        self.server.go.wait(30)
+        replies = self.server.replies
+        reply = replies.pop(0) if len(replies) > 1 else replies[0]
+        self.close_connection = self.server.closes_silently or not reply.status
+        if not reply.status:
+            return
+        self.send_response(reply.status)
+        for name, value in reply.headers.items():
+            self.send_header(name, value)
+        if "Content-Length" not in reply.headers:
+            self.send_header("Content-Length", str(len(reply.body)))
         self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(reply.body)
+
+    do_POST = do_PUT = do_HEAD = do_DELETE = do_OPTIONS = do_GET
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing is worth a line."""
+        """Logs nothing."""
 
 
 @pytest.fixture
 def service() -> Iterator[Service]:
     with beside(Service()) as service:
         yield service
+        service.go.set()
 
 
-def test_a_connection_is_kept_for_a_moment_and_not_used_when_it_has_been_idle(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def upstream(service: Service) -> Iterator[Upstream]:
+    upstream = Upstream(service.url, calls=4)
+    yield upstream
+    upstream.close()
+
+
+def gateway(upstream: Upstream) -> Flask:
+    """The gateway's application, with one service behind it under both names."""
+    upstreams = {"user": upstream, "order": upstream}
+    description = Description(upstreams)
+    app = create_app("Gateway", (), missing=dict, is_ready=lambda: True, document=description)
+    add_forwarding(app, upstreams)
+    return app
+
+
+@pytest.fixture
+def app(upstream: Upstream) -> Flask:
+    return gateway(upstream)
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+def pause(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Advances the gateway's clock."""
+    ahead = [0.0]
+    monkeypatch.setattr(forward, "monotonic", lambda: time.monotonic() + ahead[0])
+
+    def advance(seconds: float) -> None:
+        ahead[0] += seconds
+
+    return advance
+
+
+# ── what is forwarded ─────────────────────────────────────────────────────────────────────
+
+
+def test_a_request_and_its_answer_are_forwarded_with_the_headers_that_belong_to_them(
+    service: Service, client: FlaskClient
 ) -> None:
-    now = [1000.0]
-    monkeypatch.setattr(api, "monotonic", lambda: now[0])
-    upstreams = Upstreams({"user": f"http://127.0.0.1:{service.server_port}"}, connections=1)
-
-    def ask() -> int:
-        assert upstreams.forward("user", "GET", "/users", b"", {}).status == 200
-        return service.connections
-
-    assert [ask(), ask()] == [1, 1]
-    now[0] += api.IDLE - 0.1
-    assert ask() == 1
-    now[0] += api.IDLE + 0.1
-    assert ask() == 2
-    assert ask() == 2
-    upstreams.close()
-
-
-@contextmanager
-def answering(parts: Sequence[bytes]) -> Iterator[Upstreams]:
-    """A service that answers one request with these parts, each sent alone, and hangs up."""
-
-    def answer() -> None:
-        connection, _ = listener.accept()
-        with connection:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            asked = b""
-            while b"\r\n\r\n{}" not in asked:
-                asked += connection.recv(1000)
-            for part in parts:
-                connection.sendall(part)
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=answer)
-        thread.start()
-        upstreams = Upstreams({"user": f"http://127.0.0.1:{listener.getsockname()[1]}"}, 1)
-        yield upstreams
-        upstreams.close()
-        thread.join()
+    sent = {
+        "Idempotency-Key": "k",
+        "If-Match": '"1"',
+        "X-Correlation-ID": "c",
+        "Authorization": "Bearer t",
+        "X-Forwarded-Host": "evil",
+        "Connection": "X-Request-ID",
+    }
+    service.replies = [Reply(202, b'{"a":1}', {"ETag": '"2"', "Server": "x", "Set-Cookie": "a=b"})]
+    answer = client.post("/users?a=%41&b=\x85", data=b"{}", headers=sent)
+    [seen] = service.seen
+    assert (seen.method, seen.body) == ("POST", b"{}")
+    assert seen.target.startswith("/users?a=%41&b=%")
+    for name in ("Idempotency-Key", "If-Match", "X-Correlation-ID", "Authorization"):
+        assert seen.headers[name] == sent[name]
+    assert "X-Forwarded-Host" not in seen.headers
+    assert (answer.status_code, answer.data) == (202, b'{"a":1}')
+    assert answer.headers["ETag"] == '"2"'
+    assert "Set-Cookie" not in answer.headers
+    assert answer.headers["X-Request-ID"] == seen.headers["X-Request-ID"]
 
 
-def test_an_answer_in_parts_is_read_whole() -> None:
-    parts = (b"HTTP/1.1 202 ACC", b'EPTED\r\nETag: "1"\r\nContent-', b"Length: 4\r\n\r\nab", b"cd")
-    with answering(parts) as upstreams:
-        answer = upstreams.forward("user", "POST", "/users", b"{}", {})
-    assert (answer.status, answer.reason, answer.data) == (202, "ACCEPTED", b"abcd")
-    assert answer.headers["etag"] == '"1"'
+@pytest.mark.parametrize("path", ["/users/x", "/%75sers/x", "http://shop/users/x"])
+def test_another_spelling_of_a_path_is_the_same_path(
+    service: Service, client: FlaskClient, path: str
+) -> None:
+    assert client.get(path).status_code == 200
+    assert service.seen[0].target == "/users/x"
 
 
 @pytest.mark.parametrize(
-    "answer",
-    [
-        b"HTTP/1.1 200 OK\r\n\r\nab",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Length: two\r\n\r\nab",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nabc",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\na",
-        b"HTTP/1.1 200 OK\r\nContent-Le",
-        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 2 * api.HEAD_LIMIT,
-        b"hello\r\n\r\n",
-        b"",
-    ],
+    "path", ["/internal/heads", "/users/", "/users/a/b/c", "/users/..", "/users/a%2Fb", "/users/;"]
 )
-def test_what_is_no_whole_answer_is_an_error(answer: bytes) -> None:
-    with answering((answer,)) as upstreams, pytest.raises(HTTPError):
-        upstreams.forward("user", "POST", "/users", b"{}", {})
+def test_what_is_not_on_the_list_reaches_no_service(
+    service: Service, client: FlaskClient, path: str
+) -> None:
+    answer = client.get(path)
+    assert (answer.status_code, answer.mimetype) == (404, "application/problem+json")
+    assert not service.seen
 
 
-def test_a_header_with_a_line_break_is_not_sent(service: Service) -> None:
-    upstreams = Upstreams({"user": f"http://127.0.0.1:{service.server_port}"}, 1)
-    with pytest.raises(ValueError, match="line break"):
-        upstreams.forward("user", "GET", "/users", b"", {"Accept": "a\r\nAuthorization: b"})
-    upstreams.close()
+def test_head_tells_the_length_that_get_would_have(service: Service, client: FlaskClient) -> None:
+    service.replies = [Reply(200, b"12345678")]
+    answer = client.head(USER)
+    assert (answer.headers["Content-Length"], answer.data) == ("8", b"")
+
+
+def test_a_method_that_a_route_does_not_have_is_refused_where_the_route_is(
+    service: Service, client: FlaskClient
+) -> None:
+    service.replies = [Reply(405, b"{}", {"Allow": "GET"})]
+    assert client.delete(USER).headers["Allow"] == "GET"
+    assert len(service.seen) == 1
+    own = client.delete("/healthz")
+    assert own.status_code == 405
+    assert "GET" in own.headers["Allow"]
+    assert len(service.seen) == 1
+
+
+def test_the_hooks_of_flask_run_for_every_request(app: Flask, service: Service) -> None:
+    ran: list[int] = []
+    app.before_request(lambda: setattr(g, "mine", True))
+
+    @app.after_request
+    def note(response):  # type: ignore[no-untyped-def]
+        ran.append(response.status_code)
+        response.headers["X-Mine"] = str(g.mine)
+        return response
+
+    service.replies = [Reply(), Reply(422), Reply(0)]
+    client = app.test_client()
+    answers = [client.get(USER), client.get(USER), client.post("/users"), client.get("/none")]
+    assert ran == [200, 422, 502, 404]
+    assert {answer.headers["X-Mine"] for answer in answers} == {"True"}
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+def test_no_proxy_variable_catches_a_call(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert client.get(USER).status_code == 200
+
+
+# ── connections ───────────────────────────────────────────────────────────────────────────
+
+
+def test_a_connection_is_kept_for_a_moment_and_not_used_when_it_has_been_idle(
+    service: Service, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance = pause(monkeypatch)
+
+    def connections() -> int:
+        assert client.get(USER).status_code == 200
+        return service.connections
+
+    assert [connections(), connections()] == [1, 1]
+    advance(forward.IDLE_TIME / 2)
+    assert connections() == 1
+    advance(forward.IDLE_TIME)
+    assert [connections(), connections()] == [2, 2]
+
+
+def test_a_kept_connection_that_the_service_has_closed_is_not_used(
+    service: Service, client: FlaskClient
+) -> None:
+    service.closes_silently = True
+    for _ in range(3):
+        service.closed.clear()
+        assert client.post("/users").status_code == 200
+        assert service.closed.wait(5)
+    assert len(service.seen) == 3
+
+
+# ── no answer ─────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "times"),
+    [("POST", {}, 1), ("POST", {"Idempotency-Key": "k"}, 2), ("GET", {}, 2), ("DELETE", {}, 1)],
+)
+def test_a_request_whose_connection_was_lost_is_sent_again_where_that_is_safe(
+    service: Service, client: FlaskClient, method: str, headers: dict[str, str], times: int
+) -> None:
+    service.replies = [Reply(0)]
+    answer = client.open(USER, method=method, headers=headers)
+    assert answer.status_code == 502
+    assert ("is not known" in answer.get_json()["detail"]) is (method != "GET")
+    assert len(service.seen) == times
+
+
+def test_the_second_answer_is_the_answer(service: Service, client: FlaskClient) -> None:
+    service.replies = [Reply(0), Reply(202)]
+    assert client.post("/users", headers={"Idempotency-Key": "k"}).status_code == 202
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_request_that_is_not_answered_in_time_is_not_sent_again(
+    service: Service, client: FlaskClient, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr(forward, "ANSWER_TIME", 0.2)
+    service.go.clear()
+    answer = client.open(USER, method=method, headers={"Idempotency-Key": "k"})
+    assert answer.status_code == 504
+    assert ("is not known" in answer.get_json()["detail"]) is (method == "POST")
+    assert len(service.seen) == 1
+
+
+def test_a_service_that_cannot_be_reached_is_a_503_that_says_that_nothing_was_sent() -> None:
+    with beside(Service()) as gone:
+        client = gateway(Upstream(gone.url, calls=1)).test_client()
+    for _ in range(4):  # then the circuit is open
+        answer = client.post("/users")
+        assert answer.status_code == 503
+        assert "Nothing was sent" in answer.get_json()["detail"]
+        assert int(answer.headers["Retry-After"]) > 0
+
+
+@contextmanager
+def hanging(service: Service, upstream: Upstream, calls: int) -> Iterator[None]:
+    """So many calls wait for an answer."""
+    service.go.clear()
+    threads = [Thread(target=upstream.call, args=("GET", USER)) for _ in range(calls)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 10
+    while len(service.seen) < calls:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    yield
+    service.go.set()
+    for thread in threads:
+        thread.join()
+
+
+def test_more_calls_than_there_are_permits_are_refused_at_once_while_a_service_hangs(
+    service: Service, upstream: Upstream, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance = pause(monkeypatch)
+    with hanging(service, upstream, calls=4):
+        advance(forward.PATIENCE)
+        began = time.monotonic()
+        answer = client.get(USER)
+        assert time.monotonic() - began < 0.2
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+        assert len(service.seen) == 4
+    assert client.get(USER).status_code == 200
+
+
+def test_a_call_waits_for_a_permit_while_a_service_answers_others(
+    service: Service, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward, "PATIENCE", 20)
+    with hanging(service, upstream, calls=4):
+        Timer(0.1, service.go.set).start()
+        assert upstream.call("GET", USER).status == 200
+
+
+def test_while_a_service_hangs_calls_to_it_fail_at_once(
+    service: Service, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward, "ANSWER_TIME", 0.1)
+    service.go.clear()
+    assert [client.post("/users").status_code for _ in range(4)] == [504, 504, 504, 503]
+    assert "Nothing was sent" in client.post("/users").get_json()["detail"]
+    assert len(service.seen) == 3
+
+
+# ── the description ───────────────────────────────────────────────────────────────────────
+
+
+def description(title: str) -> bytes:
+    document = {"info": {"title": title}, "paths": {}, "components": {"schemas": {}}}
+    return json.dumps(document).encode()
+
+
+def test_the_descriptions_are_merged_when_one_of_them_has_changed_and_kept_while_away(
+    service: Service, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merged: list[int] = []
+    merge = openapi.merge
+
+    def count(*args, **more):  # type: ignore[no-untyped-def]
+        merged.append(1)
+        return merge(*args, **more)
+
+    monkeypatch.setattr(openapi, "merge", count)
+    service.replies = [Reply(0)]
+    assert client.get("/openapi.json").status_code == 502
+    service.replies = [Reply(200, description("A"), {"ETag": '"a"'})]
+    assert client.get("/openapi.json").status_code == 200
+    assert len(merged) == 1
+    service.seen.clear()
+    service.replies = [Reply(304, b"", {"ETag": '"a"'})]
+    assert client.get("/openapi.json").status_code == 200
+    assert [seen.headers["If-None-Match"] for seen in service.seen] == ['"a"', '"a"']
+    assert len(merged) == 1
+    service.replies = [Reply(0)]
+    assert client.get("/openapi.json").status_code == 200
+    service.replies = [Reply(200, description("B"), {"ETag": '"b"'})]
+    assert client.get("/openapi.json").status_code == 200
+    assert len(merged) == 2

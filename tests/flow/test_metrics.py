@@ -12,7 +12,8 @@ from prometheus_client import REGISTRY
 from eventcore import observe, web
 from eventcore.errors import Conflict, StoreAway
 from eventcore.web import create_app
-from gateway.api import Upstreams, add_forwarding
+from gateway.api import ROUTES, add_forwarding
+from gateway.forward import Upstream
 from tests.fakes.shop import FakeShop
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -64,9 +65,8 @@ def test_the_gateway_counts_a_call_under_its_route_and_never_under_an_id(
     path: str, route: str
 ) -> None:
     app: Flask = create_app("Gateway", (), missing=dict, is_ready=lambda: True)
-    nowhere = dict.fromkeys(("user", "order"), "http://127.0.0.1:1")
-    add_forwarding(app, Upstreams(nowhere, connections=1))
-    status = "404" if path == "/made-up" else "503"
+    add_forwarding(app, dict.fromkeys(ROUTES, Upstream("http://127.0.0.1:1", calls=1)))
+    status = "404" if route == "(no route)" else "503"
     name = "http_request_duration_seconds_count"
     before = value(name, method="GET", route=route, status=status)
     app.test_client().get(path)

@@ -1,4 +1,4 @@
-"""Traces of the running system: one POST, one trace, from the caller to the document."""
+"""Traces of the running system: one POST, one trace, from the gateway to the document."""
 
 import json
 import os
@@ -35,40 +35,47 @@ def traced(another_shop: AnotherShop) -> Traced:
     """The shop, on the same stores, with tracing on."""
 
     def run(endpoint: str, **settings: str) -> AbstractContextManager[Shop]:
-        told = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_BSP_SCHEDULE_DELAY": "200"}
-        return another_shop(**told, **settings)
+        return another_shop(OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, **settings)
 
     return run
 
 
-def post(shop: Shop, path: str, body: object, traceparent: str = "") -> dict[str, str]:
+def post(
+    shop: Shop, path: str, body: object, traceparent: str = "", at: str = "gateway"
+) -> dict[str, str]:
     headers = {"Content-Type": "application/json"}
     if traceparent:
         headers["traceparent"] = traceparent
-    url = shop.url("gateway") + path
+    url = shop.url(at) + path
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=10) as answer:
         found: dict[str, str] = json.load(answer)
     return found
 
 
-def new_trace(sampled: bool = True) -> tuple[str, str]:
-    """A caller's trace: its id, and the header."""
-    trace = secrets.token_hex(16)
-    return trace, f"00-{trace}-{secrets.token_hex(8)}-{'01' if sampled else '00'}"
+def new_context(sampled: bool = True) -> str:
+    """The header of a caller's trace."""
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-{'01' if sampled else '00'}"
+
+
+def trace_of(collector: Receiver, header: str) -> str:
+    """The trace of the gateway's span that links to this context, or nothing."""
+    caller = tuple(header.split("-")[1:3])
+    found = (s.trace for s in list(collector.spans) if caller in s.links and s.kind == "server")
+    return next(found, "")
 
 
 def await_spans(
-    collector: Receiver, wanted: Callable[[list[Span]], object], trace: str
+    collector: Receiver, wanted: Callable[[list[Span]], object], header: str
 ) -> list[Span]:
-    """The spans of a trace, once what is wanted is among them."""
+    """The spans of a caller's request, once what is wanted is among them."""
     deadline = time.monotonic() + PATIENCE
-    while not wanted(collector.of(trace)):
+    while not wanted(spans := collector.of(trace_of(collector, header))):
         assert time.monotonic() < deadline, sorted(
-            (s.service, s.name, s.id, s.parent) for s in collector.of(trace)
+            (s.service, s.name, s.id, s.parent) for s in spans
         )
         time.sleep(0.05)
-    return collector.of(trace)
+    return spans
 
 
 def one(spans: list[Span], service: str, name: str) -> Span:
@@ -108,10 +115,13 @@ def has_attributes(span: Span, wanted: Mapping[str, object]) -> None:
 
 
 def check_tree(spans: list[Span], caller: str) -> None:
-    """From the caller through gateway, service, append, relay and projector to the document."""
+    """From the gateway through service, append, relay and projector to the document; linked to
+    the caller.
+    """
     names = {span.id: span for span in spans}
     gateway = one(spans, "gateway", "POST /users")
-    assert (gateway.parent, gateway.kind) == (caller.split("-")[2], "server")
+    assert (gateway.parent, gateway.kind) == ("", "server")
+    assert gateway.links == (tuple(caller.split("-")[1:3]),)
     service = one(spans, "user-service", "POST /users")
     assert service.kind == "server"
     for served in (gateway, service):
@@ -166,87 +176,62 @@ def check_tree(spans: list[Span], caller: str) -> None:
     assert not any(span.failed for span in spans)
 
 
-def test_one_post_is_one_trace_from_the_caller_to_the_document(
+def test_one_post_is_one_trace_from_the_gateway_to_the_document(
     traced: Traced, collector: Receiver
 ) -> None:
     # no sweep here: it would bring what the stopped relay does not
     with traced(collector.endpoint, SWEEP_INTERVAL="60") as shop:
-        trace, header = new_trace()
+        header = new_context()
         post(shop, "/users", USER, header)
-        check_tree(await_spans(collector, WRITTEN, trace), header)
+        check_tree(await_spans(collector, WRITTEN, header), header)
 
-        trace, header = new_trace()
+        header = new_context(sampled=False)  # decides nothing here
         shop.stop("user-relay")
         post(shop, "/users", USER, header)
         shop.start("user-relay")  # the context was kept with the event
-        check_tree(await_spans(collector, WRITTEN, trace), header)
-
-        unsampled, header = new_trace(sampled=False)
-        post(shop, "/users", USER, header)
-        trace, header = new_trace()
-        post(shop, "/users", USER, header)
-        await_spans(collector, WRITTEN, trace)
-        assert not collector.of(unsampled)
+        spans = await_spans(collector, WRITTEN, header)
+        check_tree(spans, header)
         roots = [s for s in collector.spans if not s.parent and s.kind == "client"]
         assert roots == []  # no poll of a server is a trace
 
         lines = [json.loads(line) for line in shop.log("user-service").splitlines()]
-        answered = [line for line in lines if line.get("trace_id") == trace]
+        answered = [line for line in lines if line.get("trace_id") == spans[0].trace]
         assert answered
-        assert answered[-1]["span_id"] == one(collector.of(trace), "user-service", "POST /users").id
+        assert answered[-1]["span_id"] == one(spans, "user-service", "POST /users").id
 
 
-def test_a_trace_that_begins_here_is_kept_by_ratio_whole_or_not_at_all(
+def test_a_request_is_traced_by_ratio_whole_or_not_at_all(
     traced: Traced, collector: Receiver
 ) -> None:
     with traced(collector.endpoint, OTEL_TRACES_SAMPLER_ARG="0.5") as shop:
-        for _ in range(40):
-            post(shop, "/users", USER)
-        trace, header = new_trace()  # a caller that keeps his is asked before the ratio is
-        post(shop, "/users", USER, header)
-        await_spans(collector, DELIVERED, trace)
+        headers = [new_context() for _ in range(40)]
+        for header in headers:
+            post(shop, "/users", USER, header)
         lines = [json.loads(line) for line in shop.log("user-service").splitlines()]
         created = [line["trace_id"] for line in lines if line.get("route") == "/users"]
-        assert len(created) == len(set(created)) == 41  # each has an id in the log
-        kept = {each for each in created if collector.of(each)} - {trace}
-        assert 5 <= len(kept) <= 35
-        for each in kept:
-            spans = await_spans(collector, DELIVERED, each)
+        assert len(created) == len(set(created)) == 40  # each has an id in the log
+        kept = [header for header in headers if trace_of(collector, header)]
+        for header in kept:
+            spans = await_spans(collector, DELIVERED, header)
             assert one(spans, "gateway", "POST /users").parent == ""
-        assert {span.trace for span in collector.spans} == kept | {trace}
+        kept = [header for header in headers if trace_of(collector, header)]
+        assert 5 <= len(kept) <= 35
+        traces = {trace_of(collector, header) for header in kept}
+        assert {span.trace for span in collector.spans} == traces <= set(created)
 
 
-def test_in_link_mode_relay_and_projector_have_traces_of_their_own_that_link_to_each_event(
+def test_a_callers_context_decides_nothing_at_the_gateway_and_is_followed_inside(
     traced: Traced, collector: Receiver
 ) -> None:
-    with traced(collector.endpoint, TRACE_MODE="link") as shop:
-        shop.stop("user-relay", "user-projector")
-        callers = [new_trace() for _ in range(3)]
-        for _, header in callers:
-            post(shop, "/users", USER, header)
-        shop.start("user-relay")
-        shop.start("user-projector")
-        appended = set()
-        for trace, _ in callers:
-            spans = await_spans(collector, has("user-service", "POST"), trace)
-            appended.add((trace, one(spans, "user-service", "POST").id))
-
-        def linked(name: str) -> set[tuple[str, str]]:
-            return {link for s in list(collector.spans) if s.name == name for link in s.links}
-
+    with traced(collector.endpoint, OTEL_TRACES_SAMPLER_ARG="0") as shop:
+        outside, inside = new_context(), new_context()
+        post(shop, "/users", USER, outside)
+        post(shop, "/users", USER, inside, at="user-service")
         deadline = time.monotonic() + PATIENCE
-        while not (
-            appended <= linked("publish events")
-            and appended <= linked("process user_projection_queue")
-        ):
+        while not has("user-project-users", "process")(collector.of(inside.split("-")[1])):
             assert time.monotonic() < deadline, collector.spans
             time.sleep(0.05)
-        for trace, _ in callers:
-            services = {span.service for span in collector.of(trace)}
-            assert services == {"gateway", "user-service"}
-        [publish] = [s for s in collector.spans if s.name == "publish events" and len(s.links) == 3]
-        assert (publish.parent, publish.kind) == ("", "producer")
-        assert publish.attributes["messaging.batch.message_count"] == 3
+        assert {span.trace for span in collector.spans} == {inside.split("-")[1]}
 
 
 def is_batch(span: Span) -> bool:
@@ -258,15 +243,15 @@ def test_a_batch_of_several_events_links_to_every_events_span(
 ) -> None:
     with traced(collector.endpoint) as shop:
         shop.stop("user-projector")
-        callers = [new_trace() for _ in range(20)]  # RabbitMQ may hand them over in several parts
-        for _, header in callers:
+        callers = [new_context() for _ in range(20)]  # RabbitMQ may hand them over in several parts
+        for header in callers:
             post(shop, "/users", USER, header)
-        for trace, _ in callers:
-            await_spans(collector, has("user-relay", "publish"), trace)
+        for header in callers:
+            await_spans(collector, has("user-relay", "publish"), header)
         shop.start("user-projector")
         processed = []
-        for trace, _ in callers:
-            spans = await_spans(collector, has("user-project-users", "process"), trace)
+        for header in callers:
+            spans = await_spans(collector, has("user-project-users", "process"), header)
             processed.append(one(spans, "user-project-users", "process"))
         batches = [s for s in list(collector.spans) if is_batch(s)]  # sent before these
         assert batches, "each event was applied alone"
@@ -306,14 +291,14 @@ def await_spans_of(shop: Shop, collector: Receiver, workers: set[int]) -> None:
     left = set(workers)
     while left:
         assert time.monotonic() < deadline, left
-        trace, header = new_trace()
+        header = new_context()
         post(shop, "/users", USER, header)
-        spans = await_spans(collector, WRITTEN, trace)
+        spans = await_spans(collector, WRITTEN, header)
         check_tree(spans, header)
         left.discard(one(spans, "user-service", "POST /users").process)
 
 
-LITTLE_ROOM = {"OTEL_BSP_MAX_QUEUE_SIZE": "50", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "50"}
+LITTLE_ROOM = {"OTEL_BSP_MAX_QUEUE_SIZE": "64"}
 
 
 @pytest.mark.parametrize(
