@@ -32,8 +32,8 @@ class HeadsPage:
     """The streams that changed up to position `until`; and of the log now: the settled and the
     last drawn position, and its epoch ("": the owner is too old to tell).
 
-    `at` is when the owner asked what has settled, by its own clock, which makes the ids of new
-    streams too. None: the owner is too old to tell.
+    `at` is when the owner asked what has settled: by its own clock, which makes the ids of new
+    streams too, or by its database's if that is behind it. None: the owner is too old to tell.
     """
 
     heads: tuple[Head, ...]
@@ -108,7 +108,7 @@ class StoreFeed:
 
     def heads(self, after: int, until: int) -> HeadsPage:
         """See Feed; never past what has settled."""
-        at = self._clock()
+        at = min(self._clock(), self._store.clock())  # one that is ahead says nothing
         settled = self._store.settled()
         log = self.progress()
         until = max(after, min(until, settled, after + SWEEP_RANGE))

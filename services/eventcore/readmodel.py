@@ -257,7 +257,8 @@ class ReadModel(Protocol):
     def move_checkpoint(self, lease: Lease, position: int, covered_at: datetime | None) -> bool:
         """Move forwards, if the lease's epoch is still the newest; False: it is not.
 
-        `covered_at` says when `position` had settled; None: unknown, what is there stays. The
+        `covered_at` says when `position` had settled; None: unknown, what is there stays. It may go
+        back: a clock that was ahead is right again. The
         lease's `store_epoch` is kept with it.
         """
 
@@ -459,13 +460,13 @@ class Mongo:
 
     def move_checkpoint(self, lease: Lease, position: int, covered_at: datetime | None) -> bool:
         """See ReadModel."""
-        reached: dict[str, Any] = {"position": position}
+        known: dict[str, Any] = {"storeEpoch": lease.store_epoch}
         if covered_at is not None:
-            reached["coveredAt"] = covered_at
+            known["coveredAt"] = covered_at
         with self._reaching():
             result = self._of("checkpoints").update_one(
                 {"_id": lease.generation, "epoch": lease.epoch},
-                {"$max": reached, "$set": {"storeEpoch": lease.store_epoch}},
+                {"$max": {"position": position}, "$set": known},
             )
         return bool(result.matched_count == 1)
 

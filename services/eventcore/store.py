@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
@@ -150,6 +151,9 @@ class Store(Protocol):
 
     def read_stream(self, stream: Stream, after: int = 0, limit: int = PAGE) -> list[Event]:
         """Up to `limit` events with a version above `after`, oldest first."""
+
+    def clock(self) -> datetime:
+        """The time of the database's clock."""
 
     def settled(self) -> int:
         """The position up to which nothing can still appear."""
@@ -328,6 +332,11 @@ class Postgres:
                 (stream.aggregate_type, str(stream.aggregate_id), after, limit),
             )
         )
+
+    def clock(self) -> datetime:
+        """See Store."""
+        now: datetime = self._rows("select clock_timestamp()", ())[0][0]
+        return now
 
     def settled(self) -> int:
         """See Store."""

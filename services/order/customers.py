@@ -7,7 +7,7 @@ Nor is there for one from the far future.
 
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -23,8 +23,8 @@ REMEMBERED = 10_000
 FUTURE = timedelta(days=1)
 """Further ahead of this service's clock no id was made; less far a clock may be wrong."""
 
-POLL = 0.01
-"""Seconds between two looks at the cache while a request waits."""
+FIRST, LAST = 0.01, 0.1
+"""Seconds before a waiting request looks at the cache for the first time, and at most later."""
 
 
 class Customers:
@@ -43,6 +43,9 @@ class Customers:
         self._margin = timedelta(seconds=margin)
         self._waiters = threading.BoundedSemaphore(waiters)
         self._remembered: OrderedDict[str, None] = OrderedDict()
+        self._awaited: Counter[str] = Counter()
+        self._looked_at = 0.0
+        self._looking = threading.Lock()
         self._lock = threading.Lock()
 
     def knows(self, user_id: str) -> bool:
@@ -72,12 +75,29 @@ class Customers:
             self._waiters.release()
 
     def _comes_in_time(self, user_id: str) -> bool:
-        deadline = time.monotonic() + self._wait
-        while time.monotonic() < deadline:
-            time.sleep(POLL)
-            if self._is_known(user_id):
-                return True
-        return False
+        deadline, delay = time.monotonic() + self._wait, FIRST
+        with self._lock:
+            self._awaited[user_id] += 1
+        try:
+            while (begun := time.monotonic()) < deadline:
+                time.sleep(min(delay, deadline - begun))
+                if self._has_come(user_id, begun):
+                    return True
+                delay = min(2 * delay, LAST)
+            return False
+        finally:
+            with self._lock:
+                self._awaited -= Counter([user_id])
+
+    def _has_come(self, user_id: str, since: float) -> bool:
+        """Whether the user is known by now; one look after `since` serves all who wait."""
+        with self._looking:
+            if self._looked_at < since:
+                self._looked_at = time.monotonic()
+                with self._lock:
+                    awaited = list(self._awaited)
+                self._look(awaited)
+        return self._is_remembered(user_id)
 
     def _is_nobodys(self, user_id: str) -> bool:
         """Whether the cache would know this user if there were one, or nobody can have the id."""
@@ -85,15 +105,18 @@ class Customers:
         if made is None or made > datetime.now(UTC) + FUTURE:
             return True
         covered_at = self._readmodel.checkpoint(self._serving.now().name).covered_at
-        if covered_at is None or covered_at <= made + self._margin:
-            return False
+        if covered_at is None or min(covered_at, datetime.now(UTC)) <= made + self._margin:
+            return False  # no moment that is still to come is covered, whatever a clock said
         return not self._is_known(user_id)  # it may have come since we looked
 
     def _is_known(self, user_id: str) -> bool:
-        known = user_id in self._readmodel.versions(self._serving.now().collection, [user_id])
-        if known:
-            self._remember(user_id)
-        return known
+        self._look([user_id])
+        return self._is_remembered(user_id)
+
+    def _look(self, user_ids: list[str]) -> None:
+        """Remembers those of these users whom the cache has."""
+        for known in self._readmodel.versions(self._serving.now().collection, user_ids):
+            self._remember(known)
 
     def _is_remembered(self, user_id: str) -> bool:
         with self._lock:

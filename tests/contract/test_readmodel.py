@@ -139,7 +139,8 @@ def test_a_checkpoint_begins_at_0_and_only_grows(readmodel: ReadModel) -> None:
     assert readmodel.move_checkpoint(lease, 5, NOW - timedelta(hours=1)) is True
     assert readmodel.move_checkpoint(lease, 6, None) is True
     checkpoint = readmodel.checkpoint("p")
-    assert (checkpoint.position, checkpoint.covered_at) == (7, NOW)
+    assert checkpoint.position == 7
+    assert checkpoint.covered_at == NOW - timedelta(hours=1)  # a clock that was ahead is right now
     again = readmodel.take_lease("p", "me", 5)
     assert again
     assert again.position == 7

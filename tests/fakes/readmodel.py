@@ -167,8 +167,7 @@ class FakeReadModel:
             return False
         position = max(position, current.position)
         moved = replace(current, position=position, store_epoch=lease.store_epoch)
-        covered = max((at for at in (covered_at, known) if at), default=None)
-        self.checkpoints[lease.generation] = (moved, expires_at, covered)
+        self.checkpoints[lease.generation] = (moved, expires_at, covered_at or known)
         return True
 
     def park(self, entries: Sequence[Parked]) -> list[str]:

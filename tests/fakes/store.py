@@ -58,6 +58,11 @@ class FakeStore:
         self._check()
         return [e for e in self.log if _stream_of(e) == stream and e.version > after][:limit]
 
+    def clock(self) -> datetime:
+        """See Store; the machine's."""
+        self._check()
+        return datetime.now(UTC)
+
     def settled(self) -> int:
         """See Store; what is in memory has settled."""
         self._check()

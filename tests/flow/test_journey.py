@@ -1,6 +1,8 @@
 """The journey of users and orders, through every file but the servers'."""
 
 import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from uuid import UUID, uuid4
@@ -9,6 +11,9 @@ import pytest
 
 from eventcore import jsontext
 from eventcore.command import new_id
+from eventcore.errors import ReadModelAway
+from eventcore.readmodel import Write
+from order.customers import Customers
 from order.projections import known_users
 from tests.fakes.readmodel import FakeReadModel
 from tests.fakes.shop import FakeShop, projector
@@ -296,6 +301,77 @@ def test_a_cache_whose_clock_is_ahead_calls_no_new_user_unknown(shop: FakeShop) 
     let_a_millisecond_pass()
     body = {"userId": str(new_id()), "item": "x", "price": 1}
     assert shop.orders.post("/orders", json=body).status_code == 503
+
+
+def test_a_clock_that_was_an_hour_ahead_and_is_right_again_calls_no_new_user_unknown(
+    shop: FakeShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed = shop.projectors["known-users"]._sweep._feed
+    with monkeypatch.context() as patch:
+        patch.setattr(feed, "_clock", lambda: datetime.now(UTC) + timedelta(hours=1))
+        patch.setattr(shop.user_store, "clock", lambda: datetime.now(UTC) + timedelta(hours=1))
+        shop.sweep(["known-users"])
+    ahead = shop.readmodel.checkpoint("known-users").covered_at
+    assert ahead
+    assert ahead > datetime.now(UTC) + timedelta(minutes=59)
+    customers = Customers(shop.readmodel, wait=0.03, margin=10, waiters=2)
+    created = shop.users.post("/users", json={"name": "Ada", "email": "a@b"}).get_json()
+    with pytest.raises(ReadModelAway):
+        customers.wait_for(created["userId"])
+    shop.settle()
+    assert customers.knows(created["userId"])
+    shop.sweep(["known-users"])
+    right = shop.readmodel.checkpoint("known-users").covered_at
+    assert right
+    assert right <= datetime.now(UTC)
+
+
+@pytest.mark.parametrize("ahead", ["service", "database"])
+def test_one_clock_that_stays_ahead_covers_no_moment_to_come(
+    shop: FakeShop, monkeypatch: pytest.MonkeyPatch, ahead: str
+) -> None:
+    def early() -> datetime:
+        return datetime.now(UTC) + timedelta(hours=1)
+
+    feed = shop.projectors["known-users"]._sweep._feed
+    target, name = (feed, "_clock") if ahead == "service" else (shop.user_store, "clock")
+    monkeypatch.setattr(target, name, early)
+    shop.sweep(["known-users"])
+    covered = shop.readmodel.checkpoint("known-users").covered_at
+    assert covered
+    assert covered <= datetime.now(UTC)
+
+
+def test_orders_that_wait_share_few_looks_at_the_cache() -> None:
+    readmodel = FakeReadModel()
+    asked: list[list[str]] = []
+    versions = readmodel.versions
+
+    def noted(collection: str, ids: Iterable[str]) -> dict[str, int]:
+        asked.append(list(ids))
+        return versions(collection, asked[-1])
+
+    readmodel.versions = noted  # type: ignore[method-assign]
+    customers = Customers(readmodel, wait=1, margin=10, waiters=8)
+
+    def order(user_id: str) -> bool:
+        try:
+            customers.wait_for(user_id)
+        except ReadModelAway:
+            return False
+        return True
+
+    nobody, known = [str(new_id()) for _ in range(7)], str(new_id())
+    with ThreadPoolExecutor(8) as threads:
+        others = [threads.submit(order, each) for each in nobody]
+        real = threads.submit(order, known)
+        time.sleep(0.2)
+        document = Write({"_id": known, "version": 1}, 0)
+        readmodel.write(known_users.PROJECTION.collection, [document])
+        assert real.result() is True
+        assert not any(each.result() for each in others)
+    assert len(asked) <= 30  # in a second; a look each hundredth for each would be 800
+    assert max(map(len, asked)) == 8
 
 
 @pytest.mark.parametrize(("hours", "status"), [(1, 503), (25, 422)])

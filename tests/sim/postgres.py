@@ -139,6 +139,7 @@ class FakePostgres:
             ("select position from checkpoints", "checkpoint", self._checkpoint),
             ("select move_checkpoint", "move checkpoint", self._move_checkpoint),
             ("select expire_idempotency_keys", "expire", self._expire),
+            ("select clock_timestamp", "clock", lambda *_: [(self._world.clock(),)]),
             ("notify events", "notify", self._notify),
             ("listen events", "listen", lambda *_: []),
         ):
