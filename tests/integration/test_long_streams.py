@@ -16,6 +16,8 @@ from tests.fakes.readmodel import FakeReadModel
 from user.projections.users import PROJECTION
 
 EVENTS = 100_000
+AT_ONCE = 2_000
+"""Events of one transaction that makes the stream."""
 MIB = 1024 * 1024
 
 COMMAND = """
@@ -40,7 +42,7 @@ def stream(spare_databases: Databases) -> UUID:
     """One user, renamed very often."""
     user = uuid4()
     with connect(spare_databases("spare", "owner")).connect() as connection:
-        for begin in range(0, EVENTS, 10_000):
+        for begin in range(0, EVENTS, AT_ONCE):
             connection.exec_driver_sql(
                 "select append_events('user', %s::uuid, %s,"
                 " array_agg(gen_random_uuid()), array_agg(case n when 1 then 'USER_CREATED'"
@@ -48,7 +50,7 @@ def stream(spare_databases: Databases) -> UUID:
                 ' \'{"name": "Ada", "email": "ada@example.com"}\' else'
                 " format('{\"name\": \"Ada %%s\"}', n) end), '{}')"
                 " from generate_series(%s, %s) n",
-                (str(user), begin, begin + 1, begin + 10_000),
+                (str(user), begin, begin + 1, begin + AT_ONCE),
             )
     return user
 
@@ -86,8 +88,8 @@ def test_an_early_moment_reads_one_page(
             (str(stream),),
         ).scalar_one()
     views = Views(PROJECTION, FakeReadModel(), store)
-    assert views.as_it_was(stream, at=moment)["version"] == 10_000  # of one transaction
-    assert sum(reads) <= 10_000 + PAGE
+    assert views.as_it_was(stream, at=moment)["version"] == AT_ONCE  # of one transaction
+    assert sum(reads) <= AT_ONCE + PAGE
 
 
 def test_a_command_on_it_takes_less_than_256_mib(spare_databases: Databases, stream: UUID) -> None:
