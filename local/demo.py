@@ -5,7 +5,9 @@ status 1 and one sentence where an answer is not what it should be.
 """
 
 import json
+import shutil
 import sys
+import textwrap
 import uuid
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -75,6 +77,10 @@ class Demo:
         self._history(f"/users/{user_id}/events", ["USER_CREATED", "USER_NAME_CHANGED"])
         self._history(f"/orders/{order_id}/events", ["ORDER_PLACED"])
 
+        say(f"\nAll answers are right. Next: try calls of your own at {self._gateway}/docs,")
+        say("or follow the order from the request to the read model, with the times it took:")
+        say(f"  make shell, then: python -m eventcore trace {order_id}")
+
     def _post(self, path: str, body: Json, status: int) -> Json:
         return self._call("POST", self._gateway + path, status, body)
 
@@ -85,8 +91,8 @@ class Demo:
         events = self._call("GET", self._gateway + path, 200, show=False)["events"]
         for event in events:
             kind = paint(f"{event['eventType']:<18}", _GREEN)
-            text = json.dumps(event["data"], ensure_ascii=False)
-            say(f"  version {event['version']}  {kind} {event['recordedAt']}  {text}")
+            say(f"  version {event['version']}  {kind} {event['recordedAt']}")
+            say(_pretty(event["data"], 4))
         stored = [event["eventType"] for event in events]
         if stored != expected:
             raise Unexpected(f"{path} should hold {expected}, but holds {stored}.")
@@ -97,7 +103,7 @@ class Demo:
         """The answer's JSON; raises Unexpected unless it has this status."""
         say(f"  {paint(f'{method} {url}', _CYAN)}")
         if body is not None:
-            say(f"  {json.dumps(body)}")
+            say(_pretty(body))
         try:
             answer = self._http.request(method, url, json=body)
             content: Json = answer.json()
@@ -110,7 +116,7 @@ class Demo:
         colour = _GREEN if answer.status == status else _YELLOW
         if show or answer.status != status:
             say(f"  {paint(f'{answer.status} {HTTPStatus(answer.status).phrase}', colour)}")
-            say(f"  {json.dumps(content, ensure_ascii=False)}")
+            say(_pretty(content))
         if answer.status != status:
             raise Unexpected(f"{method} {url} answered {answer.status}, not {status}.")
         return content
@@ -120,6 +126,14 @@ def _expect(expected: Mapping[str, object], answer: Json) -> None:
     wrong = [name for name, value in expected.items() if answer.get(name) != value]
     if wrong:
         raise Unexpected(f"The answer's {', '.join(wrong)} should be as in {dict(expected)}.")
+
+
+def _pretty(content: Json, indent: int = 2) -> str:
+    """Returns JSON on one line where it fits the terminal, else on a line for each member."""
+    line = json.dumps(content, ensure_ascii=False)
+    if indent + len(line) > shutil.get_terminal_size().columns:
+        line = json.dumps(content, ensure_ascii=False, indent=2)
+    return textwrap.indent(line, " " * indent)
 
 
 def _title(text: str) -> None:

@@ -40,7 +40,7 @@ PROCESSES = ("serve", "relay", "project")
 def main(context: click.Context) -> None:
     """The processes and tools of an event-sourced service; SERVICE says which."""
     if context.invoked_subcommand not in PROCESSES:
-        _start_logging("warning", sys.stderr)  # a tool's stdout is for what it was asked
+        _start_logging("warning", sys.stderr, "text")  # stdout is for the tool's own answer
 
 
 @main.command()
@@ -55,7 +55,7 @@ def serve() -> None:
 
 @main.command()
 def relay() -> None:
-    """Relay the service's events to the broker."""
+    """Publish the service's events to the broker."""
     settings = read_settings(RelaySettings, "relay")
     from eventcore.broker import Queue, RabbitMQ
     from eventcore.observe import WINDOW, Health
@@ -119,7 +119,10 @@ def project(name: str) -> None:
 @click.option("--script", type=click.Path(path_type=Path), help="The schema; init.sql by default.")
 @click.option("--wait", default=30.0, show_default=True, help="Seconds PostgreSQL may be away.")
 def migrate(script: Path | None, wait: float) -> None:
-    """Apply init.sql, as the owner of the database that POSTGRES_* names."""
+    """Apply init.sql to the database that POSTGRES_* names.
+
+    The login must own the database.
+    """
     settings = read_settings(StoreSettings, "migrate")
     from eventcore.store import migrate as run
 
@@ -141,8 +144,10 @@ def migrate(script: Path | None, wait: float) -> None:
 def provision(
     passwords: Path, projectors: Sequence[str], monitors: Sequence[str], wait: float
 ) -> None:
-    """Make the service's databases, roles and logins, as the administrator of each server
-    that is named by POSTGRES_HOST, RABBITMQ_HOST and MONGODB_HOST; the others are left alone.
+    """Make the service's databases, roles and logins.
+
+    It does so as the administrator of each server that POSTGRES_HOST, RABBITMQ_HOST and
+    MONGODB_HOST name; the others are left alone.
 
     PASSWORDS is a folder with a folder for each server, `postgres`, `rabbitmq`, `mongodb`, in
     which each file is named for a login and holds its password. RABBITMQ_PORT is the
@@ -221,16 +226,15 @@ def _say(problem: str) -> None:
     if sys.argv[1] not in PROCESSES:
         click.echo(f"eventcore: {problem}", err=True)
         return
-    _start_logging("critical", sys.stdout)
+    _start_logging("critical", sys.stdout, os.environ.get("LOG_FORMAT", "").lower() or "auto")
     logging.getLogger("eventcore").critical(problem)
 
 
-def _start_logging(level: str, stream: TextIO) -> None:
-    """Before, or without, settings that could be read."""
+def _start_logging(level: str, stream: TextIO, form: str) -> None:
+    """Starts logging before settings are read, or without any."""
     from eventcore.observe import start_logging
 
     process = " ".join(sys.argv[1:])
-    form = os.environ.get("LOG_FORMAT", "").lower() or "auto"
     start_logging(os.environ.get("SERVICE", ""), process, form, level, stream)
 
 

@@ -1,8 +1,8 @@
-"""The operator's tools: what `python -m eventcore` has beside the processes.
+"""Commands for operators, beside the processes: `python -m eventcore lag`, `trace ID`, ...
 
-They run where their servers' credentials are: in a pod of the projector or service they are
-about. As in `__main__`, imports wait until a command is known. With --json each prints one JSON
-object a line; what destroys asks first, or takes --yes.
+A command runs with the settings of the process that it is about: in its pod, or in `make shell`.
+It prints tables, or with --json one JSON object a line. A command that deletes asks first, or
+takes --yes. As in `__main__`, imports wait until a command is known.
 """
 
 import getpass
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 import click
@@ -34,6 +34,26 @@ from eventcore.settings import (
     read_settings,
 )
 
+if TYPE_CHECKING:
+    from eventcore.broker import DeadLetter, DeadLetters, Fate
+    from eventcore.feed import HttpFeed
+    from eventcore.projector import Folder
+    from eventcore.readmodel import Mongo, Parked
+    from eventcore.rebuild import Parity
+
+Row = dict[str, object]
+Kind = TypeVar("Kind", bound=Settings)
+
+HOLDERS: dict[type[Settings], str] = {
+    Settings: "any process",
+    BrokerSettings: "the projection's projector",
+    ProjectionSettings: "the projection's projector",
+    ReadModelSettings: "a projector or a service",
+    StoreSettings: "the event database's owner",
+    TraceSettings: "a service",
+}
+"""The processes that have each kind of settings."""
+
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 yes = click.option("--yes", is_flag=True, help="Do not ask.")
 
@@ -41,8 +61,11 @@ yes = click.option("--yes", is_flag=True, help="Do not ask.")
 @click.command()
 @click.argument("beginnings", metavar="[BEGINNING]...", nargs=-1)
 def metrics(beginnings: Sequence[str]) -> None:
-    """Print the metrics of the process whose METRICS_PORT this is, all or those that begin so."""
-    settings = read_settings(Settings, "metrics")
+    """Print the metrics of one process.
+
+    It is the process whose METRICS_PORT this is. Prints all metrics, or those that begin so.
+    """
+    settings = _settings(Settings, "metrics")
     import urllib.request
 
     try:
@@ -66,13 +89,13 @@ def metrics(beginnings: Sequence[str]) -> None:
     help="Look for a correlation id from then on, such as 2026-01-16T10:00:00Z.",
 )  # fmt: skip
 def trace(wanted: str, as_json: bool, with_data: bool, since: datetime | None) -> None:
-    """Print everything that happened to ID, in order, with times and gaps.
+    """Print all that happened to ID, in order, with times.
 
     ID is an aggregate's, such as an order's, or a correlation id. It is looked for in the store and
     the read model of the SERVICE. Neither names nor e-mails nor anything else of an event's data is
     printed, unless --data is given.
     """
-    settings = read_settings(TraceSettings, "trace")
+    settings = _settings(TraceSettings, "trace")
     from eventcore import jsontext
     from eventcore.history import find, tell, timeline
     from eventcore.readmodel import Mongo
@@ -93,23 +116,25 @@ def trace(wanted: str, as_json: bool, with_data: bool, since: datetime | None) -
 @click.command()
 @as_json
 def lag(as_json: bool) -> None:
-    """Say how far the owner's log goes, how far its relay has come, and how far the projections
-    of it are behind: in positions (gaps count) and in seconds.
+    """Print how far the relay and the projections are behind.
+
+    The log is that of the feed's service. Lags are in positions, where gaps count, and in seconds.
     """
+    rows: list[Row] = []
     with _at_projections("lag") as (readmodel, feed, projections):
         from eventcore.query import Serving
         from eventcore.watch import Behind
 
         log = feed.progress()
-        line: dict[str, object] = {"head": log.head, "settled": log.settled}
-        _say({**line, "relayed": log.relayed, "behind": log.settled - log.relayed}, as_json)
+        of_log: Row = {"head": log.head, "settled": log.settled, "relayed": log.relayed}
+        _show([{**of_log, "behind": log.settled - log.relayed}], as_json)
         for projection in projections:
             generation = Serving(projection, readmodel).now()
             checkpoint = readmodel.checkpoint(generation.name)
             oldest, settled = Behind(projection, readmodel, feed, generation).oldest(
                 checkpoint.position
             )
-            line = {
+            row: Row = {
                 "projection": projection.name,
                 "generation": generation.number,
                 "checkpoint": checkpoint.position,
@@ -118,27 +143,30 @@ def lag(as_json: bool) -> None:
                 "parked": readmodel.count_parked(generation.name),
                 "halted": checkpoint.halted,
             }
-            _say(line, as_json)
+            rows.append(row)
+    _show(rows, as_json, "This service folds no projection from that log.")
 
 
 @click.group()
 def parked() -> None:
-    """Streams that a projection has set aside."""
+    """Look at, retry or skip streams that a projection has parked."""
 
 
 @parked.command(name="list")
 @as_json
 def parked_list(as_json: bool) -> None:
-    """List them: projection, stream, where it stopped, and why."""
-    settings = read_settings(ReadModelSettings, "parked list")
+    """List the parked streams: where each stopped, and why."""
+    settings = _settings(ReadModelSettings, "parked list")
     from eventcore.query import Serving
     from eventcore.readmodel import Mongo
 
     readmodel = Mongo(settings.readmodel)
-    for projection in service_module().PROJECTIONS:
-        serving = Serving(projection, readmodel).now()
-        for each in readmodel.parked(serving.name).values():
-            _say(_parked(projection, each), as_json)
+    rows = [
+        _parked(projection, each)
+        for projection in service_module().PROJECTIONS
+        for each in readmodel.parked(Serving(projection, readmodel).now().name).values()
+    ]
+    _show(rows, as_json, f"No parked streams in the service {settings.service}.")
 
 
 @parked.command(name="show")
@@ -147,12 +175,13 @@ def parked_list(as_json: bool) -> None:
 @click.option("--data", is_flag=True, help="Also what the events say; it may be personal.")
 @as_json
 def parked_show(projection_name: str, stream: str, data: bool, as_json: bool) -> None:
-    """Show a parked stream, and its events from the one it stopped at on."""
+    """Show a parked stream, and its events since it stopped."""
+    rows: list[Row] = []
     with _at(projection_name, "parked show") as (projection, readmodel, feed, folder):
         found = _require_parked(projection, readmodel, folder, stream)
-        _say(_parked(projection, found), as_json)
+        _show([_parked(projection, found)], as_json)
         for event in feed.stream(stream, found.version - 1):
-            line: dict[str, object] = {
+            row: Row = {
                 "version": event.version,
                 "event": event.event_type,
                 "schemaVersion": event.schema_version,
@@ -160,14 +189,15 @@ def parked_show(projection_name: str, stream: str, data: bool, as_json: bool) ->
                 "position": event.position,
                 "recordedAt": event.recorded_at.isoformat(),
             }
-            _say({**line, "data": _plain(event.data)} if data else line, as_json)
+            rows.append({**row, "data": _plain(event.data)} if data else row)
+    _show(rows, as_json, "The feed has no event of it from there on.")
 
 
 @parked.command(name="retry")
 @click.argument("projection_name", metavar="PROJECTION")
 @click.argument("streams", metavar="[STREAM]...", nargs=-1)
 def parked_retry(projection_name: str, streams: Sequence[str]) -> None:
-    """Try the parked streams of PROJECTION again, all or those named.
+    """Try parked streams again, all or those named.
 
     A stream goes on where it stopped; one that still cannot be applied stays parked. Ends
     with status 1 if any does.
@@ -177,6 +207,8 @@ def parked_retry(projection_name: str, streams: Sequence[str]) -> None:
         released = folder.retry(entries)
         for stream in entries:
             click.echo(f"{stream}: {'released' if stream in released else 'still parked'}")
+        if not entries:
+            click.echo(f"No parked streams in {projection_name}.")
         sys.exit(0 if len(released) == len(entries) else 1)
 
 
@@ -187,10 +219,10 @@ def parked_retry(projection_name: str, streams: Sequence[str]) -> None:
 @click.option("--who", default=getpass.getuser, help="Who decides this; it is kept.")
 @yes
 def parked_skip(projection_name: str, stream: str, why: str, who: str, yes: bool) -> None:
-    """Pass over the event that a parked stream stopped at, for good, and go on after it.
+    """Pass over the event that a stream stopped at, for good.
 
-    The event stays in the log. A rebuild passes over it too. Where it is the first of its
-    stream, the document is not shown. Ends with status 1 if the stream stops again.
+    The stream goes on after it. The event stays in the log. A rebuild passes over it too. Where it
+    is the first of its stream, the document is not shown. Ends with status 1 if it stops again.
     """
     with _at(projection_name, "parked skip") as (projection, readmodel, feed, folder):
         from eventcore.readmodel import Skip
@@ -213,37 +245,42 @@ def parked_skip(projection_name: str, stream: str, why: str, who: str, yes: bool
 
 @click.group(name="dead-letters")
 def dead_letters() -> None:
-    """Messages that are no events, which a projector has put aside whole."""
+    """Look at, requeue or discard messages that are not events."""
 
 
 @dead_letters.command(name="list")
 @click.argument("projection_name", metavar="PROJECTION")
 @as_json
 def dead_letters_list(projection_name: str, as_json: bool) -> None:
-    """List those of PROJECTION: an id for the other commands, its key, size, and why."""
+    """List the dead letters of PROJECTION: id, key, size, and why."""
+    rows: list[Row] = []
 
-    def show(letter: Any) -> Any:
-        line = {
+    def note(letter: "DeadLetter") -> "Fate":
+        row: Row = {
             "id": letter.id,
             "routingKey": letter.routing_key,
             "bytes": len(letter.message.body),
             "messageId": letter.message.id,
             "reason": letter.reason,
         }
-        _say(line, as_json)
+        rows.append(row)
         return "keep"
 
-    _dead_letters(projection_name, "dead-letters list").go_through(show)
+    _dead_letters(projection_name, "dead-letters list").go_through(note)
+    _show(rows, as_json, f"No dead letters of {projection_name}.")
 
 
 @dead_letters.command(name="show")
 @click.argument("projection_name", metavar="PROJECTION")
 @click.argument("letter_id", metavar="ID")
 def dead_letters_show(projection_name: str, letter_id: str) -> None:
-    """Print one message as it came; what is no text is written as \\xNN."""
-    found: list[Any] = []
+    """Print one message as it came.
 
-    def pick(letter: Any) -> Any:
+    Bytes that are not text are written as \\xNN.
+    """
+    found: list[DeadLetter] = []
+
+    def pick(letter: "DeadLetter") -> "Fate":
         if letter.id == letter_id:
             found.append(letter)
         return "keep"
@@ -262,7 +299,10 @@ def dead_letters_show(projection_name: str, letter_id: str) -> None:
 @click.argument("letter_ids", metavar="[ID]...", nargs=-1)
 @yes
 def dead_letters_requeue(projection_name: str, letter_ids: Sequence[str], yes: bool) -> None:
-    """Give messages back to PROJECTION, all or those named: new code may be able to read them."""
+    """Give messages back to PROJECTION, all or those named.
+
+    New code may be able to read them.
+    """
     _ask(yes, f"Give {_which(letter_ids)} back to {projection_name}?")
     _settle_letters(projection_name, "requeue", letter_ids, "given back")
 
@@ -272,7 +312,10 @@ def dead_letters_requeue(projection_name: str, letter_ids: Sequence[str], yes: b
 @click.argument("letter_ids", metavar="[ID]...", nargs=-1)
 @yes
 def dead_letters_discard(projection_name: str, letter_ids: Sequence[str], yes: bool) -> None:
-    """Delete messages, all or those named. No event is lost: the log has them all."""
+    """Delete messages, all or those named.
+
+    No event is lost: the log has them all.
+    """
     _ask(yes, f"Delete {_which(letter_ids)} of {projection_name}?")
     _settle_letters(projection_name, "discard", letter_ids, "deleted")
 
@@ -294,11 +337,13 @@ def rebuild(
     as_json: bool,
     yes: bool,
 ) -> None:
-    """Fold PROJECTION anew, from position 0, and let the new documents serve.
+    """Fold PROJECTION anew and let the new documents serve.
 
-    They are folded beside those that serve, compared with them, and switched to in one step.
-    Where they differ, or an event cannot be applied, it asks before it switches, or ends with
-    status 1 and nothing changed. The old ones are kept for --rollback, until the next time.
+    They are folded from position 0 beside those that serve, compared with them, and switched to in
+    one step. Where they differ, or an event cannot be applied, it asks before it switches; without
+    a terminal it needs --accept-differences, else it ends with status 1 and nothing has changed.
+    Documents of a halted projection come from another log: there --yes accepts differences, too.
+    The old ones are kept for --rollback, until the next time.
     """
     with _at(projection_name, "rebuild") as (projection, readmodel, feed, folder):
         import eventcore.rebuild as run
@@ -325,15 +370,20 @@ def rebuild(
                 build.fold(_progress(projection.name, as_json))
             build.catch_up()
             parity = build.compare()
-            _say_parity(build.generation.name, parity, as_json)
-            if not parity.agrees and not accept_differences:
-                _ask(False, f"{build.generation.name} differs. Let it serve all the same?")
+            _show_parity(build.generation.name, parity, as_json)
+            expected = yes and bool(readmodel.checkpoint(folder.generation.name).halted)
+            if not parity.agrees and not accept_differences and not expected:
+                _ask(
+                    False,
+                    f"{build.generation.name} differs. Let it serve all the same?",
+                    "--accept-differences",
+                )
             build.switch()
             switched = True
         finally:
             if not switched and not rollback:
                 build.discard()
-        _say({"serves": build.generation.name}, as_json)
+        _show([{"serves": build.generation.name}], as_json)
 
 
 @click.command()
@@ -342,12 +392,13 @@ def rebuild(
 @click.option("--sample", default=200, show_default=True, help="Streams taken by chance.")
 @as_json
 def verify(projection_names: Sequence[str], everything: bool, sample: int, as_json: bool) -> None:
-    """Compare projections with the log, all of the feed's or those named.
+    """Compare projections with the log, all or those named.
 
-    Each stream's versions must have no gap, and its document must be what they fold to. Ends
-    with status 1 if anything is wrong; what was found is a metric as well.
+    Each stream's versions must have no gap, and its document must be what they fold to. Ends with
+    status 1 if anything is wrong; the result is a metric as well.
     """
-    wrong = 0
+    wrong: list[Row] = []
+    rows: list[Row] = []
     with _at_projections("verify", projection_names) as (readmodel, feed, projections):
         from eventcore.query import Serving
         from eventcore.readmodel import Verification
@@ -357,10 +408,11 @@ def verify(projection_names: Sequence[str], everything: bool, sample: int, as_js
             generation = Serving(projection, readmodel).now()
             verifier = Verifier(projection, readmodel, feed, generation, time.sleep)
             found = verifier.run(None if everything else sample, random.SystemRandom())
-            for each in found.wrong:
-                where = {"projection": projection.name, "stream": each.stream}
-                _say({**where, "what": each.what}, as_json)
-            line = {
+            wrong += [
+                {"projection": projection.name, "stream": each.stream, "what": each.what}
+                for each in found.wrong
+            ]
+            row: Row = {
                 "projection": projection.name,
                 "generation": generation.number,
                 "checked": found.checked,
@@ -369,11 +421,13 @@ def verify(projection_names: Sequence[str], everything: bool, sample: int, as_js
                 "settled": found.log.settled,
                 "relayBehind": found.log.settled - found.log.relayed,
             }
-            _say(line, as_json)
-            wrong += len(found.wrong)
+            rows.append(row)
             readmodel.note_verification(
                 Verification(projection.name, datetime.now(UTC), found.checked, len(found.wrong))
             )
+    if wrong:
+        _show(wrong, as_json)
+    _show(rows, as_json, "This service folds no projection from that log.")
     sys.exit(1 if wrong else 0)
 
 
@@ -381,11 +435,14 @@ def verify(projection_names: Sequence[str], everything: bool, sample: int, as_js
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @as_json
 def backup(file: Path, as_json: bool) -> None:
-    """Write the event database to FILE, as its owner; appends go on meanwhile."""
-    settings = read_settings(StoreSettings, "backup")
+    """Write the event database to FILE, as its owner.
+
+    Appends go on meanwhile.
+    """
+    settings = _settings(StoreSettings, "backup")
     import eventcore.backup as run
 
-    _say(asdict(run.backup(settings.store, file)), as_json)
+    _show([asdict(run.backup(settings.store, file))], as_json)
 
 
 @click.command()
@@ -393,15 +450,15 @@ def backup(file: Path, as_json: bool) -> None:
 @as_json
 @yes
 def restore(file: Path, as_json: bool, yes: bool) -> None:
-    """Fill an event database that is empty from FILE, as its owner, with positions as they were.
+    """Fill an empty event database from FILE, as its owner.
 
-    Projections that had read further say so, and stand still until they are rebuilt.
+    Positions are as they were. Projections that had read further halt until they are rebuilt.
     """
-    settings = read_settings(StoreSettings, "restore")
+    settings = _settings(StoreSettings, "restore")
     import eventcore.backup as run
 
     _ask(yes, f"Restore {file} into {settings.store.name}?")
-    _say(asdict(run.restore(settings.store, file)), as_json)
+    _show([asdict(run.restore(settings.store, file))], as_json)
 
 
 def service_module() -> Any:
@@ -421,8 +478,10 @@ def projection_named(name: str) -> Projection:
     return known[name]
 
 
-def open_folder(settings: ProjectionSettings, projection: Projection) -> tuple[Any, Any, Any]:
-    """The read model, the feed and the folder of a projection."""
+def open_folder(
+    settings: ProjectionSettings, projection: Projection
+) -> "tuple[Mongo, HttpFeed, Folder]":
+    """Returns the read model, the feed and the folder of a projection."""
     from eventcore.feed import HttpFeed
     from eventcore.projector import Folder
     from eventcore.readmodel import Mongo
@@ -433,9 +492,9 @@ def open_folder(settings: ProjectionSettings, projection: Projection) -> tuple[A
 
 
 @contextmanager
-def _at(name: str, command: str) -> Iterator[tuple[Projection, Any, Any, Any]]:
+def _at(name: str, command: str) -> "Iterator[tuple[Projection, Mongo, HttpFeed, Folder]]":
     """A projection with its read model, feed and folder, at the generation that serves."""
-    settings = read_settings(ProjectionSettings, command)
+    settings = _settings(ProjectionSettings, command)
     projection = projection_named(name)
     readmodel, feed, folder = open_folder(settings, projection)
     folder.follow()
@@ -445,9 +504,9 @@ def _at(name: str, command: str) -> Iterator[tuple[Projection, Any, Any, Any]]:
 @contextmanager
 def _at_projections(
     command: str, names: Sequence[str] = ()
-) -> Iterator[tuple[Any, Any, list[Projection]]]:
+) -> "Iterator[tuple[Mongo, HttpFeed, list[Projection]]]":
     """A read model, a feed, and the projections that are folded from it, or those of `names`."""
-    settings = read_settings(ProjectionSettings, command)
+    settings = _settings(ProjectionSettings, command)
     from eventcore.feed import HttpFeed
     from eventcore.readmodel import Mongo
 
@@ -459,14 +518,16 @@ def _at_projections(
     yield Mongo(settings.readmodel), feed, [p for p in known if p.aggregate_type == owner]
 
 
-def _require_parked(projection: Projection, readmodel: Any, folder: Any, stream: str) -> Any:
+def _require_parked(
+    projection: Projection, readmodel: "Mongo", folder: "Folder", stream: str
+) -> "Parked":
     found = readmodel.parked(folder.generation.name, [stream]).get(stream)
     if found is None:
         raise Refused(f"{stream} is not parked in {projection.name}")
     return found
 
 
-def _parked(projection: Projection, parked: Any) -> dict[str, object]:
+def _parked(projection: Projection, parked: "Parked") -> Row:
     return {
         "projection": projection.name,
         "stream": parked.stream,
@@ -477,8 +538,8 @@ def _parked(projection: Projection, parked: Any) -> dict[str, object]:
     }
 
 
-def _dead_letters(name: str, command: str) -> Any:
-    settings = read_settings(BrokerSettings, command)
+def _dead_letters(name: str, command: str) -> "DeadLetters":
+    settings = _settings(BrokerSettings, command)
     projection = projection_named(name)
     from eventcore.broker import Queue, RabbitMQ
 
@@ -489,10 +550,10 @@ def _dead_letters(name: str, command: str) -> Any:
     return broker.dead_letters(Queue(projection.queue, projection.binding))
 
 
-def _settle_letters(name: str, fate: str, ids: Sequence[str], done: str) -> None:
+def _settle_letters(name: str, fate: "Fate", ids: Sequence[str], done: str) -> None:
     settled: list[str] = []
 
-    def decide(letter: Any) -> Any:
+    def decide(letter: "DeadLetter") -> "Fate":
         if ids and letter.id not in ids:
             return "keep"
         settled.append(letter.id)
@@ -501,6 +562,8 @@ def _settle_letters(name: str, fate: str, ids: Sequence[str], done: str) -> None
     _dead_letters(name, f"dead-letters {fate}").go_through(decide)
     for each in settled:
         click.echo(f"{each}: {done}")
+    if not settled and not ids:
+        click.echo(f"No dead letters of {name}.")
     if missing := set(ids) - set(settled):
         raise Refused(f"{name} has no dead letter {', '.join(sorted(missing))}; list them again")
 
@@ -516,20 +579,24 @@ def _progress(name: str, as_json: bool) -> Callable[[int, int], None]:
             return
         said_at = now
         rate = position / max(now - begun_at, 0.001)
-        line = {
+        left = round((until - position) / rate) if rate else None
+        line: Row = {
             "rebuilding": name,
             "position": position,
             "of": until,
             "positionsPerSecond": round(rate),
-            "secondsLeft": round((until - position) / rate) if rate else None,
+            "secondsLeft": left,
         }
-        _say(line, as_json)
+        if as_json:
+            _show([line], as_json)
+        else:
+            click.echo(f"{name}: {position} of {until}, {rate:.0f} a second, {left} s left")
 
     return tell
 
 
-def _say_parity(name: str, parity: Any, as_json: bool) -> None:
-    line = {
+def _show_parity(name: str, parity: "Parity", as_json: bool) -> None:
+    line: Row = {
         "generation": name,
         "documents": parity.new,
         "serving": parity.serving,
@@ -542,28 +609,55 @@ def _say_parity(name: str, parity: Any, as_json: bool) -> None:
         "digest": f"{parity.new_digest % 2**64:016x}",
         "servingDigest": f"{parity.serving_digest % 2**64:016x}",
     }
-    _say(line, as_json)
+    _show([line], as_json)
     for kind, streams in parity.ids.items():
-        _say({kind: " ".join(streams)}, as_json)
+        if as_json:
+            _show([{kind: " ".join(streams)}], as_json)
+        else:
+            click.echo(f"{kind}: {' '.join(streams)}")
 
 
 def _which(ids: Sequence[str]) -> str:
     return ", ".join(ids) if ids else "all dead letters"
 
 
-def _ask(yes: bool, question: str) -> None:
-    """Go on if the answer is yes; raises Refused if it is no, or nobody is there to be asked."""
+def _ask(yes: bool, question: str, option: str = "--yes") -> None:
+    """Asks, unless `yes`; raises Refused if the answer is no, or there is no terminal."""
     if yes:
         return
-    if not sys.stdin.isatty() or not click.confirm(question):
-        raise Refused(f"not done: {question} (nobody said yes)")
+    if not sys.stdin.isatty():
+        raise Refused(f"nothing was changed. {question} If so, run it again with {option}")
+    if not click.confirm(question):
+        raise Refused("nothing was changed")
 
 
-def _say(line: dict[str, object], as_json: bool) -> None:
+def _show(rows: Sequence[Row], as_json: bool, nothing: str = "") -> None:
+    """Prints a table, or one JSON object a line; `nothing` where there is no row."""
     if as_json:
-        click.echo(json.dumps(line))
+        for row in rows:
+            click.echo(json.dumps(row))
+    elif not rows:
+        click.echo(nothing)
     else:
-        click.echo("  ".join(f"{name}={value}" for name, value in line.items()))
+        lines = [list(rows[0]), *([_cell(each) for each in row.values()] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for line in lines:
+            cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+            click.echo("  ".join(cells).rstrip())
+
+
+def _cell(value: object) -> str:
+    return "-" if value in ("", None) else str(value)
+
+
+def _settings(kind: type[Kind], command: str) -> Kind:
+    """Returns the settings of a command; raises Misconfigured, which says where to run it."""
+    try:
+        return read_settings(kind, command)
+    except Misconfigured as error:
+        raise Misconfigured(
+            f"{error}. Run it with the settings of {HOLDERS[kind]}: in its pod, or in `make shell`"
+        ) from error
 
 
 def _plain(data: Any) -> Any:

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from local.inside import forget_environments, note_environments
+import pytest
+
+from local.inside import forget_environments, note_environments, places_of
 from local.processes import ROOT, Process
 
 
@@ -16,10 +18,10 @@ def relay() -> Process:
 
 
 def inside(data: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "local.inside", "--data", str(data), "--", *command]
+    argv = [sys.executable, "-m", "local.inside", "--data", str(data), *command]
     environ = {"PYTHONPATH": f"{ROOT / 'services'}:{ROOT}", "PATH": "/usr/bin:/bin", "LEAKED": "no"}
     return subprocess.run(
-        argv, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+        argv, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
     )
 
 
@@ -53,3 +55,42 @@ def test_beside_nothing_it_says_to_start_something(tmp_path: Path) -> None:
     done = inside(tmp_path, "order-relay")
     assert done.returncode == 1
     assert "start it with `make run`" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("tool", "places"),
+    [
+        ("lag --json", ["user-projector", "order-projector", "order-user-sync"]),
+        ("verify orders --all", ["order-projector"]),
+        ("parked retry known-users", ["order-user-sync"]),
+        ("parked list", ["user-projector", "order-user-sync"]),
+        ("dead-letters list users", ["user-projector"]),
+        ("trace 0198", ["user-service", "order-service"]),
+        ("--help", ["user-projector"]),
+    ],
+)
+def test_a_tool_runs_at_the_process_that_it_is_about(tool: str, places: list[str]) -> None:
+    run = {
+        "gateway": "serve", "user-service": "serve", "order-service": "serve",
+        "order-relay": "relay", "user-projector": "project users",
+        "order-projector": "project orders", "order-user-sync": "project known-users",
+    }  # fmt: skip
+    noted = {
+        name: {
+            "argv": ["python", "-m", "eventcore", *command.split()],
+            "env": {"SERVICE": name.partition("-")[0]},
+        }
+        for name, command in run.items()
+    }
+    assert places_of(tool.split(), noted) == places
+
+
+def test_the_shell_of_all_runs_a_tool_with_the_settings_of_its_process(tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    told = {"SERVICE": "user", "PYTHONPATH": str(ROOT / "services")}
+    argv = ("python", "-m", "eventcore", "project", "users")
+    projector = Process("user-projector", argv, told, 23001, "http://127.0.0.1:23001/readyz")
+    note_environments([projector], tmp_path / "secrets")
+    done = inside(tmp_path, "--tool", "lag")
+    assert done.returncode == 1
+    assert "lag cannot start: MONGODB_HOST is not set" in done.stderr

@@ -1,0 +1,32 @@
+"""The commands' help, and what they say without settings."""
+
+import re
+from collections.abc import Iterator
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from eventcore.__main__ import main
+from eventcore.errors import Misconfigured
+from eventcore.operate import _settings
+from eventcore.settings import ProjectionSettings
+
+
+def groups() -> Iterator[list[str]]:
+    yield []
+    yield from ([name] for name, each in main.commands.items() if isinstance(each, click.Group))
+
+
+@pytest.mark.parametrize("group", [*groups()])
+def test_a_list_of_commands_has_a_whole_sentence_for_each(group: list[str]) -> None:
+    shown = CliRunner().invoke(main, [*group, "--help"]).output
+    listed = re.findall(r"^  ([a-z-]+)  +(.*)$", shown.partition("Commands:")[2], re.MULTILINE)
+    assert len(listed) > 3
+    assert [name for name, summary in listed if not summary.endswith(".") or "..." in summary] == []
+
+
+def test_a_command_without_settings_says_whose_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FEED_URL", raising=False)
+    with pytest.raises(Misconfigured, match=r"FEED_URL is not set.* projector: .*make shell"):
+        _settings(ProjectionSettings, "lag")
