@@ -6,6 +6,8 @@
 --     ES001  conflict: the stream is not at the expected version
 --     ES002  the idempotency key stands for another request
 --     ES003  events are immutable
+--     ES004  the sequence of positions is behind the log
+--     ES005  the log does not have the event that a checkpoint stands on
 -- Three roles that cannot log in hold every right; logins are members of one of them:
 --     event_append  services: append and read      event_relay  relays: read, move a checkpoint,
 --     event_read    tools: read                                 delete expired idempotency keys
@@ -16,7 +18,7 @@ set local client_min_messages = warning;
 
 do $init$
 declare
-    this_version constant int := 3;
+    this_version constant int := 4;
     recorded int := 0;
     role_name text;
 begin
@@ -167,6 +169,24 @@ begin
     insert into public.schema_versions (version) values (3);
     end if;
 
+    -- ── version 4: a checkpoint names the event it stands on ──────────────────────────────
+    if recorded < 4 then
+
+    alter table public.checkpoints add column event_id uuid;
+    update public.checkpoints c
+       set (position, event_id) = (
+           select coalesce(max(e.position), 0), (array_agg(e.event_id))[1]
+             from (select position, event_id from public.events
+                    where position <= c.position order by position desc limit 1) e);
+    alter table public.checkpoints add constraint checkpoints_event
+        check ((position > 0) = (event_id is not null));
+    comment on column public.checkpoints.event_id is 'The event at that position; null at position 0.';
+    drop function if exists public.settle();
+    drop function if exists public.move_checkpoint(text, bigint);
+
+    insert into public.schema_versions (version) values (4);
+    end if;
+
     -- ── functions: replaced by every run, which locks no table ───────────────────────────
 
     create or replace function public.append_events(
@@ -240,20 +260,78 @@ begin
 
     drop function if exists public.begin_streams;
 
-    create or replace function public.settle(out head bigint, out holders text[])
-    language plpgsql volatile set search_path = pg_catalog, public, pg_temp as $settle$
+    create or replace function public.require_sequence()
+    returns void language plpgsql volatile set search_path = pg_catalog, public, pg_temp as $sequence$
+    declare
+        head bigint;
+        drawn bigint;
     begin
-        -- The order of these two statements is what makes it sound: an INSERT takes the
-        -- table's lock before it draws a position, and a commit is visible before its locks go.
-        select case when s.is_called then s.last_value else 0 end into head from events_position_seq s;
+        select coalesce(max(e.position), 0) into head from events e;
+        select case when s.is_called then s.last_value else 0 end into drawn from events_position_seq s;
+        if drawn < head then
+            raise exception 'the sequence of positions is at %, behind the log, which goes to %: run as the owner: select setval(''public.events_position_seq'', %)',
+                    drawn, head, head
+                using errcode = 'ES004';
+        end if;
+    end $sequence$;
+    comment on function public.require_sequence is
+        'Raises ES004 where the sequence would draw positions that the log has already: an event there would lie below every checkpoint. The message holds the statement that mends it.';
+
+    create or replace function public.log_has(p_positions bigint[], p_event_ids uuid[])
+    returns boolean language sql stable as $has$
+        select not exists (
+            select from unnest(p_positions, p_event_ids) as mark (position, event_id)
+             where mark.position > 0 and not exists (
+                   select from public.events e
+                    where e.position = mark.position and e.event_id = mark.event_id));
+    $has$;
+    comment on function public.log_has is
+        'Whether each of these events is in the log, at its position; position 0 is the beginning of every log.';
+
+    create or replace function public.settle(
+        p_positions bigint[] default '{}', p_event_ids uuid[] default '{}',
+        out head bigint, out event_id uuid, out holders text[], out same boolean)
+    language plpgsql volatile set search_path = pg_catalog, public, pg_temp as $settle$
+    #variable_conflict use_column
+    begin
+        perform require_sequence();
+        -- The order of the next two statements makes it sound. The head is a committed event, so
+        -- its position was drawn before the first of them. A transaction that will still commit a
+        -- lower position drew it earlier, and took the table's lock before that (an INSERT locks
+        -- the table, then draws). It holds the lock until its commit is visible. So the second
+        -- statement lists it, or the next statement sees its events.
+        -- The sequence is not the head: after a failover it may be up to 32 ahead of the log, and
+        -- later be lower again, so that positions below it are still to come.
+        select e.position, e.event_id into head, event_id
+          from events e order by e.position desc limit 1;
+        head := coalesce(head, 0);
         select coalesce(array_agg(l.virtualtransaction), '{}') into holders
           from pg_locks l
          where l.locktype = 'relation' and l.mode = 'RowExclusiveLock' and l.granted
            and l.relation = 'public.events'::regclass
            and l.database = (select oid from pg_database where datname = current_database());
+        same := log_has(p_positions, p_event_ids);
     end $settle$;
     comment on function public.settle is
-        'The last position drawn, then the virtual transactions that may still write to events. Everything up to head is settled once none of these is left (at once if there are none).';
+        'The last event (position and id; 0 and null: there is none), then the virtual transactions that may still write to events. Everything up to head is settled once none of these is left (at once if there are none). same: whether the log has the events that are given.';
+
+    create or replace function public.page_end(
+        p_after bigint, p_until bigint, p_range int, out position bigint, out event_id uuid)
+    language sql stable as $end$
+        select e.position, e.event_id from (
+            (select 1 as choice, position, event_id from public.events
+              where position > p_after and position <= least(p_until, p_after + p_range)
+              order by position desc limit 1)
+            union all
+            (select 2, position, event_id from public.events
+              where position > p_after and position <= p_until order by position limit 1)
+            union all
+            (select 3, position, event_id from public.events
+              where position <= p_after order by position desc limit 1)) as e
+         order by e.choice limit 1;
+    $end$;
+    comment on function public.page_end is
+        'The event at which a page of p_range positions ends: the last one of the page; else, across a larger gap, the next one; else, at the end of the log, the last one up to p_after. Null: the log is empty.';
 
     create or replace function public.read_feed(p_after bigint, p_until bigint, p_limit int)
     returns setof public.events language sql stable as $feed$
@@ -280,13 +358,48 @@ begin
     comment on function public.read_heads is
         'The streams that changed within a settled range of positions, each with its last version there.';
 
-    create or replace function public.move_checkpoint(p_name text, p_position bigint)
-    returns void language sql volatile as $move$
-        insert into public.checkpoints as c (name, position) values (p_name, p_position)
-        on conflict (name) do update set position = excluded.position, updated_at = clock_timestamp()
+    create or replace function public.move_checkpoint(
+        p_name text, p_position bigint, p_event_id uuid default null)
+    returns void language plpgsql volatile set search_path = pg_catalog, public, pg_temp as $move$
+    begin
+        if p_event_id is null then  -- a relay of schema version 3 names no event
+            select e.position, e.event_id into p_position, p_event_id
+              from events e where e.position <= p_position order by e.position desc limit 1;
+        end if;
+        if coalesce(p_position, 0) = 0 then
+            return;
+        end if;
+        if not log_has(array[p_position], array[p_event_id])
+           or exists (select from checkpoints c where c.name = p_name
+                         and not log_has(array[c.position], array[c.event_id])) then
+            raise exception 'the log does not have the event of the checkpoint %', p_name
+                using errcode = 'ES005';
+        end if;
+        insert into checkpoints as c (name, position, event_id) values (p_name, p_position, p_event_id)
+        on conflict (name) do update
+           set position = excluded.position, event_id = excluded.event_id, updated_at = clock_timestamp()
          where c.position < excluded.position;
-    $move$;
-    comment on function public.move_checkpoint is 'Moves a checkpoint forwards; a lower position changes nothing.';
+    end $move$;
+    comment on function public.move_checkpoint is
+        'Moves a checkpoint forwards, onto an event; a lower position changes nothing. ES005: the log does not have that event, or not the one that the checkpoint stands on.';
+
+    create or replace function public.begin_epoch(p_reason text)
+    returns uuid language plpgsql volatile set search_path = pg_catalog, public, pg_temp as $epoch$
+    declare
+        begun uuid;
+        head bigint;
+    begin
+        insert into store_epochs (reason) values (p_reason) returning epoch into begun;
+        update checkpoints c set position = 0, event_id = null, updated_at = clock_timestamp()
+         where not log_has(array[c.position], array[c.event_id]);
+        select max(e.position) into head from events e;
+        perform setval('public.events_position_seq', head)
+          from events_position_seq s where s.last_value < head or (s.last_value = head and not s.is_called);
+        return begun;
+    end $epoch$;
+    comment on function public.begin_epoch is
+        'Says that the log was put back to an earlier state, after a restore or a failover that lost commits: every projection stands still until it is rebuilt. A relay whose checkpoint stands on an event that is gone publishes the whole log again; a sequence that is behind the log is set to its end. For the owner alone.';
+    revoke all on function public.begin_epoch from public;
 
     create or replace function public.expire_idempotency_keys(p_limit int)
     returns bigint language sql volatile as $expire$
@@ -301,6 +414,8 @@ begin
     comment on function public.expire_idempotency_keys is 'Deletes up to p_limit keys older than 24 hours and counts them.';
     revoke all on function public.expire_idempotency_keys, public.move_checkpoint from public;
     grant execute on function public.expire_idempotency_keys, public.move_checkpoint to event_relay;
+
+    perform public.require_sequence();
 end
 $init$;
 commit;

@@ -8,12 +8,12 @@
     │   ├── StaleVersion   the caller expected another version
     │   └── KeyReused      an Idempotency-Key came back with another request
     ├── Away               a server cannot be reached now; nothing was lost
-    │   ├── StoreAway      PostgreSQL; StoreSlow: it answers, too late
+    │   ├── StoreAway      PostgreSQL; StoreSlow: it answers, too late; SequenceBehind
     │   ├── OutcomeUnknown an append was sent, and its answer was lost
     │   ├── ReadModelAway  MongoDB
     │   ├── BrokerAway     RabbitMQ
     │   ├── FeedAway       the service that owns a feed
-    │   ├── StoreRestored  the log is not the one that documents were folded from
+    │   ├── StoreRestored  the log lacks an event that its reader has seen
     │   └── Busy           too many callers wait for the same thing
     ├── NotAnEvent         a message that cannot be read as an event
     ├── CannotApply        an event that a projection does not know how to apply
@@ -118,6 +118,12 @@ class OutcomeUnknown(Away):
         self.aggregate_id = aggregate_id
 
 
+class SequenceBehind(StoreAway):
+    """The store would draw positions that its log has already: it was put back in part."""
+
+    unreachable = False
+
+
 class ReadModelAway(Away):
     """MongoDB cannot be reached, or does not answer within its time limit."""
 
@@ -137,9 +143,10 @@ class FeedAway(Away):
 
 
 class StoreRestored(Away):
-    """The log was restored: documents may hold what it does not. They must be folded anew."""
+    """The log lacks an event that its reader has seen: it is another one, or was put back."""
 
     code = "store-restored"
+    unreachable = False
 
 
 class Busy(Away):

@@ -7,7 +7,7 @@ floats: what was 0.10 in the request is 0.10 in every answer.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TypeAlias
@@ -26,6 +26,22 @@ SPEC = 1
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """An event that a reader of the log stands on: its position and its id.
+
+    Position 0 is the beginning of every log. A mark without an id was made by an older version:
+    nothing can be said of it.
+    """
+
+    position: int = 0
+    event_id: str = ""
+
+
+START = Mark()
+"""The beginning of every log."""
+
+
+@dataclass(frozen=True, slots=True)
 class NewEvent:
     """An event that has been decided but has no place in a stream yet."""
 
@@ -37,7 +53,11 @@ class NewEvent:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An immutable fact that has happened, at its place in its stream and its store."""
+    """An immutable fact that has happened, at its place in its stream and its store.
+
+    `previous` is the id of the event before it in its stream; None for the first one, and where
+    the reader did not ask.
+    """
 
     position: int
     event_id: UUID
@@ -49,6 +69,12 @@ class Event:
     data: Data
     metadata: Data
     recorded_at: datetime
+    previous: UUID | None = field(default=None, compare=False)
+
+    @property
+    def mark(self) -> Mark:
+        """Its place in the log, and its id."""
+        return Mark(self.position, str(self.event_id))
 
     @property
     def routing_key(self) -> str:
@@ -79,6 +105,7 @@ def to_message(event: Event) -> dict[str, Json]:
         "aggregateId": str(event.aggregate_id),
         "version": event.version,
         "position": event.position,
+        "previousId": str(event.previous) if event.previous else None,
         "recordedAt": to_timestamp(event.recorded_at),
         "data": event.data,
         "metadata": event.metadata,
@@ -107,6 +134,7 @@ def from_message(message: object) -> Event:
         data=_object(message, "data"),
         metadata=_object(message, "metadata"),
         recorded_at=_time(message, "recordedAt"),
+        previous=_uuid(message, "previousId") if message.get("previousId") else None,
     )
 
 

@@ -15,13 +15,13 @@ from urllib3.exceptions import HTTPError
 
 from eventcore import jsontext
 from eventcore.errors import FeedAway, NotAnEvent
-from eventcore.event import Event, from_message
+from eventcore.event import Event, Mark, from_message
 from eventcore.retry import CircuitBreaker
 from eventcore.settings import Secret
-from eventcore.store import PAGE, Head, Progress, Store, Stream
+from eventcore.store import PAGE, SPAN, Head, Progress, Store, Stream
 
-SWEEP_RANGE = 1000
-"""Positions that one page of heads covers at most."""
+SWEEP_RANGE = SPAN
+"""Positions that one page of heads covers, unless there is a larger gap."""
 
 MANY = 50
 """Streams that may be asked for at once."""
@@ -30,8 +30,10 @@ MANY = 50
 @dataclass(frozen=True, slots=True)
 class HeadsPage:
     """The streams that changed up to position `until`; and of the log now: the settled and the
-    last drawn position, and its epoch ("": the owner is too old to tell).
+    last position, and its epoch ("": the owner is too old to tell).
 
+    `event_id` and `settled_event_id` are the ids of the events at `until` and `settled`. Where
+    `same` is false, the log does not have the events that were asked for: nothing else counts.
     `at` is when the owner asked what has settled: by its own clock, which makes the ids of new
     streams too, or by its database's if that is behind it. None: the owner is too old to tell.
     """
@@ -42,6 +44,34 @@ class HeadsPage:
     head: int
     epoch: str
     at: datetime | None
+    event_id: str = ""
+    settled_event_id: str = ""
+    same: bool = True
+
+    @property
+    def end(self) -> Mark:
+        """The event at which the page ends."""
+        return Mark(self.until, self.event_id)
+
+    @property
+    def settled_mark(self) -> Mark:
+        """The settled event."""
+        return Mark(self.settled, self.settled_event_id)
+
+
+def why_halted(projection: str, position: int, epoch: str, page: HeadsPage) -> str:
+    """Why a projection must apply nothing of this log, and what to do; "": it may.
+
+    `position` and `epoch` are its checkpoint's; it asked for `page` with the checkpoint's marks.
+    """
+    if page.same and epoch in ("", page.epoch):
+        return ""
+    return (
+        f"{projection}, at position {position}, has folded events that this log, which goes to"
+        f" {page.head}, does not have: it is another log, or was put back. Nothing is applied until"
+        " the right log is back, or until the projection is folded anew:"
+        f" python -m eventcore rebuild {projection} --yes"
+    )
 
 
 class Feed(Protocol):
@@ -56,8 +86,11 @@ class Feed(Protocol):
         A stream without such events has none. One that is left out is to be asked for again.
         """
 
-    def heads(self, after: int, until: int) -> HeadsPage:
-        """The streams that changed above position `after`, up to `until` or a page's end."""
+    def heads(self, after: int, until: int, marks: Sequence[Mark] = ()) -> HeadsPage:
+        """The streams that changed above position `after`, up to `until` or a page's end.
+
+        The owner reads them in the same statement by which it looks whether its log has `marks`.
+        """
 
     def between(self, after: int, until: int) -> list[Event]:
         """All events above position `after` up to `until`, the end of a page of heads."""
@@ -106,15 +139,19 @@ class StoreFeed:
                 break
         return found
 
-    def heads(self, after: int, until: int) -> HeadsPage:
+    def heads(self, after: int, until: int, marks: Sequence[Mark] = ()) -> HeadsPage:
         """See Feed; never past what has settled."""
         at = min(self._clock(), self._store.clock())  # one that is ahead says nothing
-        settled = self._store.settled()
+        self._store.settled()  # waits for writers
         log = self.progress()
-        until = max(after, min(until, settled, after + SWEEP_RANGE))
-        changed = until > after
-        heads = self._store.read_heads(self.aggregate_type, after, until) if changed else ()
-        return HeadsPage(tuple(heads), until, settled, log.head, log.epoch, at)
+        until = min(until, log.settled)
+        found = self._store.read_changes(self.aggregate_type, after, until, log.mark, marks)
+        heads, end = (found.heads, found.end) if found else ((), Mark(after))
+        same = found is not None
+        return HeadsPage(
+            heads, end.position, log.settled, log.head, log.epoch, at,
+            end.event_id, log.event_id, same,
+        )  # fmt: skip
 
     def between(self, after: int, until: int) -> list[Event]:
         """See Feed."""
@@ -159,9 +196,10 @@ class HttpFeed:
             raise FeedAway(f"{self._url} answers none of the streams it was asked for")
         return {each: self._read(messages) for each, messages in page.items()}
 
-    def heads(self, after: int, until: int) -> HeadsPage:
+    def heads(self, after: int, until: int, marks: Sequence[Mark] = ()) -> HeadsPage:
         """See Feed."""
-        page = self._get("heads", after=after, until=until)
+        known = ",".join(f"{mark.position}:{mark.event_id}" for mark in marks if mark.event_id)
+        page = self._get("heads", after=after, until=until, marks=known)
         at = page.get("at")
         heads = tuple(Head(UUID(each["id"]), each["version"]) for each in page["heads"])
         return HeadsPage(
@@ -171,6 +209,9 @@ class HttpFeed:
             page.get("head", 0),
             page.get("epoch", ""),
             datetime.fromisoformat(at) if at else None,
+            page.get("eventId", ""),
+            page.get("settledEventId", ""),
+            page.get("same", True),
         )
 
     def between(self, after: int, until: int) -> list[Event]:
@@ -180,7 +221,14 @@ class HttpFeed:
     def progress(self) -> Progress:
         """See Feed."""
         log = self._get("log")
-        return Progress(log["head"], log["settled"], log["relayed"], log["epoch"])
+        return Progress(
+            log["head"],
+            log["settled"],
+            log["relayed"],
+            log["epoch"],
+            log.get("eventId", ""),
+            log.get("relayHalted", ""),
+        )
 
     def aggregate_type(self) -> str:
         """What the owner's streams are about. Raises FeedAway."""

@@ -1,13 +1,12 @@
 """The feed that a service serves to projectors, under /internal. The gateway does not route it."""
 
 import hmac
-from dataclasses import asdict
 from typing import Annotated
 
 from flask import Blueprint, Response, request
 from pydantic import BeforeValidator, Field
 
-from eventcore.event import Json, to_message, to_timestamp
+from eventcore.event import Json, Mark, to_message, to_timestamp
 from eventcore.feed import MANY, StoreFeed
 from eventcore.inputs import DIGITS, Id, QueryInput
 from eventcore.settings import Secret
@@ -35,6 +34,14 @@ class _StreamsQuery(QueryInput):
 class _RangeQuery(QueryInput):
     after: _Position = 0
     until: _Position = 0
+
+
+class _HeadsQuery(_RangeQuery):
+    marks: Annotated[
+        tuple[tuple[_Position, Id], ...],
+        Field(max_length=MANY),
+        BeforeValidator(lambda text: tuple(each.split(":") for each in text.split(",") if each)),
+    ] = ()
 
 
 def feed_routes(feed: StoreFeed, token: Secret) -> Blueprint:
@@ -71,8 +78,8 @@ def feed_routes(feed: StoreFeed, token: Secret) -> Blueprint:
 
     @routes.get("/heads")
     def heads() -> Response:
-        asked = _RangeQuery.model_validate(query_values())
-        page = feed.heads(asked.after, asked.until)
+        asked = _HeadsQuery.model_validate(query_values())
+        page = feed.heads(asked.after, asked.until, [Mark(*each) for each in asked.marks])
         changed: Json = tuple({"id": str(h.aggregate_id), "version": h.version} for h in page.heads)
         return json_response(
             {
@@ -82,11 +89,25 @@ def feed_routes(feed: StoreFeed, token: Secret) -> Blueprint:
                 "head": page.head,
                 "epoch": page.epoch,
                 "at": to_timestamp(page.at) if page.at else None,
+                "eventId": page.event_id,
+                "settledEventId": page.settled_event_id,
+                "same": page.same,
             }
         )
 
     @routes.get("/log")
     def log() -> Response:
-        return json_response({"aggregateType": feed.aggregate_type, **asdict(feed.progress())})
+        log = feed.progress()
+        return json_response(
+            {
+                "aggregateType": feed.aggregate_type,
+                "head": log.head,
+                "settled": log.settled,
+                "relayed": log.relayed,
+                "epoch": log.epoch,
+                "eventId": log.event_id,
+                "relayHalted": log.relay_halted,
+            }
+        )
 
     return routes

@@ -1,7 +1,7 @@
 """A projection: a named fold of events into the documents of a read model. Pure.
 
-A document belongs to one stream. Its `_id` is the aggregate's id, its `version` that of
-the last event folded into it; a step sees neither and sets neither.
+A document belongs to one stream. Its `_id` is the aggregate's id, its `version` and `eventId`
+those of the last event folded into it; a step sets none of them.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -23,6 +23,11 @@ def version_of(document: Document | None) -> int:
     version = document["version"] if document else 0
     assert isinstance(version, int)
     return version
+
+
+def event_id_of(document: Document | None) -> str:
+    """The id of the last event in a document; "" where there is none, or it was not kept yet."""
+    return str(document.get("eventId", "")) if document else ""
 
 
 @dataclass(frozen=True)
@@ -65,16 +70,17 @@ class Projection:
         if event.event_type not in self.ignores:
             known = self._upcast(event)
             document = {**document, **self.steps[known.event_type](document, known)}
-        return {**document, "version": event.version}
+        return {**document, "version": event.version, "eventId": str(event.event_id)}
 
     def skip(self, document: Document | None, event: Event) -> Document:
-        """The document after `event` is passed over: nothing of it but its version.
+        """The document after `event` is passed over: nothing of it but its version and id.
 
         Where it was the first one, the document is removed: it is kept, and not shown.
         """
         return {
             **(document or {"_id": str(event.aggregate_id), "removed": True}),
             "version": event.version,
+            "eventId": str(event.event_id),
         }
 
     def fold(self, events: Iterable[Event], skipped: Collection[int] = ()) -> Document | None:

@@ -1,10 +1,13 @@
 """The projector: deliveries to documents, each event once, in the order of its stream.
 
-    guard     a document knows its version; event n is applied only onto n-1
+    guard     a document knows the version and the id of its last event; event n is applied only
+              onto n-1, and only if that is the event before it in the log
     catch up  what is missing in between is fetched from the owner's feed
     park      a stream whose next event cannot be applied is set aside, alone
     sweep     every few seconds, who holds the lease compares the feed with the documents,
               catches up what the broker lost, and moves the checkpoint
+    halt      the checkpoint, and the furthest event that was folded, must be in the log; else it
+              is another log, or was put back, and nothing is applied until a rebuild
 
 The broker makes it fast, the sweep makes it sure: a delivery that cannot be dealt with now
 may be acknowledged, since the checkpoint is not past it. Replicas need not agree on
@@ -35,9 +38,9 @@ from eventcore.errors import (
     ReadModelAway,
     StoreRestored,
 )
-from eventcore.event import Event, from_message, ids_of
+from eventcore.event import START, Event, from_message, ids_of
 from eventcore.failpoints import reach
-from eventcore.feed import MANY, Feed, HeadsPage
+from eventcore.feed import MANY, Feed, HeadsPage, why_halted
 from eventcore.observe import (
     APPLIED,
     BATCH_SECONDS,
@@ -51,7 +54,7 @@ from eventcore.observe import (
     READABLE,
     Health,
 )
-from eventcore.projection import Document, Projection, version_of
+from eventcore.projection import Document, Projection, event_id_of, version_of
 from eventcore.readmodel import (
     SLOTS,
     Generation,
@@ -156,6 +159,8 @@ class Folder:
         self.generation = generation or generation_of(projection)
         self._skips: frozenset[tuple[str, int]] = frozenset()
         self._reached: OrderedDict[str, int] = OrderedDict()
+        self.furthest = START
+        """The event with the highest position that this process has folded into the generation."""
 
     def follow(self) -> None:
         """Go over to the generation that serves now, and learn what is to be skipped.
@@ -168,6 +173,7 @@ class Folder:
         if self._follows and serving != self.generation.number:
             self.generation = generation_of(self._projection, serving)
             self._reached.clear()
+            self.furthest = START
             log.info("Another generation serves", extra={"projection": name, "generation": serving})
 
     def has_reached(self, stream: str, version: int) -> bool:
@@ -234,7 +240,7 @@ class Folder:
                     later = [event for event in gaps[stream].beyond if event.version > to]
                     filled[stream] = [*events, *later]
             CAUGHT_UP.labels(self._projection.name).inc(sum(len(answer[s]) for s in filled))
-            for stream, each in self._advance(filled).items():
+            for stream, each in self._advance(filled, is_log=True).items():
                 gaps[stream] = each
                 if each.error:
                     stopped[stream] = self._entry(stream, each)
@@ -253,7 +259,7 @@ class Folder:
             documents = self._readmodel.find(self.generation.collection, left[:MANY])
             after = {stream: version_of(documents.get(stream)) for stream in left[:MANY]}
             answer = self._feed.streams(after)
-            folded = self._advance(answer, documents, entries)
+            folded = self._advance(answer, documents, entries, is_log=True)
             reached = {
                 stream: each.version
                 for stream, each in folded.items()
@@ -280,10 +286,12 @@ class Folder:
         streams: Mapping[str, Sequence[Event]],
         documents: Mapping[str, Document] | None = None,
         entries: Mapping[str, Parked] = MappingProxyType({}),
+        is_log: bool = False,
     ) -> dict[str, Folded]:
         """Folds the events that follow each document without a gap, writes, and parks.
 
-        `documents` are those that are known; `entries` are those of the parked list. Raises
+        `documents` are those that are known; `entries` are those of the parked list. `is_log`: the
+        events come from the log itself, and from the document's last version on. Raises
         ReadModelAway.
         """
         if not streams:
@@ -291,7 +299,10 @@ class Folder:
         for attempt in range(RACES):
             if documents is None:
                 documents = self._readmodel.find(self.generation.collection, streams)
-            folded = {s: self._fold(s, documents.get(s), each) for s, each in streams.items()}
+            folded = {
+                stream: self._fold(stream, documents.get(stream), events, is_log)
+                for stream, events in streams.items()
+            }
             if self._write(folded):
                 self._park(folded, entries)
                 return folded
@@ -300,7 +311,11 @@ class Folder:
         into = self.generation.name
         raise ReadModelAway(f"documents of {into} kept changing under {RACES} attempts")
 
-    def _fold(self, stream: str, document: Document | None, events: Sequence[Event]) -> Folded:
+    def _fold(
+        self, stream: str, document: Document | None, events: Sequence[Event], is_log: bool
+    ) -> Folded:
+        if not _follow(document, events):
+            return self._misfit(stream, document, events, is_log)
         ordered, beyond = self._in_order(version_of(document), events)
         known = ordered[-1].version if ordered else version_of(document)
         result = Folded(version_of(document), document, known, beyond)
@@ -315,6 +330,23 @@ class Folder:
                 result.error = f"{type(error).__name__}: {error}"
                 break
         return result
+
+    def _misfit(
+        self, stream: str, document: Document | None, events: Sequence[Event], is_log: bool
+    ) -> Folded:
+        """Asks the log itself, from the document's event on; the answer decides.
+
+        Events that are not the log's are left out then. A document that is not is parked.
+        """
+        version = version_of(document)
+        if not is_log:
+            return Folded(version, document, max(version - 1, 0), list(events))
+        error = (
+            f"the document is of event {event_id_of(document)}, version {version}, which the log"
+            " does not have: it was put back. Fold the stream anew: python -m eventcore rebuild"
+            f" {self._projection.name} --stream {stream}"
+        )
+        return Folded(version, document, version + 1, [], version + 1, error)
 
     def _in_order(self, after: int, events: Sequence[Event]) -> tuple[list[Event], list[Event]]:
         """The events that follow version `after` without a gap, and those after the gap."""
@@ -346,6 +378,8 @@ class Folder:
             self._tell({stream: folded[stream].applied for stream in writes})
             for stream in writes:
                 self._remember(stream, folded[stream].version)
+                last = folded[stream].applied[-1].mark
+                self.furthest = max(self.furthest, last, key=lambda mark: mark.position)
         return complete
 
     def _tell(self, applied: Mapping[str, Sequence[Event]]) -> None:
@@ -472,6 +506,20 @@ class Tour:
         return due
 
 
+def _follow(document: Document | None, events: Sequence[Event]) -> bool:
+    """Whether these events and the document can be of one log, as far as their ids tell."""
+    ids = {version_of(document): event_id_of(document)}
+    for event in events:
+        known = ids.get(event.version) or str(event.event_id)
+        if known != str(event.event_id):
+            return False
+        ids[event.version] = known
+    return all(
+        event.previous is None or ids.get(event.version - 1, "") in ("", str(event.previous))
+        for event in events
+    )
+
+
 class Sweep:
     """Compares the feed with the documents, from the checkpoint on, while it has the lease.
 
@@ -510,24 +558,26 @@ class Sweep:
         """
         self.caught_up = 0
         self._follow()
-        lease = self._readmodel.take_lease(self._generation.name, self._holder, self._lease_seconds)
+        lease = self._readmodel.take_lease(
+            self._generation.name, self._holder, self._lease_seconds, self._folder.furthest
+        )
         if lease is None:
             self._seen = None
             self._tell_lag(0, None)  # whoever has it tells
             self.require_going()
             return False
         until, covered_at = self._seen or (0, None)
-        page = self._feed.heads(lease.position, until)
-        lease = self._same_store(lease, page)
+        page = self._feed.heads(lease.position, until, lease.marks)
+        lease = self._same_log(lease, page)
         if due := self._tour.due(self._generation):
             self._folder.retry(due)
         self._catch_up(lease.position, page)
         reach("sweep:caught-up")
         if page.until < until:
-            self._readmodel.move_checkpoint(lease, page.until, None)
+            self._readmodel.move_checkpoint(lease, page.end, None)
             return True
         self._seen = (page.settled, page.at)
-        self._readmodel.move_checkpoint(lease, page.until, covered_at)
+        self._readmodel.move_checkpoint(lease, page.end, covered_at)
         return not self._tour.is_complete
 
     def release(self) -> None:
@@ -551,26 +601,17 @@ class Sweep:
             self._seen = None
             self._tour = Tour(self._readmodel)
 
-    def _same_store(self, lease: Lease, page: HeadsPage) -> Lease:
-        """The lease, with the epoch of the log it was folded from; raises StoreRestored.
+    def _same_log(self, lease: Lease, page: HeadsPage) -> Lease:
+        """The lease, with the epoch of its log. Raises StoreRestored if this is another one.
 
-        A log that was restored has another epoch. One that was put back without telling (a
-        snapshot of the volume, say) can be known only as long as it is behind the checkpoint.
+        A halt is lifted where the log has the checkpoint's events, whatever else it has.
         """
-        if not page.epoch:
-            return lease
-        known = lease.store_epoch or page.epoch
-        if known == page.epoch and lease.position <= page.head:
-            if lease.halted:
-                self._readmodel.halt(lease.generation, "")
-            return replace(lease, store_epoch=known)
-        reason = (
-            f"{self._projection.name} is at position {lease.position} of another log: this one was"
-            f" restored and goes to {page.head}. Nothing is applied until it is folded anew:"
-            f" python -m eventcore rebuild {self._projection.name}"
-        )
-        self._readmodel.halt(lease.generation, reason)
-        raise StoreRestored(reason)
+        if reason := why_halted(self._projection.name, lease.position, lease.store_epoch, page):
+            self._readmodel.halt(lease.generation, reason)
+            raise StoreRestored(reason)
+        if lease.halted:
+            self._readmodel.halt(lease.generation, "")
+        return replace(lease, store_epoch=page.epoch)
 
     def _catch_up(self, position: int, page: HeadsPage) -> None:
         """Apply what the streams lack whose document is behind their head on this page.
@@ -677,7 +718,9 @@ class Projector:
             stream = str(event.aggregate_id)
             streams[stream].append(event)
             carriers[stream, event.version] = delivery
-        ahead = self._folder.apply(streams) if streams else {}
+        # While halted, an event is left to a later sweep or to the rebuild: it may be one that the
+        # log has lost.
+        ahead = self._folder.apply(streams) if streams and not self._halted else {}
         for (stream, version), delivery in carriers.items():
             if version > ahead.get(stream, version):
                 unreadable.append((delivery, f"version {version} is ahead of the log"))
@@ -721,11 +764,7 @@ class Projector:
                 failures += 1
 
     def consume(self, stop: Stop, wait: float) -> None:
-        """Take what is there and apply it; without a broker, or while halted, let `wait` pass."""
-        if self._halted:
-            self.disconnect()
-            stop.wait(wait or 0.01)
-            return
+        """Take what is there and apply it; without a broker let `wait` pass."""
         try:
             consumer = self._connected(wait)
             if consumer is None:

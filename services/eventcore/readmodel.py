@@ -6,8 +6,9 @@ acknowledged by the journal of a majority before it counts.
     <collection>   the documents of a generation: _id, version, the projection's own fields, and
                    projectedAt, when it was written, which nobody sees but who asks for it
     generations    one a projection: the number of the generation that serves, and the newest one's
-    checkpoints    one a generation: position, coveredAt, the epoch of the store it was folded from,
-                   and who holds the lease, with the lease's own epoch
+    checkpoints    one a generation: the event it stands on (position, eventId), the furthest event
+                   that was folded, coveredAt, the epoch of the store, why it is halted, and who
+                   holds the lease, with the lease's own epoch
     parked         one a stream that a generation has set aside: no payload, only where and why
     skips          one an event that somebody has decided to leave out, for all generations
     verifications  one a projection: when it was last compared with the log, and what was found
@@ -53,6 +54,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from eventcore.errors import CannotApply, Misconfigured, ReadModelAway
+from eventcore.event import START, Mark
 from eventcore.observe import POOL_MAX, POOL_USED
 from eventcore.projection import Document, Projection
 from eventcore.retry import CircuitBreaker
@@ -124,8 +126,7 @@ class Generations:
 class Lease:
     """The right to move a generation's checkpoint, until someone has a higher epoch.
 
-    `store_epoch` names the life of the log that the generation is folded from; "": not yet known.
-    `halted` is the checkpoint's.
+    The other fields are the checkpoint's.
     """
 
     generation: str
@@ -134,12 +135,21 @@ class Lease:
     position: int
     store_epoch: str = ""
     halted: str = ""
+    event_id: str = ""
+    furthest: Mark = START
+
+    @property
+    def marks(self) -> tuple[Mark, Mark]:
+        """The events that the log must have."""
+        return Mark(self.position, self.event_id), self.furthest
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Up to `position` every event is applied or parked; that had settled at `covered_at`.
+    """Up to `position`, where `event_id` is, every event is applied or parked.
 
+    That had settled at `covered_at`. `furthest` is the furthest event that a delivery has brought.
+    `store_epoch` names the life of the log that the generation is folded from; "": not yet known.
     `halted` says why nothing more is applied: the log is not the one it was folded from.
     """
 
@@ -147,6 +157,13 @@ class Checkpoint:
     covered_at: datetime | None
     store_epoch: str = ""
     halted: str = ""
+    event_id: str = ""
+    furthest: Mark = START
+
+    @property
+    def marks(self) -> tuple[Mark, Mark]:
+        """The events that the log must have."""
+        return Mark(self.position, self.event_id), self.furthest
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,8 +262,17 @@ class ReadModel(Protocol):
     def checkpoint(self, generation: str) -> Checkpoint:
         """How far a generation has come; position 0 at first."""
 
-    def take_lease(self, generation: str, holder: str, seconds: float) -> Lease | None:
-        """Take or renew the lease; None while another holder has it. A new holder, a new epoch."""
+    def take_lease(
+        self,
+        generation: str,
+        holder: str,
+        seconds: float,
+        furthest: Mark = START,
+    ) -> Lease | None:
+        """Take or renew the lease; None while another holder has it. A new holder, a new epoch.
+
+        In any case note `furthest`, an event that this replica has folded.
+        """
 
     def release_lease(self, generation: str, holder: str) -> None:
         """Let another holder have the lease at once, if `holder` has it."""
@@ -254,10 +280,11 @@ class ReadModel(Protocol):
     def halt(self, generation: str, reason: str) -> None:
         """Note why a generation must not go on, for all its projectors; "": it may."""
 
-    def move_checkpoint(self, lease: Lease, position: int, covered_at: datetime | None) -> bool:
-        """Move forwards, if the lease's epoch is still the newest; False: it is not.
+    def move_checkpoint(self, lease: Lease, mark: Mark, covered_at: datetime | None) -> bool:
+        """Move forwards to an event, if the lease's epoch is still the newest; False: it is not.
 
-        `covered_at` says when `position` had settled; None: unknown, what is there stays. It may go
+        A checkpoint without an event, of an older version, is moved in any case.
+        `covered_at` says when `mark` had settled; None: unknown, what is there stays. It may go
         back: a clock that was ahead is right again. The
         lease's `store_epoch` is kept with it.
         """
@@ -414,9 +441,17 @@ class Mongo:
             _moment(found.get("coveredAt")),
             found.get("storeEpoch", ""),
             found.get("halted", ""),
+            found.get("eventId", ""),
+            _mark(found),
         )
 
-    def take_lease(self, generation: str, holder: str, seconds: float) -> Lease | None:
+    def take_lease(
+        self,
+        generation: str,
+        holder: str,
+        seconds: float,
+        furthest: Mark = START,
+    ) -> Lease | None:
         """See ReadModel; by MongoDB's clock, so that no holder's own can be wrong."""
         mine = {"$eq": ["$holder", {"$literal": holder}]}
         ends = {"$ifNull": ["$expiresAt", _LONG_AGO]}
@@ -432,6 +467,10 @@ class Mongo:
             "epoch": {"$cond": [mine, epoch, if_taken({"$add": [epoch, 1]}, epoch)]},
             "position": {"$ifNull": ["$position", 0]},
         }
+        if furthest.event_id:
+            known = {"$ifNull": ["$furthest.position", 0]}
+            noted = {"$literal": {"position": furthest.position, "eventId": furthest.event_id}}
+            take["furthest"] = {"$cond": [{"$gt": [furthest.position, known]}, noted, "$furthest"]}
         try:
             with self._reaching():
                 found = self._of("checkpoints").find_one_and_update(
@@ -443,8 +482,8 @@ class Mongo:
         if found["holder"] != holder:
             return None
         epoch_now, position = _whole(found["epoch"]), _whole(found["position"])
-        of_store = found.get("storeEpoch", ""), found.get("halted", "")
-        return Lease(generation, holder, epoch_now, position, *of_store)
+        of_store = found.get("storeEpoch", ""), found.get("halted", ""), found.get("eventId", "")
+        return Lease(generation, holder, epoch_now, position, *of_store, _mark(found))
 
     def release_lease(self, generation: str, holder: str) -> None:
         """See ReadModel."""
@@ -458,15 +497,21 @@ class Mongo:
         with self._reaching():
             self._of("checkpoints").update_one({"_id": generation}, {"$set": {"halted": reason}})
 
-    def move_checkpoint(self, lease: Lease, position: int, covered_at: datetime | None) -> bool:
+    def move_checkpoint(self, lease: Lease, mark: Mark, covered_at: datetime | None) -> bool:
         """See ReadModel."""
-        known: dict[str, Any] = {"storeEpoch": lease.store_epoch}
+        is_ahead = {"$gt": [mark.position, "$position"]}
+        is_unnamed = {"$eq": [{"$ifNull": ["$eventId", ""]}, ""]}
+        moves = {"$or": [is_ahead, is_unnamed]}
+        reached: dict[str, Any] = {
+            "position": {"$cond": [moves, mark.position, "$position"]},
+            "eventId": {"$cond": [moves, {"$literal": mark.event_id}, "$eventId"]},
+            "storeEpoch": {"$literal": lease.store_epoch},
+        }
         if covered_at is not None:
-            known["coveredAt"] = covered_at
+            reached["coveredAt"] = {"$literal": covered_at}
         with self._reaching():
             result = self._of("checkpoints").update_one(
-                {"_id": lease.generation, "epoch": lease.epoch},
-                {"$max": {"position": position}, "$set": known},
+                {"_id": lease.generation, "epoch": lease.epoch}, [{"$set": reached}]
             )
         return bool(result.matched_count == 1)
 
@@ -800,6 +845,12 @@ def _whole(value: object) -> int:
     if not isinstance(value, int):
         raise ReadModelAway(f"a read model holds {value!r} where a whole number belongs")
     return value
+
+
+def _mark(checkpoint: Mapping[str, Any]) -> Mark:
+    """The furthest event of a checkpoint."""
+    found = checkpoint.get("furthest") or {"position": 0, "eventId": ""}
+    return Mark(found["position"], found["eventId"])
 
 
 def _moment(value: object) -> datetime | None:

@@ -20,7 +20,7 @@ from time import monotonic
 from typing import TypeVar
 
 from eventcore.errors import CannotApply, Conflict, NotFound, Refused
-from eventcore.event import Event
+from eventcore.event import Event, Mark
 from eventcore.failpoints import reach
 from eventcore.feed import SWEEP_RANGE, Feed
 from eventcore.projection import Document, Projection, version_of
@@ -105,16 +105,16 @@ class Rebuild:
             lambda: self._readmodel.prepare(self.generation.collection, self._projection.indexes)
         )
         position, until = 0, self._patiently(self._feed.progress).settled
-        renew_at = monotonic()
+        renew_at, reached = monotonic(), Mark()
         while position < until:
             end = min(position + SWEEP_RANGE, until)
-            self._patiently(lambda after=position, end=end: self._page(after, end))  # type: ignore[misc]
-            position = end
+            last = self._patiently(lambda after=position, end=end: self._page(after, end))  # type: ignore[misc]
+            position, reached = end, last or reached
             if monotonic() >= renew_at:
-                self._patiently(lambda end=end: self._reach(end))  # type: ignore[misc]
+                self._patiently(lambda reached=reached: self._reach(reached))  # type: ignore[misc]
                 renew_at = monotonic() + self._lease_seconds / 10
             tell(position, until)
-        self._patiently(lambda: self._reach(position))
+        self._patiently(lambda: self._reach(reached))
 
     def catch_up(self) -> None:
         """Sweep until the generation is where the log was when this began."""
@@ -171,20 +171,23 @@ class Rebuild:
         if self._serving() != self.generation:
             self._readmodel.drop(self.generation)
 
-    def _page(self, after: int, until: int) -> None:
+    def _page(self, after: int, until: int) -> Mark | None:
+        """Fold a page; its last event."""
         streams: defaultdict[str, list[Event]] = defaultdict(list)
-        for event in self._feed.between(after, until):
+        events = self._feed.between(after, until)
+        for event in events:
             streams[str(event.aggregate_id)].append(event)
         if streams:
             self._folder.apply(streams)
+        return events[-1].mark if events else None
 
-    def _reach(self, position: int) -> None:
+    def _reach(self, mark: Mark) -> None:
         """Move the checkpoint, and keep the lease."""
         name = self.generation.name
         lease = self._readmodel.take_lease(name, self._holder, self._lease_seconds)
         if lease is None:
             raise Conflict(f"somebody else has begun to fold {name}")
-        self._readmodel.move_checkpoint(lease, position, None)
+        self._readmodel.move_checkpoint(lease, mark, None)
 
     def _reached(self) -> int:
         return self._readmodel.checkpoint(self.generation.name).position

@@ -1,8 +1,11 @@
 """The relay: moves one store's feed to the broker, in order, confirmed.
 
 It publishes by position with a window of unconfirmed messages, and moves its checkpoint to
-the last position below which everything is confirmed. After a nack or a lost connection it
+the last event up to which everything is confirmed. After a nack or a lost connection it
 goes on from the checkpoint, so events may be published twice, and are never left out.
+
+The checkpoint is an event. Where the log does not have it, it is another log, or was put back:
+the relay is halted, publishes nothing and says so, until the log has that event (again).
 """
 
 import logging
@@ -13,8 +16,8 @@ from time import monotonic
 
 from eventcore import jsontext
 from eventcore.broker import EXCHANGE, Message, Publisher
-from eventcore.errors import Away
-from eventcore.event import Event, to_message
+from eventcore.errors import Away, StoreRestored
+from eventcore.event import Event, Mark, to_message
 from eventcore.failpoints import reach
 from eventcore.observe import (
     CONFIRM_SECONDS,
@@ -69,6 +72,7 @@ class Relay:
         self._open_store = open_store
         self._open_publisher = open_publisher
         self._health = health
+        self._halted = False
 
     def run(self, stop: Stop) -> None:
         """Relay until `stop` is set, whatever servers come and go meanwhile."""
@@ -80,26 +84,37 @@ class Relay:
                 failures = 0
             except Away as away:
                 part = "broker" if away.code == "broker-away" else "store"
+                self._note_halt(away)
                 self._health.lacks(part, str(away))
                 stop.wait(backoff(failures))
                 failures += 1
+
+    def _note_halt(self, away: Away) -> None:
+        """Log a halt once, however often the relay looks again."""
+        if not self._halted and isinstance(away, StoreRestored):
+            log.error("Relay halted", extra={"store": self._name, "reason": str(away)})
+            self._halted = True
 
     def _with_store(self, stop: Stop) -> None:
         store = self._open_store()
         active = RELAY_ACTIVE.labels(self._name)
         try:
             active.set(0)
-            self._health.well("store")
             while not store.lock():
                 HEART.beat()
+                self._health.well("store")
                 self._health.well("broker")  # a standby is ready to take over
                 if stop.wait(1.0):
                     return
+            checkpoint = store.checkpoint()
+            store.read_page(checkpoint, checkpoint)  # raises StoreRestored if it is not there
+            self._halted = False
+            self._health.well("store")
             active.set(1)
             publisher = self._open_publisher()
             try:
                 self._health.well("broker")
-                log.info("Relaying", extra={"store": self._name, "from": store.checkpoint()})
+                log.info("Relaying", extra={"store": self._name, "from": checkpoint.position})
                 Pump(self._name, store, publisher).run(stop)
             finally:
                 publisher.close()
@@ -118,7 +133,7 @@ class Pump:
         self._checkpoint = self._sent = store.checkpoint()
         self._saved = self._checkpoint
         self._saved_at = 0.0
-        self._in_flight: deque[int] = deque()
+        self._in_flight: deque[Mark] = deque()
         self._pages: deque[tuple[int, float, Published]] = deque()
         self._confirmed = 0
         self._returned = 0
@@ -143,7 +158,7 @@ class Pump:
                 continue
             if monotonic() - self._saved_at > SAVE_EVERY:
                 self.save()
-            if self._store.head > self._sent:
+            if self._store.head > self._sent.position:
                 self._store.wait(0.003)  # a writer that drew a position is still at work
             else:
                 self._store.wait(POLLS[min(idle, len(POLLS) - 1)])
@@ -155,10 +170,12 @@ class Pump:
 
     def turn(self) -> int:
         """Publish what has settled since, one page of it, and count it."""
-        settled = self._store.settled()
-        if settled <= self._sent:
+        settled = self._store.settled_event()
+        if settled.position == self._sent.position:
             return 0
-        page = self._store.read_feed(self._sent, settled)
+        if settled.position < self._sent.position:  # writers are at work, or the log was put back
+            settled = self._sent
+        page = self._store.read_page(self._sent, settled)
         if page:
             reach("relay:read")
             began = monotonic()
@@ -166,20 +183,16 @@ class Pump:
             self._publisher.publish(published.messages)
             reach("relay:published")
             self._pages.append((page[-1].position, began, published))
-            self._in_flight.extend(event.position for event in page)
-            self._sent = page[-1].position
-        else:
-            self._sent = settled  # only gaps, that rolled back appends have left
-            if not self._in_flight:
-                self._checkpoint = settled
+            self._in_flight.extend(event.mark for event in page)
+            self._sent = page[-1].mark
         self._collect(wait=0)
         if monotonic() - self._saved_at > SAVE_EVERY:
             self.save()
         return len(page)
 
     def save(self) -> None:
-        """Move the checkpoint to the last position below which everything is confirmed."""
-        if self._checkpoint > self._saved:
+        """Move the checkpoint to the last event up to which everything is confirmed."""
+        if self._checkpoint.position > self._saved.position:
             reach("relay:confirmed")
             self._store.move_checkpoint(self._checkpoint)
             reach("relay:saved")
@@ -192,7 +205,7 @@ class Pump:
             confirmed = self._publisher.confirmed()
         for _ in range(confirmed - self._confirmed):
             self._checkpoint = self._in_flight.popleft()
-        while self._pages and self._pages[0][0] <= self._checkpoint:
+        while self._pages and self._pages[0][0] <= self._checkpoint.position:
             _, began, published = self._pages.popleft()
             CONFIRM_SECONDS.labels(self._name).observe(monotonic() - began)
             published.end()

@@ -33,16 +33,18 @@ from eventcore.errors import (
     KeyReused,
     Misconfigured,
     OutcomeUnknown,
+    SequenceBehind,
     StoreAway,
+    StoreRestored,
     StoreSlow,
 )
-from eventcore.event import Data, Event, NewEvent
+from eventcore.event import Data, Event, Mark, NewEvent
 from eventcore.failpoints import reach
 from eventcore.observe import POOL_MAX, POOL_USED
 from eventcore.retry import CircuitBreaker, backoff, retry
 from eventcore.settings import Server
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """What `init.sql` must have recorded, at least, for this code to work."""
 
 RETRY_FOR = 3.0
@@ -67,6 +69,9 @@ LIMITS = {
 notices a client that is gone within ten seconds. Roles of services and relays have them by
 `provision`: a pooler such as PgBouncer passes no settings on.
 """
+
+SPAN = 1000
+"""Positions that one page of changed streams covers, unless there is a larger gap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +120,31 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a log goes: drawn, settled, and confirmed by the broker; positions.
+    """How far a log goes: its last event, the settled one, and what the broker has confirmed.
 
-    `epoch` names the life of the log: a restored one has another.
+    Positions; `event_id` is the id of the settled event, `epoch` the name of the log's life, which
+    `begin_epoch` changes. `relay_halted` says why the relay must not go on from its checkpoint.
     """
 
     head: int
     settled: int
     relayed: int
     epoch: str
+    event_id: str = ""
+    relay_halted: str = ""
+
+    @property
+    def mark(self) -> Mark:
+        """The settled event."""
+        return Mark(self.settled, self.event_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """The streams that changed within one page of the log, and the event at which it ends."""
+
+    heads: tuple[Head, ...]
+    end: Mark
 
 
 class Store(Protocol):
@@ -170,29 +191,40 @@ class Store(Protocol):
         Each event between them is looked at, so they must not be far apart.
         """
 
-    def read_heads(self, aggregate_type: str, after: int, until: int) -> list[Head]:
-        """The streams that changed between two settled positions, with their last versions."""
+    def read_changes(
+        self, aggregate_type: str, after: int, until: int, settled: Mark, marks: Sequence[Mark]
+    ) -> Changes | None:
+        """The streams that changed above `after`, in a page of SPAN positions up to `until`.
+
+        None: the log does not have one of `marks`. All of it is one statement: the page is of the
+        log that was looked at. `until` is at most `settled`; raises StoreAway if that is gone.
+        """
 
 
 class RelayStore(Protocol):
     """The port that a relay uses: one session, which holds the relay's lock while it lives."""
 
-    head: int
-    """The last position drawn, as `settled` saw it."""
+    @property
+    def head(self) -> int:
+        """The position of the last event, as `settled_event` saw it."""
 
     def lock(self) -> bool:
         """Whether this session is now the one relay of the store."""
 
-    def checkpoint(self) -> int:
-        """The position up to which everything is confirmed; 0 at first."""
+    def checkpoint(self) -> Mark:
+        """The event up to which everything is confirmed; position 0 at first."""
 
-    def move_checkpoint(self, position: int) -> None:
-        """Record that everything up to `position` is confirmed."""
+    def move_checkpoint(self, mark: Mark) -> None:
+        """Record that everything up to an event is confirmed. Raises StoreRestored."""
 
-    def settled(self) -> int:
-        """The position up to which nothing can still appear; does not wait for more."""
+    def settled_event(self) -> Mark:
+        """The event up to which nothing can still appear; does not wait for more."""
 
-    def read_feed(self, after: int, until: int, limit: int = PAGE) -> list[Event]: ...
+    def read_page(self, after: Mark, until: Mark, limit: int = PAGE) -> list[Event]:
+        """Events above `after`, up to the settled `until`, by position.
+
+        Raises StoreRestored if the log does not have both events.
+        """
 
     def expire_idempotency_keys(self) -> int:
         """Deletes up to EXPIRED_AT_ONCE keys that are older than 24 hours, and counts them."""
@@ -204,27 +236,36 @@ class RelayStore(Protocol):
 
 
 class Settling:
-    """Which positions have settled: the algorithm, apart from the SQL that feeds it.
+    """Which events have settled: the algorithm, apart from the SQL that feeds it.
 
-    `observe` takes what the database's `settle()` answered. A position is settled once
-    none of the transactions that were writing when it was the head are left; a fresh head
-    is watched as soon as the one before has settled, so an unrelated or even an endless
-    transaction elsewhere never holds it back, and a slow writer only what came after it.
+    `observe` takes what the database's `settle()` answered. A head is settled once none of the
+    transactions that were writing when it was the head are left; a fresh head is watched as soon
+    as the one before has settled, so an unrelated or even an endless transaction elsewhere never
+    holds it back, and a slow writer only what came after it. Where the log has lost the settled
+    event or the watched one, nothing is known of it any more.
     """
 
     def __init__(self) -> None:
-        self.position = 0
-        self._watched = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        self.mark = Mark()
+        self.watched = Mark()
         self._holders: frozenset[str] = frozenset()
 
-    def observe(self, head: int, holders: Sequence[str]) -> int:
-        """The settled position after an observation of the head and its writers."""
+    def observe(self, head: Mark, holders: Sequence[str], same: bool = True) -> Mark:
+        """The settled event after an observation of the head and its writers.
+
+        `same`: the log still has `mark` and `watched`.
+        """
+        if not same:
+            self._forget()
         if not self._holders & set(holders):
-            self.position = max(self.position, self._watched)
-            self._watched, self._holders = head, frozenset(holders)
+            self.mark = self.watched
+            self.watched, self._holders = head, frozenset(holders)
         if not holders:
-            self.position = max(self.position, head)
-        return self.position
+            self.mark = head
+        return self.mark
 
 
 _EVENT_COLUMNS = (
@@ -327,10 +368,8 @@ class Postgres:
     def read_stream(self, stream: Stream, after: int = 0, limit: int = PAGE) -> list[Event]:
         """See Store."""
         return _to_events(
-            self._rows(
-                f"select {_EVENT_COLUMNS} from read_stream(%s, %s::uuid, %s, %s)",  # nosec B608
-                (stream.aggregate_type, str(stream.aggregate_id), after, limit),
-            )
+            self._rows(_STREAM, (stream.aggregate_type, str(stream.aggregate_id), after, limit)),
+            with_previous=True,
         )
 
     def clock(self) -> datetime:
@@ -344,9 +383,9 @@ class Postgres:
         wanted = 0
         while True:
             with self._settling_lock:  # observations must come in the order they were made
-                head, holders = self._rows("select head, holders from settle()")[0]
-                position = self._settling.observe(head, holders)
-            wanted = wanted or head
+                [head] = _observe(self._settling, self._rows, _SETTLE)
+                position = self._settling.mark.position
+            wanted = min(wanted, head) if wanted else head
             if position >= wanted or time.monotonic() > deadline:
                 return position
             time.sleep(0.005)
@@ -354,12 +393,15 @@ class Postgres:
     def progress(self, relay: str) -> Progress:
         """See Store."""
         with self._settling_lock:
-            head, holders, relayed, epoch = self._rows(_PROGRESS, (relay,))[0]
-            return Progress(head, self._settling.observe(head, holders), relayed, epoch)
+            found = _observe(self._settling, self._rows, _PROGRESS, relay)
+            settled = self._settling.mark
+        head, position, event_id, is_there, epoch = found
+        halted = "" if is_there else relay_halted(Mark(position, event_id))
+        return Progress(head, settled.position, position, epoch, settled.event_id, halted)
 
     def read_feed(self, after: int, until: int, limit: int = PAGE) -> list[Event]:
         """See Store."""
-        return _read_feed(self._rows, after, until, limit)
+        return _read_page(self._rows, (), after, until, limit) or []
 
     def read_correlated(self, correlation_id: str, after: int, until: int) -> list[Event]:
         """See Store."""
@@ -372,16 +414,25 @@ class Postgres:
             )
         )
 
-    def read_heads(self, aggregate_type: str, after: int, until: int) -> list[Head]:
+    def read_changes(
+        self, aggregate_type: str, after: int, until: int, settled: Mark, marks: Sequence[Mark]
+    ) -> Changes | None:
         """See Store."""
-        rows = self._rows(
-            "select aggregate_id, version from read_heads(%s, %s, %s)",
-            (aggregate_type, after, until),
-        )
-        return [Head(*row) for row in rows]
+        looked_at = (*_columns(marks), *_columns([settled]))
+        rows = self._rows(_CHANGES, (*looked_at, after, until, SPAN, aggregate_type, after))
+        same, is_settled, position, event_id, *_ = rows[0]
+        if not is_settled:
+            raise StoreAway("the log was put back while it was read; nothing was lost, try again")
+        if not same:
+            return None
+        heads = (Head(aggregate_id, version) for *_, aggregate_id, version in rows if version)
+        return Changes(tuple(heads), Mark(position or 0, event_id or ""))
 
     def schema_version(self) -> int:
-        """The version of `init.sql` that the database has; 0 without any."""
+        """The version of `init.sql` that the database has; 0 without any.
+
+        Raises StoreAway where the sequence of positions is behind the log.
+        """
         return _schema_version(self._rows)
 
     def require_writable(self) -> None:
@@ -493,9 +544,39 @@ def _fetch(
         return cursor.fetchall() if cursor.description else []
 
 
+_SETTLE = "select head, event_id::text, holders, same from settle(%s::bigint[], %s::uuid[])"
+
 _PROGRESS = (
-    "select head, holders, coalesce((select position from checkpoints where name = %s), 0),"
-    " (select epoch::text from store_epochs order by number desc limit 1) from settle()"
+    "select s.head, s.event_id::text, s.holders, s.same,"
+    " coalesce(c.position, 0), c.event_id::text,"
+    " c.name is null or log_has(array[c.position], array[c.event_id]),"
+    " (select epoch::text from store_epochs order by number desc limit 1)"
+    " from settle(%s::bigint[], %s::uuid[]) s left join checkpoints c on c.name = %s"
+)
+
+_CHANGES = (
+    "select l.same, l.settled, e.position, e.event_id::text, h.aggregate_id, h.version"
+    " from (select log_has(%s::bigint[], %s::uuid[]) as same,"
+    "              log_has(%s::bigint[], %s::uuid[]) as settled) l"
+    " left join lateral page_end(%s, %s, %s) e on l.same and l.settled"
+    " left join lateral read_heads(%s, %s, e.position) h on true"
+)
+
+_PREVIOUS = (
+    "(select p.event_id from events p where p.aggregate_type = f.aggregate_type"
+    " and p.aggregate_id = f.aggregate_id and p.version = f.version - 1)"
+)
+"""The id of the event before an event in its stream."""
+
+_STREAM = (
+    f"select {_EVENT_COLUMNS}, coalesce(lag(event_id) over (order by version), {_PREVIOUS})"  # nosec B608
+    " from read_stream(%s, %s::uuid, %s, %s) f order by version"
+)
+
+_PAGE = (
+    f"select l.same, {_EVENT_COLUMNS}, {_PREVIOUS}"  # nosec B608
+    " from (select log_has(%s::bigint[], %s::uuid[]) as same) l"
+    " left join lateral read_feed(%s, %s, %s) f on l.same order by f.position"
 )
 
 _APPEND = (
@@ -532,25 +613,65 @@ def _to_answer(text: str) -> Answer:
     return Answer(**jsontext.parse(text))
 
 
-def _to_events(rows: Sequence[Sequence[Any]]) -> list[Event]:
-    return [
-        Event(*place, jsontext.parse(data), jsontext.parse(metadata), recorded_at)  # type: ignore[call-arg]
-        for *place, data, metadata, recorded_at in rows
-    ]
+def _to_event(row: Sequence[Any], previous: UUID | None = None) -> Event:
+    *place, data, metadata, recorded_at = row
+    parsed = jsontext.parse(data), jsontext.parse(metadata)
+    return Event(*place, *parsed, recorded_at, previous)  # type: ignore[call-arg]
+
+
+def _to_events(rows: Sequence[Sequence[Any]], with_previous: bool = False) -> list[Event]:
+    """Rows as events; each may end with the id of the event before it in its stream."""
+    if with_previous:
+        return [_to_event(row, previous) for *row, previous in rows]
+    return [_to_event(row) for row in rows]
 
 
 _Rows = Callable[[str, tuple[object, ...]], list[Any]]
 
 
-def _read_feed(rows: _Rows, after: int, until: int, limit: int) -> list[Event]:
-    statement = f"select {_EVENT_COLUMNS} from read_feed(%s, %s, %s)"  # nosec B608
-    return _to_events(rows(statement, (after, until, limit)))
+def _observe(settling: Settling, rows: _Rows, statement: str, *values: object) -> list[Any]:
+    """Observes the log once more, by a statement that begins with what `settle()` answers.
+
+    The head's position, then what else the statement answers.
+    """
+    known = _columns([settling.mark, settling.watched])
+    head, event_id, holders, same, *more = rows(statement, (*known, *values))[0]
+    settling.observe(Mark(head, event_id or ""), holders, same)
+    return [head, *more]
+
+
+def _columns(marks: Sequence[Mark]) -> tuple[list[int], list[str]]:
+    """Marks as two arrays; those without an id are left out."""
+    known = [mark for mark in marks if mark.event_id]
+    return [mark.position for mark in known], [mark.event_id for mark in known]
+
+
+def _read_page(
+    rows: _Rows, marks: Sequence[Mark], after: int, until: int, limit: int
+) -> list[Event] | None:
+    """A page of the feed; None if the log does not have all of `marks`."""
+    found = rows(_PAGE, (*_columns(marks), after, until, limit))
+    if not found[0][0]:
+        return None
+    return [_to_event(row, previous) for _, *row, previous in found if row[0]]
+
+
+def relay_halted(checkpoint: Mark) -> str:
+    """Why a relay publishes nothing, and what to do."""
+    return (
+        f"the relay's checkpoint is event {checkpoint.event_id} at position {checkpoint.position},"
+        " which this log does not have there: it is another log, or was put back. Nothing is"
+        " published until the right database is back, or until its owner says that this is the"
+        " right one: select begin_epoch('why'); then the whole log is published again"
+    )
 
 
 def _schema_version(rows: _Rows) -> int:
     if rows("select to_regclass('public.schema_versions') is null", ())[0][0]:
         return 0
     version: int = rows("select coalesce(max(version), 0) from schema_versions", ())[0][0]
+    if version >= SCHEMA_VERSION:
+        rows("select require_sequence()", ())
     return version
 
 
@@ -576,23 +697,28 @@ class RelaySession:
         )[0][0]
         return taken
 
-    def checkpoint(self) -> int:
+    def checkpoint(self) -> Mark:
         """See RelayStore."""
-        rows = self._rows("select position from checkpoints where name = %s", (self._name,))
-        return rows[0][0] if rows else 0
+        statement = "select position, event_id::text from checkpoints where name = %s"
+        rows = self._rows(statement, (self._name,))
+        return Mark(rows[0][0], rows[0][1] or "") if rows else Mark()
 
-    def move_checkpoint(self, position: int) -> None:
+    def move_checkpoint(self, mark: Mark) -> None:
         """See RelayStore."""
-        self._rows("select move_checkpoint(%s, %s)", (self._name, position))
+        values = (self._name, mark.position, mark.event_id)
+        self._rows("select move_checkpoint(%s, %s, %s::uuid)", values)
 
-    def settled(self) -> int:
+    def settled_event(self) -> Mark:
         """See RelayStore."""
-        self.head, holders = self._rows("select head, holders from settle()")[0]
-        return self._settling.observe(self.head, holders)
+        [self.head] = _observe(self._settling, self._rows, _SETTLE)
+        return self._settling.mark
 
-    def read_feed(self, after: int, until: int, limit: int = PAGE) -> list[Event]:
-        """See Store."""
-        return _read_feed(self._rows, after, until, limit)
+    def read_page(self, after: Mark, until: Mark, limit: int = PAGE) -> list[Event]:
+        """See RelayStore."""
+        page = _read_page(self._rows, (after, until), after.position, until.position, limit)
+        if page is None:
+            raise StoreRestored(relay_halted(after))
+        return page
 
     def schema_version(self) -> int:
         """See Postgres."""
@@ -797,6 +923,7 @@ def transaction(engine: Engine) -> Iterator[Connection]:
 _CONFLICT, _KEY_REUSED = "ES001", "ES002"
 _READ_ONLY = "25006"
 _CURED_BY_A_NEW_CONNECTION = {_READ_ONLY, "25P03", "57P01", "57P02", "57P03", "57P05"}
+_SEQUENCE_BEHIND, _NOT_IN_THE_LOG = "ES004", "ES005"
 _BUSY = {"57014", "55P03", "53300", "40001", "40P01"}
 _NOT_ALLOWED = {"42501", "42883", "28P01", "28000", "3D000"}
 
@@ -831,6 +958,10 @@ def _to_error(sqlstate: str | None, text: str) -> Exception:
         return KeyReused("this Idempotency-Key was used for another request")
     if sqlstate == _READ_ONLY:
         return StoreAway(f"PostgreSQL accepts no writes: {reason}")
+    if sqlstate == _SEQUENCE_BEHIND:
+        return SequenceBehind(reason)
+    if sqlstate == _NOT_IN_THE_LOG:
+        return StoreRestored(f"{reason}: it is another log, or was put back")
     if sqlstate in _NOT_ALLOWED:
         return StoreAway(f"PostgreSQL does not let us: {reason}")
     if sqlstate in _BUSY:

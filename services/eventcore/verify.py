@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from eventcore.event import Event
-from eventcore.feed import MANY, SWEEP_RANGE, Feed, whole
-from eventcore.projection import Document, Projection, version_of
+from eventcore.feed import MANY, SWEEP_RANGE, Feed, whole, why_halted
+from eventcore.projection import Document, Projection, event_id_of, version_of
 from eventcore.readmodel import SCANNED, Checkpoint, Generation, ReadModel
 from eventcore.store import Progress
 
@@ -75,7 +75,11 @@ class Verifier:
             checked += len(some)
             seem += self._look(some, checkpoint.position)
         still = self._still_wrong(seem, checkpoint.position)
-        wrong = [*_checkpoint_wrong(checkpoint, log), *still]
+        page = self._feed.heads(0, 0, checkpoint.marks)
+        halted = checkpoint.halted or why_halted(
+            self._projection.name, checkpoint.position, checkpoint.store_epoch, page
+        )
+        wrong = [Finding("", halted), *still] if halted else still
         return Verified(self._generation, checked, tuple(wrong), checkpoint, log)
 
     def _every(self, settled: int) -> Iterator[str]:
@@ -84,8 +88,11 @@ class Verifier:
         while page := self._readmodel.scan(self._generation.collection, after, SCANNED):
             yield from (str(document["_id"]) for document in page)
             after = str(page[-1]["_id"])
-        for begin in range(0, settled, SWEEP_RANGE):
-            heads = [str(head.aggregate_id) for head in self._feed.heads(begin, settled).heads]
+        reached = 0
+        while reached < settled:
+            changes = self._feed.heads(reached, settled)
+            reached = max(changes.until, reached + 1)
+            heads = [str(head.aggregate_id) for head in changes.heads]
             there = self._readmodel.versions(self._generation.collection, heads)
             yield from (stream for stream in heads if stream not in there)
 
@@ -151,21 +158,13 @@ class Verifier:
         return _different(document, folded)
 
 
-def _checkpoint_wrong(checkpoint: Checkpoint, log: Progress) -> Iterator[Finding]:
-    if checkpoint.halted:
-        yield Finding("", checkpoint.halted)
-    elif checkpoint.store_epoch not in ("", log.epoch):
-        yield Finding("", "the checkpoint is of another log: this one was restored")
-    elif checkpoint.position > log.head:
-        yield Finding("", f"the checkpoint, {checkpoint.position}, is ahead of {log.head}")
-
-
 def _different(document: Document, folded: Document) -> str:
     """The names of the fields that differ; their values are nobody's business here."""
     names = sorted(
         name
         for name in document.keys() | folded.keys()
-        if document.get(name, _NOTHING) != folded.get(name, _NOTHING)
+        if (name != "eventId" or event_id_of(document))  # an older version kept no id
+        and document.get(name, _NOTHING) != folded.get(name, _NOTHING)
     )
     return f"the document differs from the log in {', '.join(names)}" if names else ""
 

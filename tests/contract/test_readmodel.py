@@ -18,6 +18,7 @@ from pymongo.monitoring import CommandListener, CommandStartedEvent
 
 import eventcore.readmodel
 from eventcore.errors import CannotApply
+from eventcore.event import START, Mark
 from eventcore.projection import Document
 from eventcore.readmodel import (
     SLOTS,
@@ -135,11 +136,11 @@ def test_a_checkpoint_begins_at_0_and_only_grows(readmodel: ReadModel) -> None:
     assert readmodel.checkpoint("p").position == 0
     lease = readmodel.take_lease("p", "me", 5)
     assert lease
-    assert readmodel.move_checkpoint(lease, 7, NOW) is True
-    assert readmodel.move_checkpoint(lease, 5, NOW - timedelta(hours=1)) is True
-    assert readmodel.move_checkpoint(lease, 6, None) is True
+    assert readmodel.move_checkpoint(lease, Mark(7, "e7"), NOW) is True
+    assert readmodel.move_checkpoint(lease, Mark(5, "e5"), NOW - timedelta(hours=1)) is True
+    assert readmodel.move_checkpoint(lease, Mark(6, "e6"), None) is True
     checkpoint = readmodel.checkpoint("p")
-    assert checkpoint.position == 7
+    assert (checkpoint.position, checkpoint.event_id) == (7, "e7")
     assert checkpoint.covered_at == NOW - timedelta(hours=1)  # a clock that was ahead is right now
     again = readmodel.take_lease("p", "me", 5)
     assert again
@@ -188,7 +189,7 @@ def test_who_lost_the_lease_cannot_move_the_checkpoint(readmodel: ReadModel) -> 
     assert old
     assert new
     assert new.epoch > old.epoch
-    assert readmodel.move_checkpoint(old, 9, NOW) is False
+    assert readmodel.move_checkpoint(old, Mark(9, "e9"), NOW) is False
     assert readmodel.checkpoint("p").position == 0
 
 
@@ -252,7 +253,7 @@ def test_a_dropped_generation_leaves_nothing_and_the_others_stay(readmodel: Read
         readmodel.park([Parked(each.name, "s", 3, 5, "why", NOW)])
         lease = readmodel.take_lease(each.name, "holder", 5)
         assert lease
-        readmodel.move_checkpoint(lease, 7, None)
+        readmodel.move_checkpoint(lease, Mark(7, "e7"), None)
     readmodel.switch("p", 1, 2)
     readmodel.drop(first)
     assert readmodel.generations("p") == Generations(serving=2, previous=0, newest=2)
@@ -264,13 +265,30 @@ def test_a_dropped_generation_leaves_nothing_and_the_others_stay(readmodel: Read
     assert readmodel.checkpoint("p.2").position == 7
 
 
+def test_a_checkpoint_without_an_event_is_moved_onto_one_in_any_case(readmodel: ReadModel) -> None:
+    lease = readmodel.take_lease("p", "me", 5)
+    assert lease
+    assert readmodel.move_checkpoint(lease, Mark(7, ""), None) is True
+    assert readmodel.move_checkpoint(lease, Mark(6, "e6"), None) is True
+    assert readmodel.checkpoint("p").marks == (Mark(6, "e6"), START)
+
+
+def test_every_replica_notes_the_furthest_event_that_it_has_folded(readmodel: ReadModel) -> None:
+    assert readmodel.take_lease("p", "holder", 5, Mark(4, "e4"))
+    assert readmodel.take_lease("p", "another", 5, Mark(6, "e6")) is None
+    assert readmodel.take_lease("p", "another", 5) is None
+    lease = readmodel.take_lease("p", "holder", 5, Mark(5, "e5"))
+    assert lease
+    assert lease.marks == readmodel.checkpoint("p").marks == (START, Mark(6, "e6"))
+
+
 def test_a_checkpoint_remembers_the_log_it_was_folded_from_and_why_it_is_halted(
     readmodel: ReadModel,
 ) -> None:
     lease = readmodel.take_lease("p", "holder", 5)
     assert lease
     assert (lease.store_epoch, lease.halted) == ("", "")
-    readmodel.move_checkpoint(replace(lease, store_epoch="first life"), 3, None)
+    readmodel.move_checkpoint(replace(lease, store_epoch="first life"), Mark(3, "e3"), None)
     readmodel.halt("p", "it was restored")
     again = readmodel.take_lease("p", "holder", 5)
     assert again

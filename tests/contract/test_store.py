@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from decimal import Decimal
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
 from eventcore.errors import Conflict, KeyReused
-from eventcore.event import NewEvent
-from eventcore.store import Answer, Idempotency, Postgres, Progress, Store, Stream
+from eventcore.event import START, Mark, NewEvent
+from eventcore.store import Answer, Changes, Head, Idempotency, Postgres, Progress, Store, Stream
 from tests.fakes.store import FakeStore
 
 ANSWER = Answer(202, {"userId": "u", "price": Decimal("0.10")}, {"ETag": '"1"'})
@@ -151,13 +151,49 @@ def test_heads_name_each_stream_that_changed_with_its_last_version_there(store: 
     store.append(first, 2, [new_event()], {})
     store.append(Stream("parcel", uuid4()), 0, [new_event()], {})
     end = store.settled()
-    assert {(h.aggregate_id, h.version) for h in store.read_heads("user", begin, middle)} == {
-        (first.aggregate_id, 2)
-    }
-    assert {(h.aggregate_id, h.version) for h in store.read_heads("user", begin, end)} == {
-        (first.aggregate_id, 3),
-        (second.aggregate_id, 1),
-    }
+    assert changed(store, begin, middle) == {(first.aggregate_id, 2)}
+    assert changed(store, begin, end) == {(first.aggregate_id, 3), (second.aggregate_id, 1)}
+
+
+def changed(store: Store, after: int, until: int) -> set[tuple[UUID, int]]:
+    found = store.read_changes("user", after, until, START, ())
+    assert found
+    assert found.end.position == until
+    return {(head.aggregate_id, head.version) for head in found.heads}
+
+
+def test_a_page_of_changes_is_read_of_a_log_that_has_the_events_asked_for(
+    store: Store, stream: Stream
+) -> None:
+    begin = store.settled()
+    store.append(stream, 0, [new_event(), new_event()], {})
+    log = store.settled() and store.progress("user")
+    assert isinstance(log, Progress)
+    first, second = store.read_feed(begin, log.settled)
+    assert log.mark == second.mark
+    there = store.read_changes("user", begin, log.settled, log.mark, [first.mark, second.mark])
+    assert there == Changes((Head(stream.aggregate_id, 2),), second.mark)
+    for absent in (
+        Mark(first.position, str(second.event_id)),
+        Mark(second.position + 1, str(uuid4())),
+    ):
+        read = store.read_changes("user", begin, log.settled, log.mark, [first.mark, absent])
+        assert read is None
+    at_the_end = store.read_changes("user", log.settled, log.settled, log.mark, ())
+    assert at_the_end == Changes((), second.mark)
+
+
+def test_each_event_of_the_feed_names_the_one_before_it_in_its_stream(
+    store: Store, stream: Stream
+) -> None:
+    begin = store.settled()
+    store.append(stream, 0, [new_event(), new_event()], {})
+    store.append(Stream("user", uuid4()), 0, [new_event()], {})
+    store.append(stream, 2, [new_event()], {})
+    one, two, other, three = store.read_feed(begin, store.settled())
+    assert [e.previous for e in (one, two, other, three)] == [
+        None, one.event_id, None, two.event_id,
+    ]  # fmt: skip
 
 
 def test_progress_says_how_far_the_log_goes_and_how_far_of_it_is_relayed(
@@ -166,7 +202,7 @@ def test_progress_says_how_far_the_log_goes_and_how_far_of_it_is_relayed(
     store.append(stream, 0, [new_event(), new_event()], {})
     first = store.settled()
     progress = store.progress("user")
-    assert progress == Progress(head=first, settled=first, relayed=0, epoch=progress.epoch)
+    assert progress == Progress(first, first, 0, progress.epoch, progress.event_id)
     assert progress.epoch
     store.append(stream, 2, [new_event()], {})
     store.settled()

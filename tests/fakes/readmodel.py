@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from zlib import crc32
 
 from eventcore.errors import CannotApply, ReadModelAway
+from eventcore.event import Mark
 from eventcore.projection import Document, version_of
 from eventcore.readmodel import (
     SLOTS,
@@ -130,9 +131,16 @@ class FakeReadModel:
             return Checkpoint(0, None)
         lease, _, covered_at = self.checkpoints[generation]
         halted = self.halts.get(generation, "")
-        return Checkpoint(lease.position, covered_at, lease.store_epoch, halted)
+        named = lease.store_epoch, halted, lease.event_id, lease.furthest
+        return Checkpoint(lease.position, covered_at, *named)
 
-    def take_lease(self, generation: str, holder: str, seconds: float) -> Lease | None:
+    def take_lease(
+        self,
+        generation: str,
+        holder: str,
+        seconds: float,
+        furthest: Mark = Mark(),  # noqa: B008
+    ) -> Lease | None:
         """See ReadModel."""
         self._check()
         now = datetime.now(UTC)
@@ -140,8 +148,11 @@ class FakeReadModel:
         lease, expires_at, covered_at = self.checkpoints.get(
             generation, (Lease(generation, "", 0, 0), now, None)
         )
+        furthest = max(lease.furthest, furthest, key=lambda mark: mark.position)
+        lease = replace(lease, furthest=furthest)
         if lease.holder != holder:
             if lease.holder and expires_at >= now:
+                self.checkpoints[generation] = (lease, expires_at, covered_at)
                 return None
             lease = replace(lease, holder=holder, epoch=lease.epoch + 1)
         self.checkpoints[generation] = (lease, until, covered_at)
@@ -159,14 +170,15 @@ class FakeReadModel:
         self._check()
         self.halts[generation] = reason
 
-    def move_checkpoint(self, lease: Lease, position: int, covered_at: datetime | None) -> bool:
+    def move_checkpoint(self, lease: Lease, mark: Mark, covered_at: datetime | None) -> bool:
         """See ReadModel."""
         self._check()
         current, expires_at, known = self.checkpoints[lease.generation]
         if current.epoch != lease.epoch:
             return False
-        position = max(position, current.position)
-        moved = replace(current, position=position, store_epoch=lease.store_epoch)
+        moved = replace(current, store_epoch=lease.store_epoch)
+        if mark.position > current.position or not current.event_id:
+            moved = replace(moved, position=mark.position, event_id=mark.event_id)
         self.checkpoints[lease.generation] = (moved, expires_at, covered_at or known)
         return True
 

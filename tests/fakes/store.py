@@ -5,9 +5,22 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from eventcore import jsontext
-from eventcore.errors import Conflict, KeyReused, StoreAway
-from eventcore.event import Data, Event, NewEvent
-from eventcore.store import PAGE, Answer, Appended, Head, Idempotency, Progress, Store, Stream
+from eventcore.errors import Conflict, KeyReused, StoreAway, StoreRestored
+from eventcore.event import Data, Event, Mark, NewEvent
+from eventcore.store import (
+    PAGE,
+    SPAN,
+    Answer,
+    Appended,
+    Changes,
+    Head,
+    Idempotency,
+    Progress,
+    RelayStore,
+    Store,
+    Stream,
+    relay_halted,
+)
 
 
 @dataclass
@@ -16,10 +29,11 @@ class FakeStore:
 
     log: list[Event] = field(default_factory=list)
     answers: dict[str, tuple[str, Answer]] = field(default_factory=dict)
-    checkpoints: dict[str, int] = field(default_factory=dict)
+    checkpoints: dict[str, Mark] = field(default_factory=dict)
     away: bool = False
     now: datetime = datetime(2026, 1, 16, 10, tzinfo=UTC)
-    head: int = 0
+    drawn: int = 0
+    """The position up to which all were drawn, whether there is an event or not."""
     epoch: str = "the first"
 
     def append(
@@ -42,7 +56,6 @@ class FakeStore:
             self.answers[idempotency.key] = (idempotency.request_hash, answer)
         for place, new in enumerate(events, 1):
             self.log.append(self._recorded(stream, expected_version + place, new, metadata))
-        self.head = len(self.log)
         return Appended(expected_version + len(events))
 
     def recorded_answer(self, idempotency: Idempotency) -> Answer | None:
@@ -68,42 +81,72 @@ class FakeStore:
         self._check()
         return self.head
 
+    @property
+    def head(self) -> int:
+        """The position of the last event."""
+        return self.log[-1].position if self.log else 0
+
     def progress(self, relay: str) -> Progress:
         """See Store."""
-        return Progress(self.head, self.settled(), self.checkpoint(), self.epoch)
+        settled, checkpoint = self.settled_event(), self.checkpoint()
+        halted = "" if self._has([checkpoint]) else relay_halted(checkpoint)
+        return Progress(
+            self.head, settled.position, checkpoint.position, self.epoch, settled.event_id, halted
+        )
 
     def read_feed(self, after: int, until: int, limit: int = PAGE) -> list[Event]:
         """See Store."""
         self._check()
-        return self.log[after:until][:limit]
+        return [e for e in self.log if after < e.position <= until][:limit]
 
     def read_correlated(self, correlation_id: str, after: int, until: int) -> list[Event]:
         """See Store."""
         self._check()
-        between = self.log[after:until]
+        between = self.read_feed(after, until, len(self.log))
         return [e for e in between if e.metadata.get("correlationId") == correlation_id]
 
-    def read_heads(self, aggregate_type: str, after: int, until: int) -> list[Head]:
+    def read_changes(
+        self, aggregate_type: str, after: int, until: int, settled: Mark, marks: Sequence[Mark]
+    ) -> Changes | None:
         """See Store."""
-        heads = {}
-        for event in self.log[after:until]:
-            if event.aggregate_type == aggregate_type:
-                heads[event.aggregate_id] = Head(event.aggregate_id, event.version)
-        return list(heads.values())
+        self._check()
+        if not self._has(marks):
+            return None
+        above = self.read_feed(after, until, len(self.log))
+        page = [e for e in above if e.position <= after + SPAN] or above[:1]
+        heads = {
+            e.aggregate_id: Head(e.aggregate_id, e.version)
+            for e in page
+            if e.aggregate_type == aggregate_type
+        }
+        last = page or self.read_feed(0, after, len(self.log))
+        return Changes(tuple(heads.values()), last[-1].mark if last else Mark())
 
     def lock(self) -> bool:
         """See RelayStore."""
         return True
 
-    def checkpoint(self) -> int:
+    def checkpoint(self) -> Mark:
         """See RelayStore."""
         self._check()
-        return self.checkpoints.get("relay", 0)
+        return self.checkpoints.get("relay", Mark())
 
-    def move_checkpoint(self, position: int) -> None:
+    def move_checkpoint(self, mark: Mark) -> None:
         """See RelayStore."""
+        if not self._has([mark, self.checkpoint()]):
+            raise StoreRestored("the log does not have the event of the checkpoint")
+        self.checkpoints["relay"] = max(mark, self.checkpoint(), key=lambda each: each.position)
+
+    def settled_event(self) -> Mark:
+        """See RelayStore; what is in memory has settled."""
         self._check()
-        self.checkpoints["relay"] = max(position, self.checkpoint())
+        return self.log[-1].mark if self.log else Mark()
+
+    def read_page(self, after: Mark, until: Mark, limit: int = PAGE) -> list[Event]:
+        """See RelayStore."""
+        if not self._has([after, until]):
+            raise StoreRestored(relay_halted(after))
+        return self.read_feed(after.position, until.position, limit)
 
     def expire_idempotency_keys(self) -> int:
         """See RelayStore."""
@@ -115,9 +158,14 @@ class FakeStore:
     def close(self) -> None:
         """See RelayStore."""
 
+    def _has(self, marks: Sequence[Mark]) -> bool:
+        there = {event.mark for event in self.log}
+        return all(mark in there for mark in marks if mark.event_id)
+
     def _recorded(self, stream: Stream, version: int, new: NewEvent, metadata: Data) -> Event:
+        before = [e.event_id for e in self.log if _stream_of(e) == stream]
         return Event(
-            position=len(self.log) + 1,
+            position=max(self.head, self.drawn) + 1,
             event_id=new.event_id,
             aggregate_type=stream.aggregate_type,
             aggregate_id=stream.aggregate_id,
@@ -127,6 +175,7 @@ class FakeStore:
             data=jsontext.parse(jsontext.render(new.data)),
             metadata=jsontext.parse(jsontext.render(metadata)),
             recorded_at=self.now,
+            previous=before[-1] if before else None,
         )
 
     def _check(self) -> None:
@@ -139,3 +188,4 @@ def _stream_of(event: Event) -> Stream:
 
 
 _is_a_store: Store = FakeStore()
+_is_a_relay_store: RelayStore = FakeStore()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from eventcore.broker import Consumer, Message
 from eventcore.errors import BrokerAway, FeedAway
-from eventcore.event import Event, NewEvent
+from eventcore.event import Event, Mark, NewEvent
 from eventcore.feed import HttpFeed
 from eventcore.observe import Health
 from eventcore.projection import Document, Projection
@@ -398,8 +398,8 @@ def test_who_lost_the_lease_cannot_move_the_checkpoint(shop: FakeShop) -> None:
     new = shop.readmodel.take_lease("users", "new", 5)
     assert old
     assert new
-    assert shop.readmodel.move_checkpoint(old, 9, None) is False
-    assert shop.readmodel.move_checkpoint(new, 4, None) is True
+    assert shop.readmodel.move_checkpoint(old, Mark(9, "x"), None) is False
+    assert shop.readmodel.move_checkpoint(new, Mark(4, "y"), None) is True
     assert shop.readmodel.checkpoint("users").position == 4
 
 

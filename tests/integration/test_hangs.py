@@ -179,7 +179,7 @@ def test_a_relay_gives_up_a_server_that_hangs(
     monkeypatch.setattr("eventcore.store._WATCHDOG", CallWatchdog(0.5))
     session = RelaySession(spare_databases("spare", "relay"), f"hangs {uuid4()}")
     with stopped({session._rows("select pg_backend_pid()")[0][0]}), pytest.raises(StoreAway):
-        session.settled()
+        session.settled_event()
     session.close()
 
 

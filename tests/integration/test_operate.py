@@ -400,7 +400,7 @@ def test_a_relay_of_a_restored_log_publishes_again_what_was_not_confirmed(
     assert empty.password.file
     relay = replace(relay, password=secret_file(empty.password.file.parent, relay.user))
     session = RelaySession(relay, "user")
-    assert 0 < session.checkpoint() <= session.settled()
+    assert 0 < session.checkpoint().position <= session.settled_event().position
     session.close()
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from eventcore.broker import Message
 from eventcore.errors import Conflict, StoreAway
-from eventcore.event import NewEvent
+from eventcore.event import Mark, NewEvent
 from eventcore.relay import Pump
 from eventcore.store import (
     SCHEMA_VERSION,
@@ -74,12 +74,12 @@ def test_of_three_readers_only_the_settled_feed_skips_nothing_and_keeps_the_orde
             "create table xids (position bigint, xid xid8 default pg_current_xact_id())"
         )
     session = RelaySession(spare_databases("spare", "relay"), f"readers {uuid4()}")
-    begin = session.settled()
+    begin = session.settled_event()
     stop = threading.Event()
     streams = [uuid4() for _ in range(3)]
     with ThreadPoolExecutor(10) as pool:
         readers = [
-            pool.submit(read_naively, owner, begin, stop),
+            pool.submit(read_naively, owner, begin.position, stop),
             pool.submit(read_by_xid, owner, stop),
             pool.submit(read_settled, session, begin, stop),
         ]
@@ -90,7 +90,7 @@ def test_of_three_readers_only_the_settled_feed_skips_nothing_and_keeps_the_orde
         naive, by_xid, settled = [reader.result() for reader in readers]
     with owner.connect() as connection:
         log = connection.exec_driver_sql(
-            "select position from events where position > %s", (begin,)
+            "select position from events where position > %s", (begin.position,)
         )
         written = {position for (position,) in log}
         connection.exec_driver_sql("drop table xids")
@@ -169,17 +169,16 @@ def read_by_xid(owner: Engine, stop: threading.Event) -> Reader:
                 return reader
 
 
-def read_settled(session: RelaySession, begin: int, stop: threading.Event) -> Reader:
+def read_settled(session: RelaySession, begin: Mark, stop: threading.Event) -> Reader:
     reader, last = Reader(), begin
     while True:
         finished = stop.is_set()
-        settled = session.settled()
-        for event in session.read_feed(last, settled):
+        settled = session.settled_event()
+        page = session.read_page(last, settled)
+        for event in page:
             reader.seen.append((event.position, event.aggregate_id, event.version))
-        last = reader.seen[-1][0] if reader.seen else last
-        if finished and last >= settled == session.head:
-            return reader
-        if finished and not session.read_feed(last, settled) and settled == session.head:
+        last = page[-1].mark if page else last
+        if finished and not page and last.position >= settled.position == session.head:
             return reader
 
 

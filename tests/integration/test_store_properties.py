@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 from sqlalchemy import Connection, Engine
 
 from eventcore.errors import Conflict, KeyReused
-from eventcore.event import Event, NewEvent
+from eventcore.event import START, Event, Mark, NewEvent
 from eventcore.store import (
     Answer,
     Idempotency,
@@ -69,18 +69,17 @@ class Writer:
 class Follower:
     """Reads a feed page by page, and has each event once, in order."""
 
-    settled: Callable[[], int]
-    read_feed: Callable[[int, int, int], list[Event]]
-    at: int = 0
+    settled: Callable[[], Mark]
+    read_page: Callable[[Mark, Mark, int], list[Event]]
+    at: Mark = START
     seen: list[Event] = field(default_factory=list)
 
     def follow(self, limit: int) -> None:
         """Read on, as far as it has settled."""
         until = self.settled()
-        while page := self.read_feed(self.at, until, limit):
+        while page := self.read_page(self.at, until, limit):
             self.seen += page
-            self.at = page[-1].position
-        self.at = max(self.at, until)
+            self.at = page[-1].mark
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -98,17 +97,17 @@ class StoreMachine(RuleBasedStateMachine):
         self.log: dict[Stream, list[UUID]] = {}
         self.answers: dict[Idempotency, Answer] = {}
         self.open: list[Writer] = []
-        self.moved_to = 0
+        self.moved_to = START
         self.followers = [
-            Follower(self.store.settled, self.store.read_feed),
-            Follower(self.relay.settled, self.relay.read_feed),
+            Follower(self._settled, self._read_feed),
+            Follower(self.relay.settled_event, self.relay.read_page),
         ]
 
     @initialize()
     def begin(self) -> None:
         """Whatever other sequences have left is not looked at."""
-        begins_at = self.store.settled()
-        assert begins_at == self.relay.settled()
+        begins_at = self._settled()
+        assert begins_at == self.relay.settled_event()
         for follower in self.followers:
             follower.at = begins_at
 
@@ -234,14 +233,28 @@ class StoreMachine(RuleBasedStateMachine):
         if not follower.seen:
             return
         begin, end = follower.seen[0].position - 1, follower.seen[-1].position
-        heads = {h.aggregate_id: h.version for h in self.store.read_heads("user", begin, end)}
+        found = self.store.read_changes("user", begin, end, START, ())
+        assert found
+        assert found.end == follower.seen[-1].mark
+        heads = {h.aggregate_id: h.version for h in found.heads}
         assert heads == {event.aggregate_id: event.version for event in follower.seen}
 
-    @rule(position=st.integers(0, 100))
-    def move_the_relays_checkpoint(self, position: int) -> None:
-        self.relay.move_checkpoint(position)
-        self.moved_to = max(self.moved_to, position)
+    @rule(place=st.integers(0, 100))
+    def move_the_relays_checkpoint(self, place: int) -> None:
+        seen = self.followers[1].seen
+        if not seen:
+            return
+        mark = seen[place % len(seen)].mark
+        self.relay.move_checkpoint(mark)
+        self.moved_to = max(self.moved_to, mark, key=lambda each: each.position)
         assert self.relay.checkpoint() == self.moved_to
+
+    def _settled(self) -> Mark:
+        self.store.settled()
+        return self.store.progress("nobody").mark
+
+    def _read_feed(self, after: Mark, until: Mark, limit: int) -> list[Event]:
+        return self.store.read_feed(after.position, until.position, limit)
 
     @invariant()
     def each_follower_is_in_order(self) -> None:

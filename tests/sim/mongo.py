@@ -291,7 +291,7 @@ class FakeCollection:
         if found is None and upsert:
             changed = {**where, **({} if isinstance(update, list) else update["$setOnInsert"])}
         elif found is None or not matches(found, where):
-            if found is not None and self._name == "checkpoints" and "$max" in update:
+            if found is not None and self._name == "checkpoints" and "epoch" in where:
                 self._server.world.reach("who lost the lease cannot move the checkpoint")
             return None
         else:
@@ -370,11 +370,15 @@ def value_of(wanted: Any, document: Mapping[str, Any]) -> Any:
         return others[0]() if first() else others[1]()
     if operator == "$or":
         return first() or others[0]()
+    if operator == "$max":
+        return max(each for each in (first(), others[0]()) if each is not None)
     one, other = first(), others[0]()
     if operator == "$ifNull":
         return other if one is None else one
     if operator == "$add":
         return one + (timedelta(milliseconds=other) if isinstance(one, datetime) else other)
+    if operator == "$gt":
+        return one > other
     return {"$eq": one == other, "$lt": operator == "$lt" and one < other}[operator]
 
 

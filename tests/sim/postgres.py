@@ -6,7 +6,7 @@ been told that the connection is lost, or never.
 """
 
 from bisect import bisect_right, insort
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -16,7 +16,7 @@ from uuid import UUID
 
 from eventcore import jsontext
 from eventcore.errors import FeedAway, StoreAway
-from eventcore.event import Event
+from eventcore.event import START, Event, Mark
 from eventcore.feed import HeadsPage, StoreFeed
 from eventcore.retry import CircuitBreaker
 from eventcore.store import Postgres, Progress, RelaySession, Settling, _Calls, _Stale, _to_error
@@ -72,9 +72,10 @@ class FakePostgres:
         self.keys: dict[str, tuple[str, str]] = {}
         self.expired_keys = 0
         self.head = 0
+        self.epoch = "the first"
         self.open: dict[str, Transaction] = {}
         self._begun: dict[str, Transaction] = {}
-        self.checkpoints: dict[str, int] = {}
+        self.checkpoints: dict[str, Mark] = {}
         self.relay: Session | None = None
         self.away_until = 0.0
         self.sessions: list[Session] = []
@@ -131,12 +132,13 @@ class FakePostgres:
     def _act(self, statement: str) -> tuple[str, Callable[[Session, tuple[Any, ...]], Rows]]:
         for begin, name, act in (
             ("select replayed", "append", self._append),
-            ("select head, holders from settle", "settle", self._settle),
-            ("select head, holders, coalesce", "progress", self._progress),
+            ("select head, event_id::text, holders", "settle", self._settle),
+            ("select s.head", "progress", self._progress),
+            ("select l.same, l.settled", "read changes", self._read_changes),
             ("select request_hash", "recorded answer", self._recorded_answer),
             ("select 1 from events", "event id", self._event_id),
             ("select pg_try_advisory_lock", "lock", self._lock_relay),
-            ("select position from checkpoints", "checkpoint", self._checkpoint),
+            ("select position, event_id::text from checkpoints", "checkpoint", self._checkpoint),
             ("select move_checkpoint", "move checkpoint", self._move_checkpoint),
             ("select expire_idempotency_keys", "expire", self._expire),
             ("select clock_timestamp", "clock", lambda *_: [(self._world.clock(),)]),
@@ -147,10 +149,9 @@ class FakePostgres:
                 return name, act
         if "from read_stream" in statement:
             return "read stream", self._read_stream
-        if "from read_feed" in statement:
+        if "read_feed(" in statement:
             return "read feed", self._read_feed
-        assert "from read_heads" in statement, statement
-        return "read heads", self._read_heads
+        raise AssertionError(statement)
 
     # ── appending ─────────────────────────────────────────────────────────────────────────
 
@@ -305,17 +306,31 @@ class FakePostgres:
 
     # ── reading ───────────────────────────────────────────────────────────────────────────
 
-    def _settle(self, session: Session, _: tuple[Any, ...]) -> Rows:
-        head = self.head
+    def _has(self, positions: list[int], ids: list[str]) -> bool:
+        return all(
+            position in self.rows and str(self.rows[position][1]) == id
+            for position, id in zip(positions, ids, strict=True)
+        )
+
+    def _mark(self, position: int) -> tuple[int, str | None]:
+        """The last event up to a position."""
+        below = bisect_right(self.positions, position)
+        last = self.positions[below - 1] if below else 0
+        return last, str(self.rows[last][1]) if last else None
+
+    def _settle(self, session: Session, values: tuple[Any, ...]) -> Rows:
+        head, event_id = self._mark(self.head)
         self._world.point("pg settle between")
         holders = list(self.open)
         if holders and session is self.relay:
             self._world.reach("a relay looks while an append is open")
-        return [(head, holders)]
+        return [(head, event_id, holders, self._has(*values[:2]))]
 
     def _progress(self, session: Session, values: tuple[Any, ...]) -> Rows:
-        head, holders = self._settle(session, ())[0]
-        return [(head, holders, self.checkpoints.get(values[0], 0), "the first")]
+        [settle] = self._settle(session, values[:2])
+        mark = self.checkpoints.get(values[2], START)
+        is_there = not mark.position or self._has([mark.position], [mark.event_id])
+        return [(*settle, mark.position, mark.event_id, is_there, self.epoch)]
 
     def _recorded_answer(self, _: Session, values: tuple[Any, ...]) -> Rows:
         return [self.keys[values[0]]] if values[0] in self.keys else []
@@ -328,22 +343,41 @@ class FakePostgres:
 
     def _read_stream(self, _: Session, values: tuple[Any, ...]) -> Rows:
         kind, each, after, limit = values
-        return [self.rows[p] for p in self.streams.get((kind, each), [])[after:][:limit]]
+        positions = self.streams.get((kind, each), [])[after:][:limit]
+        return [(*self.rows[p], self._previous(p)) for p in positions]
 
     def _read_feed(self, _: Session, values: tuple[Any, ...]) -> Rows:
-        after, until, limit = values
+        positions, ids, after, until, limit = values
+        if not self._has(positions, ids):
+            return [(False, *[None] * 11)]
         found = self._between(after, until)
         if not found:
-            self._world.reach("a page of the feed with nothing but gaps")
-        return [self.rows[p] for p in found[:limit]]
+            return [(True, *[None] * 11)]
+        if found[-1] - after > len(found):
+            self._world.reach("a page of the feed with gaps")
+        return [(True, *self.rows[p], self._previous(p)) for p in found[:limit]]
 
-    def _read_heads(self, _: Session, values: tuple[Any, ...]) -> Rows:
-        kind, after, until = values
+    def _previous(self, position: int) -> UUID | None:
+        _, _, kind, each, version, *_ = self.rows[position]
+        if version == 1:
+            return None
+        return UUID(str(self.rows[self.streams[kind, str(each)][version - 2]][1]))
+
+    def _read_changes(self, _: Session, values: tuple[Any, ...]) -> Rows:
+        *marks, after, until, span, kind, _after = values
+        same, settled = self._has(*marks[:2]), self._has(*marks[2:])
+        if not (same and settled):
+            return [(same, settled, None, None, None, None)]
+        above = self._between(after, until)
+        page = [p for p in above if p <= after + span] or above[:1]
+        end = self._mark(page[-1] if page else after)
         heads: dict[UUID, int] = {}
-        for position in self._between(after, until):
+        for position in page:
             if self.rows[position][2] == kind:
                 heads[self.rows[position][3]] = self.rows[position][4]
-        return list(heads.items())
+        return [(True, True, *end, *head) for head in heads.items()] or [
+            (True, True, *end, None, None)
+        ]
 
     def _between(self, after: int, until: int) -> list[int]:
         begin, end = bisect_right(self.positions, after), bisect_right(self.positions, until)
@@ -357,12 +391,17 @@ class FakePostgres:
         return [(self.relay is session,)]
 
     def _checkpoint(self, _: Session, values: tuple[Any, ...]) -> Rows:
-        return [(self.checkpoints[values[0]],)] if values[0] in self.checkpoints else []
+        mark = self.checkpoints.get(values[0])
+        return [(mark.position, mark.event_id or None)] if mark else []
 
     def _move_checkpoint(self, session: Session, values: tuple[Any, ...]) -> Rows:
-        name, position = values
-        if position > self.checkpoints.get(name, 0):
-            self.checkpoints[name] = position
+        name, position, event_id = values
+        known = self.checkpoints.get(name, START)
+        marks = [Mark(position, event_id), *([known] if known.position else [])]
+        if not self._has([m.position for m in marks], [m.event_id for m in marks]):
+            raise _to_error("ES005", "the log does not have the event of the checkpoint")
+        if position > known.position:
+            self.checkpoints[name] = Mark(position, event_id)
             self._world.note(f"the relay's checkpoint is {position}")
             self._judge.relay_checkpoint(position)
         return [(None,)]
@@ -489,9 +528,9 @@ class SimFeed:
                 self._judge.feed_was_away(aggregate_id)
             raise
 
-    def heads(self, after: int, until: int) -> HeadsPage:
+    def heads(self, after: int, until: int, marks: Sequence[Mark] = ()) -> HeadsPage:
         """See Feed."""
-        return self._ask(lambda: self._feed.heads(after, until))
+        return self._ask(lambda: self._feed.heads(after, until, marks))
 
     def between(self, after: int, until: int) -> list[Event]:
         """See Feed."""

@@ -16,6 +16,7 @@ from eventcore import broker, command, projector, readmodel, relay, retry, store
 from eventcore.broker import Queue
 from eventcore.command import Call
 from eventcore.errors import Away, Refused
+from eventcore.event import START
 from eventcore.observe import Health
 from eventcore.projector import Folder, Projector, Sweep
 from eventcore.readmodel import generation_of
@@ -143,7 +144,7 @@ class System:
             self.world.later(self.world.random.random(), process.stop.set)
 
     def _missing(self) -> str:
-        relayed = self.postgres.checkpoints.get("user", 0)
+        relayed = self.postgres.checkpoints.get("user", START).position
         if self.postgres.expired_keys:
             return f"{self.postgres.expired_keys} expired keys are left"
         return self._at_work() or self.judge.what_is_missing(relayed, self.postgres.head)

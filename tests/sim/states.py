@@ -37,7 +37,7 @@ RARE = (
     "a message is ahead of the log",
     "a message is delivered again",
     "a message is dropped at the delivery limit",
-    "a page of the feed with nothing but gaps",
+    "a page of the feed with gaps",
     "a parked stream is released",
     "a process ends while an append is open",
     "a process is stopped in order",
