@@ -171,7 +171,7 @@ class Pump:
     def turn(self) -> int:
         """Publish what has settled since, one page of it, and count it."""
         settled = self._store.settled_event()
-        if settled.position == self._sent.position:
+        if settled == self._sent:
             return 0
         if settled.position < self._sent.position:  # writers are at work, or the log was put back
             settled = self._sent

@@ -555,11 +555,11 @@ _PROGRESS = (
 )
 
 _CHANGES = (
-    "select l.same, l.settled, e.position, e.event_id::text, h.aggregate_id, h.version"
+    "select l.same, l.settled, e.ends_at, e.event_id::text, h.aggregate_id, h.version"
     " from (select log_has(%s::bigint[], %s::uuid[]) as same,"
     "              log_has(%s::bigint[], %s::uuid[]) as settled) l"
     " left join lateral page_end(%s, %s, %s) e on l.same and l.settled"
-    " left join lateral read_heads(%s, %s, e.position) h on true"
+    " left join lateral read_heads(%s, %s, e.ends_at) h on true"
 )
 
 _PREVIOUS = (

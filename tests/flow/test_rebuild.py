@@ -8,16 +8,15 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from eventcore.errors import Conflict, NotFound, ReadModelAway, Refused, StoreRestored
+from eventcore.errors import Conflict, NotFound, ReadModelAway, Refused
 from eventcore.event import NewEvent
 from eventcore.feed import StoreFeed
 from eventcore.projection import Document, Projection
-from eventcore.projector import Folder, Sweep
-from eventcore.readmodel import Checkpoint, Generation, Parked, Skip, Write, generation_of
+from eventcore.readmodel import Generation, Parked, Skip, Write, generation_of
 from eventcore.rebuild import Rebuild, back, begin, rebuild_stream
 from eventcore.store import Progress, Stream
 from eventcore.verify import Verified, Verifier
-from tests.fakes.shop import FakeShop, projector
+from tests.fakes.shop import FakeShop
 from user.projections import users
 
 USERS = users.PROJECTION
@@ -374,21 +373,7 @@ def test_a_parked_stream_is_not_wrong(shop: FakeShop) -> None:
     assert verified(shop).wrong == ()
 
 
-def test_a_checkpoint_ahead_of_the_log_or_of_another_one_is_wrong(shop: FakeShop) -> None:
-    lease, until, covered_at = shop.readmodel.checkpoints["users"]
-    shop.readmodel.checkpoints["users"] = (replace(lease, position=99), until, covered_at)
-    assert "ahead" in verified(shop).wrong[0].what
-    another = replace(lease, store_epoch="another")
-    shop.readmodel.checkpoints["users"] = (another, until, covered_at)
-    assert "restored" in verified(shop).wrong[0].what
-
-
-# ── a log that was restored ───────────────────────────────────────────────────────────────
-
-
-def sweep_of(shop: FakeShop, holder: str) -> Sweep:
-    folder = Folder(USERS, shop.readmodel, feed(shop))
-    return Sweep(folder, USERS, shop.readmodel, feed(shop), holder, 5)
+# ── a log that was put back ───────────────────────────────────────────────────────────────
 
 
 def restored(shop: FakeShop, keep: int) -> None:
@@ -396,23 +381,6 @@ def restored(shop: FakeShop, keep: int) -> None:
     shop.user_store.log = shop.user_store.log[:keep]
     shop.user_store.checkpoints["relay"] = shop.user_store.log[-1].mark
     shop.user_store.epoch = "the second"
-
-
-def test_every_replica_says_that_the_log_was_restored_and_applies_nothing(shop: FakeShop) -> None:
-    restored(shop, keep=8)
-    before = dict(documents(shop))
-    holder, other = shop.projectors["users"], projector(
-        USERS, shop.readmodel, shop.user_store, shop.broker
-    )  # fmt: skip
-    assert holder.sweep() is False
-    with pytest.raises(StoreRestored, match="rebuild users"):
-        sweep_of(shop, "another").run()
-    other.sweep()
-    shop.post(shop.users, "/users", {"name": "New", "email": "new@example.com"})
-    shop.relay()
-    shop.consume(["users"])
-    assert documents(shop) == before
-    assert shop.readmodel.checkpoint("users").halted
 
 
 def test_a_rebuild_makes_a_halted_projection_go_on(shop: FakeShop) -> None:
@@ -425,26 +393,5 @@ def test_a_rebuild_makes_a_halted_projection_go_on(shop: FakeShop) -> None:
     new = shop.create_user("New")
     assert documents(shop, 2)[new]["name"] == "New"
     assert verified(shop, number=2).wrong == ()
-    assert shop.readmodel.checkpoint("users.2") == Checkpoint(
-        shop.readmodel.checkpoint("users.2").position,
-        shop.readmodel.checkpoint("users.2").covered_at,
-        "the second",
-        "",
-    )
-
-
-def test_a_log_that_was_put_back_without_telling_is_known_by_its_end(shop: FakeShop) -> None:
-    shop.user_store.log = shop.user_store.log[:8]
-    with pytest.raises(StoreRestored):
-        sweep_of(shop, "holder").run()
-
-
-def test_the_right_log_again_lets_it_go_on(shop: FakeShop) -> None:
-    shop.user_store.epoch = "of a wrong database"
-    shop.sweep(["users"])
-    assert shop.readmodel.checkpoint("users").halted
-    shop.user_store.epoch = "the first"
-    shop.sweep(["users"])
-    assert not shop.readmodel.checkpoint("users").halted
-    new = shop.create_user("New")
-    assert new in documents(shop)
+    checkpoint = shop.readmodel.checkpoint("users.2")
+    assert (checkpoint.store_epoch, checkpoint.halted) == ("the second", "")

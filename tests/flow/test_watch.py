@@ -107,7 +107,7 @@ def test_while_sweeps_go_on_the_watch_asks_for_no_more_than_the_checkpoint(
 ) -> None:
     watch = lag_watch(shop, clock)
     new_user(shop)
-    monkeypatch.setattr(shop.user_store, "read_heads", None)  # it would fail
+    monkeypatch.setattr(shop.user_store, "read_changes", None)  # it would fail
     for _ in range(4):
         shop.readmodel.checkpoints["users"] = (
             Lease("users", "holder", 1, 0), clock.now, clock.now

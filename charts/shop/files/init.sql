@@ -316,7 +316,7 @@ begin
         'The last event (position and id; 0 and null: there is none), then the virtual transactions that may still write to events. Everything up to head is settled once none of these is left (at once if there are none). same: whether the log has the events that are given.';
 
     create or replace function public.page_end(
-        p_after bigint, p_until bigint, p_range int, out position bigint, out event_id uuid)
+        p_after bigint, p_until bigint, p_range int, out ends_at bigint, out event_id uuid)
     language sql stable as $end$
         select e.position, e.event_id from (
             (select 1 as choice, position, event_id from public.events
