@@ -94,6 +94,6 @@ def test_an_append_over_a_pooler_wakes_a_relay_that_is_connected_past_it(
     store = Postgres(pooled, 1)
     store.append(Stream("thing", uuid4()), 0, [NewEvent(uuid4(), "THING_MADE", 1, {})], {})
     relay.wait(10)
-    assert relay.settled_event() > 0
+    assert relay.settled_event().position > 0
     store.close()
     relay.close()
