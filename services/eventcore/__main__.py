@@ -1,8 +1,7 @@
 """python -m eventcore COMMAND: every process of a service, and the operator's tools.
 
 The processes are here, the tools in `operate`. SERVICE names the service; its module
-`{SERVICE}.main` says what there is to project and to serve. Imports wait until a command is
-known: `serve` must set up metrics before any of them.
+`{SERVICE}.main` says what there is to project and to serve.
 """
 
 import atexit
@@ -10,7 +9,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event as Stop
@@ -46,7 +44,6 @@ def main(context: click.Context) -> None:
 @main.command()
 def serve() -> None:
     """Serve the service's HTTP calls."""
-    os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="metrics-"))
     settings = read_settings(service_module().Settings, "serve")
     from eventcore.serving import serve as run
 
@@ -208,13 +205,13 @@ def provision(
 
 def _start(settings: Settings, missing: Callable[[], Any]) -> Stop:
     """Logs, probes, and an event that SIGTERM and SIGINT set."""
-    from eventcore.observe import serve_probes, start
+    from eventcore.observe import HEART, listen, serve_probes, start
     from eventcore.tracing import start_tracing, stop_tracing
 
     start(settings)
     start_tracing(settings)
     atexit.register(stop_tracing)
-    serve_probes(settings.metrics_port, missing)
+    serve_probes(listen(settings.host, settings.metrics_port), missing, HEART.stuck)
     stop = Stop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

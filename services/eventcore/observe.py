@@ -5,9 +5,11 @@ JSON object a line, or readable text on a terminal.
 """
 
 import atexit
+import errno
 import json
 import logging
 import os
+import socket
 import sys
 import threading
 import time
@@ -17,44 +19,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from select import PIPE_BUF
 from types import MappingProxyType
 from typing import TextIO
 
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    REGISTRY,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    Metric,
-    values,
-)
-from prometheus_client import generate_latest as _render
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
 
 from eventcore import jsontext
+from eventcore.errors import Misconfigured
 from eventcore.settings import Settings
-
-
-class _Pid:
-    """This process's id, which the metrics ask for at each rise: without a call of the system."""
-
-    def __init__(self) -> None:
-        self._note()
-        os.register_at_fork(after_in_child=self._note)
-
-    def _note(self) -> None:
-        self._pid = os.getpid()
-
-    def __call__(self) -> int:
-        return self._pid
-
-
-if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-    values.ValueClass = values.MultiProcessValue(_Pid())  # type: ignore[no-untyped-call]
 
 SECONDS = (
     0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10,
@@ -76,39 +49,29 @@ CONFLICTS = Counter(
 CONFLICTS_LOST = Counter(
     "eventstore_conflicts_lost", "Commands refused after all retries", ["aggregate_type"]
 )
-HEAD = Gauge(
-    "eventstore_head_position", "The last position drawn", ["store"],
-    multiprocess_mode="mostrecent",
-)  # fmt: skip
+HEAD = Gauge("eventstore_head_position", "The last position drawn", ["store"])
 SETTLED = Gauge(
-    "eventstore_settled_position", "Position up to which nothing can still appear", ["store"],
-    multiprocess_mode="mostrecent",
-)  # fmt: skip
+    "eventstore_settled_position", "Position up to which nothing can still appear", ["store"]
+)
 UNSETTLED = Gauge(
-    "eventstore_unsettled_seconds", "How long a writer holds the settled position back", ["store"],
-    multiprocess_mode="mostrecent",
-)  # fmt: skip
+    "eventstore_unsettled_seconds", "How long a writer holds the settled position back", ["store"]
+)
 PUBLISHED = Counter("relay_events_confirmed", "Events confirmed by the broker", ["store"])
 RETURNED = Counter("relay_events_returned", "Events the broker could not route at first", ["store"])
-CHECKPOINT = Gauge(
-    "relay_checkpoint_position", "Position up to which all is confirmed", ["store"],
-    multiprocess_mode="mostrecent",
-)  # fmt: skip
-RELAY_LAG = Gauge(
-    "relay_lag_events", "Positions settled and not confirmed; gaps count", ["store"],
-    multiprocess_mode="mostrecent",
-)  # fmt: skip
+CHECKPOINT = Gauge("relay_checkpoint_position", "Position up to which all is confirmed", ["store"])
+RELAY_LAG = Gauge("relay_lag_events", "Positions settled and not confirmed; gaps count", ["store"])
 RELAY_LAG_SECONDS = Gauge(
-    "relay_lag_seconds", "Age of the oldest event not confirmed; 0: there is none", ["store"],
-    multiprocess_mode="mostrecent",
-)  # fmt: skip
+    "relay_lag_seconds", "Age of the oldest event not confirmed; 0: there is none", ["store"]
+)
 RELAY_ACTIVE = Gauge("relay_active", "1: it holds the lock and relays; 0: it stands by", ["store"])
 IN_FLIGHT = Gauge("relay_in_flight_events", "Events published and not confirmed yet", ["store"])
 WINDOW = Gauge("relay_window_events", "Most events that may be unconfirmed", ["store"])
 CONFIRM_SECONDS = Histogram(
-    "relay_confirm_duration_seconds", "Time from publishing a page to its last confirm",
-    ["store"], buckets=SECONDS,
-)  # fmt: skip
+    "relay_confirm_duration_seconds",
+    "Time from publishing a page to its last confirm",
+    ["store"],
+    buckets=SECONDS,
+)
 APPLIED = Counter("projection_events_applied", "Events folded into documents", ["projection"])
 BATCHES = Histogram(
     "projection_batch_events", "Deliveries that were applied at once", ["projection"],
@@ -130,64 +93,52 @@ CAUGHT_UP = Counter(
     ["projection"],
 )
 DEAD_LETTERS = Counter("projection_dead_letters", "Messages that are no events", ["projection"])
-PARKED = Gauge(
-    "projection_parked_streams", "Streams set aside", ["projection"],
-    multiprocess_mode="mostrecent",
-)  # fmt: skip
+PARKED = Gauge("projection_parked_streams", "Streams set aside", ["projection"])
 POSITION = Gauge(
-    "projection_checkpoint_position", "Position up to which all is applied or parked",
-    ["projection"], multiprocess_mode="mostrecent",
-)  # fmt: skip
-GENERATION = Gauge(
-    "projection_generation", "Number of the generation that serves",
-    ["projection"], multiprocess_mode="mostrecent",
-)  # fmt: skip
+    "projection_checkpoint_position",
+    "Position up to which all is applied or parked",
+    ["projection"],
+)
+GENERATION = Gauge("projection_generation", "Number of the generation that serves", ["projection"])
 HALTED = Gauge(
-    "projection_halted", "1: nothing is applied, since the log was restored; 0: it goes on",
-    ["projection"], multiprocess_mode="mostrecent",
-)  # fmt: skip
+    "projection_halted",
+    "1: nothing is applied, since the log was restored; 0: it goes on",
+    ["projection"],
+)
 VERIFIED = Gauge(
-    "projection_verified_timestamp_seconds", "When it was last compared with the log",
-    ["projection"], multiprocess_mode="mostrecent",
-)  # fmt: skip
+    "projection_verified_timestamp_seconds",
+    "When it was last compared with the log",
+    ["projection"],
+)
 WRONG = Gauge(
-    "projection_verified_wrong_streams", "Streams that the last comparison found wrong",
-    ["projection"], multiprocess_mode="mostrecent",
-)  # fmt: skip
+    "projection_verified_wrong_streams",
+    "Streams that the last comparison found wrong",
+    ["projection"],
+)
 LAG = Gauge(
     "projection_lag_events",
     "Positions from the oldest event neither applied nor parked to the settled one; gaps count",
-    ["projection"], multiprocess_mode="mostrecent",
-)  # fmt: skip
+    ["projection"],
+)
 LAG_SECONDS = Gauge(
     "projection_lag_seconds",
     "Age of the oldest event neither applied nor parked; 0: there is none",
-    ["projection"], multiprocess_mode="mostrecent",
-)  # fmt: skip
+    ["projection"],
+)
 STALENESS = Gauge(
     "projection_staleness_seconds",
     "Age of the moment up to which all is known to be applied or parked; some sweeps at best",
-    ["projection"], multiprocess_mode="mostrecent",
-)  # fmt: skip
-UP = Gauge(
-    "dependency_up", "1: it worked when it was last used; 0: it did not", ["server"],
-    multiprocess_mode="livemin",
-)  # fmt: skip
-POOL_USED = Gauge(
-    "pool_connections_in_use", "Connections that are taken from the pool", ["server"],
-    multiprocess_mode="livesum",
-)  # fmt: skip
-POOL_MAX = Gauge(
-    "pool_connections_max", "Connections that the pool may have", ["server"],
-    multiprocess_mode="livesum",
-)  # fmt: skip
+    ["projection"],
+)
+UP = Gauge("dependency_up", "1: it worked when it was last used; 0: it did not", ["server"])
+POOL_USED = Gauge("pool_connections_in_use", "Connections that are taken from the pool", ["server"])
+POOL_MAX = Gauge("pool_connections_max", "Connections that the pool may have", ["server"])
 BACKGROUND_ERRORS = Counter(
     "background_errors", "Unexpected errors of background threads, which went on", ["thread"]
 )
 BUILD = Gauge(
-    "eventcore_build_info", "1, for what runs here", ["service", "process", "version", "revision"],
-    multiprocess_mode="mostrecent",
-)  # fmt: skip
+    "eventcore_build_info", "1, for what runs here", ["service", "process", "version", "revision"]
+)
 
 _fields: ContextVar[Mapping[str, str]] = ContextVar("log fields", default=MappingProxyType({}))
 _STANDARD = {*logging.makeLogRecord({}).__dict__, "message", "asctime", "taskName"}
@@ -423,7 +374,7 @@ class Heart:
 
 
 HEART = Heart()
-"""This process's; one that serves HTTP has none of its own: gunicorn ends a stuck worker."""
+"""The heart of this process; one that serves HTTP has none, see serving.Liveness."""
 
 
 class Health:
@@ -462,30 +413,35 @@ class Health:
 
 
 def render_metrics() -> tuple[bytes, str]:
-    """All metrics of this process, or of all workers of one server, and their content type."""
-    registry = REGISTRY
-    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-        registry = CollectorRegistry()
-        _Workers(registry)  # type: ignore[no-untyped-call]
-    return _render(registry), CONTENT_TYPE_LATEST
+    """Renders all metrics of this process; the second item is their content type."""
+    return generate_latest(), CONTENT_TYPE_LATEST
 
 
-class _Workers(MultiProcessCollector):
-    """All workers' values. A file in which there is none yet cannot be read: its worker is just
-    making it, or was killed while it did.
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Opens TCP listeners on `host`; "" means all addresses, of IPv6 and IPv4; port 0 opens none.
+
+    "localhost" is both loopback addresses. Raises Misconfigured.
     """
+    listeners: list[socket.socket] = []
+    hosts = ("127.0.0.1", "::1") if host == "localhost" else (host,)
+    for each in hosts if port else ():
+        is_dual = not each and socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if is_dual or ":" in each else socket.AF_INET
+        try:
+            opened = socket.create_server(
+                (each, port), family=family, backlog=BACKLOG, dualstack_ipv6=is_dual
+            )
+        except OSError as error:
+            if listeners and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                continue  # this machine has no IPv6
+            where = f"{each or 'all addresses'}, port {port}"
+            raise Misconfigured(f"cannot listen on {where}: {error.strerror}") from error
+        listeners.append(opened)
+    return listeners
 
-    def collect(self) -> Iterable[Metric]:
-        files = [str(file) for file in Path(self._path).glob("*.db") if _has_values(file)]
-        merged: Iterable[Metric] = self.merge(files, accumulate=True)  # type: ignore[no-untyped-call]
-        return merged
 
-
-def _has_values(file: Path) -> bool:
-    try:
-        return file.stat().st_size > 0
-    except FileNotFoundError:
-        return False  # that of a worker which has just been forgotten
+BACKLOG = 2048
+"""Connections that the kernel keeps for a listener until they are accepted."""
 
 
 class _ProbesServer(ThreadingHTTPServer):
@@ -497,13 +453,16 @@ class _ProbesServer(ThreadingHTTPServer):
             logging.getLogger("eventcore.probes").error("Unexpected error", exc_info=True)
 
 
-def serve_probes(port: int, missing: Callable[[], Mapping[str, str]]) -> None:
-    """Serve /metrics and three probes on `port`, from a thread; 0: do not.
+def serve_probes(
+    listeners: Iterable[socket.socket],
+    missing: Callable[[], Mapping[str, str]],
+    is_stuck: Callable[[], bool],
+) -> None:
+    """Serves /metrics and three probes on each listener, from a thread.
 
-    /healthz: it has begun. /livez: its loop turns. /readyz: nothing is `missing` to its work.
+    /healthz: the process has begun. /livez: it is not stuck.
+    /readyz: nothing is `missing` to its work.
     """
-    if not port:
-        return
 
     class Probes(BaseHTTPRequestHandler):
         timeout = 5
@@ -514,7 +473,7 @@ def serve_probes(port: int, missing: Callable[[], Mapping[str, str]]) -> None:
             elif self.path == "/healthz":
                 self._answer(200, b'{"status":"alive"}')
             elif self.path == "/livez":
-                stuck = HEART.stuck()
+                stuck = is_stuck()
                 body = {"status": "stuck" if stuck else "alive"}
                 self._answer(503 if stuck else 200, json.dumps(body).encode())
             elif self.path == "/readyz":
@@ -534,5 +493,8 @@ def serve_probes(port: int, missing: Callable[[], Mapping[str, str]]) -> None:
         def log_message(self, format: str, *args: object) -> None:
             """Probes are not worth a line."""
 
-    server = _ProbesServer(("", port), Probes)
-    threading.Thread(target=server.serve_forever, name="probes", daemon=True).start()
+    for listener in listeners:
+        server = _ProbesServer(listener.getsockname()[:2], Probes, bind_and_activate=False)
+        server.socket.close()
+        server.socket = listener
+        threading.Thread(target=server.serve_forever, name="probes", daemon=True).start()

@@ -118,6 +118,8 @@ class Settings(BaseSettings):
     service: str
     version: str = "unknown"
     revision: str = "unknown"
+    host: str = ""
+    """The address that ports are opened on; "" means all addresses."""
     metrics_port: Port = 0
     log_format: Annotated[Literal["auto", "json", "text"], _AnyCase] = "auto"
     log_level: Annotated[Literal["debug", "info", "warning", "error", "critical"], _AnyCase] = (
@@ -128,11 +130,9 @@ class Settings(BaseSettings):
 
 
 class ServeSettings(Settings):
-    """The settings of a process that serves HTTP; `host` "" means all addresses."""
+    """The settings of a process that serves HTTP."""
 
-    host: str = ""
     port: Port
-    workers: Count = 1
     threads: Count = 16
 
 

@@ -503,17 +503,6 @@ def _add_errors(app: Flask) -> None:
         return problem(500, "Internal error", detail, "internal")
 
 
-def unreadable(error: Exception) -> Response:
-    """Answers a body whose bytes the server cannot put together."""
-    return problem(400, "Unreadable request", f"The body cannot be read: {error}.", "unreadable")
-
-
-def too_slow(_error: Exception) -> Response:
-    """Answers a body that did not arrive within its time."""
-    detail = "The body did not come in time. Nothing was written; send it again."
-    return problem(408, "Request timeout", detail, "too-slow")
-
-
 def problem(status: int, title: str, detail: str, code: str, **more: Any) -> Response:
     """Makes a problem details answer (RFC 9457)."""
     ids: Ids | None = request.environ.get(IDS) if has_request_context() else None

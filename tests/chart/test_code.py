@@ -51,7 +51,6 @@ TUNING = {
     "SWEEP_INTERVAL",
     "THREADS",
     "WINDOW",
-    "WORKERS",
 }
 """Settings with a default that is right for most: `env` of the values has them if need be."""
 

@@ -60,7 +60,7 @@ CHANGED: list[tuple[str, Any]] = [
     (r".*serviceType", "NodePort"),
     (r".*\.size", "9Gi"),
     (r".*\.(requests|limits)\.\w+", "123Mi"),
-    (r".*\.extraEnv", [{"name": "WORKERS", "value": "2"}]),
+    (r".*\.extraEnv", [{"name": "THREADS", "value": "8"}]),
     (r".*\.tolerations", [{"operator": "Exists"}]),
     (r".*\.affinity", {"podAffinity": {}}),
     (r".*\.behavior", {"scaleDown": {"stabilizationWindowSeconds": 60}}),

@@ -1,8 +1,5 @@
 """What a process counts: names as the page of all says, routes without ids, times of each stage."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -135,23 +132,3 @@ def test_an_append_that_lost_its_race_is_counted_as_a_conflict(
     assert shop.users.put(f"/users/{user_id}", json={"name": "Eve"}).status_code == 200
     assert value("eventstore_conflicts_total", aggregate_type="user") == before + 1
     assert value("eventstore_conflicts_lost_total", aggregate_type="user") == refused
-
-
-def test_a_child_counts_in_a_file_of_its_own(tmp_path: Path) -> None:
-    count = (
-        "import os\nfrom eventcore.observe import APPENDED\n"
-        "APPENDED.labels('A').inc()\n"
-        "child = os.fork()\n"
-        "APPENDED.labels('A').inc()\n"
-        "if not child: os._exit(0)\n"
-        "os.waitpid(child, 0)\nprint(os.getpid(), child)"
-    )
-    pids = subprocess.run(
-        [sys.executable, "-c", count],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
-    ).stdout.split()
-    assert {each.name for each in tmp_path.iterdir()} == {f"counter_{pid}.db" for pid in pids}

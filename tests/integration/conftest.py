@@ -87,7 +87,7 @@ def another_shop(
     data_folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AnotherShop:
-    """`with another_shop("user-service", WORKERS="3") as shop`: processes with settings of their
+    """`with another_shop("user-service", THREADS="4") as shop`: processes with settings of their
     own, those named or all, on the stores of the usual ones, which are stopped meanwhile.
     """
 

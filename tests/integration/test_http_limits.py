@@ -13,7 +13,6 @@ import pytest
 from local.shop import Shop
 from tests.integration.wire import (
     CHUNKED,
-    LEAKS,
     ORDER_DOORS,
     USER_DOORS,
     Headers,
@@ -23,6 +22,7 @@ from tests.integration.wire import (
     listed,
     new_user,
     order_body,
+    parse,
     user_body,
 )
 
@@ -463,6 +463,9 @@ def test_json_by_any_of_its_names_is_taken(wire: Wire, kind: str) -> None:
 
 
 BROKEN_CHUNKS = {
+    "an early end": b'1d\r\n{"nam',
+    "an early end before a size": b"2\r\n{}\r\n",
+    "an early end in the trailers": b"2\r\n{}\r\n0\r\n",
     "no size": b"zz\r\n{}\r\n0\r\n\r\n",
     "a negative size": b"-2\r\n{}\r\n0\r\n\r\n",
     "a size with 0x": b"0x2\r\n{}\r\n0\r\n\r\n",
@@ -475,33 +478,68 @@ BROKEN_CHUNKS = {
 @pytest.mark.parametrize("body", BROKEN_CHUNKS.values(), ids=BROKEN_CHUNKS)
 def test_chunks_that_make_no_body_are_a_400(wire: Wire, body: bytes) -> None:
     for at in USER_DOORS:
-        assert_refused(wire.send("POST", "/users", body, CHUNKED, at), 400)
+        assert_refused(wire.send("POST", "/users", body, CHUNKED, at, is_last=True), 400)
 
 
-TWO_MINDS = {
-    "a length and chunks": {"Content-Length": "5", "Transfer-Encoding": "chunked"},
-    "a negative length": {"Content-Length": "-5"},
-    "a length with a sign": {"Content-Length": "+5"},
-    "a length in letters": {"Content-Length": "five"},
-    "two lengths": {"Content-Length": "5, 50"},
-    "an unknown coding": {"Content-Length": "", "Transfer-Encoding": "chunked, identity, x"},
-    "a name with a blank": {"X-Request-ID ": "x"},
-    "a folded header": {"X-Request-ID": "x\r\n y"},
-    "a header of 9,000 letters": {"X-Filler": "x" * 9000},
-    "60 headers": {f"X-Filler-{n}": "x" for n in range(60)},
+@pytest.mark.usefixtures("nothing_written")
+def test_a_body_that_ends_early_is_a_400(wire: Wire) -> None:
+    for at in USER_DOORS:
+        length = {"Content-Length": str(len(user_body()) + 1)}
+        answer = wire.send("POST", "/users", user_body(), length, at, is_last=True)
+        assert_refused(answer, 400)
+
+
+@pytest.mark.usefixtures("nothing_written")
+@pytest.mark.parametrize("coding", ["gzip", "GZIP", "deflate", "gzip, identity", "x"])
+def test_a_compressed_body_is_a_415(wire: Wire, coding: str) -> None:
+    for at in USER_DOORS:
+        headers = {"Content-Encoding": coding}
+        assert_refused(wire.send("POST", "/users", user_body(), headers, at), 415)
+
+
+UNREADABLE_HEADS: dict[str, tuple[Headers, int]] = {
+    "a length and chunks": ({"Content-Length": "5", "Transfer-Encoding": "chunked"}, 400),
+    "a negative length": ({"Content-Length": "-5"}, 400),
+    "a length with a sign": ({"Content-Length": "+5"}, 400),
+    "a length in letters": ({"Content-Length": "five"}, 400),
+    "two lengths": ({"Content-Length": "5, 50"}, 400),
+    "an unknown coding": ({**CHUNKED, "Transfer-Encoding": "x, chunked"}, 501),
+    "a coding that is known": ({**CHUNKED, "Transfer-Encoding": "gzip, chunked"}, 501),
+    "a coding that is not the last": ({**CHUNKED, "Transfer-Encoding": "chunked, gzip"}, 400),
+    "no host": ({"Host": ""}, 400),
+    "an expectation": ({"Expect": "a miracle"}, 417),
+    "a name with a blank": ({"X-Request-ID ": "x"}, 400),
+    "a folded header": ({"X-Request-ID": "x\r\n y"}, 400),
+    "a second host": ({"X-Request-ID": "x\r\nHost: y"}, 400),
+    "a header of 9,000 letters": ({"X-Filler": "x" * 9000}, 431),
+    "60 headers": ({f"X-Filler-{n}": "x" for n in range(60)}, 431),
 }
 
 
 @pytest.mark.usefixtures("nothing_written")
-@pytest.mark.parametrize("headers", TWO_MINDS.values(), ids=TWO_MINDS)
-def test_what_http_itself_forbids_gets_no_further_than_gunicorn(
-    wire: Wire, headers: Headers
-) -> None:
+@pytest.mark.parametrize(
+    ("headers", "status"), UNREADABLE_HEADS.values(), ids=UNREADABLE_HEADS.keys()
+)
+def test_a_head_that_http_forbids_is_refused(wire: Wire, headers: Headers, status: int) -> None:
     for at in USER_DOORS:
         answer = wire.send("POST", "/users", in_chunks(user_body()), headers, at)
-        assert answer.status in (400, 431, 501)
-        assert answer.headers["connection"] == "close"
-        assert not LEAKS.search(answer.body)
+        assert_refused(answer, status)
+
+
+UNREADABLE_LINES: dict[str, tuple[bytes, int]] = {
+    "a method in lower case": (b"get /healthz HTTP/1.1", 400),
+    "no version": (b"GET /healthz", 400),
+    "another protocol": (b"GET /healthz ICAP/1.0", 400),
+    "letters beyond ASCII": (b"GET /caf\xc3\xa9 HTTP/1.1", 400),
+    "an address of 5,000 letters": (b"GET /%b HTTP/1.1" % (b"a" * 5000), 414),
+}
+
+
+@pytest.mark.parametrize(("line", "status"), UNREADABLE_LINES.values(), ids=UNREADABLE_LINES.keys())
+def test_a_request_line_that_http_forbids_is_refused(wire: Wire, line: bytes, status: int) -> None:
+    for at in USER_DOORS:
+        answer = parse(at, wire.exchange(line + b"\r\nHost: shop\r\n\r\n", at))
+        assert_refused(answer, status)
 
 
 # ── headers ───────────────────────────────────────────────────────────────────────────────

@@ -122,9 +122,7 @@ def said(
     data_folder: Path,
 ) -> Said:
     """A run with all of it, to its end."""
-    with another_shop(
-        LOG_FORMAT="json", WORKERS="2", OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9"
-    ) as shop:
+    with another_shop(LOG_FORMAT="json", OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9") as shop:
         callers = Callers(shop)
         with callers.calling():
             _kill_processes(shop)

@@ -45,8 +45,12 @@ class Wire:
         body: bytes | None = None,
         headers: Headers | None = None,
         at: str = "gateway",
+        *,
+        is_last: bool = False,
     ) -> Answer:
-        """A request with the headers that belong to it, unless `headers` says otherwise."""
+        """A request with the headers that belong to it, unless `headers` says otherwise; where it
+        `is_last`, the connection's sending side is closed behind it.
+        """
         given = {"Host": "shop", "Connection": "close"}
         if body is not None:
             given |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
@@ -54,15 +58,18 @@ class Wire:
         path = target if isinstance(target, bytes) else target.encode("ascii")
         lines = [method.encode() + b" " + path + b" HTTP/1.1"]
         lines += [f"{name}: {value}".encode("latin-1") for name, value in given.items() if value]
-        return parse(at, self.exchange(b"\r\n".join(lines) + b"\r\n\r\n" + (body or b""), at))
+        request = b"\r\n".join(lines) + b"\r\n\r\n" + (body or b"")
+        return parse(at, self.exchange(request, at, is_last=is_last))
 
-    def exchange(self, request: bytes, at: str = "gateway") -> bytes:
+    def exchange(self, request: bytes, at: str = "gateway", *, is_last: bool = False) -> bytes:
         """All bytes that are answered to these."""
         place = urlsplit(self._shop.url(at))
         with socket.create_connection((place.hostname, place.port), timeout=15) as connection:
             answer = b""
             try:
                 connection.sendall(request)
+                if is_last:
+                    connection.shutdown(socket.SHUT_WR)
                 while some := connection.recv(65536):
                     answer += some
             except ConnectionError:

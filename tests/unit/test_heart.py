@@ -80,7 +80,7 @@ def test_a_loop_that_has_not_come_round_for_too_long_is_stuck(clock: Clock, hear
 def probes(heart: Heart) -> Callable[[str], int]:
     """The status of a probe of this process, which lacks everything."""
     port = free_port()
-    observe.serve_probes(port, lambda: {"broker": "away"})
+    observe.serve_probes(observe.listen("", port), lambda: {"broker": "away"}, heart.stuck)
 
     def status(path: str) -> int:
         try:
