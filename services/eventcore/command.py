@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TypeVar
 from uuid import UUID
@@ -35,7 +35,11 @@ class Call:
 
     metadata: Data
     idempotency: Idempotency | None = None
-    if_match: tuple[int, ...] = ()
+    if_match: tuple[str, ...] = ()
+
+    def expects(self, tag: str) -> bool:
+        """Whether the stream may be at `tag`: any may, or it is named, whole or by its version."""
+        return not self.if_match or tag in self.if_match or tag.split(".")[0] in self.if_match
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,14 @@ class Handled:
     version: int
     events: tuple[NewEvent, ...]
     replayed: bool = False
+
+
+def tag_of(version: int, event_id: UUID | str) -> str:
+    """The version of a stream in an ETag, `3.1a2b3c4d`, with the end of the id of its event.
+
+    A log that was put back reaches the same version by another event.
+    """
+    return f"{version}.{str(event_id)[-8:]}" if event_id else str(version)
 
 
 def new_id() -> UUID:
@@ -112,7 +124,7 @@ def handle(
 ) -> Handled:
     """Carries out `command`, exactly once where the call has an idempotency key.
 
-    `answer` makes, of the new state and version, what the caller is told. A command that
+    `answer` makes the answer from the new state and version; its ETag is added. A command that
     `creates` has an id of its own making, so there is no stream to read. Raises NotFound,
     StaleVersion, Conflict, KeyReused, whatever `decide` refuses, StoreAway and Busy; then
     nothing was written. What is refused may have been carried out before: see answered_before.
@@ -156,23 +168,27 @@ def _once(
     answer: Callable[[State, int], Answer],
     creates: bool,
 ) -> Handled:
-    state, version = decider.initial, 0
+    state, version, tag = decider.initial, 0, ""
     if not creates:
         for page in read_pages(store, stream):
             state, version = decider.fold(state, page), page[-1].version
+            tag = tag_of(version, page[-1].event_id)
         if not version:
             raise NotFound(f"There is no {stream.aggregate_type} {stream.aggregate_id}.")
-    if call.if_match and version not in call.if_match:
+    if not call.expects(tag):
         raise StaleVersion(
-            f"The {stream.aggregate_type} is at version {version}, not at the one in If-Match."
+            f"The {stream.aggregate_type} is at version {version}, and not as If-Match says."
             " Nothing was written. Read it again, then repeat the change.",
-            version,
+            tag,
         )
     facts = decider.decide(command, state)
     events = tuple(decider.to_new_event(fact, new_id()) for fact in facts)
     for fact in facts:
         state = decider.evolve(state, fact)
+    if events:
+        tag = tag_of(version + len(events), events[-1].event_id)
     given = answer(state, version + len(events))
+    given = replace(given, headers={**given.headers, "ETag": f'"{tag}"'})
     with APPENDS.labels(decider.aggregate_type).time():
         appended = store.append(stream, version, events, call.metadata, call.idempotency, given)
     if appended.replayed:

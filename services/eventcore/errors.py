@@ -14,6 +14,7 @@
     │   ├── BrokerAway     RabbitMQ
     │   ├── FeedAway       the service that owns a feed
     │   ├── StoreRestored  the log lacks an event that its reader has seen
+    │   ├── NotYet         data of another service has not arrived yet
     │   └── Busy           too many callers wait for the same thing
     ├── NotAnEvent         a message that cannot be read as an event
     ├── CannotApply        an event that a projection does not know how to apply
@@ -44,13 +45,16 @@ class NotFound(Refused):
 
 
 class Invalid(Refused):
-    """The input breaks a rule; `title` names the rule in two or three words."""
+    """The input breaks a rule; `title` names the rule in two or three words, and so the code."""
 
     code = "invalid"
+    title = "Invalid request"
 
-    def __init__(self, detail: str, title: str = "Invalid request") -> None:
+    def __init__(self, detail: str, title: str = "") -> None:
         super().__init__(detail)
-        self.title = title
+        if title:
+            self.title = title
+            self.code = title.lower().replace(" ", "-")
 
 
 class Conflict(Refused):
@@ -64,13 +68,13 @@ class Conflict(Refused):
 
 
 class StaleVersion(Refused):
-    """The caller's `If-Match` names a version that is not the current one, `actual`."""
+    """The caller's `If-Match` names a version that is not the current one, whose tag is `tag`."""
 
     code = "stale-version"
 
-    def __init__(self, detail: str, actual: int) -> None:
+    def __init__(self, detail: str, tag: str) -> None:
         super().__init__(detail)
-        self.actual = actual
+        self.tag = tag
 
 
 class KeyReused(Refused):
@@ -146,6 +150,13 @@ class StoreRestored(Away):
     """The log lacks an event that its reader has seen: it is another one, or was put back."""
 
     code = "store-restored"
+    unreachable = False
+
+
+class NotYet(Away):
+    """Data that another service writes has not arrived here yet."""
+
+    code = "not-yet"
     unreachable = False
 
 

@@ -218,17 +218,18 @@ def problems_of(error: ValidationError) -> list[dict[str, str]]:
     return [
         {
             "field": ".".join(map(str, each["loc"]))[:200] or "body",
-            "reason": _sentence(each["type"], each.get("ctx", {})),
+            "reason": sentence(each["type"], each.get("ctx", {})),
         }
         for each in found[:20]
     ]
 
 
-def _sentence(kind: str, context: Mapping[str, Any]) -> str:
+def sentence(kind: str, context: Mapping[str, Any]) -> str:
+    """Says what is wrong with a field, for an error of pydantic's and its context."""
     if context.get("min_length") == 1:
         return "must not be empty"
-    if sentence := _SENTENCES.get(kind):
-        return sentence.format(**context)
+    if known := _SENTENCES.get(kind):
+        return known.format_map(context)
     for beginning in sorted(_KINDS, key=len, reverse=True):
         if kind.startswith(f"{beginning}_"):
             return f"must be {_KINDS[beginning]}"

@@ -69,7 +69,7 @@ PROBLEMS = {
     422: "A rule is broken",
     502: "The service was reached but did not answer; whether it was done is not known",
     503: "A server is unavailable; try again after Retry-After seconds",
-    504: "The service did not answer in time; whether it was done is not known",
+    504: "There was no answer in time; whether it was done is not known",
 }
 
 Mode = Literal["validation", "serialization"]
@@ -112,7 +112,7 @@ class Operation:
         """The statuses of all refusals."""
         statuses = {400, 503}
         statuses |= {404} if self.has_id else set()
-        statuses |= {409, 422} if self.is_command else set()
+        statuses |= {409, 422, 504} if self.is_command else set()
         statuses |= {412} if self.is_command and self.has_id else set()
         statuses |= {413, 415} if self.body else set()
         statuses |= {422} if self.query else set()

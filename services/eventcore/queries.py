@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
+from eventcore.command import tag_of
 from eventcore.errors import Invalid
 from eventcore.event import Data
 from eventcore.inputs import DIGITS, TIME, QueryInput
@@ -82,7 +83,8 @@ def add_queries(
             document = views.as_it_was(incoming.id, asked.version, asked.at)
         else:
             document = views.current(incoming.id)
-        return Reply(shown(document), version=str(version_of(document)))
+        tag = tag_of(version_of(document), str(document.get("eventId", "")))
+        return Reply(shown(document), version=tag)
 
     @route("GET", history_path, f"The {name}'s events, oldest first", {200: History}, query=Page)
     def history(incoming: Incoming[None, Page]) -> Reply:

@@ -99,6 +99,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, lt=1e6)]
 _AnyCase = BeforeValidator(str.lower)
+_Words = BeforeValidator(lambda text: tuple(text.replace(",", " ").split()))
 
 
 class Settings(BaseSettings):
@@ -133,6 +134,7 @@ class ServeSettings(Settings):
     """The settings of a process that serves HTTP."""
 
     port: Port
+    cors_origins: Annotated[tuple[str, ...], _Words] = ()
     threads: Count = 16
 
 

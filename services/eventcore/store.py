@@ -90,7 +90,7 @@ class Answer:
     """What a command was answered, kept under its idempotency key."""
 
     status: int
-    body: Data
+    body: Data | str
     headers: Data
 
 

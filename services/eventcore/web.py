@@ -23,6 +23,7 @@ from flask import (
     render_template,
     request,
 )
+from flask_cors import CORS
 from pydantic import BaseModel, ValidationError
 from werkzeug.exceptions import HTTPException, InternalServerError, RequestEntityTooLarge
 from werkzeug.wrappers import Response as AnyResponse
@@ -31,12 +32,15 @@ from eventcore import jsontext, openapi
 from eventcore.command import Call, Handled, answered_before, new_id
 from eventcore.errors import (
     Away,
+    Busy,
     CannotApply,
     Conflict,
     Error,
     Invalid,
     KeyReused,
     NotFound,
+    NotYet,
+    OutcomeUnknown,
     ReadModelAway,
     StaleVersion,
     StoreAway,
@@ -116,14 +120,9 @@ class Routes:
         return register
 
 
-def answer(body: Data, version: int, status: int = 200) -> Answer:
-    """Makes the answer to a command, in the form that is stored under its Idempotency-Key."""
-    return Answer(status, body, {"ETag": etag(version)})
-
-
-def etag(version: object) -> str:
-    """Formats a version as an ETag."""
-    return f'"{version}"'
+def answer(body: Data, status: int = 200) -> Answer:
+    """Makes the answer to a command; its bytes are stored under the Idempotency-Key."""
+    return Answer(status, jsontext.render(body).decode(), {})
 
 
 # ── the application ───────────────────────────────────────────────────────────────────────
@@ -137,12 +136,14 @@ def create_app(
     is_ready: Callable[[], bool],
     store: Store | None = None,
     about: str = "",
+    cors_origins: Sequence[str] = (),
     document: Callable[[], bytes] | None = None,
 ) -> Flask:
     """Builds a Flask application that serves `routes`, probes, metrics and its own description.
 
     `store` is asked for answers under an Idempotency-Key. `document` makes the OpenAPI document;
-    without one it is built here from the routes. Nothing connects before the first request.
+    without one it is built here from the routes. Browser applications of `cors_origins` may call
+    every route. Nothing connects before the first request.
     """
     app = Flask(title, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT + 1  # one more byte than a view accepts
@@ -161,8 +162,14 @@ def create_app(
     app.register_blueprint(_description(title, document))
     _add_probes(app, missing, is_ready)
     _add_errors(app)
+    if cors_origins:
+        CORS(app, origins=list(cors_origins), expose_headers=_EXPOSED, max_age=600)
     app.wsgi_app = trace_wsgi(Correlation(app.wsgi_app))  # type: ignore[method-assign]
     return app
+
+
+_EXPOSED = ["ETag", "Idempotency-Replayed", "Retry-After", "X-Correlation-ID", "X-Request-ID"]
+"""The headers of an answer that a browser application of another origin may read."""
 
 
 def _view(route: Route, store: Store | None) -> Callable[..., Response]:
@@ -175,11 +182,11 @@ def _view(route: Route, store: Store | None) -> Callable[..., Response]:
             id=_path_id(path),
             query=(operation.query or QueryInput).model_validate(query_values()),
             body=operation.body.model_validate(_parse(text, operation)) if operation.body else None,
-            call=_call(text) if operation.is_command else Call({}),
+            call=_call(text, operation) if operation.is_command else Call({}),
         )
         try:
             return _response(route.handler(incoming))
-        except StoreAway:
+        except (StoreAway, OutcomeUnknown):
             raise
         except Error:  # the same request may have been carried out before
             earlier = answered_before(store, incoming.call) if store else None
@@ -193,8 +200,8 @@ def _view(route: Route, store: Store | None) -> Callable[..., Response]:
 def _response(result: Reply | Handled) -> Response:
     if isinstance(result, Handled):
         given = result.answer
-        body = given.body if isinstance(given.body, str) else jsontext.render(given.body)
-        response = Response(body, given.status, mimetype="application/json")
+        text = given.body if isinstance(given.body, str) else jsontext.render(given.body)
+        response = Response(text, given.status, mimetype="application/json")
         response.headers.update({name: str(value) for name, value in given.headers.items()})
         if result.replayed:
             response.headers["Idempotency-Replayed"] = "true"
@@ -253,7 +260,12 @@ def _parse(text: bytes, operation: Operation) -> object:
         raise Unreadable(f"The body cannot be read: {error}.") from error
 
 
-def _call(text: bytes) -> Call:
+def _call(text: bytes, operation: Operation) -> Call:
+    if operation.has_id and request.headers.get("If-None-Match", "").strip() == "*":
+        raise Exists(
+            "If-None-Match: * asks that there is nothing yet; this call changes what exists."
+            " Nothing was written. Leave the header out, or send If-Match."
+        )
     ids: Ids = request.environ[IDS]
     metadata: dict[str, Any] = {
         "correlationId": ids.correlation_id,
@@ -278,19 +290,15 @@ def _idempotency(text: bytes) -> Idempotency | None:
     return Idempotency(key, digest.hexdigest())
 
 
-_TAG = re.compile(r'(?:W/)?"([^"]*)"')
-
-
-def _if_match() -> tuple[int, ...]:
+def _if_match() -> tuple[str, ...]:
     """The versions that If-Match allows; none: any. Weak tags count: the version is in them."""
     given = request.headers.get("If-Match")
     if given is None or given.strip() == "*":
         return ()
-    tags = [_TAG.fullmatch(tag.strip()) for tag in given.split(",")]
+    tags = [re.fullmatch(r'(?:W/)?"([^"]*)"', tag.strip()) for tag in given.split(",")]
     if not all(tags):
-        raise Unreadable('If-Match must be an ETag as it was answered, such as "3".')
-    versions = [re.fullmatch("([1-9][0-9]{0,17})(-[0-9a-f]+)?", tag[1]) for tag in tags if tag]
-    return tuple(int(each[1]) for each in versions if each) or (-1,)
+        raise Unreadable("If-Match must be an ETag as it was answered, in double quotes.")
+    return tuple(tag[1].split("-")[0] for tag in tags if tag)
 
 
 # ── ids, metrics and one log line a request ───────────────────────────────────────────────
@@ -407,6 +415,12 @@ class Unreadable(Error):
     code = "unreadable"
 
 
+class Exists(Error):
+    """A change on the condition that there is nothing to change."""
+
+    code = "exists"
+
+
 class Unsupported(Error):
     """A body of another media type."""
 
@@ -424,6 +438,7 @@ _STATUS: Sequence[tuple[type[Error], int, str, str]] = (
     (Invalid, 422, "Invalid request", ""),
     (Conflict, 409, "Conflict", ""),
     (StaleVersion, 412, "Stale version", ""),
+    (Exists, 412, "It exists", ""),
     (
         KeyReused,
         422,
@@ -431,22 +446,32 @@ _STATUS: Sequence[tuple[type[Error], int, str, str]] = (
         "This Idempotency-Key was used for another request. Send a new request with a new key;"
         " repeat a request with the same method, path, body and caller.",
     ),
-    (StoreAway, 503, "Not available now", "The event store does not answer now."),
-    (ReadModelAway, 503, "Not available now", "The read model does not answer now."),
-    (Away, 503, "Not available now", ""),
+    (
+        OutcomeUnknown,
+        504,
+        "Outcome unknown",
+        "The event store did not confirm this in time: whether it was done is not known. The id is"
+        " {error.aggregate_id}; read it to find out. To repeat this is safe with the same"
+        " Idempotency-Key; without a key it may be done twice.",
+    ),
+    (NotYet, 503, "Not available now", ""),
+    (Busy, 503, "Not available now", ""),
+    (StoreAway, 503, "Not available now", "The event store is not available. {then}"),
+    (ReadModelAway, 503, "Not available now", "The read model is not available. {then}"),
+    (Away, 503, "Not available now", "A server is not available. {then}"),
     (
         CannotApply,
         503,
         "Cannot be read yet",
-        "It has an event that this version of the service cannot read. Nothing is lost, and its"
-        " history can be read. Try again when the service has been updated.",
+        "The stream has an event that this version of the service cannot read. Nothing was lost,"
+        " and its history can be read. Try again when the service has been updated.",
     ),
     (Unreadable, 400, "Unreadable request", ""),
     (Unsupported, 415, "Unsupported media type", ""),
     (Unauthorized, 401, "Unauthorized", ""),
 )
-"""The one table that turns errors into HTTP: class, status, title, and a detail for errors whose
-own text names servers. That text is in the log, under the request's id."""
+"""The one table that turns errors into HTTP: class, status, title, and a detail where the error's
+own text may name servers. That text is in the log, under the request's id."""
 
 _HTTP: Mapping[int, str] = {
     400: "The request cannot be read.",
@@ -464,12 +489,15 @@ def _add_errors(app: Flask) -> None:
         if found is None:
             return unknown(error)
         _, status, title, detail = found
-        response = problem(status, getattr(error, "title", title), detail or str(error), error.code)
+        then = "Try again." if request.method == "GET" else "Nothing was written; try again."
+        detail = detail.format(error=error, then=then) or str(error)
+        response = problem(status, getattr(error, "title", title), detail, error.code)
+        if status > 500:
+            log.warning(title, extra={"code": error.code, "reason": str(error)})
         if status == 503:
             response.headers["Retry-After"] = str(getattr(error, "retry_after", 30))
-            log.warning(title, extra={"code": error.code, "reason": str(error)})
         if isinstance(error, StaleVersion):
-            response.headers["ETag"] = etag(error.actual)
+            response.headers["ETag"] = f'"{error.tag}"'
         if isinstance(error, Unauthorized):
             response.headers["WWW-Authenticate"] = "Bearer"
         return response

@@ -27,7 +27,12 @@ def create_app(settings: Settings) -> Flask:
         "order": Upstream(settings.order_service_url, calls),
     }
     app = create_web_app(
-        TITLE, (), missing=dict, is_ready=lambda: True, document=Description(upstreams)
+        TITLE,
+        (),
+        missing=dict,
+        is_ready=lambda: True,
+        document=Description(upstreams),
+        cors_origins=settings.cors_origins,
     )
     add_forwarding(app, upstreams)
     return app

@@ -121,8 +121,8 @@ def routes(store: Store, orders: Views, customers: Customers) -> Routes:
         order_id = new_id()
         command = PlaceOrder(body.userId, body.item, body.price)
 
-        def accept(_: Order | None, version: int) -> Answer:
-            return answer({"orderId": str(order_id)}, version)
+        def accept(_: Order | None, __: int) -> Answer:
+            return answer({"orderId": str(order_id)})
 
         return handle(store, DECIDER, order_id, command, incoming.call, accept, creates=True)
 
@@ -136,7 +136,7 @@ def routes(store: Store, orders: Views, customers: Customers) -> Routes:
         def state(order: Order | None, version: int) -> Answer:
             assert order
             body = {"orderId": str(incoming.id), "status": order.status.value, "version": version}
-            return answer(body, version)
+            return answer(body)
 
         return handle(store, DECIDER, incoming.id, command, incoming.call, state)
 

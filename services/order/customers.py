@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from eventcore.command import made_at
-from eventcore.errors import Busy, Invalid, ReadModelAway
+from eventcore.errors import Busy, Invalid, NotYet
 from eventcore.query import Serving
 from eventcore.readmodel import ReadModel
 from order.projections.known_users import PROJECTION
@@ -55,8 +55,8 @@ class Customers:
     def wait_for(self, user_id: str) -> None:
         """Return once a user who is not known yet may order, within the wait.
 
-        Raises Invalid ("User unknown"), Busy if too many wait already, and ReadModelAway
-        where it cannot be known now.
+        Raises Invalid ("User unknown"), Busy if too many wait already, NotYet where the cache is
+        behind, and ReadModelAway.
         """
         if self._is_nobodys(user_id):
             raise Invalid(
@@ -67,7 +67,7 @@ class Customers:
             raise Busy("Too many orders wait for users who are not known yet. Try again.")
         try:
             if not self._comes_in_time(user_id):
-                raise ReadModelAway(
+                raise NotYet(
                     "Whether this user exists cannot be known yet: the order service's cache of"
                     " users is behind. Nothing was written; try again."
                 )

@@ -56,8 +56,8 @@ def routes(store: Store, users: Views) -> Routes:
         user_id = new_id()
         command = CreateUser(incoming.body.name, incoming.body.email)
 
-        def accept(_: User | None, version: int) -> Answer:
-            return answer({"userId": str(user_id)}, version, status=202)
+        def accept(_: User | None, __: int) -> Answer:
+            return answer({"userId": str(user_id)}, status=202)
 
         return handle(store, DECIDER, user_id, command, incoming.call, accept, creates=True)
 
@@ -65,10 +65,10 @@ def routes(store: Store, users: Views) -> Routes:
     def change_user(incoming: Incoming[UserChange, None]) -> Handled:
         command = ChangeUser(incoming.body.name, incoming.body.email)
 
-        def show(user: User | None, version: int) -> Answer:
+        def show(user: User | None, __: int) -> Answer:
             assert user
             document: Document = {"_id": str(incoming.id), "name": user.name, "email": user.email}
-            return answer(shown(document), version)
+            return answer(shown(document))
 
         return handle(store, DECIDER, incoming.id, command, incoming.call, show)
 

@@ -42,6 +42,7 @@ def create_app(settings: Settings) -> Flask:
         is_ready=readiness.is_ready,
         store=store,
         about=ABOUT,
+        cors_origins=settings.cors_origins,
     )
     app.register_blueprint(feed_routes(feed, settings.feed.token))
     return app

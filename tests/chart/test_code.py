@@ -43,6 +43,7 @@ PORTS = {"gateway": 3000, "user-service": 3001, "order-service": 3002}
 TUNING = {
     "BATCH",
     "CACHE_MARGIN",
+    "CORS_ORIGINS",
     "DELIVERY_LIMIT",
     "HOST",
     "KNOWN_USER_WAIT",

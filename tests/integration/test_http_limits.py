@@ -569,7 +569,7 @@ def test_an_if_match_that_is_no_etag_is_a_400(wire: Wire, user_id: str, tag: str
 def test_an_if_match_of_another_version_is_a_412(wire: Wire, user_id: str, tag: str) -> None:
     answer = wire.send("PUT", f"/users/{user_id}", b'{"name": "Eve"}', {"If-Match": tag})
     assert_refused(answer, 412)
-    assert answer.headers["etag"] == '"1"'
+    assert answer.headers["etag"].startswith('"1.')
 
 
 @pytest.mark.parametrize("tag", ["2", '"', "W/", ",,,", "\xff", '"1" "2"', "*" * 4000])
@@ -603,6 +603,16 @@ def test_a_key_is_free_again_after_a_refusal(wire: Wire) -> None:
     assert wire.send("POST", "/users", user_body(), key).status == 202
     again = wire.send("POST", "/users", user_body(), key)
     assert (again.status, again.headers["idempotency-replayed"]) == (202, "true")
+
+
+def test_a_repeated_command_is_answered_by_the_same_bytes(wire: Wire, user_id: str) -> None:
+    for at in USER_DOORS:
+        key = {"Idempotency-Key": str(uuid4())}
+        first, again = (
+            wire.send("PUT", f"/users/{user_id}", b'{"name": "Ada"}', key, at) for _ in range(2)
+        )
+        assert again.headers["idempotency-replayed"] == "true"
+        assert (again.status, again.body) == (first.status, first.body)
 
 
 OTHER_REQUESTS: dict[str, tuple[str, str, bytes, Headers]] = {

@@ -269,8 +269,9 @@ class Judge:
                 self._judge_nothing_new(issued)
             return
         first = events[0].version
-        if issued.answer and issued.answer.body["version"] != events[-1].version:
-            self.world.blame(f"{issued.id} was answered {issued.answer.body}, at {first}")
+        answered = issued.answer.body if issued.answer else None
+        if isinstance(answered, Mapping) and answered["version"] != events[-1].version:
+            self.world.blame(f"{issued.id} was answered {answered}, at {first}")
         versions = [event.version for event in events]
         if versions != list(range(first, first + len(events))):
             self.world.blame(f"{issued.id} is in the log at {versions}")
