@@ -66,7 +66,7 @@ shop.orders.post(f"/orders/{cancelled}/cancel", json={"reason": "too late"})
 new = projector(PROJECTIONS[-1], shop.readmodel, shop.order_store, shop.broker)
 new.sweep(), new.sweep()
 documents = shop.readmodel.collections["cancellations"]
-assert documents[kept] == {"_id": kept, "version": 1, "cancelled": False}
+assert documents[kept]["cancelled"] is False
 assert documents[cancelled]["reason"] == "too late", documents
 """,
     )
@@ -95,7 +95,7 @@ parcel_id = answer.get_json()["parcelId"]
 Pump("parcel", store, broker.publisher([Queue(PROJECTION.queue, PROJECTION.binding)], 9)).turn()
 projector(PROJECTION, readmodel, store, broker).consume(Event(), wait=0)
 document = readmodel.collections["parcels"][parcel_id]
-assert document == {"_id": parcel_id, "version": 1, "to": "Paris"}
+assert (document["version"], document["to"]) == (1, "Paris")
 shown = client.get(f"/parcels/{parcel_id}").get_json()
 assert shown == {"_id": parcel_id, "parcelId": parcel_id, "to": "Paris"}
 """,

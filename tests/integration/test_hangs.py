@@ -147,7 +147,7 @@ def test_a_command_that_a_hanging_server_holds_has_an_unknown_outcome_and_its_ke
 
     again: list[Handled] = []
     soon(lambda: again.append(create(store, key)), 10)
-    assert again[0].answer.body["userId"] == str(lost)
+    assert again[0].answer.body == {"userId": str(lost)}
     assert again[0].replayed
     with administrator.connect() as connection:
         found = connection.exec_driver_sql(
