@@ -99,7 +99,9 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, lt=1e6)]
 _AnyCase = BeforeValidator(str.lower)
-_Words = BeforeValidator(lambda text: tuple(text.replace(",", " ").split()))
+_Words = BeforeValidator(
+    lambda given: tuple(given.replace(",", " ").split()) if isinstance(given, str) else given
+)
 
 
 class Settings(BaseSettings):
