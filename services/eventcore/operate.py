@@ -341,9 +341,9 @@ def rebuild(
 
     They are folded from position 0 beside those that serve, compared with them, and switched to in
     one step. Where they differ, or an event cannot be applied, it asks before it switches; without
-    a terminal it needs --accept-differences, else it ends with status 1 and nothing has changed.
-    Documents of a halted projection come from another log: there --yes accepts differences, too.
-    The old ones are kept for --rollback, until the next time.
+    a terminal it needs --yes, else it ends with status 1 and nothing has changed. A projection that
+    is halted is not compared: its documents come from another log. The old ones are kept for
+    --rollback, until the next time.
     """
     with _at(projection_name, "rebuild") as (projection, readmodel, feed, folder):
         import eventcore.rebuild as run
@@ -369,15 +369,15 @@ def rebuild(
             if not rollback:
                 build.fold(_progress(projection.name, as_json))
             build.catch_up()
-            parity = build.compare()
-            _show_parity(build.generation.name, parity, as_json)
-            expected = yes and bool(readmodel.checkpoint(folder.generation.name).halted)
-            if not parity.agrees and not accept_differences and not expected:
-                _ask(
-                    False,
-                    f"{build.generation.name} differs. Let it serve all the same?",
-                    "--accept-differences",
-                )
+            serving = generation_of(projection, generations.serving).name
+            if readmodel.checkpoint(serving).halted:
+                note = f"not compared: {serving} is halted, its documents come from another log"
+                _show([{"generation": build.generation.name, "note": note}], as_json)
+            else:
+                parity = build.compare()
+                _show_parity(build.generation.name, parity, as_json)
+                if not parity.agrees and not accept_differences:
+                    _ask(yes, f"{build.generation.name} differs. Let it serve all the same?")
             build.switch()
             switched = True
         finally:

@@ -75,6 +75,9 @@ SLOTS = 65536
 IDS_AT_ONCE = 50
 """Ids in one `$in`; on the server of `make run` a longer one takes longer than several."""
 
+PARKED_AT_ONCE = 200
+"""Entries of the parked list in one write, so that a slow server answers in time."""
+
 SOCKET_TIMEOUT, WRITE_TIMEOUT = 4000, 2500
 """Milliseconds that an answer may take, and that a majority may take to confirm a write: less, so
 that a lagging secondary is an answer of the server and not a lost connection."""
@@ -517,6 +520,10 @@ class Mongo:
 
     def park(self, entries: Sequence[Parked]) -> list[str]:
         """See ReadModel; entries are inserted first, since most are new."""
+        begins = range(0, len(entries), PARKED_AT_ONCE)
+        return [new for each in begins for new in self._park(entries[each : each + PARKED_AT_ONCE])]
+
+    def _park(self, entries: Sequence[Parked]) -> list[str]:
         known: list[int] = []
         try:
             with self._reaching():

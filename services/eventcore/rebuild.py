@@ -25,7 +25,7 @@ from eventcore.failpoints import reach
 from eventcore.feed import SWEEP_RANGE, Feed
 from eventcore.projection import Document, Projection, version_of
 from eventcore.projector import Folder, Sweep
-from eventcore.readmodel import SCANNED, Generation, ReadModel, Write, generation_of
+from eventcore.readmodel import SCANNED, SLOTS, Generation, ReadModel, Write, generation_of
 from eventcore.retry import retry
 
 Result = TypeVar("Result")
@@ -35,6 +35,9 @@ PATIENCE = 60.0
 
 SHOWN = 10
 """Ids that a comparison names of each kind."""
+
+PART = SLOTS // 64
+"""Slots of the parked list that are read at once."""
 
 _ROUNDS = 10
 _NOTICED = 15
@@ -130,10 +133,11 @@ class Rebuild:
         """
         serving = self._serving()
         parity = Parity()
+        for begin in range(0, SLOTS, PART):
+            part = range(begin, begin + PART)
+            for stream, is_old in self._patiently(lambda: self._parked_in(part, serving)).items():  # noqa: B023 - called at once
+                parity.note("parked" if is_old else "parked_anew", stream)
         unsure: list[str] = []
-        stopped = self._patiently(lambda: self._readmodel.parked(serving.name))
-        for stream in self._patiently(lambda: self._readmodel.parked(self.generation.name)):
-            parity.note("parked" if stream in stopped else "parked_anew", stream)
         for old, new in self._pairs(serving.collection, self.generation.collection):
             parity.serving += old is not None
             parity.new += new is not None
@@ -142,10 +146,12 @@ class Rebuild:
             stream = str((old or new or {})["_id"])
             if _alike(old, new):
                 parity.alike += 1
-            elif stream not in stopped:
+            else:
                 unsure.append(stream)
-        for kind, stream in self._look_again(serving, unsure):
-            parity.note(kind, stream)
+            if len(unsure) == SCANNED:
+                self._look_again(serving, unsure, parity)
+                unsure = []
+        self._look_again(serving, unsure, parity)
         return parity
 
     def switch(self) -> None:
@@ -216,23 +222,32 @@ class Rebuild:
             yield from page
             after = str(page[-1]["_id"])
 
-    def _look_again(self, serving: Generation, unsure: list[str]) -> Iterator[tuple[str, str]]:
-        """What is to be said of those that were not alike, and are not after catching up either."""
+    def _parked_in(self, slots: range, serving: Generation) -> dict[str, bool]:
+        """A part of the parked list, and whether each stream of it is parked in `serving` too."""
+        parked = self._readmodel.parked_in(self.generation.name, slots)
+        before = self._readmodel.parked(serving.name, parked)
+        return {stream: stream in before for stream in parked}
+
+    def _look_again(self, serving: Generation, unsure: list[str], parity: Parity) -> None:
+        """Notes those that are not alike after both have caught up either; not those parked."""
+        stopped = self._patiently(lambda: self._readmodel.parked(serving.name, unsure))
+        left = [stream for stream in unsure if stream not in stopped]
         for round_ in range(_ROUNDS):
-            if not unsure:
+            if not left:
                 return
             self.catch_up()
             still = []
-            for old, new in self._both(serving, unsure):
+            for old, new in self._both(serving, left):
                 stream = str((old or new or {})["_id"])
                 if _alike(old, new):
-                    yield "alike", stream
+                    parity.note("alike", stream)
                 elif round_ < _ROUNDS - 1 and version_of(old) != version_of(new):
                     still.append(stream)
                 else:
-                    yield _kind(old, new), stream
-            unsure = still
-            self._wait(0.2)
+                    parity.note(_kind(old, new), stream)
+            left = still
+            if left:
+                self._wait(0.2)
 
     def _both(
         self, serving: Generation, streams: list[str]

@@ -42,6 +42,9 @@ EVERY = 2.0
 UNSWEPT = 5.0
 """Seconds without a sweep after which the service looks for a projection's lag itself."""
 
+REST = 20
+"""Counting the parked list takes one part of the time in so many, however long the list is."""
+
 PAGES = 20
 """Pages of heads that one look goes through; what it did not reach, the next one does."""
 
@@ -90,11 +93,14 @@ class CheckpointWatch:
         projection: Projection,
         readmodel: ReadModel,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        timer: Callable[[], float] = monotonic,
     ) -> None:
         self._name = projection.name
         self._serving = Serving(projection, readmodel)
         self._readmodel = readmodel
         self._clock = clock
+        self._timer = timer
+        self._count_at = 0.0
 
     def look(self) -> None:
         """Look once, and set the metrics. Raises ReadModelAway."""
@@ -103,7 +109,9 @@ class CheckpointWatch:
         GENERATION.labels(self._name).set(generation.number)
         POSITION.labels(self._name).set(checkpoint.position)
         HALTED.labels(self._name).set(1 if checkpoint.halted else 0)
-        PARKED.labels(self._name).set(self._readmodel.count_parked(generation.name))
+        if (begun := self._timer()) >= self._count_at:
+            PARKED.labels(self._name).set(self._readmodel.count_parked(generation.name))
+            self._count_at = self._timer() + REST * (self._timer() - begun)
         if checkpoint.covered_at:
             age = (self._clock() - checkpoint.covered_at).total_seconds()
             STALENESS.labels(self._name).set(max(0.0, age))

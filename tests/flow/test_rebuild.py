@@ -1,5 +1,7 @@
 """A projection is folded anew beside the one that serves; an operator sees what is wrong."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from random import Random
@@ -7,13 +9,16 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from click.testing import CliRunner, Result
 
+from eventcore import operate
 from eventcore.errors import Conflict, NotFound, ReadModelAway, Refused
 from eventcore.event import NewEvent
 from eventcore.feed import StoreFeed
 from eventcore.projection import Document, Projection
+from eventcore.projector import Folder
 from eventcore.readmodel import Generation, Parked, Skip, Write, generation_of
-from eventcore.rebuild import Rebuild, back, begin, rebuild_stream
+from eventcore.rebuild import Parity, Rebuild, back, begin, rebuild_stream
 from eventcore.store import Progress, Stream
 from eventcore.verify import Verified, Verifier
 from tests.fakes.shop import FakeShop
@@ -395,3 +400,62 @@ def test_a_rebuild_makes_a_halted_projection_go_on(shop: FakeShop) -> None:
     assert verified(shop, number=2).wrong == ()
     checkpoint = shop.readmodel.checkpoint("users.2")
     assert (checkpoint.store_epoch, checkpoint.halted) == ("the second", "")
+
+
+@pytest.fixture
+def tool(shop: FakeShop, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """The command `rebuild users`, with more options, on the shop's fakes."""
+
+    @contextmanager
+    def at(*_: object) -> Iterator[tuple[Projection, object, StoreFeed, Folder]]:
+        yield USERS, shop.readmodel, feed(shop), Folder(USERS, shop.readmodel, feed(shop))
+
+    monkeypatch.setattr(operate, "_at", at)
+    monkeypatch.setattr("eventcore.operate.time.sleep", lambda _: None)
+    return lambda *options: CliRunner().invoke(operate.rebuild, ["users", "--json", *options])
+
+
+def test_a_halted_projection_is_rebuilt_by_the_command_that_its_halt_names(
+    shop: FakeShop, tool: Callable[..., Result]
+) -> None:
+    restored(shop, keep=8)
+    shop.sweep(["users"])
+    halted = shop.readmodel.checkpoint("users").halted
+    assert "rebuild users" in halted
+    said = tool("--yes")
+    assert said.exit_code == 0, said.output
+    assert "not compared: users is halted" in said.output
+    assert '{"serves": "users.2"}' in said.output
+    shop.sweep(["users"])
+    assert verified(shop, number=2).wrong == ()
+
+
+def test_yes_means_yes_where_documents_differ(shop: FakeShop, tool: Callable[..., Result]) -> None:
+    spoil(shop)
+    refused = tool()
+    assert isinstance(refused.exception, Refused)
+    assert shop.readmodel.generations("users").serving == 1
+    said = tool("--yes")
+    assert said.exit_code == 0, said.output
+    assert '"different": 1' in said.output
+    assert shop.readmodel.generations("users").serving == 3
+
+
+def test_a_comparison_holds_few_ids_even_where_all_differ(
+    shop: FakeShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventcore.rebuild.SCANNED", 2)
+    for document in documents(shop).values():
+        document["name"] = "Mallory"
+    build = rebuilt(shop)
+    held: list[int] = []
+    look_again = build._look_again
+
+    def noted(serving: Generation, unsure: list[str], parity: Parity) -> None:
+        held.append(len(unsure))
+        look_again(serving, unsure, parity)
+
+    monkeypatch.setattr(build, "_look_again", noted)
+    parity = build.compare()
+    assert parity.different == 5
+    assert max(held) == 2

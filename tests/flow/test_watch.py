@@ -289,3 +289,22 @@ def test_a_background_thread_goes_on_after_an_unexpected_error(
     repeat(turn, "a test", stop=stop).join(5)
     assert len(turns) == 3
     assert value("background_errors_total", thread="a test") == 3
+
+
+def test_counting_a_long_parked_list_takes_a_small_part_of_the_time(
+    shop: FakeShop, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[float] = []
+
+    def count(_generation: str) -> int:
+        counts.append(clock.seconds())
+        clock.wait(1)
+        return 20_000
+
+    monkeypatch.setattr(shop.readmodel, "count_parked", count)
+    watch = CheckpointWatch(users.PROJECTION, shop.readmodel, clock, clock.seconds)
+    while clock.seconds() < 100:
+        watch.look()
+        clock.wait(2)
+    assert len(counts) <= 6
+    assert value("projection_parked_streams", projection="users") == 20_000
