@@ -8,18 +8,19 @@ import atexit
 import errno
 import json
 import logging
-import os
 import socket
 import sys
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from select import PIPE_BUF
+from io import TextIOWrapper
+from logging.handlers import QueueHandler, QueueListener
+from queue import Queue
 from types import MappingProxyType
 from typing import TextIO
 
@@ -166,115 +167,57 @@ def start(settings: Settings) -> None:
 def start_logging(
     service: str, process: str, form: str, level: str, stream: TextIO | None = None
 ) -> None:
-    """Log to stdout, or `stream` at once; `form` is json, text, or auto: text on a terminal."""
-    handler = logging.StreamHandler(stream) if stream else _Gathering(sys.stdout)
-    as_text = form == "text" or (form == "auto" and handler.stream.isatty())
+    """Logs to stdout, or `stream`; `form` is json, text, or auto: text on a terminal."""
+    stream = stream or sys.stdout
+    as_text = form == "text" or (form == "auto" and stream.isatty())
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(_Text() if as_text else _Json(service, process))
+    if isinstance(stream, TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    _leave_out_what_no_line_shows()
-    logging.getLogger("pika").setLevel(logging.CRITICAL)  # what it says, broker.py says in one line
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # in no line
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # broker.py logs the same in one line
     logging.getLogger("urllib3").setLevel(logging.ERROR)
-    logging.getLogger("pymongo").setLevel(logging.WARNING)  # below, it tells whole documents
+    logging.getLogger("pymongo").setLevel(logging.WARNING)  # below, it logs whole documents
     logging.captureWarnings(True)
     sys.excepthook = lambda _kind, error, _place: _log_uncaught(error)
     threading.excepthook = lambda ended: _log_uncaught(ended.exc_value)
     sys.unraisablehook = lambda ended: _log_uncaught(ended.exc_value)
 
 
-class _Gathering(logging.StreamHandler[TextIO]):
-    """Writes what is logged within a moment in one piece, and a warning with all before it at once.
+WAITING_LINES = 10_000
+"""Maximum lines that wait to be written; then a thread that logs waits, too."""
 
-    Each write lets go of the interpreter's lock, which costs a busy process more than the line.
-    A process that is killed loses the lines of that moment. Pieces are small enough for a pipe
-    to take them whole, so that lines of processes that share one do not get into each other.
+
+class _Queued(QueueHandler):
+    """Formats a line in the thread that logs it, and hands it to the thread that writes."""
+
+    def __init__(self, lines: Queue[logging.LogRecord]) -> None:
+        super().__init__(lines)
+        self._lines = lines
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Waits while the queue is full."""
+        self._lines.put(record)
+
+
+def write_lines_in_background() -> None:
+    """Has a thread of its own write the log lines from now on. Call it after any fork.
+
+    A thread that writes releases the interpreter lock. Among many busy threads it then waits for
+    the lock longer than the line takes.
     """
-
-    MOMENT = 0.01
-    """Seconds."""
-
-    MOST = 10_000
-    """Lines that wait while nobody reads those before; then who logs waits too."""
-
-    def __init__(self, stream: TextIO) -> None:
-        super().__init__(stream)
-        self._begin()
-        # nobody writes while a process forks: its child would wait for that write for ever
-        os.register_at_fork(
-            before=lambda: self._writing.acquire(),
-            after_in_parent=lambda: self._writing.release(),
-            after_in_child=self._begin,
-        )
-        atexit.register(self.flush)
-
-    def _begin(self) -> None:
-        """In a process that has just begun: what is gathered already is its parent's to write."""
-        self._writing = threading.RLock()
-        self._lines: deque[str] = deque()
-        self._due = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """See logging.Handler; it holds the handler's lock."""
-        try:
-            line = f"{self.format(record)}\n"
-            self._lines.append(line if line.isascii() else self._writable(line))
-            if record.levelno >= logging.WARNING or len(self._lines) >= self.MOST:
-                self.flush()
-            elif not self._due.is_set():
-                self._due.set()
-                if self._thread is None:
-                    self._start()
-        except Exception:  # noqa: BLE001 - as every handler does, it tells where it can
-            self.handleError(record)
-
-    def _writable(self, line: str) -> str:
-        encoding = self.stream.encoding or "utf-8"
-        return line.encode(encoding, "backslashreplace").decode(encoding)
-
-    def _start(self) -> None:
-        thread = threading.Thread(target=self._run, name="log lines", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # there can be no thread now
-            self._due.clear()
-            self.flush()
-        else:
-            self._thread = thread
-
-    def flush(self) -> None:
-        """Write all that is there; meanwhile others go on logging."""
-        with self._writing, suppress(OSError, ValueError):  # nobody reads them any more
-            for piece in _pieces([self._lines.popleft() for _ in range(len(self._lines))]):
-                self.stream.write(piece)
-                self.stream.flush()
-
-    def _run(self) -> None:
-        while self._due.wait():
-            time.sleep(self.MOMENT)
-            self._due.clear()
-            self.flush()
-
-
-def _pieces(lines: Iterable[str]) -> Iterator[str]:
-    """The lines in pieces of PIPE_BUF bytes at most, each line whole; a longer one by itself."""
-    piece, size = list[str](), 0
-    for line in lines:
-        more = len(line) if line.isascii() else len(line.encode(errors="replace"))
-        if piece and size + more > PIPE_BUF:
-            yield "".join(piece)
-            piece, size = [], 0
-        piece.append(line)
-        size += more
-    yield "".join(piece)
-
-
-def _leave_out_what_no_line_shows() -> None:
-    """Where in the code and in which thread a line was logged costs as much as the line.
-
-    Python's Logging HOWTO, "Optimization".
-    """
-    logging._srcfile = ""  # noqa: SLF001 - the HOWTO names it
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    root = logging.getLogger()
+    [stream] = root.handlers
+    lines = Queue[logging.LogRecord](WAITING_LINES)
+    queued = _Queued(lines)
+    queued.setFormatter(stream.formatter)
+    stream.setFormatter(None)  # the record that it gets is a whole line
+    root.addHandler(queued)
+    root.removeHandler(stream)
+    listener = QueueListener(lines, stream)
+    listener.start()
+    atexit.register(listener.stop)
 
 
 def _log_uncaught(error: BaseException | None) -> None:
@@ -309,7 +252,7 @@ class _Json(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
-            "time": _moment(record.created),
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "message": record.getMessage(),
             **self._always,
@@ -321,17 +264,6 @@ class _Json(logging.Formatter):
         return text if text.isascii() else text.translate(_ONE_OBJECT)
 
 
-def _moment(seconds: float) -> str:
-    """As 2026-01-16T10:00:00.123+00:00; the date and the whole second are made once a second."""
-    global _second
-    whole = int(seconds)
-    if _second[0] != whole:
-        _second = whole, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
-    return f"{_second[1]}.{int((seconds - whole) * 1000):03d}+00:00"
-
-
-_second = (0, "")
-
 _BEYOND_ASCII = (*range(0x80, 0xA0), 0x2028, 0x2029)
 """Line breaks and terminal controls that are none of ASCII's."""
 
@@ -341,16 +273,25 @@ _ONE_LINE = {code: f"\\x{code:02x}" for code in (*range(32), 127)} | _ONE_OBJECT
 
 
 class _Text(logging.Formatter):
+    """For a terminal: a request is one short line; the ids of its request are in warnings alone."""
+
     def format(self, record: logging.LogRecord) -> str:
-        fields = " ".join(f"{name}={value}" for name, value in _extra(record).items())
-        text = f"{record.levelname:<7} {record.getMessage()}  {fields}".rstrip()
-        text = text.translate(_ONE_LINE)
+        if record.getMessage() == "Answered":
+            said = "{method} {route} {status} {ms} ms".format_map(_own(record))
+        else:
+            shown = _own(record) if record.levelno < logging.WARNING else _extra(record)
+            fields = " ".join(f"{name}={value}" for name, value in shown.items())
+            said = f"{record.getMessage()}  {fields}".rstrip()
+        text = f"{record.levelname:<7} {said}".translate(_ONE_LINE)
         return f"{text}\n{_told(record.exc_info[1])}".rstrip() if record.exc_info else text
 
 
+def _own(record: logging.LogRecord) -> dict[str, object]:
+    return {k: v for k, v in record.__dict__.items() if k not in _STANDARD}
+
+
 def _extra(record: logging.LogRecord) -> dict[str, object]:
-    own = {k: v for k, v in record.__dict__.items() if k not in _STANDARD}
-    return {**_fields.get(), **own}
+    return {**_fields.get(), **_own(record)}
 
 
 STUCK = 120.0

@@ -25,7 +25,14 @@ from gunicorn.workers.gthread import ThreadWorker
 
 from eventcore import jsontext
 from eventcore.errors import Away, Busy
-from eventcore.observe import STUCK, Health, listen, serve_probes, start
+from eventcore.observe import (
+    STUCK,
+    Health,
+    listen,
+    serve_probes,
+    start,
+    write_lines_in_background,
+)
 from eventcore.readmodel import Mongo
 from eventcore.settings import ServeSettings
 from eventcore.store import Postgres, require_schema
@@ -356,6 +363,7 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> "WSGIApplication":
         """The application, made in the worker."""
+        write_lines_in_background()
         start_tracing(self._settings)
         app: Flask = self._module.create_app(self._settings)
         self._overload = Overload(app, self._settings.threads)

@@ -1,12 +1,13 @@
 """The access log: one line a call, with its route, time and ids, and nothing of its body."""
 
 import logging
+import re
 from collections.abc import Iterator
 
 import pytest
 
 from eventcore import jsontext
-from eventcore.observe import _Json, _Text
+from eventcore.observe import _Json, _Text, log_fields
 from tests.fakes.shop import TOKEN, FakeShop
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"  # pragma: allowlist secret
@@ -116,5 +117,29 @@ def test_a_user_of_such_a_name_is_one_line_a_call(form: str, given: str) -> None
         root.setLevel(level)
         root.removeHandler(lines)
     assert status in (202, 422)
-    assert len([each for each in lines.lines if "Answered" in each]) == 1
+    assert len([each for each in lines.lines if "/users" in each]) == 1
     assert not [each for each in lines.lines if "forged" in each or len(each.splitlines()) != 1]
+
+
+def test_on_a_terminal_a_request_is_one_short_line() -> None:
+    lines, root = Lines(_Text()), logging.getLogger()
+    level = root.level
+    root.addHandler(lines)
+    root.setLevel(logging.INFO)
+    try:
+        FakeShop().users.post("/users", json={"name": "Ada", "email": "ada@example.com"})
+    finally:
+        root.setLevel(level)
+        root.removeHandler(lines)
+    [request] = [each for each in lines.lines if "POST" in each]
+    assert re.fullmatch(r"INFO    POST /users 202 \d+\.\d ms", request)
+    assert not [each for each in lines.lines if "request_id" in each]
+
+
+def test_on_a_terminal_a_warning_has_the_ids_of_its_request() -> None:
+    lines = Lines(_Text())
+    logger = logging.Logger("any")
+    logger.addHandler(lines)
+    with log_fields(request_id="r-1"):
+        logger.warning("Not available now", extra={"reason": "away"})
+    assert lines.lines == ["WARNING Not available now  request_id=r-1 reason=away"]

@@ -364,22 +364,46 @@ def test_whatever_python_itself_would_print_is_a_line_like_any_other(
     assert part in line["message"] + line.get("exception", "")
 
 
-def test_lines_of_many_threads_and_of_a_child_are_each_there_once_and_in_order() -> None:
+@pytest.mark.parametrize("background", ["", "observe.write_lines_in_background()\n"])
+def test_lines_of_many_threads_are_each_there_once_and_in_order(background: str) -> None:
     lines = spoken(
-        "import logging, os, threading\n"
+        background + "import logging, threading\n"
         "def talk(name):\n"
         "    for n in range(2_000): logging.info('%s %s', name, n)\n"
         "threads = [threading.Thread(target=talk, args=(str(n),)) for n in range(8)]\n"
         "for each in threads: each.start()\n"
-        "child = os.fork()\n"
-        "if not child:\n"
-        "    talk('child'); logging.shutdown(); os._exit(0)\n"
-        "for each in threads: each.join()\n"
-        "os.waitpid(child, 0)"
+        "for each in threads: each.join()"
     )
-    for name in [*map(str, range(8)), "child"]:
+    for name in map(str, range(8)):
         told = [line["message"] for line in lines if line["message"].startswith(f"{name} ")]
         assert told == [f"{name} {n}" for n in range(2_000)]
+
+
+def test_lines_written_in_the_background_have_their_error_and_the_ids_of_their_request() -> None:
+    [line] = spoken(
+        "observe.write_lines_in_background()\nimport logging\n"
+        "with observe.log_fields(request_id='r'):\n"
+        "    try:\n        1 / 0\n    except ZeroDivisionError:\n"
+        "        logging.getLogger('x').exception('odd %s', 'thing', extra={'id': 'i'})"
+    )
+    assert (line["message"], line["request_id"], line["id"]) == ("odd thing", "r", "i")
+    assert "ZeroDivisionError" in line["exception"]
+
+
+def test_while_nobody_reads_a_process_that_logs_waits() -> None:
+    program = (
+        "import logging\nfrom eventcore import observe\n"
+        "observe.WAITING_LINES = 10\n"
+        "observe.start_logging('shop', 'test', 'json', 'info')\n"
+        "observe.write_lines_in_background()\n"
+        "for n in range(5_000): logging.info('%s', n)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(3)
+        assert process.stdout
+        lines = process.stdout.read().splitlines()
+        assert [json.loads(line)["message"] for line in lines] == [str(n) for n in range(5_000)]
 
 
 def test_an_error_says_where_it_came_from_and_not_what_it_failed_with() -> None:
