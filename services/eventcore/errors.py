@@ -8,8 +8,10 @@
     │   ├── StaleVersion   the caller expected another version
     │   └── KeyReused      an Idempotency-Key came back with another request
     ├── Away               a server cannot be reached now; nothing was lost
-    │   ├── StoreAway      PostgreSQL; StoreSlow: it answers, too late; SequenceBehind
-    │   ├── OutcomeUnknown an append was sent, and its answer was lost
+    │   ├── StoreAway      PostgreSQL
+    │   │   ├── StoreSlow       it answers, too late
+    │   │   ├── SequenceBehind  the next position would be one that the log has
+    │   │   └── OutcomeUnknown  an append was sent, and its answer was lost
     │   ├── ReadModelAway  MongoDB
     │   ├── BrokerAway     RabbitMQ
     │   ├── FeedAway       the service that owns a feed
@@ -108,7 +110,7 @@ class StoreSlow(StoreAway):
     unreachable = False
 
 
-class OutcomeUnknown(Away):
+class OutcomeUnknown(StoreAway):
     """The answer to an append was lost: the command may be carried out already, or later.
 
     Without an Idempotency-Key a repeat may do it twice. `aggregate_id` names the stream to look at.

@@ -2,13 +2,11 @@
 
 import ctypes
 import os
-import signal
 import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
@@ -34,18 +32,8 @@ from eventcore.store import (
 )
 from local.servers import MongoDB, PostgreSQL, free_port
 from tests.conftest import Databases
+from tests.integration.trouble import processes_of, stopped
 from user.user import DECIDER, CreateUser
-
-
-@contextmanager
-def stopped(pids: set[int]) -> Iterator[None]:
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
 
 
 @pytest.fixture
@@ -65,18 +53,6 @@ def backends(store: Postgres) -> set[int]:
     """The processes that serve the store's connections."""
     question = "select pg_backend_pid()"
     return {store._rows(question)[0][0], store._write(question)[0][0]}
-
-
-def processes_of(engine: Engine) -> set[int]:
-    """All processes of a PostgreSQL but those that serve this engine."""
-    with engine.connect() as connection:
-        file = connection.exec_driver_sql("show data_directory").scalar_one()
-        with open(f"{file}/postmaster.pid") as found:
-            postmaster = int(found.readline())
-        pids = connection.exec_driver_sql(
-            "select pid from pg_stat_activity where pid <> pg_backend_pid()"
-        )
-        return {postmaster, *(pid for (pid,) in pids)}
 
 
 def soon(what: Callable[[], Any], seconds: float) -> None:
@@ -212,8 +188,7 @@ def test_while_the_server_is_read_only_reads_go_on_and_writes_come_back_by_thems
     with administrator.connect() as connection:
         connection.exec_driver_sql(f"alter database {name} set default_transaction_read_only = on")
     try:
-        with stopped(set()):
-            store._writes.close()
+        store._writes.close()
         for _ in range(2 * FAILURES):
             with pytest.raises(StoreAway) as caught:
                 begin(store)

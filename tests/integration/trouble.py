@@ -1,10 +1,14 @@
 """What makes the running system complain, as it happens to it in earnest."""
 
-from collections.abc import Callable
-from contextlib import closing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import pika
+from sqlalchemy import Engine
 
 from eventcore.command import read_pages
 from eventcore.errors import Conflict
@@ -41,3 +45,26 @@ def publish(rabbitmq: RabbitMQ, body: bytes) -> None:
     connection = pika.BlockingConnection(place)
     connection.channel().basic_publish("events", "user.made-up", body)
     connection.close()
+
+
+@contextmanager
+def stopped(pids: set[int]) -> Iterator[None]:
+    """Stops processes, as a hanging machine does, for the length of the block."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def processes_of(engine: Engine) -> set[int]:
+    """All processes of a PostgreSQL but those that serve this engine."""
+    with engine.connect() as connection:
+        file = connection.exec_driver_sql("show data_directory").scalar_one()
+        postmaster = int(Path(file, "postmaster.pid").read_text().split()[0])
+        pids = connection.exec_driver_sql(
+            "select pid from pg_stat_activity where pid <> pg_backend_pid()"
+        )
+        return {postmaster, *(pid for (pid,) in pids)}
