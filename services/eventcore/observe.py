@@ -50,7 +50,7 @@ CONFLICTS = Counter(
 CONFLICTS_LOST = Counter(
     "eventstore_conflicts_lost", "Commands refused after all retries", ["aggregate_type"]
 )
-HEAD = Gauge("eventstore_head_position", "The last position drawn", ["store"])
+HEAD = Gauge("eventstore_head_position", "Position of the last event", ["store"])
 SETTLED = Gauge(
     "eventstore_settled_position", "Position up to which nothing can still appear", ["store"]
 )
@@ -63,6 +63,11 @@ CHECKPOINT = Gauge("relay_checkpoint_position", "Position up to which all is con
 RELAY_LAG = Gauge("relay_lag_events", "Positions settled and not confirmed; gaps count", ["store"])
 RELAY_LAG_SECONDS = Gauge(
     "relay_lag_seconds", "Age of the oldest event not confirmed; 0: there is none", ["store"]
+)
+RELAY_HALTED = Gauge(
+    "relay_halted",
+    "1: nothing is published, since the log lacks the checkpoint's event; 0: it goes on",
+    ["store"],
 )
 RELAY_ACTIVE = Gauge("relay_active", "1: it holds the lock and relays; 0: it stands by", ["store"])
 IN_FLIGHT = Gauge("relay_in_flight_events", "Events published and not confirmed yet", ["store"])
@@ -103,7 +108,7 @@ POSITION = Gauge(
 GENERATION = Gauge("projection_generation", "Number of the generation that serves", ["projection"])
 HALTED = Gauge(
     "projection_halted",
-    "1: nothing is applied, since the log was restored; 0: it goes on",
+    "1: nothing is applied, since the log lacks folded events; 0: it goes on",
     ["projection"],
 )
 VERIFIED = Gauge(

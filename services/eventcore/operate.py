@@ -14,9 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
@@ -123,11 +121,13 @@ def lag(as_json: bool) -> None:
     rows: list[Row] = []
     with _at_projections("lag") as (readmodel, feed, projections):
         from eventcore.query import Serving
+        from eventcore.verify import why_halted
         from eventcore.watch import Behind
 
         log = feed.progress()
         of_log: Row = {"head": log.head, "settled": log.settled, "relayed": log.relayed}
-        _show([{**of_log, "behind": log.settled - log.relayed}], as_json)
+        behind = max(0, log.settled - log.relayed)
+        _show([{**of_log, "behind": behind, "halted": log.relay_halted}], as_json)
         for projection in projections:
             generation = Serving(projection, readmodel).now()
             checkpoint = readmodel.checkpoint(generation.name)
@@ -141,7 +141,7 @@ def lag(as_json: bool) -> None:
                 "behind": settled - oldest.position + 1 if oldest else 0,
                 "seconds": round(_age(oldest.recorded_at), 1) if oldest else 0,
                 "parked": readmodel.count_parked(generation.name),
-                "halted": checkpoint.halted,
+                "halted": checkpoint.halted or why_halted(projection.name, checkpoint, feed),
             }
             rows.append(row)
     _show(rows, as_json, "This service folds no projection from that log.")
@@ -431,36 +431,6 @@ def verify(projection_names: Sequence[str], everything: bool, sample: int, as_js
     sys.exit(1 if wrong else 0)
 
 
-@click.command()
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@as_json
-def backup(file: Path, as_json: bool) -> None:
-    """Write the event database to FILE, as its owner.
-
-    Appends go on meanwhile.
-    """
-    settings = _settings(StoreSettings, "backup")
-    import eventcore.backup as run
-
-    _show([asdict(run.backup(settings.store, file))], as_json)
-
-
-@click.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@as_json
-@yes
-def restore(file: Path, as_json: bool, yes: bool) -> None:
-    """Fill an empty event database from FILE, as its owner.
-
-    Positions are as they were. Projections that had read further halt until they are rebuilt.
-    """
-    settings = _settings(StoreSettings, "restore")
-    import eventcore.backup as run
-
-    _ask(yes, f"Restore {file} into {settings.store.name}?")
-    _show([asdict(run.restore(settings.store, file))], as_json)
-
-
 def service_module() -> Any:
     """The module that puts the service together: TITLE, NEEDS, PROJECTIONS, create_app."""
     name = os.environ.get("SERVICE", "")
@@ -669,5 +639,5 @@ def _age(moment: datetime) -> float:
     return max(0.0, (datetime.now(UTC) - moment).total_seconds())
 
 
-TOOLS = (metrics, trace, lag, parked, dead_letters, rebuild, verify, backup, restore)
+TOOLS = (metrics, trace, lag, parked, dead_letters, rebuild, verify)
 """All of them."""

@@ -40,7 +40,7 @@ from eventcore.errors import (
 )
 from eventcore.event import START, Event, from_message, ids_of
 from eventcore.failpoints import reach
-from eventcore.feed import MANY, Feed, HeadsPage, why_halted
+from eventcore.feed import MANY, Feed, HeadsPage, halted_by
 from eventcore.observe import (
     APPLIED,
     BATCH_SECONDS,
@@ -606,7 +606,7 @@ class Sweep:
 
         A halt is lifted where the log has the checkpoint's events, whatever else it has.
         """
-        if reason := why_halted(self._projection.name, lease.position, lease.store_epoch, page):
+        if reason := halted_by(self._projection.name, lease.position, lease.store_epoch, page):
             self._readmodel.halt(lease.generation, reason)
             raise StoreRestored(reason)
         if lease.halted:

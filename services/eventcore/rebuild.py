@@ -23,7 +23,7 @@ from eventcore.errors import CannotApply, Conflict, NotFound, Refused
 from eventcore.event import Event, Mark
 from eventcore.failpoints import reach
 from eventcore.feed import SWEEP_RANGE, Feed
-from eventcore.projection import Document, Projection, version_of
+from eventcore.projection import Document, Projection, event_id_of, version_of
 from eventcore.projector import Folder, Sweep
 from eventcore.readmodel import SCANNED, SLOTS, Generation, ReadModel, Write, generation_of
 from eventcore.retry import retry
@@ -335,7 +335,11 @@ def _digest(document: Document | None) -> int:
 
 
 def _alike(old: Document | None, new: Document | None) -> bool:
-    return old is not None and old == new
+    if old is None or new is None:
+        return False
+    if not (event_id_of(old) and event_id_of(new)):  # an older version kept no id
+        old, new = ({**each, "eventId": ""} for each in (old, new))
+    return old == new
 
 
 def _kind(old: Document | None, new: Document | None) -> str:

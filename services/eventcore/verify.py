@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from eventcore.event import Event
-from eventcore.feed import MANY, SWEEP_RANGE, Feed, whole, why_halted
+from eventcore.feed import MANY, SWEEP_RANGE, Feed, halted_by, whole
 from eventcore.projection import Document, Projection, event_id_of, version_of
 from eventcore.readmodel import SCANNED, Checkpoint, Generation, ReadModel
 from eventcore.store import Progress
@@ -75,10 +75,7 @@ class Verifier:
             checked += len(some)
             seem += self._look(some, checkpoint.position)
         still = self._still_wrong(seem, checkpoint.position)
-        page = self._feed.heads(0, 0, checkpoint.marks)
-        halted = checkpoint.halted or why_halted(
-            self._projection.name, checkpoint.position, checkpoint.store_epoch, page
-        )
+        halted = checkpoint.halted or why_halted(self._projection.name, checkpoint, self._feed)
         wrong = [Finding("", halted), *still] if halted else still
         return Verified(self._generation, checked, tuple(wrong), checkpoint, log)
 
@@ -156,6 +153,12 @@ class Verifier:
             return f"this code cannot fold it: {type(error).__name__}"
         assert folded
         return _different(document, folded)
+
+
+def why_halted(projection: str, checkpoint: Checkpoint, feed: Feed) -> str:
+    """Why the projection must not go on from its checkpoint; "": it may. Raises FeedAway."""
+    page = feed.heads(0, 0, checkpoint.marks)
+    return halted_by(projection, checkpoint.position, checkpoint.store_epoch, page)
 
 
 def _different(document: Document, folded: Document) -> str:

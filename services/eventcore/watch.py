@@ -23,6 +23,7 @@ from eventcore.observe import (
     LAG_SECONDS,
     PARKED,
     POSITION,
+    RELAY_HALTED,
     RELAY_LAG,
     RELAY_LAG_SECONDS,
     SETTLED,
@@ -81,6 +82,7 @@ class LogWatch:
         SETTLED.labels(self._name).set(progress.settled)
         UNSETTLED.labels(self._name).set(held)
         CHECKPOINT.labels(self._name).set(progress.relayed)
+        RELAY_HALTED.labels(self._name).set(1 if progress.relay_halted else 0)
         RELAY_LAG.labels(self._name).set(waiting if oldest else 0)
         RELAY_LAG_SECONDS.labels(self._name).set(_age(oldest[0], self._clock()) if oldest else 0)
 

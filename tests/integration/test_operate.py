@@ -6,26 +6,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pika
 import pytest
 
-from eventcore.backup import backup, restore
-from eventcore.errors import Conflict, Invalid
 from eventcore.event import NewEvent
-from eventcore.provision import provision_store
 from eventcore.readmodel import Write
-from eventcore.settings import Server
-from eventcore.store import Answer, Idempotency, Postgres, RelaySession, Stream, migrate
-from local.processes import ROOT, store_login
-from local.secretfiles import secret_file
-from local.servers import PostgreSQL, RabbitMQ
+from eventcore.store import Stream
+from local.servers import RabbitMQ
 from local.shop import Shop
-from tests.conftest import Databases
 from tests.integration.test_shop import (
     USERS,
     Client,
@@ -273,148 +264,3 @@ def test_dead_letters_are_listed_shown_given_back_and_deleted(
     tool("dead-letters", "discard", "users", "--yes")
     until(lambda: depth(channel, dead) == 0)
     assert tool("dead-letters", "list", "users") == "No dead letters of users.\n"
-
-
-# ── backup and restore ────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture
-def empty(postgres: PostgreSQL, data_folder: Path) -> Server:
-    """The owner's login of an event database with the schema and nothing in it."""
-    name = f"restored{uuid4().hex[:8]}"
-    secrets = data_folder / "secrets"
-    logins = {f"{name}_{each}": secret_file(secrets, f"{name}_{each}") for each in PURPOSES}
-    provision_store(postgres.address, name, logins)
-    owner = store_login(postgres.address, name, "owner", secrets)
-    migrate(owner, ROOT / "init.sql")
-    return owner
-
-
-PURPOSES = ("owner", "service", "relay")
-
-
-def test_a_restored_log_has_every_position_answer_and_checkpoint_and_a_new_epoch(
-    databases: Databases, client: Client, truth: Truth, tmp_path: Path, empty: Server
-) -> None:
-    client.place_order(client.create_user(), key=str(uuid4()))
-    owner = databases("order", "owner")
-    file = tmp_path / "order.backup"
-    manifest = backup(owner, file)
-    assert file.stat().st_mode & 0o777 == 0o600
-    client.place_order(client.create_user())  # not in it
-    restore(empty, file)
-    kept = Postgres(databases("order", "service"), 1)
-    restored = Postgres(_as_service(empty), 1)
-    try:
-        original = _feed(kept, manifest.head)
-        assert _feed(restored, 2**62) == original
-        assert len(original) == manifest.events > 0
-        log = restored.progress("order")
-        assert log.epoch not in ("", manifest.epoch)
-        assert log.head == manifest.head
-        first = original[0]
-        stream = Stream(first.aggregate_type, first.aggregate_id)
-        version = len(restored.read_stream(stream))
-        restored.append(stream, version, [NewEvent(uuid4(), "ORDER_CANCELLED", 1, {})], {})
-        assert restored.progress("order").head == manifest.head + 1
-    finally:
-        kept.close()
-        restored.close()
-    with pytest.raises(Conflict, match="events already"):
-        restore(empty, file)
-    with pytest.raises(Conflict, match="there already"):
-        backup(owner, file)
-
-
-@pytest.mark.parametrize("damage", ["cut", "altered", "foreign"])
-def test_a_damaged_backup_restores_nothing(
-    databases: Databases, client: Client, tmp_path: Path, empty: Server, damage: str
-) -> None:
-    import gzip
-
-    client.create_user()
-    file = tmp_path / "user.backup"
-    backup(databases("user", "owner"), file)
-    content = gzip.decompress(file.read_bytes())
-    if damage == "cut":
-        file.write_bytes(file.read_bytes()[:-200])
-    elif damage == "altered":
-        file.write_bytes(gzip.compress(content.replace(b"USER_CREATED", b"USER_CREATEX", 1)))
-    else:
-        file.write_bytes(gzip.compress(b'{"hello": 1}\n'))
-    with pytest.raises(Invalid):
-        restore(empty, file)
-    store = Postgres(_as_service(empty), 1)
-    assert store.progress("user").head == 0
-    store.close()
-
-
-def test_backup_and_restore_are_commands(
-    shop: Shop, databases: Databases, tmp_path: Path, empty: Server, client: Client
-) -> None:
-    client.create_user()
-    file = tmp_path / "user.backup"
-    owner = databases("user", "owner")
-    tool = Tool(shop)
-    told = json.loads(tool("backup", str(file), "--json", env=_told(owner)))
-    assert told["events"] > 0
-    assert "run it again with --yes" in tool("restore", str(file), status=1, env=_told(empty))
-    tool("restore", str(file), "--yes", env=_told(empty))
-    assert "events already" in tool("restore", str(file), "--yes", status=1, env=_told(empty))
-
-
-def _told(server: Server) -> dict[str, str]:
-    return {
-        "POSTGRES_HOST": server.host,
-        "POSTGRES_PORT": str(server.port),
-        "POSTGRES_DATABASE": server.name,
-        "POSTGRES_USER": server.user,
-        "POSTGRES_PASSWORD": server.password.read(),
-    }
-
-
-def _as_service(owner: Server) -> Server:
-    """The service's login of an owner's database."""
-    login = owner.user.replace("_owner", "_service")
-    assert owner.password.file
-    return replace(owner, user=login, password=secret_file(owner.password.file.parent, login))
-
-
-def _feed(store: Postgres, until: int) -> list[Any]:
-    settled = min(store.settled(), until)
-    events, after = [], 0
-    while page := store.read_feed(after, settled):
-        events += page
-        after = page[-1].position
-    return events
-
-
-def test_a_relay_of_a_restored_log_publishes_again_what_was_not_confirmed(
-    databases: Databases, client: Client, tmp_path: Path, empty: Server
-) -> None:
-    client.create_user()
-    file = tmp_path / "user.backup"
-    backup(databases("user", "owner"), file)
-    restore(empty, file)
-    relay = replace(_as_service(empty), user=empty.user.replace("_owner", "_relay"))
-    assert empty.password.file
-    relay = replace(relay, password=secret_file(empty.password.file.parent, relay.user))
-    session = RelaySession(relay, "user")
-    assert 0 < session.checkpoint().position <= session.settled_event().position
-    session.close()
-
-
-def test_an_idempotency_key_still_holds_after_a_restore(
-    databases: Databases, spare_databases: Databases, tmp_path: Path, empty: Server
-) -> None:
-    store = Postgres(spare_databases("spare", "service"), 1)
-    key = Idempotency(str(uuid4()), "hash")
-    stream = Stream("thing", uuid4())
-    answer = Answer(202, {"thingId": "1"}, {})
-    store.append(stream, 0, [NewEvent(uuid4(), "THING_MADE", 1, {})], {}, key, answer)
-    backup(spare_databases("spare", "owner"), tmp_path / "spare.backup")
-    restore(empty, tmp_path / "spare.backup")
-    restored = Postgres(_as_service(empty), 1)
-    assert restored.recorded_answer(key) == answer
-    store.close()
-    restored.close()

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from local.processes import prepare_stores
+from local.processes import prepare_stores, store_login
 from tests.chaos.fault import Scene, Unmet, until
 from tests.chaos.faults.processes import let_pass
 from tests.chaos.system import PROJECTIONS
@@ -25,14 +25,17 @@ def _older(scene: Scene) -> Iterator[str]:
     What was written after the backup is gone, as it must be, and is taken out of the journal.
     """
     system, file = scene.system, scene.system.folder / f"backup-{scene.number}"
-    _owner_does(scene, "backup", str(file), "--json")
+    owner = store_login(system.postgres.address, "user", "owner", system.secrets)
+    system.postgres.run("pg_dump", "--format=custom", f"--file={file}", login=owner)
     let_pass(2)
     scene.load.rest()
     written = system.sql("user_event_db", _WRITTEN)
     system.shop.stop("user-service", "user-relay")
     system.sql("postgres", "drop database user_event_db with (force)")
     prepare_stores(system.postgres.address, system.secrets, ("user",))
-    _owner_does(scene, "restore", str(file), "--yes", "--json")
+    whole = ("--clean", "--if-exists", "--no-owner", "--single-transaction", str(file))
+    system.postgres.run("pg_restore", *whole, login=owner)
+    system.postgres.run("psql", "-c", "select begin_epoch('restored')", login=owner)
     kept = {event_id for event_id, *_ in system.sql("user_event_db", _WRITTEN)}
     gone = [its for event_id, *its in written if event_id not in kept]
     scene.load.journal.forget({command for command, _, _ in gone})
@@ -46,24 +49,11 @@ def _older(scene: Scene) -> Iterator[str]:
     yield f"the users' log restored without its last {len(gone)} events; its projections halted"
     for projection, _, process in PROJECTIONS:
         if projection.aggregate_type == "user":
-            options = ("--yes", "--accept-differences", "--json")
+            options = ("--yes", "--json")
             done = system.tool(process, "rebuild", projection.name, *options)
             if done.returncode:
                 raise Unmet(f"rebuild: {done.stdout[-300:]}{done.stderr[-300:]}")
     scene.load.go()
-
-
-def _owner_does(scene: Scene, *arguments: str) -> str:
-    """Run a tool as the owner of the users' database; what it said."""
-    address, secrets = scene.system.postgres.address, scene.system.secrets
-    done = scene.system.tool(
-        "user-service", *arguments,
-        POSTGRES_PORT=str(address.port), POSTGRES_USER="user_owner",
-        POSTGRES_PASSWORD_FILE=str(secrets / "user_owner"),
-    )  # fmt: skip
-    if done.returncode:
-        raise Unmet(f"{arguments[0]}: {done.stdout[-300:]}{done.stderr[-300:]}")
-    return done.stdout
 
 
 def _serving(model: object, projection: str) -> str:

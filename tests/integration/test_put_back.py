@@ -1,0 +1,286 @@
+"""The end of the log on a real PostgreSQL: failovers, restores, sequences ahead and behind."""
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from eventcore.errors import SequenceBehind, StoreAway, StoreRestored
+from eventcore.event import START, Mark, NewEvent
+from eventcore.provision import provision_store
+from eventcore.settings import Server
+from eventcore.store import SCHEMA_VERSION, Postgres, RelaySession, Stream, connect, migrate
+from local.processes import prepare_stores, store_login
+from local.secretfiles import secret_file
+from local.servers import PostgreSQL, free_port
+
+ROOT = Path(__file__).parents[2]
+INIT_SQL = ROOT / "init.sql"
+Login = Callable[[str], Server]
+
+
+@pytest.fixture
+def fresh(postgres: PostgreSQL, data_folder: Path) -> Login:
+    """Logins of a new event database: `fresh("owner")`, "service", "relay"."""
+    name, secrets = f"fresh{uuid4().hex[:8]}", data_folder / "secrets"
+    logins = {
+        f"{name}_{each}": secret_file(secrets, f"{name}_{each}")
+        for each in ("owner", "service", "relay")
+    }
+    provision_store(postgres.address, name, logins)
+    migrate(store_login(postgres.address, name, "owner", secrets), INIT_SQL)
+    return lambda purpose: store_login(postgres.address, name, purpose, secrets)
+
+
+@pytest.fixture
+def opened(fresh: Login) -> Iterator[Postgres]:
+    store = Postgres(fresh("service"), 2)
+    yield store
+    store.close()
+
+
+def append(store: Postgres, count: int) -> None:
+    for _ in range(count):
+        store.append(Stream("user", uuid4()), 0, [NewEvent(uuid4(), "USER_CREATED", 1, {})], {})
+
+
+def sql(server: Server, statement: str) -> Any:
+    with connect(server).connect() as connection:
+        plain = connection.execution_options(no_parameters=True)
+        found = plain.exec_driver_sql(statement)
+        return found.all() if found.returns_rows else None
+
+
+def relayed(session: RelaySession) -> int:
+    """Move the relay's checkpoint over all that has settled; how many events that were."""
+    begin = session.checkpoint()
+    page = session.read_page(begin, session.settled_event())
+    if page:
+        session.move_checkpoint(page[-1].mark)
+    return len(page)
+
+
+def test_a_sequence_that_is_ahead_and_later_lower_hides_no_event(
+    fresh: Login, opened: Postgres
+) -> None:
+    """A promoted standby shows it 32 ahead; the old primary, when it leads again, does not."""
+    relay = RelaySession(fresh("relay"), "user")
+    append(opened, 3)
+    assert relayed(relay) == 3
+    sql(fresh("owner"), "select setval('events_position_seq', 3 + 32)")
+    assert opened.settled() == opened.progress("user").head == 3
+    assert relayed(relay) == 0
+    sql(fresh("owner"), "select setval('events_position_seq', 3)")
+    append(opened, 40)
+    assert relayed(relay) == 40
+    relay.close()
+
+
+def test_a_standby_that_was_promoted_ends_where_its_events_end(tmp_path: Path) -> None:
+    """Its sequence is ahead of them, since PostgreSQL logs a sequence's values in advance."""
+    tmp_path.chmod(0o711)
+    for parent in tmp_path.parents[:3]:
+        parent.chmod(parent.stat().st_mode | 0o011)
+    primary = PostgreSQL(tmp_path / "primary", free_port())
+    standby = PostgreSQL(tmp_path / "standby", free_port())
+    secrets = tmp_path / "secrets"
+    try:
+        primary.start()
+        prepare_stores(primary.address, secrets, ("user",))
+        before = Postgres(store_login(primary.address, "user", "service", secrets), 1)
+        append(before, 3)
+        copy_of(primary, tmp_path / "standby" / "data")
+        standby.start()
+        append(before, 2)
+        there = store_login(standby.address, "user", "service", secrets)
+        until(lambda: sql(there, "select count(*) from events") == [(5,)])
+        before.close()
+        primary.kill()
+        sql(standby.address, "select pg_promote()")
+        [(drawn,)] = sql(there, "select last_value from events_position_seq")
+        assert drawn > 5
+        after = Postgres(there, 1)
+        until(lambda: after.progress("user").settled == 5)
+        assert after.progress("user").head == 5
+        append(after, 1)
+        assert after.settled() == drawn + 1
+        after.close()
+    finally:
+        primary.stop()
+        standby.stop()
+
+
+def copy_of(primary: PostgreSQL, data: Path) -> None:
+    """A base backup that follows the primary."""
+    data.parent.mkdir(mode=0o700, exist_ok=True)
+    place = replace_name(primary.address, "")
+    arguments = ["-D", str(data), "-R", "-X", "stream", "-c", "fast"]
+    env = {**os.environ, "PGPASSWORD": place.password.read()}
+    host = ["-h", place.host, "-p", str(place.port), "-U", place.user]
+    program = str(primary.programs / "pg_basebackup")
+    subprocess.run([program, *host, *arguments], env=env, check=True)
+    settings = data / "postgresql.auto.conf"
+    said = settings.read_text().replace("passfile=", "ignored_passfile=")
+    settings.write_text(re.sub(r"ignored_passfile=\S+ ?", "", said))
+    owner = (primary.programs, data.parent.parent / "primary" / "data")[1].stat()
+    for path in (data.parent, data, *data.rglob("*")):
+        os.chown(path, owner.st_uid, owner.st_gid)
+
+
+def replace_name(server: Server, name: str) -> Server:
+    return Server(server.host, server.port, name, server.user, server.password)
+
+
+def until(holds: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if holds():
+                return
+        except (StoreAway, StoreRestored):
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_sequence_behind_the_log_is_refused_with_the_statement_that_mends_it(
+    fresh: Login, opened: Postgres
+) -> None:
+    append(opened, 3)
+    sql(fresh("owner"), "select setval('events_position_seq', 1)")
+    relay = RelaySession(fresh("relay"), "user")
+    for act in (
+        opened.schema_version,
+        opened.settled,
+        lambda: opened.progress("user"),
+        relay.settled_event,
+        relay.schema_version,
+        lambda: migrate(fresh("owner"), INIT_SQL, wait=0),
+    ):
+        with pytest.raises(SequenceBehind) as refused:
+            act()
+    statement = str(refused.value).rsplit("run as the owner: ", 1)[1]
+    sql(fresh("owner"), statement)
+    assert opened.schema_version() == SCHEMA_VERSION
+    append(opened, 1)
+    assert opened.settled() == 4
+    relay.close()
+
+
+def test_what_has_settled_goes_back_with_the_log(fresh: Login, opened: Postgres) -> None:
+    append(opened, 5)
+    relay = RelaySession(fresh("relay"), "user")
+    assert relayed(relay) == 5
+    put_back(fresh("owner"), 2)
+    assert opened.progress("user").settled == opened.progress("user").head == 2
+    assert "begin_epoch" in opened.progress("user").relay_halted
+    append(opened, 10)
+    for act in (
+        lambda: relayed(relay),
+        lambda: relay.move_checkpoint(Mark(4, str(uuid4()))),
+        lambda: relay.move_checkpoint(opened.progress("user").mark),
+    ):
+        with pytest.raises(StoreRestored):
+            act()
+    sql(fresh("owner"), "select begin_epoch('a trial')")
+    assert relay.checkpoint() == START
+    assert relayed(relay) == 12
+    assert opened.progress("user").relay_halted == ""
+    relay.close()
+
+
+def put_back(owner: Server, keep: int) -> None:
+    """The first events alone, with the relay's checkpoint as it was."""
+    sql(
+        owner,
+        "begin; alter table events disable trigger user;"
+        f"delete from events where position > {keep};"
+        "delete from streams s where not exists (select from events e where"
+        " (e.aggregate_type, e.aggregate_id) = (s.aggregate_type, s.aggregate_id));"
+        f"select setval('events_position_seq', {keep});"
+        "alter table events enable trigger user; commit",
+    )
+
+
+def test_a_checkpoint_of_an_older_schema_is_moved_onto_the_event_below_it(
+    fresh: Login, opened: Postgres
+) -> None:
+    append(opened, 2)
+    owner = fresh("owner")
+    sql(
+        owner,
+        "begin; alter table checkpoints drop column event_id;"
+        "insert into checkpoints (name, position) values ('user', 7), ('nothing', 0);"
+        "drop function settle; drop function move_checkpoint(text, bigint, uuid);"
+        "drop function log_has; drop function page_end; drop function begin_epoch;"
+        "drop function require_sequence;"
+        "delete from schema_versions where version = 4; commit",
+    )
+    assert migrate(owner, INIT_SQL) == SCHEMA_VERSION
+    relay = RelaySession(fresh("relay"), "user")
+    assert relay.checkpoint() == opened.progress("user").mark
+    append(opened, 1)
+    assert relayed(relay) == 1
+    relay.close()
+
+
+# ── docs/backup.md ────────────────────────────────────────────────────────────────────────
+
+
+def commands() -> list[str]:
+    return re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "backup.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("says_so", [False, True])
+def test_the_commands_of_the_backup_page_bring_a_log_back_as_it_was(
+    postgres: PostgreSQL,
+    fresh: Login,
+    opened: Postgres,
+    data_folder: Path,
+    tmp_path: Path,
+    says_so: bool,
+) -> None:
+    """Into a database that is provisioned and migrated; rights, positions and checkpoint hold."""
+    dump, restore, begin_epoch = commands()
+    append(opened, 3)
+    relay = RelaySession(fresh("relay"), "user")
+    assert relayed(relay) == 3
+    relay.close()
+    before = opened.progress("user")
+    kept = opened.read_feed(0, 3)
+    run(postgres, fresh("owner"), dump, tmp_path)
+    append(opened, 2)
+    opened.close()
+    for command in (restore, begin_epoch) if says_so else (restore,):
+        run(postgres, fresh("owner"), command, tmp_path)
+    after = opened.progress("user")
+    assert opened.read_feed(0, 100) == kept
+    assert (after.head, after.settled, after.relayed) == (3, 3, 3)
+    assert (after.epoch == before.epoch) is not says_so
+    assert after.relay_halted == ""
+    append(opened, 1)
+    relay = RelaySession(fresh("relay"), "user")
+    assert relayed(relay) == 1
+    relay.close()
+
+
+def run(postgres: PostgreSQL, owner: Server, command: str, folder: Path) -> None:
+    env = {
+        **os.environ,
+        "PATH": f"{postgres.programs}:{os.environ['PATH']}",
+        "PGHOST": owner.host,
+        "PGPORT": str(owner.port),
+        "PGUSER": owner.user,
+        "PGPASSWORD": owner.password.read(),
+    }
+    command = command.replace("user_event_db", owner.name)
+    done = subprocess.run(
+        ["bash", "-ec", command], cwd=folder, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
