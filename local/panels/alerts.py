@@ -288,7 +288,7 @@ _EVENTS: Sequence[Alert] = (
         "critical",
         "0m",
         """max by (namespace, projection) (projection_halted) == 1""",
-        "A projection applies nothing, since the log it was folded from was restored.",
+        "A projection applies nothing, since the log does not have events that it has folded.",
         "{{ $labels.projection }} stands still until it is rebuilt.",
         _PROJECTIONS,
     ),

@@ -325,7 +325,7 @@ EVENT_FLOW = Board(
             (
                 Panel(
                     "Head and settled position",
-                    "The last position drawn, and the one up to which nothing can still appear. "
+                    "The last position, and the one up to which nothing can still appear. "
                     "A gap that stays is a writer that does not end.",
                     "none",
                     [
@@ -612,7 +612,7 @@ PROJECTIONS = Board(
                 ),
                 Panel(
                     "Halted",
-                    "1: nothing is applied, since the log was restored, until `rebuild`.",
+                    "1: nothing is applied, since the log lacks folded events, until `rebuild`.",
                     "none",
                     [_latest("projection_halted", "projection")],
                     thresholds=(1,),
