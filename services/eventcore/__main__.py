@@ -17,8 +17,15 @@ from uuid import uuid4
 
 import click
 
+from eventcore import provision as logins_of
+from eventcore import serving, store
+from eventcore.broker import Queue, RabbitMQ
 from eventcore.errors import Away, Misconfigured, Refused
+from eventcore.observe import HEART, WINDOW, Health, listen, serve_probes, start, start_logging
 from eventcore.operate import TOOLS, open_folder, projection_named, service_module
+from eventcore.projector import Projector, Sweep
+from eventcore.relay import Relay
+from eventcore.retry import retry
 from eventcore.settings import (
     ProjectorSettings,
     ProvisionSettings,
@@ -28,9 +35,11 @@ from eventcore.settings import (
     StoreSettings,
     read_settings,
 )
+from eventcore.store import RelaySession, require_schema
+from eventcore.tracing import start_tracing, stop_tracing
 
 PROCESSES = ("serve", "relay", "project")
-"""What is no tool: it runs until it is stopped."""
+"""The commands that run until they are stopped."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,21 +53,13 @@ def main(context: click.Context) -> None:
 @main.command()
 def serve() -> None:
     """Serve the service's HTTP calls."""
-    settings = read_settings(service_module().Settings, "serve")
-    from eventcore.serving import serve as run
-
-    run(settings)
+    serving.serve(read_settings(service_module().Settings, "serve"))
 
 
 @main.command()
 def relay() -> None:
     """Publish the service's events to the broker."""
     settings = read_settings(RelaySettings, "relay")
-    from eventcore.broker import Queue, RabbitMQ
-    from eventcore.observe import WINDOW, Health
-    from eventcore.relay import Relay
-    from eventcore.store import RelaySession, require_schema
-
     health = Health("store", "broker")
     stop = _start(settings, health.missing)
     own = [p for p in service_module().PROJECTIONS if p.aggregate_type == settings.service]
@@ -69,10 +70,7 @@ def relay() -> None:
         require_schema(session.schema_version())
         return session
 
-    broker = RabbitMQ(
-        settings.broker,
-        name=f"{settings.service}-relay",
-    )
+    broker = RabbitMQ(settings.broker, name=f"{settings.service}-relay")
     WINDOW.labels(settings.service).set(settings.window)
     Relay(
         settings.service,
@@ -88,17 +86,10 @@ def project(name: str) -> None:
     """Run a projector for the projection NAME."""
     settings = read_settings(ProjectorSettings, f"project {name}")
     projection = projection_named(name)
-    from eventcore.broker import Queue, RabbitMQ
-    from eventcore.observe import Health
-    from eventcore.projector import Projector, Sweep
-
     health = Health("broker", "readmodel", "feed")
     stop = _start(settings, health.missing)
     readmodel, feed, folder = open_folder(settings, projection)
-    broker = RabbitMQ(
-        settings.broker,
-        name=f"{projection.name}-projector",
-    )
+    broker = RabbitMQ(settings.broker, name=f"{projection.name}-projector")
     queue = Queue(projection.queue, projection.binding)
     Projector(
         projection,
@@ -121,9 +112,7 @@ def migrate(script: Path | None, wait: float) -> None:
     The login must own the database.
     """
     settings = read_settings(StoreSettings, "migrate")
-    from eventcore.store import migrate as run
-
-    version = run(settings.store, script or Path(__file__).parents[2] / "init.sql", wait)
+    version = store.migrate(settings.store, script or Path(__file__).parents[2] / "init.sql", wait)
     click.echo(f"{settings.store.name} is at schema version {version}.")
 
 
@@ -151,9 +140,6 @@ def provision(
     management API's. Run again, it changes only what differs.
     """
     settings = read_settings(ProvisionSettings, "provision")
-    import eventcore.provision as run
-    from eventcore.retry import retry
-
     service = settings.service
     runs = dict(each.split("=", 1) for each in projectors)
     projections = {login: projection_named(name) for login, name in runs.items()}
@@ -165,49 +151,46 @@ def provision(
         retry(act, wait, say=click.echo)
         click.echo(f"{what} are there.")
 
-    if store := settings.store:
-        logins = read("postgres", *(f"{service}_{purpose}" for purpose in run.LOGINS))
+    if event_store := settings.store:
+        logins = read("postgres", *(f"{service}_{purpose}" for purpose in logins_of.LOGINS))
         do(
             f"{service}_event_db and its logins",
-            lambda: run.provision_store(store, service, logins),
+            lambda: logins_of.provision_store(event_store, service, logins),
         )
         if "postgres" in monitors:
-            password = read("postgres", run.MONITOR)[run.MONITOR]
+            password = read("postgres", logins_of.MONITOR)[logins_of.MONITOR]
             do(
                 "PostgreSQL's login for its exporter and its rights",
-                lambda: run.provision_store_monitor(store, password),
+                lambda: logins_of.provision_store_monitor(event_store, password),
             )
     if broker := settings.broker:
-        rabbits = read("rabbitmq", run.MONITOR, f"{service}-relay", *projections)
+        rabbits = read("rabbitmq", logins_of.MONITOR, f"{service}-relay", *projections)
         do(
             f"RabbitMQ's logins of {service}",
-            lambda: run.provision_broker(
+            lambda: logins_of.provision_broker(
                 broker,
                 service,
                 projections,
                 rabbits,
-                run.Limits(settings.queue_bytes, settings.delivery_limit),
+                logins_of.Limits(settings.queue_bytes, settings.delivery_limit),
             ),
         )
     if readmodel := settings.readmodel:
         mongos = read("mongodb", f"{service}-service", *projections)
         do(
             f"MongoDB's logins of {service}",
-            lambda: run.provision_readmodel(readmodel, service, list(projections), mongos),
+            lambda: logins_of.provision_readmodel(readmodel, service, list(projections), mongos),
         )
         if "mongodb" in monitors:
-            secret = read("mongodb", run.MONITOR)[run.MONITOR]
+            secret = read("mongodb", logins_of.MONITOR)[logins_of.MONITOR]
             do(
                 "MongoDB's login for its exporter and its rights",
-                lambda: run.provision_readmodel_monitor(readmodel, secret),
+                lambda: logins_of.provision_readmodel_monitor(readmodel, secret),
             )
 
 
 def _start(settings: Settings, missing: Callable[[], Any]) -> Stop:
-    """Logs, probes, and an event that SIGTERM and SIGINT set."""
-    from eventcore.observe import HEART, listen, serve_probes, start
-    from eventcore.tracing import start_tracing, stop_tracing
-
+    """Starts logs, traces and probes; returns an event that SIGTERM and SIGINT set."""
     start(settings)
     start_tracing(settings)
     atexit.register(stop_tracing)
@@ -219,7 +202,7 @@ def _start(settings: Settings, missing: Callable[[], Any]) -> Stop:
 
 
 def _say(problem: str) -> None:
-    """A process says why it cannot start as it says all else; a tool, to whom it works for."""
+    """Logs why a process cannot start; prints why a tool cannot."""
     if sys.argv[1] not in PROCESSES:
         click.echo(f"eventcore: {problem}", err=True)
         return
@@ -229,8 +212,6 @@ def _say(problem: str) -> None:
 
 def _start_logging(level: str, stream: TextIO, form: str) -> None:
     """Starts logging before settings are read, or without any."""
-    from eventcore.observe import start_logging
-
     process = " ".join(sys.argv[1:])
     start_logging(os.environ.get("SERVICE", ""), process, form, level, stream)
 

@@ -2,7 +2,7 @@
 
 A command runs with the settings of the process that it is about: in its pod, or in `make shell`.
 It prints tables, or with --json one JSON object a line. A command that deletes asks first, or
-takes --yes. As in `__main__`, imports wait until a command is known.
+takes --yes.
 """
 
 import getpass
@@ -12,45 +12,38 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import urllib.request
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import click
 
+from eventcore import jsontext
+from eventcore import rebuild as rebuilding
+from eventcore.broker import DeadLetter, DeadLetters, Fate, Queue, RabbitMQ
 from eventcore.errors import Away, Misconfigured, Refused
+from eventcore.feed import HttpFeed
+from eventcore.history import find, tell, timeline
 from eventcore.projection import Projection
+from eventcore.projector import Folder
+from eventcore.query import Serving
+from eventcore.readmodel import Mongo, Parked, Skip, Verification, generation_of
 from eventcore.settings import (
     BrokerSettings,
     ProjectionSettings,
     ReadModelSettings,
     Settings,
-    StoreSettings,
     TraceSettings,
     read_settings,
 )
-
-if TYPE_CHECKING:
-    from eventcore.broker import DeadLetter, DeadLetters, Fate
-    from eventcore.feed import HttpFeed
-    from eventcore.projector import Folder
-    from eventcore.readmodel import Mongo, Parked
-    from eventcore.rebuild import Parity
+from eventcore.store import Postgres
+from eventcore.verify import Verifier, why_halted
+from eventcore.watch import Behind
 
 Row = dict[str, object]
 Kind = TypeVar("Kind", bound=Settings)
-
-HOLDERS: dict[type[Settings], str] = {
-    Settings: "any process",
-    BrokerSettings: "the projection's projector",
-    ProjectionSettings: "the projection's projector",
-    ReadModelSettings: "a projector or a service",
-    StoreSettings: "the event database's owner",
-    TraceSettings: "a service",
-}
-"""The processes that have each kind of settings."""
 
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 yes = click.option("--yes", is_flag=True, help="Do not ask.")
@@ -64,7 +57,6 @@ def metrics(beginnings: Sequence[str]) -> None:
     It is the process whose METRICS_PORT this is. Prints all metrics, or those that begin so.
     """
     settings = _settings(Settings, "metrics")
-    import urllib.request
 
     try:
         url = f"http://localhost:{settings.metrics_port}/metrics"
@@ -94,11 +86,6 @@ def trace(wanted: str, as_json: bool, with_data: bool, since: datetime | None) -
     printed, unless --data is given.
     """
     settings = _settings(TraceSettings, "trace")
-    from eventcore import jsontext
-    from eventcore.history import find, tell, timeline
-    from eventcore.readmodel import Mongo
-    from eventcore.store import Postgres
-
     store, readmodel = Postgres(settings.store, 1), Mongo(settings.readmodel, 1)
     since = since and (since if since.tzinfo else since.replace(tzinfo=UTC))
     projections = service_module().PROJECTIONS
@@ -119,31 +106,27 @@ def lag(as_json: bool) -> None:
     The log is that of the feed's service. Lags are in positions, where gaps count, and in seconds.
     """
     rows: list[Row] = []
-    with _at_projections("lag") as (readmodel, feed, projections):
-        from eventcore.query import Serving
-        from eventcore.verify import why_halted
-        from eventcore.watch import Behind
-
-        log = feed.progress()
-        of_log: Row = {"head": log.head, "settled": log.settled, "relayed": log.relayed}
-        behind = max(0, log.settled - log.relayed)
-        _show([{**of_log, "behind": behind, "halted": log.relay_halted}], as_json)
-        for projection in projections:
-            generation = Serving(projection, readmodel).now()
-            checkpoint = readmodel.checkpoint(generation.name)
-            oldest, settled = Behind(projection, readmodel, feed, generation).oldest(
-                checkpoint.position
-            )
-            row: Row = {
-                "projection": projection.name,
-                "generation": generation.number,
-                "checkpoint": checkpoint.position,
-                "behind": settled - oldest.position + 1 if oldest else 0,
-                "seconds": round(_age(oldest.recorded_at), 1) if oldest else 0,
-                "parked": readmodel.count_parked(generation.name),
-                "halted": checkpoint.halted or why_halted(projection.name, checkpoint, feed),
-            }
-            rows.append(row)
+    readmodel, feed, projections = _at_projections("lag")
+    log = feed.progress()
+    of_log: Row = {"head": log.head, "settled": log.settled, "relayed": log.relayed}
+    behind = max(0, log.settled - log.relayed)
+    _show([{**of_log, "behind": behind, "halted": log.relay_halted}], as_json)
+    for projection in projections:
+        generation = Serving(projection, readmodel).now()
+        checkpoint = readmodel.checkpoint(generation.name)
+        oldest, settled = Behind(projection, readmodel, feed, generation).oldest(
+            checkpoint.position
+        )
+        row: Row = {
+            "projection": projection.name,
+            "generation": generation.number,
+            "checkpoint": checkpoint.position,
+            "behind": settled - oldest.position + 1 if oldest else 0,
+            "seconds": round(_age(oldest.recorded_at), 1) if oldest else 0,
+            "parked": readmodel.count_parked(generation.name),
+            "halted": checkpoint.halted or why_halted(projection.name, checkpoint, feed),
+        }
+        rows.append(row)
     _show(rows, as_json, "This service folds no projection from that log.")
 
 
@@ -157,8 +140,6 @@ def parked() -> None:
 def parked_list(as_json: bool) -> None:
     """List the parked streams: where each stopped, and why."""
     settings = _settings(ReadModelSettings, "parked list")
-    from eventcore.query import Serving
-    from eventcore.readmodel import Mongo
 
     readmodel = Mongo(settings.readmodel)
     rows = [
@@ -177,19 +158,19 @@ def parked_list(as_json: bool) -> None:
 def parked_show(projection_name: str, stream: str, data: bool, as_json: bool) -> None:
     """Show a parked stream, and its events since it stopped."""
     rows: list[Row] = []
-    with _at(projection_name, "parked show") as (projection, readmodel, feed, folder):
-        found = _require_parked(projection, readmodel, folder, stream)
-        _show([_parked(projection, found)], as_json)
-        for event in feed.stream(stream, found.version - 1):
-            row: Row = {
-                "version": event.version,
-                "event": event.event_type,
-                "schemaVersion": event.schema_version,
-                "id": str(event.event_id),
-                "position": event.position,
-                "recordedAt": event.recorded_at.isoformat(),
-            }
-            rows.append({**row, "data": _plain(event.data)} if data else row)
+    projection, readmodel, feed, folder = _at(projection_name, "parked show")
+    found = _require_parked(projection, readmodel, folder, stream)
+    _show([_parked(projection, found)], as_json)
+    for event in feed.stream(stream, found.version - 1):
+        row: Row = {
+            "version": event.version,
+            "event": event.event_type,
+            "schemaVersion": event.schema_version,
+            "id": str(event.event_id),
+            "position": event.position,
+            "recordedAt": event.recorded_at.isoformat(),
+        }
+        rows.append({**row, "data": _plain(event.data)} if data else row)
     _show(rows, as_json, "The feed has no event of it from there on.")
 
 
@@ -202,14 +183,14 @@ def parked_retry(projection_name: str, streams: Sequence[str]) -> None:
     A stream goes on where it stopped; one that still cannot be applied stays parked. Ends
     with status 1 if any does.
     """
-    with _at(projection_name, "parked retry") as (_, readmodel, __, folder):
-        entries = readmodel.parked(folder.generation.name, streams or None)
-        released = folder.retry(entries)
-        for stream in entries:
-            click.echo(f"{stream}: {'released' if stream in released else 'still parked'}")
-        if not entries:
-            click.echo(f"No parked streams in {projection_name}.")
-        sys.exit(0 if len(released) == len(entries) else 1)
+    _, readmodel, __, folder = _at(projection_name, "parked retry")
+    entries = readmodel.parked(folder.generation.name, streams or None)
+    released = folder.retry(entries)
+    for stream in entries:
+        click.echo(f"{stream}: {'released' if stream in released else 'still parked'}")
+    if not entries:
+        click.echo(f"No parked streams in {projection_name}.")
+    sys.exit(0 if len(released) == len(entries) else 1)
 
 
 @parked.command(name="skip")
@@ -224,23 +205,21 @@ def parked_skip(projection_name: str, stream: str, why: str, who: str, yes: bool
     The stream goes on after it. The event stays in the log. A rebuild passes over it too. Where it
     is the first of its stream, the document is not shown. Ends with status 1 if it stops again.
     """
-    with _at(projection_name, "parked skip") as (projection, readmodel, feed, folder):
-        from eventcore.readmodel import Skip
-
-        found = _require_parked(projection, readmodel, folder, stream)
-        event = next(iter(feed.stream(stream, found.version - 1)), None)
-        if event is None:
-            raise Refused(f"the log has no version {found.version} of {stream}")
-        what = f"{event.event_type}, version {event.version} of {stream}, in {projection.name}"
-        _ask(yes, f"Pass over {what}, for good?")
-        event_id = str(event.event_id)
-        readmodel.skip(
-            Skip(projection.name, stream, event.version, event_id, who, why, datetime.now(UTC))
-        )
-        folder.follow()
-        released = folder.retry({stream: found})
-        click.echo(f"{stream}: {'released' if released else 'parked again, further on'}")
-        sys.exit(0 if released else 1)
+    projection, readmodel, feed, folder = _at(projection_name, "parked skip")
+    found = _require_parked(projection, readmodel, folder, stream)
+    event = next(iter(feed.stream(stream, found.version - 1)), None)
+    if event is None:
+        raise Refused(f"the log has no version {found.version} of {stream}")
+    what = f"{event.event_type}, version {event.version} of {stream}, in {projection.name}"
+    _ask(yes, f"Pass over {what}, for good?")
+    event_id = str(event.event_id)
+    readmodel.skip(
+        Skip(projection.name, stream, event.version, event_id, who, why, datetime.now(UTC))
+    )
+    folder.follow()
+    released = folder.retry({stream: found})
+    click.echo(f"{stream}: {'released' if released else 'parked again, further on'}")
+    sys.exit(0 if released else 1)
 
 
 @click.group(name="dead-letters")
@@ -255,7 +234,7 @@ def dead_letters_list(projection_name: str, as_json: bool) -> None:
     """List the dead letters of PROJECTION: id, key, size, and why."""
     rows: list[Row] = []
 
-    def note(letter: "DeadLetter") -> "Fate":
+    def note(letter: DeadLetter) -> Fate:
         row: Row = {
             "id": letter.id,
             "routingKey": letter.routing_key,
@@ -280,7 +259,7 @@ def dead_letters_show(projection_name: str, letter_id: str) -> None:
     """
     found: list[DeadLetter] = []
 
-    def pick(letter: "DeadLetter") -> "Fate":
+    def pick(letter: DeadLetter) -> Fate:
         if letter.id == letter_id:
             found.append(letter)
         return "keep"
@@ -303,8 +282,7 @@ def dead_letters_requeue(projection_name: str, letter_ids: Sequence[str], yes: b
 
     New code may be able to read them.
     """
-    _ask(yes, f"Give {_which(letter_ids)} back to {projection_name}?")
-    _settle_letters(projection_name, "requeue", letter_ids, "given back")
+    _settle_letters(projection_name, "requeue", letter_ids, yes)
 
 
 @dead_letters.command(name="discard")
@@ -316,8 +294,7 @@ def dead_letters_discard(projection_name: str, letter_ids: Sequence[str], yes: b
 
     No event is lost: the log has them all.
     """
-    _ask(yes, f"Delete {_which(letter_ids)} of {projection_name}?")
-    _settle_letters(projection_name, "discard", letter_ids, "deleted")
+    _settle_letters(projection_name, "discard", letter_ids, yes)
 
 
 @click.command()
@@ -345,45 +322,42 @@ def rebuild(
     is halted is not compared: its documents come from another log. The old ones are kept for
     --rollback, until the next time.
     """
-    with _at(projection_name, "rebuild") as (projection, readmodel, feed, folder):
-        import eventcore.rebuild as run
-        from eventcore.readmodel import generation_of
-
-        if stream:
-            changed = run.rebuild_stream(projection, readmodel, feed, folder.generation, stream)
-            click.echo(f"{stream}: {'folded anew' if changed else 'was right already'}")
-            return
-        generations = readmodel.generations(projection.name)
-        if drop_previous:
-            if not generations.previous:
-                raise Refused(f"no generation of {projection.name} is kept beside the serving one")
-            previous = generation_of(projection, generations.previous)
-            _ask(yes, f"Delete {previous.name}, which served before?")
-            readmodel.drop(previous)
-            click.echo(f"{previous.name} is deleted.")
-            return
-        begin = run.back if rollback else run.begin
-        build = begin(projection, readmodel, feed, str(uuid4()), time.sleep)
-        switched = False
-        try:
-            if not rollback:
-                build.fold(_progress(projection.name, as_json))
-            build.catch_up()
-            serving = generation_of(projection, generations.serving).name
-            if readmodel.checkpoint(serving).halted:
-                note = f"not compared: {serving} is halted, its documents come from another log"
-                _show([{"generation": build.generation.name, "note": note}], as_json)
-            else:
-                parity = build.compare()
-                _show_parity(build.generation.name, parity, as_json)
-                if not parity.agrees and not accept_differences:
-                    _ask(yes, f"{build.generation.name} differs. Let it serve all the same?")
-            build.switch()
-            switched = True
-        finally:
-            if not switched and not rollback:
-                build.discard()
-        _show([{"serves": build.generation.name}], as_json)
+    projection, readmodel, feed, folder = _at(projection_name, "rebuild")
+    if stream:
+        changed = rebuilding.rebuild_stream(projection, readmodel, feed, folder.generation, stream)
+        click.echo(f"{stream}: {'folded anew' if changed else 'was right already'}")
+        return
+    generations = readmodel.generations(projection.name)
+    if drop_previous:
+        if not generations.previous:
+            raise Refused(f"no generation of {projection.name} is kept beside the serving one")
+        previous = generation_of(projection, generations.previous)
+        _ask(yes, f"Delete {previous.name}, which served before?")
+        readmodel.drop(previous)
+        click.echo(f"{previous.name} is deleted.")
+        return
+    begin = rebuilding.back if rollback else rebuilding.begin
+    build = begin(projection, readmodel, feed, str(uuid4()), time.sleep)
+    switched = False
+    try:
+        if not rollback:
+            build.fold(_progress(projection.name))
+        build.catch_up()
+        serving = generation_of(projection, generations.serving).name
+        if readmodel.checkpoint(serving).halted:
+            note = f"not compared: {serving} is halted, its documents come from another log"
+            _show([{"generation": build.generation.name, "note": note}], as_json)
+        else:
+            parity = build.compare()
+            _show_parity(build.generation.name, parity, as_json)
+            if not parity.agrees and not accept_differences:
+                _ask(yes, f"{build.generation.name} differs. Let it serve all the same?")
+        build.switch()
+        switched = True
+    finally:
+        if not switched and not rollback:
+            build.discard()
+    _show([{"serves": build.generation.name}], as_json)
 
 
 @click.command()
@@ -399,32 +373,28 @@ def verify(projection_names: Sequence[str], everything: bool, sample: int, as_js
     """
     wrong: list[Row] = []
     rows: list[Row] = []
-    with _at_projections("verify", projection_names) as (readmodel, feed, projections):
-        from eventcore.query import Serving
-        from eventcore.readmodel import Verification
-        from eventcore.verify import Verifier
-
-        for projection in projections:
-            generation = Serving(projection, readmodel).now()
-            verifier = Verifier(projection, readmodel, feed, generation, time.sleep)
-            found = verifier.run(None if everything else sample, random.SystemRandom())
-            wrong += [
-                {"projection": projection.name, "stream": each.stream, "what": each.what}
-                for each in found.wrong
-            ]
-            row: Row = {
-                "projection": projection.name,
-                "generation": generation.number,
-                "checked": found.checked,
-                "wrong": len(found.wrong),
-                "checkpoint": found.checkpoint.position,
-                "settled": found.log.settled,
-                "relayBehind": found.log.settled - found.log.relayed,
-            }
-            rows.append(row)
-            readmodel.note_verification(
-                Verification(projection.name, datetime.now(UTC), found.checked, len(found.wrong))
-            )
+    readmodel, feed, projections = _at_projections("verify", projection_names)
+    for projection in projections:
+        generation = Serving(projection, readmodel).now()
+        verifier = Verifier(projection, readmodel, feed, generation, time.sleep)
+        found = verifier.run(None if everything else sample, random.SystemRandom())
+        wrong += [
+            {"projection": projection.name, "stream": each.stream, "what": each.what}
+            for each in found.wrong
+        ]
+        row: Row = {
+            "projection": projection.name,
+            "generation": generation.number,
+            "checked": found.checked,
+            "wrong": len(found.wrong),
+            "checkpoint": found.checkpoint.position,
+            "settled": found.log.settled,
+            "relayBehind": found.log.settled - found.log.relayed,
+        }
+        rows.append(row)
+        readmodel.note_verification(
+            Verification(projection.name, datetime.now(UTC), found.checked, len(found.wrong))
+        )
     if wrong:
         _show(wrong, as_json)
     _show(rows, as_json, "This service folds no projection from that log.")
@@ -432,7 +402,7 @@ def verify(projection_names: Sequence[str], everything: bool, sample: int, as_js
 
 
 def service_module() -> Any:
-    """The module that puts the service together: TITLE, NEEDS, PROJECTIONS, create_app."""
+    """Returns the main module of the service: Settings, PROJECTIONS, create_app."""
     name = os.environ.get("SERVICE", "")
     try:
         return importlib.import_module(f"{name or 'SERVICE'}.main")
@@ -450,54 +420,45 @@ def projection_named(name: str) -> Projection:
 
 def open_folder(
     settings: ProjectionSettings, projection: Projection
-) -> "tuple[Mongo, HttpFeed, Folder]":
+) -> tuple[Mongo, HttpFeed, Folder]:
     """Returns the read model, the feed and the folder of a projection."""
-    from eventcore.feed import HttpFeed
-    from eventcore.projector import Folder
-    from eventcore.readmodel import Mongo
-
     readmodel = Mongo(settings.readmodel)
     feed = HttpFeed(settings.feed.url, settings.feed.token)
     return readmodel, feed, Folder(projection, readmodel, feed)
 
 
-@contextmanager
-def _at(name: str, command: str) -> "Iterator[tuple[Projection, Mongo, HttpFeed, Folder]]":
+def _at(name: str, command: str) -> tuple[Projection, Mongo, HttpFeed, Folder]:
     """A projection with its read model, feed and folder, at the generation that serves."""
     settings = _settings(ProjectionSettings, command)
     projection = projection_named(name)
     readmodel, feed, folder = open_folder(settings, projection)
     folder.follow()
-    yield projection, readmodel, feed, folder
+    return projection, readmodel, feed, folder
 
 
-@contextmanager
 def _at_projections(
     command: str, names: Sequence[str] = ()
-) -> "Iterator[tuple[Mongo, HttpFeed, list[Projection]]]":
+) -> tuple[Mongo, HttpFeed, list[Projection]]:
     """A read model, a feed, and the projections that are folded from it, or those of `names`."""
     settings = _settings(ProjectionSettings, command)
-    from eventcore.feed import HttpFeed
-    from eventcore.readmodel import Mongo
-
     feed = HttpFeed(settings.feed.url, settings.feed.token)
     known: Sequence[Projection] = service_module().PROJECTIONS
     if names:
         known = [projection_named(name) for name in names]
     owner = feed.aggregate_type()
-    yield Mongo(settings.readmodel), feed, [p for p in known if p.aggregate_type == owner]
+    return Mongo(settings.readmodel), feed, [p for p in known if p.aggregate_type == owner]
 
 
 def _require_parked(
-    projection: Projection, readmodel: "Mongo", folder: "Folder", stream: str
-) -> "Parked":
+    projection: Projection, readmodel: Mongo, folder: Folder, stream: str
+) -> Parked:
     found = readmodel.parked(folder.generation.name, [stream]).get(stream)
     if found is None:
         raise Refused(f"{stream} is not parked in {projection.name}")
     return found
 
 
-def _parked(projection: Projection, parked: "Parked") -> Row:
+def _parked(projection: Projection, parked: Parked) -> Row:
     return {
         "projection": projection.name,
         "stream": parked.stream,
@@ -508,22 +469,20 @@ def _parked(projection: Projection, parked: "Parked") -> Row:
     }
 
 
-def _dead_letters(name: str, command: str) -> "DeadLetters":
+def _dead_letters(name: str, command: str) -> DeadLetters:
     settings = _settings(BrokerSettings, command)
     projection = projection_named(name)
-    from eventcore.broker import Queue, RabbitMQ
 
-    broker = RabbitMQ(
-        settings.broker,
-        name=command,
-    )
+    broker = RabbitMQ(settings.broker, name=command)
     return broker.dead_letters(Queue(projection.queue, projection.binding))
 
 
-def _settle_letters(name: str, fate: "Fate", ids: Sequence[str], done: str) -> None:
+def _settle_letters(name: str, fate: Fate, ids: Sequence[str], yes: bool) -> None:
+    which = ", ".join(ids) or "all dead letters"
+    _ask(yes, f"{fate.capitalize()} {which} of {name}?")
     settled: list[str] = []
 
-    def decide(letter: "DeadLetter") -> "Fate":
+    def decide(letter: DeadLetter) -> Fate:
         if ids and letter.id not in ids:
             return "keep"
         settled.append(letter.id)
@@ -531,41 +490,29 @@ def _settle_letters(name: str, fate: "Fate", ids: Sequence[str], done: str) -> N
 
     _dead_letters(name, f"dead-letters {fate}").go_through(decide)
     for each in settled:
-        click.echo(f"{each}: {done}")
+        click.echo(f"{each}: {'requeued' if fate == 'requeue' else 'discarded'}")
     if not settled and not ids:
         click.echo(f"No dead letters of {name}.")
     if missing := set(ids) - set(settled):
         raise Refused(f"{name} has no dead letter {', '.join(sorted(missing))}; list them again")
 
 
-def _progress(name: str, as_json: bool) -> Callable[[int, int], None]:
-    """Says how far a rebuild is, every two seconds: position, rate, and the time that is left."""
+def _progress(name: str) -> Callable[[int, int], None]:
+    """Returns a function that says on stderr, every two seconds, how far a rebuild is."""
     begun_at = said_at = time.monotonic()
 
     def tell(position: int, until: int) -> None:
         nonlocal said_at
         now = time.monotonic()
-        if now - said_at < 2 and position < until:
-            return
-        said_at = now
-        rate = position / max(now - begun_at, 0.001)
-        left = round((until - position) / rate) if rate else None
-        line: Row = {
-            "rebuilding": name,
-            "position": position,
-            "of": until,
-            "positionsPerSecond": round(rate),
-            "secondsLeft": left,
-        }
-        if as_json:
-            _show([line], as_json)
-        else:
-            click.echo(f"{name}: {position} of {until}, {rate:.0f} a second, {left} s left")
+        if now - said_at >= 2 or position >= until:
+            said_at = now
+            rate = position / max(now - begun_at, 0.001)
+            click.echo(f"{name}: position {position} of {until}, {rate:.0f} a second", err=True)
 
     return tell
 
 
-def _show_parity(name: str, parity: "Parity", as_json: bool) -> None:
+def _show_parity(name: str, parity: rebuilding.Parity, as_json: bool) -> None:
     line: Row = {
         "generation": name,
         "documents": parity.new,
@@ -587,16 +534,12 @@ def _show_parity(name: str, parity: "Parity", as_json: bool) -> None:
             click.echo(f"{kind}: {' '.join(streams)}")
 
 
-def _which(ids: Sequence[str]) -> str:
-    return ", ".join(ids) if ids else "all dead letters"
-
-
-def _ask(yes: bool, question: str, option: str = "--yes") -> None:
+def _ask(yes: bool, question: str) -> None:
     """Asks, unless `yes`; raises Refused if the answer is no, or there is no terminal."""
     if yes:
         return
     if not sys.stdin.isatty():
-        raise Refused(f"nothing was changed. {question} If so, run it again with {option}")
+        raise Refused(f"nothing was changed. {question} If so, run it again with --yes")
     if not click.confirm(question):
         raise Refused("nothing was changed")
 
@@ -626,7 +569,7 @@ def _settings(kind: type[Kind], command: str) -> Kind:
         return read_settings(kind, command)
     except Misconfigured as error:
         raise Misconfigured(
-            f"{error}. Run it with the settings of {HOLDERS[kind]}: in its pod, or in `make shell`"
+            f"{error}. Run it in the pod of the process that it is about, or in `make shell`"
         ) from error
 
 
