@@ -52,7 +52,7 @@ def test_a_job_has_the_login_and_the_feed_of_its_projector() -> None:
 def test_nothing_is_rebuilt_unless_it_is_named() -> None:
     assert not containers(render(), "Job")
     [job] = containers(rebuilding("orders"), "Job")
-    assert job["args"] == ["rebuild", "orders", "--yes", "--json"]
+    assert job["args"] == ["rebuild", "orders", "--json"]
     [accepting] = containers(rebuilding("orders", acceptDifferences=True), "Job")
     assert accepting["args"][-1] == "--accept-differences"
 

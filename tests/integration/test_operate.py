@@ -117,7 +117,7 @@ def test_lag_says_how_far_everything_is(shop: Shop, client: Client, tool: Tool) 
     assert log["relayed"] <= log["settled"] <= log["head"]
     assert users_line["projection"] == "users"
     [head, _, titles, row] = tool("lag").splitlines()
-    assert head.split() == ["head", "settled", "relayed", "behind"]
+    assert head.split() == ["head", "settled", "relayed", "behind", "halted"]
     assert (titles.split()[0], row.split()[0]) == ("projection", "users")
     assert titles.index("halted") == row.rindex("-"), "columns are aligned"
     shop.stop("user-projector")
@@ -196,7 +196,7 @@ def test_a_rebuild_that_differs_is_not_switched_to_unless_it_is_accepted_and_can
     said = tool("rebuild", "users", status=1)
     assert f"different: {user_id}" in said
     assert "nothing was changed" in said
-    assert "--accept-differences" in said
+    assert "--yes" in said
     assert truth.models["user"].generations("users").serving == before
     tool("rebuild", "users", "--accept-differences")
     assert serving(truth, user_id)["name"] == "Eve"
