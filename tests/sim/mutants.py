@@ -205,9 +205,8 @@ MUTANTS = (
         "acknowledged before it is written",
         Projector,
         "handle",
-        "ahead = self._folder.apply(streams) if streams else {}",
-        "consumer.acknowledge(deliveries[-1])\n"
-        "    ahead = self._folder.apply(streams) if streams else {}",
+        "ahead = self._folder.apply(streams)",
+        "consumer.acknowledge(deliveries[-1])\n    ahead = self._folder.apply(streams)",
     ),
     Mutant(
         "acknowledged though the read model is away",
