@@ -5,7 +5,6 @@ No text with a control character passes an `Input`, whatever the type of its fie
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -13,6 +12,7 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     ValidationError,
@@ -88,20 +88,10 @@ EMAIL = Form(
 UUID_PATTERN = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 
 
-@dataclass(frozen=True)
-class _Uuid:
-    """Describes a text as a UUID."""
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        return {**handler(schema), "format": "uuid"}
-
-
 Id = Annotated[
     str,
     Form(UUID_PATTERN, "must be an id: a UUID, as POST answered it"),
-    _Uuid(),
+    Field(json_schema_extra={"format": "uuid"}),
     AfterValidator(lambda text: str(UUID(text))),
 ]
 """A UUID as text, in lower case from here on."""

@@ -5,12 +5,14 @@ from typing import Annotated
 
 from flask import Blueprint, Response, request
 from pydantic import BeforeValidator, Field
+from werkzeug.datastructures import WWWAuthenticate
+from werkzeug.exceptions import Unauthorized
 
 from eventcore.event import Json, Mark, to_message, to_timestamp
 from eventcore.feed import MANY, StoreFeed
 from eventcore.inputs import DIGITS, Id, QueryInput
 from eventcore.settings import Secret
-from eventcore.web import Unauthorized, json_response, query_values
+from eventcore.web import json_response, query_values
 
 _Position = Annotated[int, Field(ge=0, lt=2**63), DIGITS]
 
@@ -52,7 +54,10 @@ def feed_routes(feed: StoreFeed, token: Secret) -> Blueprint:
     def authorize() -> None:
         given = request.headers.get("Authorization", "").encode()
         if not hmac.compare_digest(given, f"Bearer {token.read()}".encode()):
-            raise Unauthorized("The feed is for projectors, which know its token.")
+            raise Unauthorized(
+                "The feed is for projectors, which know its token.",
+                www_authenticate=WWWAuthenticate("bearer", {"realm": "feed"}),
+            )
 
     @routes.get("/events")
     def events() -> Response:

@@ -25,7 +25,14 @@ from flask import (
 )
 from flask_cors import CORS
 from pydantic import BaseModel, ValidationError
-from werkzeug.exceptions import HTTPException, InternalServerError, RequestEntityTooLarge
+from werkzeug.exceptions import (
+    BadRequest,
+    HTTPException,
+    InternalServerError,
+    PreconditionFailed,
+    RequestEntityTooLarge,
+    UnsupportedMediaType,
+)
 from werkzeug.wrappers import Response as AnyResponse
 
 from eventcore import jsontext, openapi
@@ -251,18 +258,18 @@ def _parse(text: bytes, operation: Operation) -> object:
     if not text and not operation.body_required:
         return {}
     if not text.strip():
-        raise Unreadable("The body is empty. Send a JSON object.")
+        raise BadRequest("The body is empty. Send a JSON object.")
     if request.mimetype != "application/json":
-        raise Unsupported("The body must be JSON, with Content-Type: application/json.")
+        raise UnsupportedMediaType("The body must be JSON, with Content-Type: application/json.")
     try:
         return jsontext.parse(text, unique_keys=True)
     except ValueError as error:
-        raise Unreadable(f"The body cannot be read: {error}.") from error
+        raise BadRequest(f"The body cannot be read: {error}.") from error
 
 
 def _call(text: bytes, operation: Operation) -> Call:
     if operation.has_id and request.headers.get("If-None-Match", "").strip() == "*":
-        raise Exists(
+        raise PreconditionFailed(
             "If-None-Match: * asks that there is nothing yet; this call changes what exists."
             " Nothing was written. Leave the header out, or send If-Match."
         )
@@ -282,7 +289,7 @@ def _idempotency(text: bytes) -> Idempotency | None:
     if key is None:
         return None
     if not re.fullmatch("[!-~]{1,255}", key):
-        raise Unreadable("Idempotency-Key must be 1 to 255 visible ASCII characters.")
+        raise BadRequest("Idempotency-Key must be 1 to 255 visible ASCII characters.")
     caller = request.headers.get("Authorization", "")
     parts = (request.method, request.full_path, caller)
     digest = hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape"))
@@ -297,7 +304,7 @@ def _if_match() -> tuple[str, ...]:
         return ()
     tags = [re.fullmatch(r'(?:W/)?"([^"]*)"', tag.strip()) for tag in given.split(",")]
     if not all(tags):
-        raise Unreadable("If-Match must be an ETag as it was answered, in double quotes.")
+        raise BadRequest("If-Match must be an ETag as it was answered, in double quotes.")
     return tuple(tag[1].split("-")[0] for tag in tags if tag)
 
 
@@ -324,11 +331,6 @@ class Ids:
         request_id = _id_from(environ, "HTTP_X_REQUEST_ID") or str(new_id())
         correlation_id = _id_from(environ, "HTTP_X_CORRELATION_ID") or request_id
         return cls(request_id, correlation_id, _traceparent(environ))
-
-    def hand_on(self, environ: dict[str, Any]) -> None:
-        """Writes the ids into the request, for an application behind this one."""
-        environ["HTTP_X_REQUEST_ID"] = self.request_id
-        environ["HTTP_X_CORRELATION_ID"] = self.correlation_id
 
     def fields(self) -> dict[str, str]:
         """The ids as fields of a log line."""
@@ -409,67 +411,26 @@ def note_answer(method: str, route: str, status: int, began: float) -> None:
 # ── errors ────────────────────────────────────────────────────────────────────────────────
 
 
-class Unreadable(Error):
-    """A request whose body or headers cannot be read."""
-
-    code = "unreadable"
-
-
-class Exists(Error):
-    """A change on the condition that there is nothing to change."""
-
-    code = "exists"
-
-
-class Unsupported(Error):
-    """A body of another media type."""
-
-    code = "unsupported-media-type"
-
-
-class Unauthorized(Error):
-    """A request without the token that it needs."""
-
-    code = "unauthorized"
-
-
+_AWAY = "Not available now"
 _STATUS: Sequence[tuple[type[Error], int, str, str]] = (
     (NotFound, 404, "Not found", ""),
     (Invalid, 422, "Invalid request", ""),
     (Conflict, 409, "Conflict", ""),
     (StaleVersion, 412, "Stale version", ""),
-    (Exists, 412, "It exists", ""),
-    (
-        KeyReused,
-        422,
-        "Idempotency-Key reused",
-        "This Idempotency-Key was used for another request. Send a new request with a new key;"
-        " repeat a request with the same method, path, body and caller.",
-    ),
-    (
-        OutcomeUnknown,
-        504,
-        "Outcome unknown",
-        "The event store did not confirm this in time: whether it was done is not known. The id is"
-        " {error.aggregate_id}; read it to find out. To repeat this is safe with the same"
-        " Idempotency-Key; without a key it may be done twice.",
-    ),
-    (NotYet, 503, "Not available now", ""),
-    (Busy, 503, "Not available now", ""),
-    (StoreAway, 503, "Not available now", "The event store is not available. {then}"),
-    (ReadModelAway, 503, "Not available now", "The read model is not available. {then}"),
-    (Away, 503, "Not available now", "A server is not available. {then}"),
-    (
-        CannotApply,
-        503,
-        "Cannot be read yet",
-        "The stream has an event that this version of the service cannot read. Nothing was lost,"
-        " and its history can be read. Try again when the service has been updated.",
-    ),
-    (Unreadable, 400, "Unreadable request", ""),
-    (Unsupported, 415, "Unsupported media type", ""),
-    (Unauthorized, 401, "Unauthorized", ""),
-)
+    (KeyReused, 422, "Idempotency-Key reused", "This Idempotency-Key was used for another request. "
+     "Send a new request with a new key; repeat one with the same path, body and caller."),
+    (OutcomeUnknown, 504, "Outcome unknown", "The event store did not confirm this in time: it is "
+     "not known whether it was done. The id is {error.aggregate_id}; read it to find out. To "
+     "repeat this is safe with the same Idempotency-Key; without a key it may be done twice."),
+    (NotYet, 503, _AWAY, ""),
+    (Busy, 503, _AWAY, ""),
+    (StoreAway, 503, _AWAY, "The event store is not available. {then}"),
+    (ReadModelAway, 503, _AWAY, "The read model is not available. {then}"),
+    (Away, 503, _AWAY, "A server is not available. {then}"),
+    (CannotApply, 503, "Cannot be read yet", "The stream has an event that this version of the "
+     "service cannot read. Nothing was lost, and its history can be read. Try again when the "
+     "service has been updated."),
+)  # fmt: skip
 """The one table that turns errors into HTTP: class, status, title, and a detail where the error's
 own text may name servers. That text is in the log, under the request's id."""
 
@@ -489,7 +450,9 @@ def _add_errors(app: Flask) -> None:
         if found is None:
             return unknown(error)
         _, status, title, detail = found
-        then = "Try again." if request.method == "GET" else "Nothing was written; try again."
+        then = (
+            "Try again." if request.method in ("GET", "HEAD") else "Nothing was written; try again."
+        )
         detail = detail.format(error=error, then=then) or str(error)
         response = problem(status, getattr(error, "title", title), detail, error.code)
         if status > 500:
@@ -498,8 +461,6 @@ def _add_errors(app: Flask) -> None:
             response.headers["Retry-After"] = str(getattr(error, "retry_after", 30))
         if isinstance(error, StaleVersion):
             response.headers["ETag"] = f'"{error.tag}"'
-        if isinstance(error, Unauthorized):
-            response.headers["WWW-Authenticate"] = "Bearer"
         return response
 
     @app.errorhandler(ValidationError)
@@ -553,7 +514,7 @@ def _add_probes(
 ) -> None:
     @app.get("/healthz")
     def healthz() -> Response:
-        return _probe(200, {"status": "alive"})
+        return Response('{"status":"alive"}', mimetype="application/json")
 
     @app.get("/readyz")
     def readyz() -> Response:
@@ -561,18 +522,13 @@ def _add_probes(
         ready = is_ready()
         lacking = dict.fromkeys(missing(), "not available")
         status = "ready" if ready else "waiting"
-        return _probe(200 if ready else 503, {"status": status, "missing": lacking})
+        text = jsontext.render({"status": status, "missing": lacking})
+        return Response(text, 200 if ready else 503, mimetype="application/json")
 
     @app.get("/metrics")
     def metrics() -> Response:
         text, kind = render_metrics()
         return Response(text, content_type=kind)
-
-
-def _probe(status: int, body: Data) -> Response:
-    response = Response(jsontext.render(body), status, mimetype="application/json")
-    response.headers["Cache-Control"] = "no-cache"
-    return response
 
 
 _PAGE_POLICY = (
