@@ -21,6 +21,8 @@ from eventcore.serving import SOCKET_TIME
 from local.shop import Shop
 from tests.integration.wire import USER_DOORS, Wire, parse
 
+pytestmark = pytest.mark.timeout(240)  # the first test waits until all processes have started
+
 GIGABYTE = 10**9
 READ_AT_MOST = 16 * 1024 * 1024
 """Bytes that are gone before the refusal is seen; most of them into buffers of sockets."""
