@@ -85,7 +85,7 @@ between two sweeps, which then need not ask for them. They take 1.5 MB."""
 RACES = 20
 """How often a batch is folded anew because another replica wrote one of its documents first."""
 
-TOUR = 200
+TOUR = 100
 """Entries of the parked list that one sweep looks at, about; all of a list that is shorter."""
 
 NAMED = 5
@@ -412,9 +412,17 @@ class Folder:
         return complete
 
     def _park(self, folded: Mapping[str, Folded], entries: Mapping[str, Parked]) -> None:
-        """Parks the streams that stopped, in one write, but those that `entries` has already."""
+        """Parks the streams that stopped, in bulk, but those that are on the list already.
+
+        `entries` are those of the list, where they are known.
+        """
         stopped = [self._entry(stream, each) for stream, each in folded.items() if each.error]
-        news = [each for each in stopped if not _is_on(each, entries.get(each.stream))]
+        if not stopped:
+            return
+        known = entries or self._readmodel.parked(
+            self.generation.name, [each.stream for each in stopped]
+        )
+        news = [each for each in stopped if not _is_on(each, known.get(each.stream))]
         if news:
             reach("projector:parking")
             if new := self._readmodel.park(news):
