@@ -111,15 +111,17 @@ class CheckpointWatch:
         GENERATION.labels(self._name).set(generation.number)
         POSITION.labels(self._name).set(checkpoint.position)
         HALTED.labels(self._name).set(1 if checkpoint.halted else 0)
-        if (begun := self._timer()) >= self._count_at:
-            PARKED.labels(self._name).set(self._readmodel.count_parked(generation.name))
-            self._count_at = self._timer() + REST * (self._timer() - begun)
         if checkpoint.covered_at:
             age = (self._clock() - checkpoint.covered_at).total_seconds()
             STALENESS.labels(self._name).set(max(0.0, age))
         if found := self._readmodel.verification(self._name):
             VERIFIED.labels(self._name).set(found.when.timestamp())
             WRONG.labels(self._name).set(found.wrong)
+        if (begun := self._timer()) >= self._count_at:
+            try:
+                PARKED.labels(self._name).set(self._readmodel.count_parked(generation.name))
+            finally:
+                self._count_at = self._timer() + REST * (self._timer() - begun)
 
 
 class LagWatch:
