@@ -423,6 +423,14 @@ EVENT_FLOW = Board(
                     "none",
                     [Query("sum by (store) (relay_active{*})", "{{store}}")],
                 ),
+                Panel(
+                    "Relays halted",
+                    "1: the log does not have the event that the relay's checkpoint names, so "
+                    "nothing is published.",
+                    "none",
+                    [Query("max by (store) (relay_halted{*})", "{{store}}")],
+                    thresholds=(1,),
+                ),
             ),
         ),
         Row(
@@ -642,6 +650,13 @@ _OWN: Sequence[Panel] = (
         "none",
         [Query("min by (server) (dependency_up{*})", "{{server}}")],
         highest=1,
+    ),
+    Panel(
+        "Errors in background threads",
+        "Unexpected errors of threads that then went on; the log has each of them.",
+        "cps",
+        [_rate("background_errors_total", "thread")],
+        thresholds=(0.01,),
     ),
     Panel(
         "Connections in use",

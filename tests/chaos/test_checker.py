@@ -44,6 +44,7 @@ LOG = [event(1, "a"), event(2, "b", "Eve")]
 JOURNAL = [entry("a", 202), entry("b", 200, name="Eve")]
 DOCUMENT: Document = {
     "_id": str(USER), "version": 2, "name": "Eve", "email": "ada@example.com",
+    "eventId": str(LOG[1].event_id),
 }  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """A projection is folded anew beside the one that serves; an operator sees what is wrong."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from random import Random
@@ -406,9 +405,8 @@ def test_a_rebuild_makes_a_halted_projection_go_on(shop: FakeShop) -> None:
 def tool(shop: FakeShop, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """The command `rebuild users`, with more options, on the shop's fakes."""
 
-    @contextmanager
-    def at(*_: object) -> Iterator[tuple[Projection, object, StoreFeed, Folder]]:
-        yield USERS, shop.readmodel, feed(shop), Folder(USERS, shop.readmodel, feed(shop))
+    def at(*_: object) -> tuple[Projection, object, StoreFeed, Folder]:
+        return USERS, shop.readmodel, feed(shop), Folder(USERS, shop.readmodel, feed(shop))
 
     monkeypatch.setattr(operate, "_at", at)
     monkeypatch.setattr("eventcore.operate.time.sleep", lambda _: None)

@@ -259,6 +259,7 @@ def test_every_metric_is_shown_on_a_dashboard() -> None:
 def test_no_metric_is_used_that_nothing_has() -> None:
     prefixes = (
         "http_",
+        "background_",
         "eventcore_",
         "eventstore_",
         "relay_",
