@@ -27,7 +27,12 @@ def settings_from(environment: Mapping[str, str], kind: type[Kind], process: str
 
 def variables() -> set[str]:
     """The name of every variable that a process reads; a secret's without _FILE."""
-    return {name for kind in KINDS for name in _variables(kind)} - {"PROCESS"}
+    limits = {
+        name.upper()
+        for name, field in declared.ProvisionSettings.model_fields.items()
+        if field.validation_alias is None  # the servers' logins are those of the other kinds
+    }
+    return ({name for kind in KINDS for name in _variables(kind)} | limits) - {"PROCESS"}
 
 
 def _variables(kind: type[Settings]) -> Iterator[str]:

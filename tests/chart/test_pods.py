@@ -246,7 +246,9 @@ def test_every_file_that_a_variable_or_an_argument_names_is_mounted(chart: Rende
 
 
 def files(chart: Render, pod: Pod, container: Object) -> set[str]:
-    """Every file that a container finds in the Secrets and ConfigMaps it mounts, by its path."""
+    """Every file that a container finds in what it mounts, by its path: from a Secret or a
+    ConfigMap, or written there by an init container.
+    """
     found = set()
     for mount in container.get("volumeMounts", ()):
         for volume in pod.spec.get("volumes", ()):
@@ -258,6 +260,12 @@ def files(chart: Render, pod: Pod, container: Object) -> set[str]:
                 if "configMap" in source and not paths:
                     paths = list(chart.named("ConfigMap")[place["name"]]["data"])
                 found |= {f"{mount['mountPath']}/{path}" for path in paths}
+        for init in pod.spec.get("initContainers", ()):
+            for theirs in init.get("volumeMounts", ()):
+                if theirs["name"] == mount["name"]:
+                    script = " ".join(init.get("command", ()))
+                    written = re.findall(rf"> {re.escape(theirs['mountPath'])}/(\S+)", script)
+                    found |= {f"{mount['mountPath']}/{path}" for path in written}
     return found
 
 

@@ -121,6 +121,7 @@ MUTANTS = (
         "progress",
         "settled = self._settling.mark",
         "settled = self._settling.watched",
+        rare=True,
     ),
     Mutant(
         "the newest head counts as settled, not the one that was watched",
