@@ -5,6 +5,7 @@ password needs no quoting. A password or token may come from a file (`POSTGRES_P
 which is read at every connect: a new password needs no restart. No password has a default.
 """
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -83,6 +84,13 @@ def _group(**defaults: object) -> BeforeValidator:
     return BeforeValidator(complete)
 
 
+def _anonymous(given: object) -> object:
+    """Takes an empty MONGODB_USER as it is: the server has no logins."""
+    if isinstance(given, dict) and os.environ.get("MONGODB_USER") == "":
+        return {"user": "", "password": Secret()} | given
+    return given
+
+
 def _variables(prefix: str) -> Any:
     """Reads the variables that begin with `prefix`, and names each one that is missing."""
     return Field(validation_alias=prefix, default_factory=dict)
@@ -90,7 +98,7 @@ def _variables(prefix: str) -> Any:
 
 _Postgres = Annotated[Server, _group(port=5432)]
 _RabbitMQ = Annotated[Server, _group(port=5672, vhost="/")]
-_MongoDB = Annotated[Server, _group(port=27017)]
+_MongoDB = Annotated[Server, BeforeValidator(_anonymous), _group(port=27017)]
 Store = Annotated[_Postgres, _variables("postgres")]
 Broker = Annotated[_RabbitMQ, _variables("rabbitmq")]
 ReadModel = Annotated[_MongoDB, _variables("mongodb")]

@@ -550,8 +550,9 @@ def test_everything_may_be_started_before_what_it_depends_on(
         return shop.log(name)[said[name] :]
 
     shop.launch()
-    for name in ("user-relay", "order-service", "order-projector"):
-        until(lambda name=name: "Waiting for" in new(name))  # type: ignore[misc]
+    waits = {"user-relay": "Postgres", "order-service": "MongoDB", "order-projector": ""}
+    for name, server_name in waits.items():
+        until(lambda n=name, s=server_name: f"Waiting for {s}" in new(n))  # type: ignore[misc]
     for server in servers:
         server.start()
     shop.await_ready()
