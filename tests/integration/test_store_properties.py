@@ -227,6 +227,14 @@ class StoreMachine(RuleBasedStateMachine):
         self.followers[which].follow(limit)
 
     @rule(which=st.integers(0, 1))
+    def follow_past_an_open_writer(self, which: int) -> None:
+        """An event above the positions that the writer has drawn must not be read yet."""
+        if self.open:
+            stream = self.another_stream()
+            self.append(stream, 1, 0)
+            self.followers[which].follow(50)
+
+    @rule(which=st.integers(0, 1))
     def compare_heads(self, which: int) -> None:
         """The heads of a settled range are the last versions of what the feed has there."""
         follower = self.followers[which]
