@@ -56,7 +56,7 @@ SOCKET_TIME = 10
 SILENCE = 3600
 """Seconds that the kernel keeps a connection on which nothing has come, before it is accepted."""
 
-PATIENCE = 0.25
+PATIENCE = 1.0
 """Seconds that a request waits for a permit to be worked on."""
 
 LINGER = 2.0
