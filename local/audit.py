@@ -11,7 +11,7 @@ from pathlib import Path
 _PROGRAMS = Path(sys.executable).parent
 LOCKS = re.compile(r"(.*/)?requirements(-dev)?\.txt|local/uv\.txt")
 LOCK = "tests/requirements.txt"
-"""It holds every package that any other lock holds."""
+"""Holds every package that any other lock holds."""
 
 
 def insecure_code() -> bool:

@@ -38,7 +38,7 @@ ENVIRONMENT = {
     "PYTHONPATH": str(ROOT / "services"),
     "OTEL_SEMCONV_STABILITY_OPT_IN": "http,database",
 }
-"""What services/Dockerfile sets as well."""
+"""Variables that services/Dockerfile sets as well."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -461,7 +461,7 @@ class _Link:
 
 
 def _properties(message_id: str, headers: Mapping[str, str]) -> pika.BasicProperties:
-    """Those of each message: persistent JSON."""
+    """Properties of each message: persistent JSON."""
     return pika.BasicProperties(
         message_id=message_id,
         headers=dict(headers),

@@ -1,4 +1,4 @@
-"""What callers may send: models that refuse unknown fields, and sentences for what is wrong.
+"""Models of what callers may send, which refuse unknown fields, and sentences for what is wrong.
 
 No text with a control character passes an `Input`, whatever the type of its field.
 """
@@ -189,7 +189,7 @@ _SENTENCES: Mapping[str, str] = {
     "timezone_aware": "must name its offset from UTC",
     "none_required": "must be null",
 }
-"""What is wrong with a field, by pydantic's name of the error."""
+"""Sentences about a field, by pydantic's name of the error."""
 
 _KINDS: Mapping[str, str] = {
     "string": "text", "int": "a whole number", "float": "a number", "decimal": "a number",
@@ -199,11 +199,11 @@ _KINDS: Mapping[str, str] = {
     "timezone": "a time", "uuid": "a UUID", "url": "a URL", "bytes": "text",
     "complex": "a number",
 }  # fmt: skip
-"""What a value must be, by the beginning of pydantic's name of the error."""
+"""Expected values, by the beginning of pydantic's name of the error."""
 
 
 def problems_of(error: ValidationError) -> list[dict[str, str]]:
-    """What is wrong with each field, in words; a body that is no object counts as a field."""
+    """Describes the error of each field in words; a body that is no object counts as a field."""
     found = error.errors(include_url=False, include_input=False)
     return [
         {

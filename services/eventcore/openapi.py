@@ -39,7 +39,7 @@ HEADERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 
 class FieldProblem(BaseModel):
-    """What is wrong with one field."""
+    """Describes the error of one field."""
 
     field: str
     reason: str

@@ -754,7 +754,7 @@ def _duplicates(error: BulkWriteError) -> list[int]:
 
 
 def _key(entry: Parked) -> Document:
-    """What an entry of the parked list has beside its fields."""
+    """Fields of a stored entry of the parked list that Parked does not have."""
     slot = crc32(entry.stream.encode()) % SLOTS
     return {"_id": f"{entry.generation}/{entry.stream}", "slot": slot}
 

@@ -564,7 +564,7 @@ def test_a_refused_message_breaks_the_publisher(real: RealSite, opened: Opener) 
 
 
 def test_a_queue_of_an_earlier_release_is_used_as_it_is(real: RealSite) -> None:
-    """It has its limits as arguments, and RabbitMQ declares it with no other ones."""
+    """A queue with limits as arguments cannot be declared with others."""
     earlier = {"x-max-length-bytes": 2**24, "x-overflow": "drop-head", "x-delivery-limit": 20}
     kind = {"x-queue-type": "quorum"}
     for name in (real.queue.name, real.queue.dead_letters):

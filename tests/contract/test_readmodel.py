@@ -354,7 +354,7 @@ def test_a_new_password_in_its_file_is_noticed_soon(
 
 
 class Commands(CommandListener):
-    """What a client sends."""
+    """The request of a client."""
 
     def __init__(self) -> None:
         self.sent: list[Mapping[str, Any]] = []

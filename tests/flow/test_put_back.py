@@ -185,7 +185,7 @@ def test_an_event_of_another_life_is_never_folded_onto_a_document(
 
 
 def test_a_message_that_the_log_has_lost_changes_no_document_of_the_log(shop: FakeShop) -> None:
-    """It waited in the queue; the document is of the log that is there now."""
+    """An event waited in the queue; the document is of the current log."""
     stream, lost, _ = two_lives(shop)
     events = shop.user_store.read_stream(Stream("user", UUID(stream)))
     documents(shop)[stream] = right = USERS.fold(events[:2]) or {}

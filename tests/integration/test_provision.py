@@ -270,7 +270,7 @@ def test_a_policy_limits_every_queue(
     key = "effective_policy_definition"
 
     def limits() -> dict[str, object]:
-        """Those that the management API shows; it collects them every few seconds."""
+        """Lists what the management API shows, which it collects every few seconds."""
         found = api.request("GET", f"http://127.0.0.1:{node[1]}/api/queues").json()
         return {each["name"]: each[key] for each in found if key in each}
 
