@@ -1,17 +1,13 @@
-"""What happened to one id, from its command to its read models, as the stores themselves tell it.
+"""The history of one id, from its request to its read models, as the stores have recorded it.
 
-    find      asks the store and the read model for all that is known of an id
-    timeline  puts that in order; pure
-    tell      one entry as a line for people; pure
-
-Nothing is asked but what is there anyway: the ids of requests say when they began (they are UUIDs
-of version 7), events when they were appended, the relay's checkpoint whether they are confirmed,
-and documents when they were written.
+`find` reads the store and the read model; `timeline` and `tell` are pure. The stores record
+nothing extra for it: ids of version 7 tell when a request began.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
 
@@ -24,12 +20,10 @@ from eventcore.readmodel import Parked, ReadModel, Skip
 from eventcore.store import Progress, Store, Stream
 
 REACH = 1_000_000
-"""Positions that a search for a correlation id looks through: there is no index of them, since
-every append would pay for it.
-"""
+"""Maximum positions that a search for a correlation id reads: an index would slow each append."""
 
 STEP = 50_000
-"""Positions that one statement looks through."""
+"""Positions that one statement reads."""
 
 SLACK = timedelta(minutes=1)
 """How much earlier than its id's time an event may have been recorded, as clocks differ."""
@@ -74,8 +68,9 @@ class Searched:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """All that is known of an id."""
+    """All that is known of an id in one service."""
 
+    service: str
     events: Sequence[Event]
     standings: Sequence[Standing]
     progress: Progress
@@ -95,16 +90,14 @@ class Entry:
     at: datetime | None
     says: str
     fields: Data
+    private: Data = field(default_factory=dict)
     gap: timedelta | None = None
 
     def as_json(self) -> dict[str, Json]:
         """As one JSON object; times as RFC 3339, the gap in seconds."""
         at = to_timestamp(self.at) if self.at else None
-        gap = None if self.gap is None else _exact(self.gap.total_seconds())
-        return {"what": self.what, "at": at, "gapSeconds": gap, **self.fields}
-
-
-# ── find ──────────────────────────────────────────────────────────────────────────────────
+        gap = None if self.gap is None else Decimal(f"{self.gap.total_seconds():.6f}")
+        return {"what": self.what, "at": at, "gapSeconds": gap, **self.fields, **self.private}
 
 
 def find(
@@ -115,28 +108,27 @@ def find(
     projections: Iterable[Projection],
     since: datetime | None = None,
 ) -> History:
-    """What is known of an aggregate's id, or else of a correlation id, in one service's stores.
+    """Finds what one service's stores know of an aggregate's id, or else of a correlation id.
 
     A correlation id is looked for from `since` on, or from the time that it tells itself, or
     among the newest events; in REACH positions at most. Raises StoreAway, ReadModelAway.
     """
-    progress = store.progress(service)
     projections = tuple(projections)
     if stream_id := _uuid(wanted):
-        pages = read_pages(store, Stream(service, stream_id))
-        events = [event for page in pages for event in page]
-        kinds = (each.aggregate_type for each in projections)
-        others = {Stream(kind, stream_id) for kind in kinds if kind != service}
-        own = {Stream(service, stream_id)} if events else set()
-        standings = _standings(readmodel, projections, own | others, events)
+        own = Stream(service, stream_id)
+        progress = store.progress(service)
+        events = [event for page in read_pages(store, own) for event in page]
+        others = {Stream(each.aggregate_type, stream_id) for each in projections} - {own}
+        streams = others | {own} if events else others
+        standings = _standings(readmodel, projections, streams, events)
         standings = [each for each in standings if each.is_known or each.stream not in others]
-        history = History(events, standings, progress)
+        history = History(service, events, standings, progress)
         if not history.is_empty:
             return history
     events, searched = _search(store, wanted, since)
     streams = {Stream(event.aggregate_type, event.aggregate_id) for event in events}
     standings = _standings(readmodel, projections, streams, events)
-    return History(events, standings, store.progress(service), searched)
+    return History(service, events, standings, store.progress(service), searched)
 
 
 def _search(
@@ -148,10 +140,9 @@ def _search(
     after = _position_at(store, since, settled) if since else max(0, settled - REACH)
     searched = Searched(after, min(settled, after + REACH), settled)
     found: list[Event] = []
-    while after < searched.until:
-        until = min(after + STEP, searched.until)
-        found += store.read_correlated(correlation_id, after, until)
-        after = until
+    for begin in range(after, searched.until, STEP):
+        end = min(begin + STEP, searched.until)
+        found += store.read_correlated(correlation_id, begin, end)
     return found, searched
 
 
@@ -159,15 +150,12 @@ def _position_at(store: Store, moment: datetime, settled: int) -> int:
     """The position after which events were recorded from `moment` on: recorded_at grows with it,
     but for the few seconds that an append may take.
     """
-    before, after = 0, settled
-    while before < after:
-        middle = (before + after) // 2
-        page = store.read_feed(middle, settled, 1)
-        if page and page[0].recorded_at < moment:
-            before = page[0].position
-        else:
-            after = middle
-    return before
+
+    def recorded_after(position: int) -> datetime:
+        page = store.read_feed(position, settled, 1)
+        return page[0].recorded_at if page else datetime.max.replace(tzinfo=UTC)
+
+    return bisect_left(range(settled), moment, key=recorded_after)
 
 
 def _standings(
@@ -176,39 +164,33 @@ def _standings(
     streams: set[Stream],
     events: Sequence[Event],
 ) -> list[Standing]:
-    """Where each projection is with these streams, and with those that the events point to."""
+    """Where each projection is with these streams, and with those that the events name, such as
+    the user in an order's `userId`.
+    """
     found = []
     for projection in projections:
         kind = projection.aggregate_type
-        own = {str(each.aggregate_id) for each in streams if each.aggregate_type == kind}
-        ids = sorted(own | _pointed_to(events, kind))
+        named = (_uuid(event.data.get(f"{kind}Id")) for event in events)
+        own = {each.aggregate_id for each in streams if each.aggregate_type == kind}
+        ids = sorted(str(each) for each in own.union(named) if each)
         generation = Serving(projection, readmodel).now()
         versions = readmodel.versions(generation.collection, ids)
         written = readmodel.projected_at(generation.collection, ids)
         parked = readmodel.parked(generation.name, ids)
         skips = readmodel.skips(projection.name)
-        for each in ids:
-            skipped = tuple(skip for skip in skips if skip.stream == each)
-            found.append(
-                Standing(
-                    projection.name,
-                    Stream(kind, UUID(each)),
-                    versions.get(each, 0),
-                    written.get(each),
-                    parked.get(each),
-                    skipped,
-                )
+        found += [
+            Standing(
+                projection.name,
+                Stream(kind, UUID(each)),
+                versions.get(each, 0),
+                written.get(each),
+                parked.get(each),
+                tuple(skip for skip in skips if skip.stream == each),
             )
+            for each in ids
+        ]
     return found
 
-
-def _pointed_to(events: Iterable[Event], aggregate_type: str) -> set[str]:
-    """The ids of aggregates of a type that events name in their data, as `userId` does a user."""
-    named = (event.data.get(f"{aggregate_type}Id") for event in events)
-    return {str(found) for each in named if (found := _uuid(each))}
-
-
-# ── timeline ──────────────────────────────────────────────────────────────────────────────
 
 Placed = tuple[datetime, Entry]
 """An entry and the moment it stands at, which may be a little later than its own clock said."""
@@ -217,20 +199,25 @@ Placed = tuple[datetime, Entry]
 def timeline(history: History, *, with_data: bool = False) -> list[Entry]:
     """Everything that happened, in order, then what is so now.
 
-    Neither an event's data nor the text of an error is in it, unless asked for.
+    An event's data, the text of an error, and who skipped an event and why are left out, unless
+    `with_data`.
     """
+    events, progress = history.events, history.progress
     placed = [
-        *_requests(history.events),
-        *((e.recorded_at, _appended(e, history.progress, with_data)) for e in history.events),
-        *(each for s in history.standings for each in _projected(s, history.events, with_data)),
+        *_requests(events),
+        *((each.recorded_at, _appended(each, progress, with_data)) for each in events),
     ]
+    now = []
+    for standing in history.standings:
+        own = [each for each in events if each.aggregate_id == standing.stream.aggregate_id]
+        placed += _projected(standing, own, with_data)
+        last = max((each.version for each in own), default=0)
+        if standing.written_at is None or standing.version < last:
+            now.append(_standing(standing, last))
+    if events:
+        now.append(_relay(history.service, progress))
     placed.sort(key=lambda each: each[0])  # stable: at one moment, in the order of above
-    kinds = sorted({event.aggregate_type for event in history.events})
-    return [
-        *_with_gaps(entry for _, entry in placed),
-        *(_missing(each, history.events) for each in history.standings if _lacks(each, history)),
-        *(_relay(kind, history.progress) for kind in kinds),
-    ]
+    return [*_with_gaps(entry for _, entry in placed), *now]
 
 
 def _requests(events: Sequence[Event]) -> list[Placed]:
@@ -243,18 +230,21 @@ def _requests(events: Sequence[Event]) -> list[Placed]:
     for request, event in first.items():
         correlation = str(event.metadata.get("correlationId"))
         made = made_at(_uuid(request))
+        says = f"request {request} {'began' if made else 'came'}, correlation id {correlation}"
         fields = {"requestId": request, "correlationId": correlation}
-        began = "began" if made else "came"
-        says = f"request {request} {began}, correlation id {correlation}"
-        moment = min(made, event.recorded_at) if made else event.recorded_at
+        moment = min(made or event.recorded_at, event.recorded_at)
         placed.append((moment, Entry("request", made, says, fields)))
     return placed
 
 
 def _appended(event: Event, progress: Progress, with_data: bool) -> Entry:
     relayed = event.position <= progress.relayed
-    stream = Stream(event.aggregate_type, event.aggregate_id)
-    fields: dict[str, Json] = {
+    says = (
+        f"{event.aggregate_type} {event.aggregate_id}: {event.event_type} appended,"
+        f" version {event.version}, position {event.position},"
+        f" {'relayed' if relayed else 'not relayed yet'}"
+    )
+    fields: Data = {
         "stream": str(event.aggregate_id),
         "aggregateType": event.aggregate_type,
         "eventType": event.event_type,
@@ -265,73 +255,35 @@ def _appended(event: Event, progress: Progress, with_data: bool) -> Entry:
         "causationId": event.metadata.get("causationId"),
         "relayed": relayed,
     }
-    says = (
-        f"{stream}: {event.event_type} appended, version {event.version},"
-        f" position {event.position}, {'relayed' if relayed else 'not relayed yet'}"
-    )
-    if with_data:
-        fields["data"] = event.data
-        says += f", {jsontext.render(event.data).decode()}"
-    return Entry("event", event.recorded_at, says, fields)
+    private = {"data": event.data} if with_data else {}
+    return Entry("event", event.recorded_at, says, fields, private)
 
 
 def _projected(standing: Standing, events: Sequence[Event], with_data: bool) -> list[Placed]:
     """What a projection did with a stream and when. MongoDB keeps milliseconds, and clocks
     differ: a document does not stand before the event that it was made of.
     """
-    made_of = [
-        event.recorded_at
-        for event in events
-        if event.aggregate_id == standing.stream.aggregate_id and event.version <= standing.version
-    ]
+    name, stream, version = standing.projection, standing.stream, standing.version
+    place = _place(standing)
+    made_of = [each.recorded_at for each in events if each.version <= version]
     placed = []
-    if standing.version and (at := standing.written_at):
-        placed.append((max([at, *made_of]), _document(standing, at)))
+    if version and (at := standing.written_at):
+        says = f"{name} wrote {stream} at version {version}"
+        placed.append((max([at, *made_of]), Entry("document", at, says, place)))
     if parked := standing.parked:
-        placed.append((max([parked.when, *made_of]), _parked(standing, parked, with_data)))
-    return placed + [(skip.when, _skipped(standing, skip, with_data)) for skip in standing.skips]
-
-
-def _document(standing: Standing, at: datetime | None) -> Entry:
-    says = f"{standing.projection} wrote {standing.stream} at version {standing.version}"
-    return Entry("document", at, says, {**_place(standing), "version": standing.version})
-
-
-def _parked(standing: Standing, parked: Parked, with_data: bool) -> Entry:
-    error = parked.error if with_data else parked.error.split(":")[0]
-    fields: Data = {"version": parked.version, "highest": parked.highest, "error": error}
-    says = (
-        f"{standing.projection} parked {standing.stream} at version {parked.version}: {error};"
-        f" it is known to go to version {parked.highest}"
-    )
-    return Entry("parked", parked.when, says, {**_place(standing), **fields})
-
-
-def _skipped(standing: Standing, skip: Skip, with_data: bool) -> Entry:
-    why = {"who": skip.who, "why": skip.why} if with_data else {}
-    says = f"{standing.projection} was told to skip version {skip.version} of {standing.stream}"
-    if with_data:
-        says += f" by {skip.who}: {skip.why}"
-    return Entry("skipped", skip.when, says, {**_place(standing), "version": skip.version, **why})
-
-
-def _lacks(standing: Standing, history: History) -> bool:
-    return standing.written_at is None or standing.version < _last(standing, history.events)
-
-
-def _missing(standing: Standing, events: Sequence[Event]) -> Entry:
-    """A projection that has not come to the end of a stream, or not said when it did."""
-    last = _last(standing, events)
-    has = f"is at version {standing.version}" if standing.version else "has no document"
-    of = f" of {last}" if last > standing.version > 0 else ""
-    says = f"{standing.projection} {has}{of}: {standing.stream}"
-    return Entry("standing", None, says, {**_place(standing), "version": standing.version})
-
-
-def _last(standing: Standing, events: Sequence[Event]) -> int:
-    """The last version that is known of its stream."""
-    own = (e.version for e in events if e.aggregate_id == standing.stream.aggregate_id)
-    return max(own, default=0)
+        error = parked.error if with_data else parked.error.split(":")[0]
+        says = (
+            f"{name} parked {stream} at version {parked.version}: {error};"
+            f" it is known to go to version {parked.highest}"
+        )
+        fields = {**place, "version": parked.version, "highest": parked.highest, "error": error}
+        placed.append((max([parked.when, *made_of]), Entry("parked", parked.when, says, fields)))
+    for skip in standing.skips:
+        says = f"{name} was told to skip version {skip.version} of {stream}"
+        private = {"who": skip.who, "why": skip.why} if with_data else {}
+        fields = {**place, "version": skip.version}
+        placed.append((skip.when, Entry("skipped", skip.when, says, fields, private)))
+    return placed
 
 
 def _place(standing: Standing) -> dict[str, Json]:
@@ -339,21 +291,25 @@ def _place(standing: Standing) -> dict[str, Json]:
         "projection": standing.projection,
         "stream": str(standing.stream.aggregate_id),
         "aggregateType": standing.stream.aggregate_type,
+        "version": standing.version,
     }
+
+
+def _standing(standing: Standing, last: int) -> Entry:
+    """A projection that has not come to the end of a stream, or not said when it did."""
+    has = f"is at version {standing.version}" if standing.version else "has no document"
+    of = f" of {last}" if last > standing.version > 0 else ""
+    says = f"{standing.projection} {has}{of}: {standing.stream}"
+    return Entry("standing", None, says, _place(standing))
 
 
 def _relay(store: str, progress: Progress) -> Entry:
-    fields: Data = {
-        "store": store,
-        "relayed": progress.relayed,
-        "settled": progress.settled,
-        "head": progress.head,
-    }
     says = (
         f"relay of {store}: confirmed up to position {progress.relayed};"
         f" the log has settled up to {progress.settled} and ends at {progress.head}"
     )
-    return Entry("relay", None, says, fields)
+    position = {"relayed": progress.relayed, "settled": progress.settled, "head": progress.head}
+    return Entry("relay", None, says, {"store": store, **position})
 
 
 def _with_gaps(entries: Iterable[Entry]) -> list[Entry]:
@@ -367,13 +323,11 @@ def _with_gaps(entries: Iterable[Entry]) -> list[Entry]:
     return told
 
 
-# ── tell ──────────────────────────────────────────────────────────────────────────────────
-
-
 def tell(entry: Entry) -> str:
     """One line: when, how long after the one before, and what."""
     at = to_timestamp(entry.at) if entry.at else ""
-    return f"{at:27}  {_short(entry.gap):>10}  {entry.says}"
+    more = f", {jsontext.render(entry.private).decode()}" if entry.private else ""
+    return f"{at:27}  {_short(entry.gap):>10}  {entry.says}{more}"
 
 
 def _short(gap: timedelta | None) -> str:
@@ -390,8 +344,3 @@ def _uuid(value: object) -> UUID | None:
         return UUID(value) if isinstance(value, str) else None
     except ValueError:
         return None
-
-
-def _exact(seconds: float) -> Decimal:
-    """Seconds to the microsecond."""
-    return Decimal(f"{seconds:.6f}")

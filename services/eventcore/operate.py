@@ -1,7 +1,6 @@
 """Commands for operators, beside the processes: `python -m eventcore lag`, `trace ID`, ...
 
-A command runs with the settings of the process that it is about: in its pod, or in `make shell`.
-It prints tables, or with --json one JSON object a line. A command that deletes asks first, or
+A command prints tables, or with --json one JSON object a line. One that deletes asks first, or
 takes --yes.
 """
 
@@ -12,17 +11,18 @@ import os
 import random
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from http.client import HTTPConnection, HTTPException
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import click
 
-from eventcore import jsontext
+from eventcore import jsontext, settings
 from eventcore import rebuild as rebuilding
-from eventcore.broker import DeadLetter, DeadLetters, Fate, Queue, RabbitMQ
+from eventcore.broker import DeadLetter, Fate, Queue, RabbitMQ
 from eventcore.errors import Away, Misconfigured, Refused
 from eventcore.feed import HttpFeed
 from eventcore.history import find, tell, timeline
@@ -30,42 +30,34 @@ from eventcore.projection import Projection
 from eventcore.projector import Folder
 from eventcore.query import Serving
 from eventcore.readmodel import Mongo, Parked, Skip, Verification, generation_of
-from eventcore.settings import (
-    BrokerSettings,
-    ProjectionSettings,
-    ReadModelSettings,
-    Settings,
-    TraceSettings,
-    read_settings,
-)
 from eventcore.store import Postgres
 from eventcore.verify import Verifier, why_halted
 from eventcore.watch import Behind
 
 Row = dict[str, object]
-Kind = TypeVar("Kind", bound=Settings)
+Kind = TypeVar("Kind", bound=settings.Settings)
 
+projection_name = click.argument("projection_name", metavar="PROJECTION")
+letter_ids = click.argument("letter_ids", metavar="[ID]...", nargs=-1)
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 yes = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 @click.command()
 @click.argument("beginnings", metavar="[BEGINNING]...", nargs=-1)
-def metrics(beginnings: Sequence[str]) -> None:
+def metrics(beginnings: tuple[str, ...]) -> None:
     """Print the metrics of one process.
 
-    It is the process whose METRICS_PORT this is. Prints all metrics, or those that begin so.
+    It is the process at METRICS_PORT. Prints all metrics, or those that begin so.
     """
-    settings = _settings(Settings, "metrics")
-
+    port = _settings(settings.Settings, "metrics").metrics_port
     try:
-        url = f"http://localhost:{settings.metrics_port}/metrics"
-        without_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with without_proxy.open(url, timeout=10) as answer:
-            lines = answer.read().decode().splitlines()
-    except OSError as error:
+        with closing(HTTPConnection("localhost", port, timeout=10)) as connection:
+            connection.request("GET", "/metrics")
+            text = connection.getresponse().read().decode()
+    except (OSError, HTTPException) as error:
         raise Away(f"nothing serves metrics at METRICS_PORT: {error}") from error
-    for line in lines:
+    for line in text.splitlines():
         if not line.startswith("#") and (not beginnings or line.startswith(beginnings)):
             click.echo(line)
 
@@ -82,18 +74,16 @@ def trace(wanted: str, as_json: bool, with_data: bool, since: datetime | None) -
     """Print all that happened to ID, in order, with times.
 
     ID is an aggregate's, such as an order's, or a correlation id. It is looked for in the store and
-    the read model of the SERVICE. Neither names nor e-mails nor anything else of an event's data is
-    printed, unless --data is given.
+    the read model of the SERVICE. Nothing of an event's data is printed, unless --data is given.
     """
-    settings = _settings(TraceSettings, "trace")
-    store, readmodel = Postgres(settings.store, 1), Mongo(settings.readmodel, 1)
+    own = _settings(settings.TraceSettings, "trace")
+    store, readmodel = Postgres(own.store, 1), Mongo(own.readmodel, 1)
     since = since and (since if since.tzinfo else since.replace(tzinfo=UTC))
-    projections = service_module().PROJECTIONS
-    history = find(wanted, settings.service, store, readmodel, projections, since)
+    history = find(wanted, own.service, store, readmodel, service_module().PROJECTIONS, since)
     if history.searched and not history.searched.is_whole:
         click.echo(f"eventcore: {history.searched}", err=True)
     if history.is_empty:
-        raise Refused(f"nothing is known of {wanted} in the service {settings.service}")
+        raise Refused(f"nothing is known of {wanted} in the service {own.service}")
     for entry in timeline(history, with_data=with_data):
         click.echo(jsontext.render(entry.as_json()) if as_json else tell(entry))
 
@@ -105,29 +95,29 @@ def lag(as_json: bool) -> None:
 
     The log is that of the feed's service. Lags are in positions, where gaps count, and in seconds.
     """
-    rows: list[Row] = []
     readmodel, feed, projections = _at_projections("lag")
     log = feed.progress()
-    of_log: Row = {"head": log.head, "settled": log.settled, "relayed": log.relayed}
     behind = max(0, log.settled - log.relayed)
+    of_log: Row = {"head": log.head, "settled": log.settled, "relayed": log.relayed}
     _show([{**of_log, "behind": behind, "halted": log.relay_halted}], as_json)
-    for projection in projections:
-        generation = Serving(projection, readmodel).now()
-        checkpoint = readmodel.checkpoint(generation.name)
-        oldest, settled = Behind(projection, readmodel, feed, generation).oldest(
-            checkpoint.position
-        )
-        row: Row = {
-            "projection": projection.name,
-            "generation": generation.number,
-            "checkpoint": checkpoint.position,
-            "behind": settled - oldest.position + 1 if oldest else 0,
-            "seconds": round(_age(oldest.recorded_at), 1) if oldest else 0,
-            "parked": readmodel.count_parked(generation.name),
-            "halted": checkpoint.halted or why_halted(projection.name, checkpoint, feed),
-        }
-        rows.append(row)
+    rows = [_lag(projection, readmodel, feed) for projection in projections]
     _show(rows, as_json, "This service folds no projection from that log.")
+
+
+def _lag(projection: Projection, readmodel: Mongo, feed: HttpFeed) -> Row:
+    generation = Serving(projection, readmodel).now()
+    checkpoint = readmodel.checkpoint(generation.name)
+    oldest, settled = Behind(projection, readmodel, feed, generation).oldest(checkpoint.position)
+    age = datetime.now(UTC) - oldest.recorded_at if oldest else timedelta()
+    return {
+        "projection": projection.name,
+        "generation": generation.number,
+        "checkpoint": checkpoint.position,
+        "behind": settled - oldest.position + 1 if oldest else 0,
+        "seconds": max(0.0, round(age.total_seconds(), 1)),
+        "parked": readmodel.count_parked(generation.name),
+        "halted": checkpoint.halted or why_halted(projection.name, checkpoint, feed),
+    }
 
 
 @click.group()
@@ -139,43 +129,43 @@ def parked() -> None:
 @as_json
 def parked_list(as_json: bool) -> None:
     """List the parked streams: where each stopped, and why."""
-    settings = _settings(ReadModelSettings, "parked list")
-
-    readmodel = Mongo(settings.readmodel)
+    own = _settings(settings.ReadModelSettings, "parked list")
+    readmodel = Mongo(own.readmodel)
     rows = [
         _parked(projection, each)
         for projection in service_module().PROJECTIONS
         for each in readmodel.parked(Serving(projection, readmodel).now().name).values()
     ]
-    _show(rows, as_json, f"No parked streams in the service {settings.service}.")
+    _show(rows, as_json, f"No parked streams in the service {own.service}.")
 
 
 @parked.command(name="show")
-@click.argument("projection_name", metavar="PROJECTION")
+@projection_name
 @click.argument("stream")
 @click.option("--data", is_flag=True, help="Also what the events say; it may be personal.")
 @as_json
 def parked_show(projection_name: str, stream: str, data: bool, as_json: bool) -> None:
     """Show a parked stream, and its events since it stopped."""
-    rows: list[Row] = []
     projection, readmodel, feed, folder = _at(projection_name, "parked show")
     found = _require_parked(projection, readmodel, folder, stream)
     _show([_parked(projection, found)], as_json)
-    for event in feed.stream(stream, found.version - 1):
-        row: Row = {
+    rows: list[Row] = [
+        {
             "version": event.version,
             "event": event.event_type,
             "schemaVersion": event.schema_version,
-            "id": str(event.event_id),
+            "id": event.event_id,
             "position": event.position,
             "recordedAt": event.recorded_at.isoformat(),
+            **({"data": event.data} if data else {}),
         }
-        rows.append({**row, "data": _plain(event.data)} if data else row)
+        for event in feed.stream(stream, found.version - 1)
+    ]
     _show(rows, as_json, "The feed has no event of it from there on.")
 
 
 @parked.command(name="retry")
-@click.argument("projection_name", metavar="PROJECTION")
+@projection_name
 @click.argument("streams", metavar="[STREAM]...", nargs=-1)
 def parked_retry(projection_name: str, streams: Sequence[str]) -> None:
     """Try parked streams again, all or those named.
@@ -183,7 +173,7 @@ def parked_retry(projection_name: str, streams: Sequence[str]) -> None:
     A stream goes on where it stopped; one that still cannot be applied stays parked. Ends
     with status 1 if any does.
     """
-    _, readmodel, __, folder = _at(projection_name, "parked retry")
+    _, readmodel, _, folder = _at(projection_name, "parked retry")
     entries = readmodel.parked(folder.generation.name, streams or None)
     released = folder.retry(entries)
     for stream in entries:
@@ -194,7 +184,7 @@ def parked_retry(projection_name: str, streams: Sequence[str]) -> None:
 
 
 @parked.command(name="skip")
-@click.argument("projection_name", metavar="PROJECTION")
+@projection_name
 @click.argument("stream")
 @click.option("--why", required=True, help="The reason; it is kept.")
 @click.option("--who", default=getpass.getuser, help="Who decides this; it is kept.")
@@ -210,12 +200,10 @@ def parked_skip(projection_name: str, stream: str, why: str, who: str, yes: bool
     event = next(iter(feed.stream(stream, found.version - 1)), None)
     if event is None:
         raise Refused(f"the log has no version {found.version} of {stream}")
-    what = f"{event.event_type}, version {event.version} of {stream}, in {projection.name}"
-    _ask(yes, f"Pass over {what}, for good?")
-    event_id = str(event.event_id)
-    readmodel.skip(
-        Skip(projection.name, stream, event.version, event_id, who, why, datetime.now(UTC))
-    )
+    version, name = event.version, projection.name
+    _ask(yes, f"Pass over {event.event_type}, version {version} of {stream}, in {name}, for good?")
+    now = datetime.now(UTC)
+    readmodel.skip(Skip(name, stream, version, str(event.event_id), who, why, now))
     folder.follow()
     released = folder.retry({stream: found})
     click.echo(f"{stream}: {'released' if released else 'parked again, further on'}")
@@ -228,54 +216,41 @@ def dead_letters() -> None:
 
 
 @dead_letters.command(name="list")
-@click.argument("projection_name", metavar="PROJECTION")
+@projection_name
 @as_json
 def dead_letters_list(projection_name: str, as_json: bool) -> None:
     """List the dead letters of PROJECTION: id, key, size, and why."""
-    rows: list[Row] = []
-
-    def note(letter: DeadLetter) -> Fate:
-        row: Row = {
+    rows: list[Row] = [
+        {
             "id": letter.id,
             "routingKey": letter.routing_key,
             "bytes": len(letter.message.body),
             "messageId": letter.message.id,
             "reason": letter.reason,
         }
-        rows.append(row)
-        return "keep"
-
-    _dead_letters(projection_name, "dead-letters list").go_through(note)
+        for letter in _letters(projection_name, "list")
+    ]
     _show(rows, as_json, f"No dead letters of {projection_name}.")
 
 
 @dead_letters.command(name="show")
-@click.argument("projection_name", metavar="PROJECTION")
+@projection_name
 @click.argument("letter_id", metavar="ID")
 def dead_letters_show(projection_name: str, letter_id: str) -> None:
     """Print one message as it came.
 
     Bytes that are not text are written as \\xNN.
     """
-    found: list[DeadLetter] = []
-
-    def pick(letter: DeadLetter) -> Fate:
-        if letter.id == letter_id:
-            found.append(letter)
-        return "keep"
-
-    _dead_letters(projection_name, "dead-letters show").go_through(pick)
-    if not found:
-        raise Refused(f"{projection_name} has no dead letter {letter_id}; list them again")
-    for name, value in found[0].message.headers.items():
+    letters = _letters(projection_name, "show", [letter_id])
+    _require_letters(projection_name, [letter_id], letters)
+    for name, value in letters[0].message.headers.items():
         click.echo(f"{name}: {value}")
-    click.echo("")
-    click.echo(found[0].message.body.decode(errors="backslashreplace"))
+    click.echo(f"\n{letters[0].message.body.decode(errors='backslashreplace')}")
 
 
 @dead_letters.command(name="requeue")
-@click.argument("projection_name", metavar="PROJECTION")
-@click.argument("letter_ids", metavar="[ID]...", nargs=-1)
+@projection_name
+@letter_ids
 @yes
 def dead_letters_requeue(projection_name: str, letter_ids: Sequence[str], yes: bool) -> None:
     """Give messages back to PROJECTION, all or those named.
@@ -286,8 +261,8 @@ def dead_letters_requeue(projection_name: str, letter_ids: Sequence[str], yes: b
 
 
 @dead_letters.command(name="discard")
-@click.argument("projection_name", metavar="PROJECTION")
-@click.argument("letter_ids", metavar="[ID]...", nargs=-1)
+@projection_name
+@letter_ids
 @yes
 def dead_letters_discard(projection_name: str, letter_ids: Sequence[str], yes: bool) -> None:
     """Delete messages, all or those named.
@@ -297,8 +272,42 @@ def dead_letters_discard(projection_name: str, letter_ids: Sequence[str], yes: b
     _settle_letters(projection_name, "discard", letter_ids, yes)
 
 
+def _settle_letters(name: str, fate: Fate, ids: Sequence[str], yes: bool) -> None:
+    _ask(yes, f"{fate.capitalize()} {', '.join(ids) or 'all dead letters'} of {name}?")
+    settled = _letters(name, fate, ids, fate)
+    for letter in settled:
+        click.echo(f"{letter.id}: {'requeued' if fate == 'requeue' else 'discarded'}")
+    if not settled and not ids:
+        click.echo(f"No dead letters of {name}.")
+    _require_letters(name, ids, settled)
+
+
+def _letters(
+    name: str, command: str, ids: Sequence[str] = (), fate: Fate = "keep"
+) -> list[DeadLetter]:
+    """Settles the dead letters of these ids, or all, and returns them."""
+    own = _settings(settings.BrokerSettings, f"dead-letters {command}")
+    projection = projection_named(name)
+    found: list[DeadLetter] = []
+
+    def decide(letter: DeadLetter) -> Fate:
+        if ids and letter.id not in ids:
+            return "keep"
+        found.append(letter)
+        return fate
+
+    broker = RabbitMQ(own.broker, name=own.process)
+    broker.dead_letters(Queue(projection.queue, projection.binding)).go_through(decide)
+    return found
+
+
+def _require_letters(name: str, ids: Sequence[str], found: Sequence[DeadLetter]) -> None:
+    if missing := set(ids) - {letter.id for letter in found}:
+        raise Refused(f"{name} has no dead letter {', '.join(sorted(missing))}; list them again")
+
+
 @click.command()
-@click.argument("projection_name", metavar="PROJECTION")
+@projection_name
 @click.option("--stream", help="Fold this one stream anew, in place.")
 @click.option("--rollback", is_flag=True, help="Go back to the generation that served before.")
 @click.option("--drop-previous", is_flag=True, help="Delete the generation that served before.")
@@ -324,7 +333,8 @@ def rebuild(
     """
     projection, readmodel, feed, folder = _at(projection_name, "rebuild")
     if stream:
-        changed = rebuilding.rebuild_stream(projection, readmodel, feed, folder.generation, stream)
+        serving = folder.generation
+        changed = rebuilding.rebuild_stream(projection, readmodel, feed, serving, stream)
         click.echo(f"{stream}: {'folded anew' if changed else 'was right already'}")
         return
     generations = readmodel.generations(projection.name)
@@ -338,26 +348,26 @@ def rebuild(
         return
     begin = rebuilding.back if rollback else rebuilding.begin
     build = begin(projection, readmodel, feed, str(uuid4()), time.sleep)
+    new, old = build.generation.name, generation_of(projection, generations.serving).name
     switched = False
     try:
         if not rollback:
             build.fold(_progress(projection.name))
         build.catch_up()
-        serving = generation_of(projection, generations.serving).name
-        if readmodel.checkpoint(serving).halted:
-            note = f"not compared: {serving} is halted, its documents come from another log"
-            _show([{"generation": build.generation.name, "note": note}], as_json)
+        if readmodel.checkpoint(old).halted:
+            note = f"not compared: {old} is halted, its documents come from another log"
+            _show([{"generation": new, "note": note}], as_json)
         else:
             parity = build.compare()
-            _show_parity(build.generation.name, parity, as_json)
+            _show_parity(new, parity, as_json)
             if not parity.agrees and not accept_differences:
-                _ask(yes, f"{build.generation.name} differs. Let it serve all the same?")
+                _ask(yes, f"{new} differs. Let it serve all the same?")
         build.switch()
         switched = True
     finally:
         if not switched and not rollback:
             build.discard()
-    _show([{"serves": build.generation.name}], as_json)
+    _show([{"serves": new}], as_json)
 
 
 @click.command()
@@ -375,15 +385,12 @@ def verify(projection_names: Sequence[str], everything: bool, sample: int, as_js
     rows: list[Row] = []
     readmodel, feed, projections = _at_projections("verify", projection_names)
     for projection in projections:
-        generation = Serving(projection, readmodel).now()
+        name, generation = projection.name, Serving(projection, readmodel).now()
         verifier = Verifier(projection, readmodel, feed, generation, time.sleep)
         found = verifier.run(None if everything else sample, random.SystemRandom())
-        wrong += [
-            {"projection": projection.name, "stream": each.stream, "what": each.what}
-            for each in found.wrong
-        ]
+        wrong += [{"projection": name, "stream": w.stream, "what": w.what} for w in found.wrong]
         row: Row = {
-            "projection": projection.name,
+            "projection": name,
             "generation": generation.number,
             "checked": found.checked,
             "wrong": len(found.wrong),
@@ -392,9 +399,8 @@ def verify(projection_names: Sequence[str], everything: bool, sample: int, as_js
             "relayBehind": found.log.settled - found.log.relayed,
         }
         rows.append(row)
-        readmodel.note_verification(
-            Verification(projection.name, datetime.now(UTC), found.checked, len(found.wrong))
-        )
+        noted = Verification(name, datetime.now(UTC), found.checked, len(found.wrong))
+        readmodel.note_verification(noted)
     if wrong:
         _show(wrong, as_json)
     _show(rows, as_json, "This service folds no projection from that log.")
@@ -419,19 +425,18 @@ def projection_named(name: str) -> Projection:
 
 
 def open_folder(
-    settings: ProjectionSettings, projection: Projection
+    own: settings.ProjectionSettings, projection: Projection
 ) -> tuple[Mongo, HttpFeed, Folder]:
     """Returns the read model, the feed and the folder of a projection."""
-    readmodel = Mongo(settings.readmodel)
-    feed = HttpFeed(settings.feed.url, settings.feed.token)
+    readmodel, feed = Mongo(own.readmodel), HttpFeed(own.feed.url, own.feed.token)
     return readmodel, feed, Folder(projection, readmodel, feed)
 
 
 def _at(name: str, command: str) -> tuple[Projection, Mongo, HttpFeed, Folder]:
     """A projection with its read model, feed and folder, at the generation that serves."""
-    settings = _settings(ProjectionSettings, command)
+    own = _settings(settings.ProjectionSettings, command)
     projection = projection_named(name)
-    readmodel, feed, folder = open_folder(settings, projection)
+    readmodel, feed, folder = open_folder(own, projection)
     folder.follow()
     return projection, readmodel, feed, folder
 
@@ -440,13 +445,11 @@ def _at_projections(
     command: str, names: Sequence[str] = ()
 ) -> tuple[Mongo, HttpFeed, list[Projection]]:
     """A read model, a feed, and the projections that are folded from it, or those of `names`."""
-    settings = _settings(ProjectionSettings, command)
-    feed = HttpFeed(settings.feed.url, settings.feed.token)
-    known: Sequence[Projection] = service_module().PROJECTIONS
-    if names:
-        known = [projection_named(name) for name in names]
+    own = _settings(settings.ProjectionSettings, command)
+    feed = HttpFeed(own.feed.url, own.feed.token)
+    known = [projection_named(name) for name in names] or service_module().PROJECTIONS
     owner = feed.aggregate_type()
-    return Mongo(settings.readmodel), feed, [p for p in known if p.aggregate_type == owner]
+    return Mongo(own.readmodel), feed, [p for p in known if p.aggregate_type == owner]
 
 
 def _require_parked(
@@ -467,34 +470,6 @@ def _parked(projection: Projection, parked: Parked) -> Row:
         "when": parked.when.isoformat(),
         "error": parked.error,
     }
-
-
-def _dead_letters(name: str, command: str) -> DeadLetters:
-    settings = _settings(BrokerSettings, command)
-    projection = projection_named(name)
-
-    broker = RabbitMQ(settings.broker, name=command)
-    return broker.dead_letters(Queue(projection.queue, projection.binding))
-
-
-def _settle_letters(name: str, fate: Fate, ids: Sequence[str], yes: bool) -> None:
-    which = ", ".join(ids) or "all dead letters"
-    _ask(yes, f"{fate.capitalize()} {which} of {name}?")
-    settled: list[str] = []
-
-    def decide(letter: DeadLetter) -> Fate:
-        if ids and letter.id not in ids:
-            return "keep"
-        settled.append(letter.id)
-        return fate
-
-    _dead_letters(name, f"dead-letters {fate}").go_through(decide)
-    for each in settled:
-        click.echo(f"{each}: {'requeued' if fate == 'requeue' else 'discarded'}")
-    if not settled and not ids:
-        click.echo(f"No dead letters of {name}.")
-    if missing := set(ids) - set(settled):
-        raise Refused(f"{name} has no dead letter {', '.join(sorted(missing))}; list them again")
 
 
 def _progress(name: str) -> Callable[[int, int], None]:
@@ -528,19 +503,15 @@ def _show_parity(name: str, parity: rebuilding.Parity, as_json: bool) -> None:
     }
     _show([line], as_json)
     for kind, streams in parity.ids.items():
-        if as_json:
-            _show([{kind: " ".join(streams)}], as_json)
-        else:
-            click.echo(f"{kind}: {' '.join(streams)}")
+        listed = " ".join(streams)
+        click.echo(json.dumps({kind: listed}) if as_json else f"{kind}: {listed}")
 
 
 def _ask(yes: bool, question: str) -> None:
     """Asks, unless `yes`; raises Refused if the answer is no, or there is no terminal."""
-    if yes:
-        return
-    if not sys.stdin.isatty():
+    if not yes and not sys.stdin.isatty():
         raise Refused(f"nothing was changed. {question} If so, run it again with --yes")
-    if not click.confirm(question):
+    if not yes and not click.confirm(question):
         raise Refused("nothing was changed")
 
 
@@ -548,38 +519,24 @@ def _show(rows: Sequence[Row], as_json: bool, nothing: str = "") -> None:
     """Prints a table, or one JSON object a line; `nothing` where there is no row."""
     if as_json:
         for row in rows:
-            click.echo(json.dumps(row))
+            click.echo(json.dumps(row, default=str))
     elif not rows:
         click.echo(nothing)
     else:
-        lines = [list(rows[0]), *([_cell(each) for each in row.values()] for row in rows)]
+        cells = [["-" if v in ("", None) else str(v) for v in row.values()] for row in rows]
+        lines = [list(rows[0]), *cells]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         for line in lines:
-            cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-            click.echo("  ".join(cells).rstrip())
-
-
-def _cell(value: object) -> str:
-    return "-" if value in ("", None) else str(value)
+            click.echo("  ".join(map(str.ljust, line, widths)).rstrip())
 
 
 def _settings(kind: type[Kind], command: str) -> Kind:
     """Returns the settings of a command; raises Misconfigured, which says where to run it."""
     try:
-        return read_settings(kind, command)
+        return settings.read_settings(kind, command)
     except Misconfigured as error:
-        raise Misconfigured(
-            f"{error}. Run it in the pod of the process that it is about, or in `make shell`"
-        ) from error
-
-
-def _plain(data: Any) -> Any:
-    """Event data as plain JSON; decimals as the text they are."""
-    return json.loads(json.dumps(data, default=str))
-
-
-def _age(moment: datetime) -> float:
-    return max(0.0, (datetime.now(UTC) - moment).total_seconds())
+        where = "Run it in the pod of the process that it is about, or in `make shell`"
+        raise Misconfigured(f"{error}. {where}") from error
 
 
 TOOLS = (metrics, trace, lag, parked, dead_letters, rebuild, verify)

@@ -1,37 +1,20 @@
-"""What is known of those that work behind a service, whether they run or not.
+"""Lag of relays and projections, measured by the service, so that a stopped process is visible.
 
-A relay or a projector that is stopped says nothing, so how far each is behind is told by who
-can see both ends: the service has the log and its read models. Of a projection of another
-service's events it sees the checkpoint alone.
+A service has its log and its read models. Of a projection of another service's events it sees the
+checkpoint alone.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from threading import Event as Stop
 from threading import Thread
 from time import monotonic
 
+from eventcore import observe
 from eventcore.background import repeat, surviving
 from eventcore.event import Event
 from eventcore.feed import Feed
-from eventcore.observe import (
-    CHECKPOINT,
-    GENERATION,
-    HALTED,
-    HEAD,
-    LAG,
-    LAG_SECONDS,
-    PARKED,
-    POSITION,
-    RELAY_HALTED,
-    RELAY_LAG,
-    RELAY_LAG_SECONDS,
-    SETTLED,
-    STALENESS,
-    UNSETTLED,
-    VERIFIED,
-    WRONG,
-)
 from eventcore.projection import Projection
 from eventcore.query import Serving
 from eventcore.readmodel import Checkpoint, Generation, ReadModel
@@ -44,127 +27,122 @@ UNSWEPT = 5.0
 """Seconds without a sweep after which the service looks for a projection's lag itself."""
 
 REST = 20
-"""Counting the parked list takes one part of the time in so many, however long the list is."""
+"""Counting the parked list takes at most one part of the time in so many."""
 
 PAGES = 20
-"""Pages of heads that one look goes through; what it did not reach, the next one does."""
+"""Pages of heads that one look reads; the next look goes on there."""
 
 _ANY = 2**62
 """A position past every feed's end."""
 
 
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _age(moment: datetime, now: datetime) -> float:
+    return max(0.0, (now - moment).total_seconds())
+
+
+@dataclass
 class LogWatch:
     """A store's log and its relay: head, settled position, and what the relay has still to do."""
 
-    def __init__(
-        self,
-        name: str,
-        store: Store,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        timer: Callable[[], float] = monotonic,
-    ) -> None:
-        self._name = name
-        self._store = store
-        self._clock = clock
-        self._timer = timer
-        self._awaited = 0
-        self._since = 0.0
+    name: str
+    store: Store
+    clock: Callable[[], datetime] = _now
+    timer: Callable[[], float] = monotonic
+    _awaited: int = 0
+    _since: float = 0.0
 
     def look(self) -> None:
         """Look once, and set the metrics. Raises StoreAway."""
-        progress = self._store.progress(self._name)
+        progress = self.store.progress(self.name)
         if progress.settled >= self._awaited:
-            self._awaited, self._since = progress.head, self._timer()
-        held = self._timer() - self._since if progress.settled < self._awaited else 0.0
+            self._awaited, self._since = progress.head, self.timer()
+        held = self.timer() - self._since if progress.settled < self._awaited else 0.0
         waiting = max(0, progress.settled - progress.relayed)
-        oldest = self._store.read_feed(progress.relayed, progress.settled, 1) if waiting else []
-        HEAD.labels(self._name).set(progress.head)
-        SETTLED.labels(self._name).set(progress.settled)
-        UNSETTLED.labels(self._name).set(held)
-        CHECKPOINT.labels(self._name).set(progress.relayed)
-        RELAY_HALTED.labels(self._name).set(1 if progress.relay_halted else 0)
-        RELAY_LAG.labels(self._name).set(waiting if oldest else 0)
-        RELAY_LAG_SECONDS.labels(self._name).set(_age(oldest[0], self._clock()) if oldest else 0)
+        oldest = self.store.read_feed(progress.relayed, progress.settled, 1) if waiting else []
+        age = _age(oldest[0].recorded_at, self.clock()) if oldest else 0
+        observe.HEAD.labels(self.name).set(progress.head)
+        observe.SETTLED.labels(self.name).set(progress.settled)
+        observe.UNSETTLED.labels(self.name).set(held)
+        observe.CHECKPOINT.labels(self.name).set(progress.relayed)
+        observe.RELAY_HALTED.labels(self.name).set(1 if progress.relay_halted else 0)
+        observe.RELAY_LAG.labels(self.name).set(waiting if oldest else 0)
+        observe.RELAY_LAG_SECONDS.labels(self.name).set(age)
 
 
+@dataclass
 class CheckpointWatch:
     """A projection as its read model shows it: checkpoint, staleness, parked streams."""
 
-    def __init__(
-        self,
-        projection: Projection,
-        readmodel: ReadModel,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        timer: Callable[[], float] = monotonic,
-    ) -> None:
-        self._name = projection.name
-        self._serving = Serving(projection, readmodel)
-        self._readmodel = readmodel
-        self._clock = clock
-        self._timer = timer
-        self._count_at = 0.0
+    projection: Projection
+    readmodel: ReadModel
+    clock: Callable[[], datetime] = _now
+    timer: Callable[[], float] = monotonic
+    _count_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._serving = Serving(self.projection, self.readmodel)
 
     def look(self) -> None:
         """Look once, and set the metrics. Raises ReadModelAway."""
-        generation = self._serving.now()
-        checkpoint = self._readmodel.checkpoint(generation.name)
-        GENERATION.labels(self._name).set(generation.number)
-        POSITION.labels(self._name).set(checkpoint.position)
-        HALTED.labels(self._name).set(1 if checkpoint.halted else 0)
+        name, generation = self.projection.name, self._serving.now()
+        checkpoint = self.readmodel.checkpoint(generation.name)
+        observe.GENERATION.labels(name).set(generation.number)
+        observe.POSITION.labels(name).set(checkpoint.position)
+        observe.HALTED.labels(name).set(1 if checkpoint.halted else 0)
         if checkpoint.covered_at:
-            age = (self._clock() - checkpoint.covered_at).total_seconds()
-            STALENESS.labels(self._name).set(max(0.0, age))
-        if found := self._readmodel.verification(self._name):
-            VERIFIED.labels(self._name).set(found.when.timestamp())
-            WRONG.labels(self._name).set(found.wrong)
-        if (begun := self._timer()) >= self._count_at:
+            observe.STALENESS.labels(name).set(_age(checkpoint.covered_at, self.clock()))
+        if found := self.readmodel.verification(name):
+            observe.VERIFIED.labels(name).set(found.when.timestamp())
+            observe.WRONG.labels(name).set(found.wrong)
+        if (begun := self.timer()) >= self._count_at:
             try:
-                PARKED.labels(self._name).set(self._readmodel.count_parked(generation.name))
+                observe.PARKED.labels(name).set(self.readmodel.count_parked(generation.name))
             finally:
-                self._count_at = self._timer() + REST * (self._timer() - begun)
+                self._count_at = self.timer() + REST * (self.timer() - begun)
 
 
+@dataclass
 class LagWatch:
     """How far a projection is behind the feed: from the oldest event not applied nor parked.
 
-    While sweeps go on they tell it, at no cost. Where they do not, this compares heads with
-    documents as they would, and each stretch of the feed until it has seen it applied once.
+    While sweeps move the checkpoint the lag is 0, at no cost. Where they do not, heads are compared
+    with documents, each stretch of the feed until it has been seen applied once.
     """
 
-    def __init__(
-        self,
-        projection: Projection,
-        readmodel: ReadModel,
-        feed: Feed,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        timer: Callable[[], float] = monotonic,
-    ) -> None:
-        self._projection = projection
-        self._serving = Serving(projection, readmodel)
-        self._readmodel = readmodel
-        self._feed = feed
-        self._clock = clock
-        self._timer = timer
-        self._checkpoint: Checkpoint | None = None
-        self._since = 0.0
-        self._applied = 0
+    projection: Projection
+    readmodel: ReadModel
+    feed: Feed
+    clock: Callable[[], datetime] = _now
+    timer: Callable[[], float] = monotonic
+    _checkpoint: Checkpoint | None = None
+    _since: float = 0.0
+    _applied: int = 0
+
+    def __post_init__(self) -> None:
+        self._serving = Serving(self.projection, self.readmodel)
 
     def look(self) -> None:
         """Look once, and set the metrics. Raises Away."""
-        checkpoint = self._readmodel.checkpoint(self._serving.now().name)
+        generation = self._serving.now()
+        checkpoint = self.readmodel.checkpoint(generation.name)
         if checkpoint != self._checkpoint:
             if self._checkpoint and checkpoint.position < self._checkpoint.position:
                 self._applied = 0  # it is being folded anew
-            self._checkpoint, self._since = checkpoint, self._timer()
-        if self._timer() - self._since < UNSWEPT:
+            self._checkpoint, self._since = checkpoint, self.timer()
+        if self.timer() - self._since < UNSWEPT:
             self._tell(0, 0)
             return
         self._applied = max(self._applied, checkpoint.position)
-        behind = Behind(self._projection, self._readmodel, self._feed, self._serving.now())
+        behind = Behind(self.projection, self.readmodel, self.feed, generation)
         for _ in range(PAGES):
             oldest, reached, settled = behind.look(self._applied)
             if oldest:
-                self._tell(settled - oldest.position + 1, _age(oldest, self._clock()))
+                age = _age(oldest.recorded_at, self.clock())
+                self._tell(settled - oldest.position + 1, age)
                 return
             self._applied = max(self._applied, reached)
             if reached >= settled:
@@ -172,27 +150,25 @@ class LagWatch:
                 return
 
     def _tell(self, events: int, seconds: float) -> None:
-        LAG.labels(self._projection.name).set(events)
-        LAG_SECONDS.labels(self._projection.name).set(seconds)
+        observe.LAG.labels(self.projection.name).set(events)
+        observe.LAG_SECONDS.labels(self.projection.name).set(seconds)
 
 
+@dataclass(frozen=True)
 class Behind:
     """Finds the oldest event that a generation has neither applied nor on a parked stream."""
 
-    def __init__(
-        self, projection: Projection, readmodel: ReadModel, feed: Feed, generation: Generation
-    ) -> None:
-        self._projection = projection
-        self._readmodel = readmodel
-        self._feed = feed
-        self._generation = generation
+    projection: Projection
+    readmodel: ReadModel
+    feed: Feed
+    generation: Generation
 
     def look(self, after: int) -> tuple[Event | None, int, int]:
         """That event, in one page of the log above `after`; where the page ends; what is settled.
 
         Raises Away.
         """
-        page = self._feed.heads(after, _ANY)
+        page = self.feed.heads(after, _ANY)
         heads = {str(head.aggregate_id): head.version for head in page.heads}
         return self._oldest(heads, after, page.until), page.until, page.settled
 
@@ -205,20 +181,15 @@ class Behind:
             after = reached
 
     def _oldest(self, heads: dict[str, int], after: int, until: int) -> Event | None:
-        versions = self._readmodel.versions(self._generation.collection, heads)
+        versions = self.readmodel.versions(self.generation.collection, heads)
         behind = {stream for stream, head in heads.items() if versions.get(stream, 0) < head}
-        behind -= set(self._readmodel.parked(self._generation.name, behind)) if behind else set()
-        if not behind:
-            return None
-        for event in self._feed.between(after, until):
+        if behind:
+            behind -= set(self.readmodel.parked(self.generation.name, behind))
+        for event in self.feed.between(after, until) if behind else ():
             stream = str(event.aggregate_id)
             if stream in behind and event.version > versions.get(stream, 0):
                 return event
         return None
-
-
-def _age(event: Event, now: datetime) -> float:
-    return max(0.0, (now - event.recorded_at).total_seconds())
 
 
 def watch(looks: Iterable[Callable[[], object]], stop: Stop, every: float = EVERY) -> Thread:
@@ -236,7 +207,7 @@ def watch(looks: Iterable[Callable[[], object]], stop: Stop, every: float = EVER
 def watch_service(
     name: str, store: Store, readmodel: ReadModel, feed: Feed, projections: Iterable[Projection]
 ) -> list[Callable[[], object]]:
-    """What a service looks at: its log and relay, its read models, the lag of its own events'."""
+    """Returns the looks of a service: its log and relay, its read models, its own events' lag."""
     looks: list[Callable[[], object]] = [LogWatch(name, store).look]
     for projection in projections:
         looks.append(CheckpointWatch(projection, readmodel).look)
