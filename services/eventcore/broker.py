@@ -1,16 +1,13 @@
 """RabbitMQ: the exchange, queues and keys; publishing with confirms, consuming in batches.
 
-The only file that imports pika. Each Publisher and Consumer has one connection, whose I/O
-loop runs in a thread of its own, so that heartbeats are served while the caller works. None
-of them reconnects: after BrokerAway the caller closes it and opens another, which declares
-the topology again.
+Each Publisher and Consumer has one connection, whose I/O loop runs in a thread of its own, so that
+heartbeats are served while the caller works. None of them reconnects: after BrokerAway the caller
+closes it and opens another, which declares the topology again.
 
 Queues are quorum queues. Their limits (bytes, deliveries) are policies of the virtual host, which
 `provision` sets, so they can change under an existing queue.
 
-Sources: RabbitMQ's guides on publisher confirms (confirms may arrive out of order, and for
-many messages at once; an unroutable mandatory message is returned before it is confirmed), on
-consumer acknowledgements, and on quorum queues.
+Sources: RabbitMQ's guides on publisher confirms, consumer acknowledgements and quorum queues.
 """
 
 import hashlib
@@ -19,7 +16,7 @@ import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import takewhile
 from time import monotonic
@@ -54,6 +51,9 @@ BLOCKED_TIMEOUT = 30.0
 
 REPUBLISH_AFTER = (0.1, 0.5, 2.0)
 """Seconds before each retry of a message that could not be routed."""
+
+_ADDED = ("x-reason", "x-routing-key")
+"""The headers that a dead letter has beside its own."""
 
 Fate: TypeAlias = Literal["keep", "requeue", "discard"]
 """The decision about a dead letter."""
@@ -159,22 +159,16 @@ class RabbitMQ:
     """A Broker on one virtual host, for RabbitMQ 3.10 and later."""
 
     def __init__(
-        self,
-        server: Server,
-        *,
-        name: str,
-        blocked_timeout: float = BLOCKED_TIMEOUT,
+        self, server: Server, *, name: str, blocked_timeout: float = BLOCKED_TIMEOUT
     ) -> None:
         self._server = server
         self._name = name
         self._blocked_timeout = blocked_timeout
 
     def publisher(self, queues: Sequence[Queue], window: int) -> "ConfirmedPublisher":
-        """See Broker."""
         return ConfirmedPublisher(self._parameters(), Topology(queues), window)
 
     def consumer(self, queue: Queue, prefetch: int) -> "BatchConsumer":
-        """See Broker."""
         return BatchConsumer(self._parameters(), Topology([queue]), queue, prefetch)
 
     def dead_letters(self, queue: Queue) -> "DeadLetters":
@@ -215,6 +209,7 @@ def _tls(server: Server) -> pika.SSLOptions:
 
 
 Act = Callable[..., Any]
+"""An act of a channel; takes a `callback` that is called when the broker has answered."""
 
 
 @dataclass(slots=True)
@@ -226,47 +221,37 @@ class Topology:
     _accepted: set[str] = field(default_factory=set)
 
     def steps(self, channel: Any) -> Iterator[Act]:
-        """The declarations, each a function that takes a callback for its completion."""
+        """The declarations, to be made one after the other."""
         self._declaring = ""
-        yield lambda done: channel.exchange_declare(
-            EXCHANGE, exchange_type="topic", durable=True, callback=done
-        )
-        yield lambda done: channel.exchange_declare(
-            DEAD_LETTERS, exchange_type="direct", durable=True, callback=done
-        )
+        for name, kind in ((EXCHANGE, "topic"), (DEAD_LETTERS, "direct")):
+            yield partial(channel.exchange_declare, name, exchange_type=kind, durable=True)
         for queue in self.queues:
-            for name in (queue.name, queue.dead_letters):
-                yield partial(self._declare, channel, name)
-            yield lambda done, queue=queue: channel.queue_bind(
-                queue.name, EXCHANGE, queue.binding, callback=done
-            )
-            yield lambda done, queue=queue: channel.queue_bind(
-                queue.dead_letters, DEAD_LETTERS, queue.dead_letters, callback=done
-            )
+            for name, exchange, key in (
+                (queue.name, EXCHANGE, queue.binding),
+                (queue.dead_letters, DEAD_LETTERS, queue.dead_letters),
+            ):
+                self._declaring = name
+                yield partial(
+                    channel.queue_declare,
+                    name,
+                    passive=name in self._accepted,
+                    durable=True,
+                    arguments={"x-queue-type": "quorum"},
+                )
+                yield partial(channel.queue_bind, name, exchange, key)
 
     def accept(self) -> bool:
         """Accepts the queue of the last declaration as it is; False if that did not help.
 
-        A queue of an earlier release has its limits as arguments, and RabbitMQ refuses to declare
-        it with other arguments (406). A passive declaration checks nothing but its existence.
+        RabbitMQ refuses to declare a queue of an earlier release, which has its limits as
+        arguments (406). A passive declaration checks nothing but its existence.
         """
-        if not self._declaring or self._declaring in self._accepted:
+        name = self._declaring
+        if not name or name in self._accepted:
             return False
-        self._accepted.add(self._declaring)
-        log.info(
-            "Queue exists with other arguments, used as it is", extra={"queue": self._declaring}
-        )
+        self._accepted.add(name)
+        log.info("Queue exists with other arguments, used as it is", extra={"queue": name})
         return True
-
-    def _declare(self, channel: Any, name: str, done: Act) -> None:
-        self._declaring = name
-        channel.queue_declare(
-            name,
-            passive=name in self._accepted,
-            durable=True,
-            arguments={"x-queue-type": "quorum"},
-            callback=done,
-        )
 
 
 class _IO(SelectorIOServicesAdapter):  # type: ignore[misc]
@@ -275,23 +260,14 @@ class _IO(SelectorIOServicesAdapter):  # type: ignore[misc]
     transport: AbstractStreamTransport | None = None
 
     def create_streaming_connection(
-        self,
-        protocol_factory: Any,
-        sock: Any,
-        on_done: Act,
-        ssl_context: Any = None,
-        server_hostname: str | None = None,
+        self, protocol_factory: Any, sock: Any, on_done: Act, *tls: Any, **more: Any
     ) -> Any:
-        """See pika's AbstractIOServices."""
-
         def done(result: Any) -> None:
             if not isinstance(result, BaseException):
                 self.transport, _ = result
             on_done(result)
 
-        return super().create_streaming_connection(
-            protocol_factory, sock, done, ssl_context, server_hostname
-        )
+        return super().create_streaming_connection(protocol_factory, sock, done, *tls, **more)
 
 
 class _Link:
@@ -315,7 +291,10 @@ class _Link:
             target=self._run, args=(parameters,), name="rabbitmq", daemon=True
         )
         self._thread.start()
-        self._wait_until_open()
+        if not self._await(lambda: self._is_open, OPEN_TIMEOUT):
+            error = self._broken or BrokerAway(f"RabbitMQ did not answer for {OPEN_TIMEOUT:.0f} s")
+            self.close()
+            raise error
 
     def close(self) -> None:
         """Closes the connection, within a few seconds whatever the broker does."""
@@ -323,15 +302,11 @@ class _Link:
         self._loop.add_callback_threadsafe(self._close_or_abort)
         self._thread.join(CLOSE_TIMEOUT + 1)
 
-    def _wait_until_open(self) -> None:
+    def _await(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Waits for a condition, until the link is broken, and for so long at most."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_open or self._broken, OPEN_TIMEOUT)
-            error = self._broken
-        if error is None and not self._is_open:
-            error = BrokerAway(f"RabbitMQ did not answer within {OPEN_TIMEOUT:.0f} s")
-        if error is not None:
-            self.close()
-            raise error
+            self._changed.wait_for(lambda: self._broken or condition(), seconds)
+            return self._broken is None and condition()
 
     def _check(self) -> None:
         """Raises the error that broke the link, if there is one."""
@@ -380,19 +355,15 @@ class _Link:
 
     def _opening(self) -> Iterator[Act]:
         yield from self._topology.steps(self._channel)
-        yield lambda done: self._channel.confirm_delivery(self._on_answer, callback=done)
+        yield partial(self._channel.confirm_delivery, self._on_answer)
         yield from self._extra_steps()
-        yield self._opened
-
-    def _in_turn(self, steps: Iterator[Act]) -> None:
-        """Runs each step when the one before it has been answered."""
-        step = next(steps, None)
-        if step is not None:
-            step(lambda *_: self._in_turn(steps))
-
-    def _opened(self, _done: Act) -> None:
         self._is_open = True
         self._notify()
+
+    def _in_turn(self, steps: Iterator[Act]) -> None:
+        """Takes each step when the one before it has been answered."""
+        if step := next(steps, None):
+            step(callback=lambda *_: self._in_turn(steps))
 
     def _publish(
         self, exchange: str, key: str, message: Message, headers: Mapping[str, str]
@@ -497,7 +468,6 @@ class ConfirmedPublisher(_Link):
         super().__init__(parameters, topology)
 
     def publish(self, messages: Sequence[Message]) -> None:
-        """See Publisher."""
         start = 0
         while start < len(messages):
             count = self._wait_for_room(len(messages) - start)
@@ -509,25 +479,18 @@ class ConfirmedPublisher(_Link):
             start += count
 
     def confirmed(self) -> int:
-        """See Publisher."""
         self._check()
         return self._prefix
 
     def wait(self, more_than: int, timeout: float) -> int:
-        """See Publisher."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._broken or self._prefix > more_than, timeout)
+        self._await(lambda: self._prefix > more_than, timeout)
         return self.confirmed()
 
     def _wait_for_room(self, wanted: int) -> int:
         """Waits until the window has room for a good part of `wanted`; returns how much."""
         enough = min(wanted, max(1, self._window // 2))
-        with self._changed:
-            while not self._changed.wait_for(
-                lambda: self._broken or self._room() >= enough, timeout=1
-            ):
-                self._check()
-        self._check()
+        while not self._await(lambda: self._room() >= enough, 1):
+            self._check()
         return min(wanted, self._room())
 
     def _room(self) -> int:
@@ -557,7 +520,8 @@ class ConfirmedPublisher(_Link):
         self._came_back.add(message_id)
 
     def _on_confirm(self, tag: int, multiple: bool) -> None:
-        for each in self._confirmed_tags(tag) if multiple else (tag,):
+        sent_before = takewhile(lambda each: each <= tag, self._unconfirmed)  # in order of sending
+        for each in list(sent_before) if multiple else (tag,):
             sent = self._unconfirmed.pop(each)
             if sent.message.id in self._came_back:
                 self._came_back.remove(sent.message.id)
@@ -565,9 +529,6 @@ class ConfirmedPublisher(_Link):
             else:
                 self._done.add(sent.place)
         self._move_prefix()
-
-    def _confirmed_tags(self, tag: int) -> list[int]:
-        return list(takewhile(lambda each: each <= tag, self._unconfirmed))  # in order of sending
 
     def _move_prefix(self) -> None:
         before = prefix = self._prefix
@@ -591,12 +552,13 @@ class ConfirmedPublisher(_Link):
         waiting.append(sent)
 
     def _declare_and_send(self, waiting: list["_Sent"]) -> None:
-        def send(_done: Act) -> None:
+        def steps() -> Iterator[Act]:
+            yield from self._topology.steps(self._channel)
             for sent in waiting:
-                self._send(_Sent(sent.place, sent.message, sent.tries + 1))
+                self._send(replace(sent, tries=sent.tries + 1))
             waiting.clear()
 
-        self._in_turn(iter([*self._topology.steps(self._channel), send]))
+        self._in_turn(steps())
 
 
 @dataclass(frozen=True, slots=True)
@@ -612,11 +574,7 @@ class BatchConsumer(_Link):
     """A Consumer."""
 
     def __init__(
-        self,
-        parameters: pika.ConnectionParameters,
-        topology: Topology,
-        queue: Queue,
-        prefetch: int,
+        self, parameters: pika.ConnectionParameters, topology: Topology, queue: Queue, prefetch: int
     ) -> None:
         self._queue = queue
         self._prefetch = prefetch
@@ -629,17 +587,14 @@ class BatchConsumer(_Link):
         super().__init__(parameters, topology)
 
     def take(self, limit: int, wait: float) -> list[Delivery]:
-        """See Consumer."""
+        self._await(lambda: self._takeable() > 0, wait)
         with self._changed:
-            if not self._takeable():
-                self._changed.wait_for(lambda: self._broken or self._takeable(), wait)
             self._check()
             count = min(limit, self._takeable())
             raw = [self._delivered.popleft() for _ in range(count)]
         return [_delivery(*each) for each in raw]
 
     def acknowledge(self, delivery: Delivery) -> None:
-        """See Consumer."""
         self._submit(lambda: self._channel.basic_ack(delivery.tag, multiple=True))
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
@@ -647,12 +602,8 @@ class BatchConsumer(_Link):
         self._published += 1
         wanted = self._published
         self._submit(lambda: self._send_dead_letter(delivery.message, reason))
-        with self._changed:
-            done = self._changed.wait_for(
-                lambda: self._broken or self._confirmed >= wanted, self._patience
-            )
-        self._check()
-        if not done:
+        if not self._await(lambda: self._confirmed >= wanted, self._patience):
+            self._check()
             raise BrokerAway("RabbitMQ did not confirm a dead letter in time")
 
     def pause(self) -> None:
@@ -676,11 +627,12 @@ class BatchConsumer(_Link):
         self._channel.add_on_cancel_callback(
             lambda _frame: self._break(BrokerAway(f"{self._queue.name} was deleted"))
         )
-        yield lambda done: self._channel.basic_qos(prefetch_count=self._prefetch, callback=done)
+        yield partial(self._channel.basic_qos, prefetch_count=self._prefetch)
         yield self._consume
 
-    def _consume(self, done: Act | None = None) -> None:
-        self._tag = self._channel.basic_consume(self._queue.name, self._on_delivery, callback=done)
+    def _consume(self, callback: Act | None = None) -> None:
+        name = self._queue.name
+        self._tag = self._channel.basic_consume(name, self._on_delivery, callback=callback)
 
     def _stop(self) -> None:
         """Cancels and requeues; pika itself requeues deliveries that are still on their way.
@@ -701,7 +653,7 @@ class BatchConsumer(_Link):
 
     def _send_dead_letter(self, message: Message, reason: str) -> None:
         sendable = reason[:500].encode(errors="replace").decode()  # it may quote half a character
-        added = {"x-reason": sendable, "x-routing-key": message.routing_key}
+        added = dict(zip(_ADDED, (sendable, message.routing_key), strict=True))
         self._publish(DEAD_LETTERS, self._queue.dead_letters, message, {**message.headers, **added})
 
     def _on_confirm(self, tag: int, _multiple: bool) -> None:
@@ -757,32 +709,19 @@ class DeadLetters:
             if method is None:
                 break
             seen += 1
-            letter = _dead_letter(_delivery(method, properties, body).message, seen)
+            message = _delivery(method, properties, body).message
+            name_of = f"{seen}-{hashlib.sha256(body).hexdigest()[:8]}"
+            reason, key = (message.headers.get(each, "") for each in _ADDED)
+            letter = DeadLetter(name_of, message, reason, key)
             fate = decide(letter)
             if fate == "requeue":
                 headers = {k: v for k, v in letter.message.headers.items() if k not in _ADDED}
-                channel.basic_publish(
-                    DEAD_LETTERS,
-                    self._queue.name,
-                    body,
-                    _properties(letter.message.id, headers),
-                    mandatory=True,
-                )
+                again = _properties(letter.message.id, headers)
+                channel.basic_publish(DEAD_LETTERS, self._queue.name, body, again, mandatory=True)
             if fate != "keep":
                 channel.basic_ack(method.delivery_tag)
         channel.basic_nack(0, multiple=True, requeue=True)  # the rest goes back to its place
         return seen
-
-
-_ADDED = ("x-reason", "x-routing-key")
-
-
-def _dead_letter(message: Message, place: int) -> DeadLetter:
-    digest = hashlib.sha256(message.body).hexdigest()[:8]
-    headers = message.headers
-    return DeadLetter(
-        f"{place}-{digest}", message, headers.get("x-reason", ""), headers.get("x-routing-key", "")
-    )
 
 
 def _delivery(method: Any, properties: Any, body: bytes) -> Delivery:

@@ -38,7 +38,7 @@ from eventcore import jsontext
 from eventcore.broker import DEAD_LETTERS, EXCHANGE
 from eventcore.errors import BrokerAway, Misconfigured
 from eventcore.projection import Projection
-from eventcore.readmodel import make_login, make_monitor
+from eventcore.readmodel import make_login
 from eventcore.settings import Secret, Server
 from eventcore.store import LIMITS, connect, translated
 
@@ -192,8 +192,8 @@ def provision_readmodel(
     `projectors` may write it. Raises ReadModelAway, Misconfigured.
     """
     for login in (f"{service}-service", *projectors):
-        password = passwords[login].read()
-        make_login(admin, f"{service}_read_model", login, password, writes=login in projectors)
+        role = "readWrite" if login in projectors else "read"
+        make_login(admin, f"{service}_read_model", login, passwords[login].read(), role)
 
 
 def provision_store_monitor(admin: Server, password: Secret) -> None:
@@ -223,7 +223,7 @@ def provision_readmodel_monitor(admin: Server, password: Secret) -> None:
     """Make or mend MongoDB's login `monitor`, which may ask the server for its numbers and reads
     no database. Raises ReadModelAway.
     """
-    make_monitor(admin, MONITOR, password.read())
+    make_login(admin, "admin", MONITOR, password.read(), "clusterMonitor")
 
 
 def _may(queues: Sequence[str], publish: Sequence[str], read: Sequence[str]) -> dict[str, str]:

@@ -1,17 +1,16 @@
 """Read models in MongoDB: documents, checkpoints with their lease, and the parked list.
 
-The only file that imports pymongo. Prices are kept as Decimal128, exactly. Every write is
-acknowledged by the journal of a majority before it counts.
+Prices are kept as Decimal128, exactly. A majority acknowledges every write, in its journal.
 
     <collection>   the documents of a generation: _id, version, the projection's own fields, and
-                   projectedAt, when it was written, which nobody sees but who asks for it
+                   projectedAt, when it was written, which `projected_at` alone shows
     generations    one a projection: the number of the generation that serves, and the newest one's
     checkpoints    one a generation: the event it stands on (position, eventId), the furthest event
                    that was folded, coveredAt, the epoch of the store, why it is halted, and who
                    holds the lease, with the lease's own epoch
     parked         one a stream that a generation has set aside: no payload, only where and why
-    skips          one an event that somebody has decided to leave out, for all generations
-    verifications  one a projection: when it was last compared with the log, and what was found
+    skips          one an event that all generations of a projection pass over
+    verifications  one a projection: when it was last compared with the log, and the result
 """
 
 import re
@@ -56,7 +55,7 @@ from pymongo.write_concern import WriteConcern
 from eventcore.errors import CannotApply, Misconfigured, ReadModelAway
 from eventcore.event import START, Mark
 from eventcore.observe import POOL_MAX, POOL_USED
-from eventcore.projection import Document, Projection
+from eventcore.projection import Document, Projection, version_of
 from eventcore.retry import CircuitBreaker
 from eventcore.settings import Server
 
@@ -116,35 +115,11 @@ def generation_of(projection: Projection, number: int = 1) -> Generation:
 
 @dataclass(frozen=True, slots=True)
 class Generations:
-    """The numbers of a projection's generations: the one that serves, the one that did so before
-    it (0: none is kept), and the newest that was ever begun.
-    """
+    """The numbers of a projection's generations; `previous` served before (0: none is kept)."""
 
     serving: int = 1
     previous: int = 0
     newest: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """The right to move a generation's checkpoint, until someone has a higher epoch.
-
-    The other fields are the checkpoint's.
-    """
-
-    generation: str
-    holder: str
-    epoch: int
-    position: int
-    store_epoch: str = ""
-    halted: str = ""
-    event_id: str = ""
-    furthest: Mark = START
-
-    @property
-    def marks(self) -> tuple[Mark, Mark]:
-        """The events that the log must have."""
-        return Mark(self.position, self.event_id), self.furthest
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +131,8 @@ class Checkpoint:
     `halted` says why nothing more is applied: the log is not the one it was folded from.
     """
 
-    position: int
-    covered_at: datetime | None
+    position: int = 0
+    covered_at: datetime | None = None
     store_epoch: str = ""
     halted: str = ""
     event_id: str = ""
@@ -167,6 +142,15 @@ class Checkpoint:
     def marks(self) -> tuple[Mark, Mark]:
         """The events that the log must have."""
         return Mark(self.position, self.event_id), self.furthest
+
+
+@dataclass(frozen=True, slots=True)
+class Lease(Checkpoint):
+    """A generation's checkpoint, and the right to move it, until someone has a higher epoch."""
+
+    generation: str = ""
+    holder: str = ""
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +188,8 @@ class Verification:
     wrong: int
 
 
-Record = TypeVar("Record", Parked, Skip, Verification)
-"""What is kept beside the documents, field by field."""
+Record = TypeVar("Record", Generations, Parked, Skip, Verification)
+"""A record that is kept beside the documents, field by field."""
 
 
 class ReadModel(Protocol):
@@ -215,15 +199,12 @@ class ReadModel(Protocol):
         """The documents that exist among `ids`."""
 
     def versions(self, collection: str, ids: Iterable[str]) -> dict[str, int]:
-        """The versions of the documents that exist among `ids`, as a majority has them.
-
-        So a checkpoint that rests on them covers nothing that a failover can take back.
-        """
+        """The versions of the documents that exist among `ids`; no failover takes them back."""
 
     def projected_at(self, collection: str, ids: Iterable[str]) -> dict[str, datetime]:
-        """When the documents among `ids` were written, as their writer's clock said; milliseconds.
+        """When the documents among `ids` were written, by their writer's clock; milliseconds.
 
-        A document that was written before this was noted is left out. No other method shows it.
+        A document that an older version wrote is left out.
         """
 
     def page(
@@ -231,17 +212,16 @@ class ReadModel(Protocol):
     ) -> list[Document]:
         """Up to `limit` documents by descending `_id`, below `before`, that match `where`.
 
-        Without those that are removed.
+        Removed ones are left out.
         """
 
     def scan(self, collection: str, after: str, limit: int) -> list[Document]:
         """Up to `limit` documents, removed ones too, by ascending `_id`, above `after`."""
 
     def write(self, collection: str, writes: Sequence[Write]) -> bool:
-        """Write each document if it still is at the version it replaces.
+        """Write each document if it still is at the version it replaces; False: some were not.
 
-        True: all took effect; False: some did not, since someone else was faster; look
-        again. Raises CannotApply if a document cannot be stored at all; then some may be.
+        Raises CannotApply if a document cannot be stored at all; then some may be.
         """
 
     def prepare(self, collection: str, indexes: Sequence[Sequence[str]]) -> None:
@@ -254,9 +234,8 @@ class ReadModel(Protocol):
         """The number of a new generation, which nobody else gets."""
 
     def switch(self, projection: str, serving: int, to: int) -> bool:
-        """Let generation `to` serve in place of `serving`, in one step; False: that serves no more.
-
-        The other one is kept as the previous one.
+        """Let `to` serve in place of `serving`, which becomes the previous one; False: it did not
+        serve any more.
         """
 
     def drop(self, generation: Generation) -> None:
@@ -266,11 +245,7 @@ class ReadModel(Protocol):
         """How far a generation has come; position 0 at first."""
 
     def take_lease(
-        self,
-        generation: str,
-        holder: str,
-        seconds: float,
-        furthest: Mark = START,
+        self, generation: str, holder: str, seconds: float, furthest: Mark = START
     ) -> Lease | None:
         """Take or renew the lease; None while another holder has it. A new holder, a new epoch.
 
@@ -286,16 +261,15 @@ class ReadModel(Protocol):
     def move_checkpoint(self, lease: Lease, mark: Mark, covered_at: datetime | None) -> bool:
         """Move forwards to an event, if the lease's epoch is still the newest; False: it is not.
 
-        A checkpoint without an event, of an older version, is moved in any case.
-        `covered_at` says when `mark` had settled; None: unknown, what is there stays. It may go
-        back: a clock that was ahead is right again. The
-        lease's `store_epoch` is kept with it.
+        A checkpoint without an event, of an older version, is moved in any case. `covered_at` says
+        when `mark` had settled, and may go back; None: unknown, the known one stays. The lease's
+        `store_epoch` is kept with it.
         """
 
     def park(self, entries: Sequence[Parked]) -> list[str]:
-        """Puts streams on the parked list, or renews their entries; `highest` only grows.
+        """Puts streams on the parked list, or renews their entries; returns those that are new.
 
-        Returns the streams that were not on it.
+        `highest` only grows.
         """
 
     def parked(self, generation: str, streams: Iterable[str] | None = None) -> dict[str, Parked]:
@@ -308,10 +282,7 @@ class ReadModel(Protocol):
         """The number of parked streams of a generation."""
 
     def release(self, generation: str, versions: Mapping[str, int]) -> int:
-        """Takes the streams off the list whose document's version has reached all that is known.
-
-        Returns how many.
-        """
+        """Takes off the list the streams whose version has reached `highest`; returns how many."""
 
     def skip(self, skip: Skip) -> None:
         """Record that an event is passed over; the first who said so is kept."""
@@ -342,25 +313,21 @@ class Mongo:
         self._circuit = CircuitBreaker()
 
     def find(self, collection: str, ids: Iterable[str]) -> dict[str, Document]:
-        """See ReadModel."""
         found = self._by_id(collection, ids)
         return {str(document["_id"]): _shown(document) for document in found}
 
     def versions(self, collection: str, ids: Iterable[str]) -> dict[str, int]:
-        """See ReadModel."""
         found = self._by_id(collection, ids, {"version": 1}, of_majority=True)
-        return {str(document["_id"]): _whole(document["version"]) for document in found}
+        return {str(document["_id"]): version_of(document) for document in found}
 
     def projected_at(self, collection: str, ids: Iterable[str]) -> dict[str, datetime]:
-        """See ReadModel."""
         found = self._by_id(collection, ids, {PROJECTED_AT: 1})
-        written = {str(each["_id"]): _moment(each.get(PROJECTED_AT)) for each in found}
-        return {each: at for each, at in written.items() if at}
+        written = {str(each["_id"]): each.get(PROJECTED_AT) for each in found}
+        return {each: at for each, at in written.items() if isinstance(at, datetime)}
 
     def page(
         self, collection: str, where: Mapping[str, str], before: str | None, limit: int
     ) -> list[Document]:
-        """See ReadModel."""
         query: dict[str, Any] = {**where, "removed": {"$exists": False}}
         if before is not None:
             query["_id"] = {"$lt": before}
@@ -369,13 +336,11 @@ class Mongo:
             return [_shown(document) for document in found]
 
     def scan(self, collection: str, after: str, limit: int) -> list[Document]:
-        """See ReadModel."""
         with self._reaching():
             found = self._of(collection).find({"_id": {"$gt": after}})
             return [_shown(each) for each in found.sort("_id", ASCENDING).limit(limit)]
 
     def write(self, collection: str, writes: Sequence[Write]) -> bool:
-        """See ReadModel."""
         now = datetime.now(UTC)
         operations = [_operation(write, now) for write in writes]
         try:
@@ -387,7 +352,6 @@ class Mongo:
         return bool(result.inserted_count + result.matched_count == len(operations))
 
     def prepare(self, collection: str, indexes: Sequence[Sequence[str]]) -> None:
-        """See ReadModel."""
         with self._reaching():
             for fields in indexes:
                 keys = [(name, DESCENDING if name == "_id" else ASCENDING) for name in fields]
@@ -395,26 +359,21 @@ class Mongo:
             self._of("parked").create_index([("generation", ASCENDING), ("slot", ASCENDING)])
 
     def generations(self, projection: str) -> Generations:
-        """See ReadModel."""
         with self._reaching():
             found = self._of("generations").find_one({"_id": projection})
-        if found is None:
-            return Generations()
-        return Generations(found["serving"], found["previous"], found["newest"])
+        return _record(Generations, found) if found else Generations()
 
     def begin_generation(self, projection: str) -> int:
-        """See ReadModel."""
         with self._reaching():
-            generations = self._of("generations")
-            first = {"serving": 1, "previous": 0, "newest": 1}
-            generations.update_one({"_id": projection}, {"$setOnInsert": first}, upsert=True)
+            generations, which = self._of("generations"), {"_id": projection}
+            first = {"$setOnInsert": _to_document(Generations())}
+            generations.update_one(which, first, upsert=True)
             begun = generations.find_one_and_update(
-                {"_id": projection}, {"$inc": {"newest": 1}}, return_document=ReturnDocument.AFTER
+                which, {"$inc": {"newest": 1}}, return_document=ReturnDocument.AFTER
             )
-        return _whole(begun["newest"])
+        return int(begun["newest"])
 
     def switch(self, projection: str, serving: int, to: int) -> bool:
-        """See ReadModel."""
         with self._reaching():
             result = self._of("generations").update_one(
                 {"_id": projection, "serving": serving},
@@ -423,7 +382,6 @@ class Mongo:
         return bool(result.matched_count == 1)
 
     def drop(self, generation: Generation) -> None:
-        """See ReadModel."""
         with self._reaching():
             self._of("generations").update_one(
                 {"_id": generation.projection, "previous": generation.number},
@@ -434,28 +392,14 @@ class Mongo:
             self._of("checkpoints").delete_one({"_id": generation.name})
 
     def checkpoint(self, generation: str) -> Checkpoint:
-        """See ReadModel."""
         with self._reaching():
             found = self._of("checkpoints").find_one({"_id": generation})
-        if found is None:
-            return Checkpoint(0, None)
-        return Checkpoint(
-            _whole(found["position"]),
-            _moment(found.get("coveredAt")),
-            found.get("storeEpoch", ""),
-            found.get("halted", ""),
-            found.get("eventId", ""),
-            _mark(found),
-        )
+        return Checkpoint(**_standing(found)) if found else Checkpoint()
 
     def take_lease(
-        self,
-        generation: str,
-        holder: str,
-        seconds: float,
-        furthest: Mark = START,
+        self, generation: str, holder: str, seconds: float, furthest: Mark = START
     ) -> Lease | None:
-        """See ReadModel; by MongoDB's clock, so that no holder's own can be wrong."""
+        # By MongoDB's clock, so that no holder's own can be wrong.
         mine = {"$eq": ["$holder", {"$literal": holder}]}
         ends = {"$ifNull": ["$expiresAt", _LONG_AGO]}
         is_over = {"$lt": [{"$toLong": ends}, {"$toLong": "$$NOW"}]}  # in milliseconds
@@ -472,7 +416,7 @@ class Mongo:
         }
         if furthest.event_id:
             known = {"$ifNull": ["$furthest.position", 0]}
-            noted = {"$literal": {"position": furthest.position, "eventId": furthest.event_id}}
+            noted = {"$literal": _to_document(furthest)}
             take["furthest"] = {"$cond": [{"$gt": [furthest.position, known]}, noted, "$furthest"]}
         try:
             with self._reaching():
@@ -484,24 +428,20 @@ class Mongo:
             return None
         if found["holder"] != holder:
             return None
-        epoch_now, position = _whole(found["epoch"]), _whole(found["position"])
-        of_store = found.get("storeEpoch", ""), found.get("halted", ""), found.get("eventId", "")
-        return Lease(generation, holder, epoch_now, position, *of_store, _mark(found))
+        standing = _standing(found)
+        return Lease(**standing, generation=generation, holder=holder, epoch=found["epoch"])
 
     def release_lease(self, generation: str, holder: str) -> None:
-        """See ReadModel."""
         with self._reaching():
             self._of("checkpoints").update_one(
                 {"_id": generation, "holder": holder}, {"$set": {"expiresAt": _LONG_AGO}}
             )
 
     def halt(self, generation: str, reason: str) -> None:
-        """See ReadModel."""
         with self._reaching():
             self._of("checkpoints").update_one({"_id": generation}, {"$set": {"halted": reason}})
 
     def move_checkpoint(self, lease: Lease, mark: Mark, covered_at: datetime | None) -> bool:
-        """See ReadModel."""
         is_ahead = {"$gt": [mark.position, "$position"]}
         is_unnamed = {"$eq": [{"$ifNull": ["$eventId", ""]}, ""]}
         moves = {"$or": [is_ahead, is_unnamed]}
@@ -519,28 +459,25 @@ class Mongo:
         return bool(result.matched_count == 1)
 
     def park(self, entries: Sequence[Parked]) -> list[str]:
-        """See ReadModel; entries are inserted first, since most are new."""
-        begins = range(0, len(entries), PARKED_AT_ONCE)
-        return [new for each in begins for new in self._park(entries[each : each + PARKED_AT_ONCE])]
+        new = list[str]()
+        for begin in range(0, len(entries), PARKED_AT_ONCE):
+            some = entries[begin : begin + PARKED_AT_ONCE]
+            known = self._park([InsertOne(_stored(each)) for each in some])  # most are new
+            if known and self._park([_renewal(some[number]) for number in known]):
+                raise ReadModelAway("another replica parks the same streams")
+            new += [each.stream for number, each in enumerate(some) if number not in known]
+        return new
 
-    def _park(self, entries: Sequence[Parked]) -> list[str]:
-        known: list[int] = []
+    def _park(self, operations: Sequence[InsertOne[Document] | UpdateOne]) -> set[int]:
+        """The numbers of the operations that are refused: another has inserted the entry."""
         try:
             with self._reaching():
-                inserts = [InsertOne({**_key(each), **_to_document(each)}) for each in entries]
-                self._of("parked").bulk_write(inserts, ordered=False)
+                self._of("parked").bulk_write(operations, ordered=False)
         except BulkWriteError as error:
-            known = _duplicates(error)
-            try:
-                with self._reaching():
-                    renewals = [_renewal(entries[number]) for number in known]
-                    self._of("parked").bulk_write(renewals, ordered=False)
-            except BulkWriteError as again:
-                raise ReadModelAway("somebody else has parked the same streams") from again
-        return [each.stream for number, each in enumerate(entries) if number not in set(known)]
+            return _duplicates(error)
+        return set()
 
     def parked(self, generation: str, streams: Iterable[str] | None = None) -> dict[str, Parked]:
-        """See ReadModel."""
         if streams is not None:
             keys = (f"{generation}/{stream}" for stream in streams)
             found = self._by_id("parked", keys, of_majority=True)
@@ -550,18 +487,15 @@ class Mongo:
         return _entries(found)
 
     def parked_in(self, generation: str, slots: range) -> dict[str, Parked]:
-        """See ReadModel."""
         among = {"$gte": slots.start, "$lt": slots.stop}
         with self._reaching():
             return _entries(self._of("parked").find({"generation": generation, "slot": among}))
 
     def count_parked(self, generation: str) -> int:
-        """See ReadModel."""
         with self._reaching():
             return int(self._of("parked").count_documents({"generation": generation}))
 
     def release(self, generation: str, versions: Mapping[str, int]) -> int:
-        """See ReadModel."""
         deletions = [
             DeleteOne({"_id": f"{generation}/{stream}", "highest": {"$lte": version}})
             for stream, version in versions.items()
@@ -570,36 +504,26 @@ class Mongo:
             return int(self._of("parked").bulk_write(deletions, ordered=False).deleted_count)
 
     def skip(self, skip: Skip) -> None:
-        """See ReadModel."""
         with self._reaching():
-            self._of("skips").update_one(
-                {"_id": f"{skip.projection}/{skip.event_id}"},
-                {"$setOnInsert": _to_document(skip)},
-                upsert=True,
-            )
+            which = {"_id": f"{skip.projection}/{skip.event_id}"}
+            self._of("skips").update_one(which, {"$setOnInsert": _to_document(skip)}, upsert=True)
 
     def skips(self, projection: str) -> list[Skip]:
-        """See ReadModel."""
         with self._reaching():
-            return [
-                _record(Skip, each) for each in self._of("skips").find({"projection": projection})
-            ]
+            found = self._of("skips").find({"projection": projection})
+            return [_record(Skip, each) for each in found]
 
     def note_verification(self, found: Verification) -> None:
-        """See ReadModel."""
         with self._reaching():
-            self._of("verifications").replace_one(
-                {"_id": found.projection}, _to_document(found), upsert=True
-            )
+            which = {"_id": found.projection}
+            self._of("verifications").replace_one(which, _to_document(found), upsert=True)
 
     def verification(self, projection: str) -> Verification | None:
-        """See ReadModel."""
         with self._reaching():
             found = self._of("verifications").find_one({"_id": projection})
         return _record(Verification, found) if found else None
 
     def ping(self) -> None:
-        """See ReadModel."""
         with self._reaching():
             self._connected().command("ping")
 
@@ -640,26 +564,18 @@ class Mongo:
         """The database; soon after the password in its file has changed, of a new client."""
         database = self._database
         if database is None or monotonic() > self._look_at:
-            with self._connecting:
-                database = self._connect(self._server.password.read())
+            with self._connecting:  # threads that begin together share a client
+                password = self._server.password.read()
+                if self._database is None or password != self._password:
+                    self.close()
+                    self._database, self._password = self._open(password), password
+                database = self._database
                 self._look_at = monotonic() + NOTICED
         return database
 
-    def _connect(self, password: str) -> Any:
-        """Threads that begin together share a client: one made beside it would close it."""
-        if self._database is None or password != self._password:
-            self.close()
-            self._password = password
-            self._database = self._new_client(password).get_database(
-                self._server.name,
-                codec_options=_EXACT,
-                write_concern=WriteConcern(w="majority", wtimeout=WRITE_TIMEOUT),
-            )
-        return self._database
-
-    def _new_client(self, password: str) -> "MongoClient[Document]":
+    def _open(self, password: str) -> Any:
         POOL_MAX.labels("MongoDB").set(self._connections)
-        return MongoClient(
+        client: MongoClient[Document] = MongoClient(
             _url(self._server, password),
             maxPoolSize=self._connections,
             serverSelectionTimeoutMS=1500,
@@ -669,6 +585,11 @@ class Mongo:
             heartbeatFrequencyMS=5000,
             appname="eventcore",
             event_listeners=[_Pool()],
+        )
+        return client.get_database(
+            self._server.name,
+            codec_options=_EXACT,
+            write_concern=WriteConcern(w="majority", wtimeout=WRITE_TIMEOUT),
         )
 
 
@@ -738,34 +659,32 @@ def _exact(value: Any) -> Any:
     return value
 
 
-def _duplicates(error: BulkWriteError) -> list[int]:
+def _duplicates(error: BulkWriteError) -> set[int]:
     """The numbers of the operations whose `_id` was there already; raises for all other errors.
 
     A duplicate in another unique index is no race: the document cannot be stored.
     """
-    numbers = []
+    numbers = set()
     for each in error.details.get("writeErrors", ()):
         if each.get("code") != 11000 or "_id" not in each.get("keyPattern", {"_id": 1}):
             raise CannotApply(str(each.get("errmsg", each))[:300]) from error
-        numbers.append(each["index"])
+        numbers.add(each["index"])
     if error.details.get("writeConcernErrors"):
         raise ReadModelAway("MongoDB did not confirm a write by its majority") from error
     return numbers
 
 
-def _key(entry: Parked) -> Document:
-    """Fields of a stored entry of the parked list that Parked does not have."""
-    slot = crc32(entry.stream.encode()) % SLOTS
-    return {"_id": f"{entry.generation}/{entry.stream}", "slot": slot}
+def _stored(entry: Parked) -> Document:
+    key, slot = f"{entry.generation}/{entry.stream}", crc32(entry.stream.encode()) % SLOTS
+    return {"_id": key, "slot": slot, **_to_document(entry)}
 
 
 def _renewal(entry: Parked) -> UpdateOne:
-    document = _to_document(entry)
+    document = _stored(entry)
+    which = {"_id": document.pop("_id")}
     highest, when = {"highest": document.pop("highest")}, {"when": document.pop("when")}
-    key = _key(entry)
-    where = {"_id": key.pop("_id")}
-    update = {"$set": {**document, **key}, "$max": highest, "$setOnInsert": when}
-    return UpdateOne(where, update, upsert=True)
+    update = {"$set": document, "$max": highest, "$setOnInsert": when}
+    return UpdateOne(which, update, upsert=True)
 
 
 def _entries(found: Iterable[Document]) -> dict[str, Parked]:
@@ -803,27 +722,12 @@ def _url(server: Server, password: str) -> str:
     return f"mongodb://{who}{server.host}:{server.port}/{server.name}?{'&'.join(options)}"
 
 
-def make_login(admin: Server, database: str, user: str, password: str, *, writes: bool) -> None:
-    """Make or mend a login for `database` that may read it, or write it as well.
+def make_login(admin: Server, database: str, user: str, password: str, role: str) -> None:
+    """Make or mend a login that has one of MongoDB's built-in roles in `database`.
 
-    `admin` may manage users. It is kept where logins are looked for: in the `authSource` of
-    the options, or else in the database itself. Raises ReadModelAway.
+    `admin` may manage users. The login is kept in the `authSource` of the options, or else in the
+    database itself. Raises ReadModelAway.
     """
-    role = {"role": "readWrite" if writes else "read", "db": database}
-    _make_login(admin, database, user, password, role)
-
-
-def make_monitor(admin: Server, user: str, password: str) -> None:
-    """Make or mend a login that may ask for the server's state and read no database.
-
-    It is kept in the `authSource` of the options, or else in `admin`. Raises ReadModelAway.
-    """
-    _make_login(admin, "admin", user, password, {"role": "clusterMonitor", "db": "admin"})
-
-
-def _make_login(
-    admin: Server, database: str, user: str, password: str, role: Mapping[str, str]
-) -> None:
     home = dict(parse_qsl(admin.options)).get("authSource", database)
     client: MongoClient[Document] = MongoClient(
         _url(admin, admin.password.read()), serverSelectionTimeoutMS=1500, socketTimeoutMS=6000
@@ -831,7 +735,7 @@ def _make_login(
     with _translated(), client:
         users = client[home].command("usersInfo", user)["users"]
         act = "updateUser" if users else "createUser"
-        client[home].command(act, user, pwd=password, roles=[role])
+        client[home].command(act, user, pwd=password, roles=[{"role": role, "db": database}])
 
 
 def _camel(name: str) -> str:
@@ -839,26 +743,19 @@ def _camel(name: str) -> str:
     return re.sub("_([a-z])", lambda m: m[1].upper(), name)
 
 
-def _to_document(record: Parked | Skip | Verification) -> Document:
+def _to_document(record: Generations | Mark | Parked | Skip | Verification) -> Document:
     return {_camel(name): value for name, value in asdict(record).items()}
 
 
 def _record(kind: type[Record], found: Mapping[str, Any]) -> Record:
-    """What `_to_document` made, read again."""
+    """The inverse of `_to_document`."""
     return kind(**{each.name: found[_camel(each.name)] for each in fields(kind)})
 
 
-def _whole(value: object) -> int:
-    if not isinstance(value, int):
-        raise ReadModelAway(f"a read model holds {value!r} where a whole number belongs")
-    return value
-
-
-def _mark(checkpoint: Mapping[str, Any]) -> Mark:
-    """The furthest event of a checkpoint."""
-    found = checkpoint.get("furthest") or {"position": 0, "eventId": ""}
-    return Mark(found["position"], found["eventId"])
-
-
-def _moment(value: object) -> datetime | None:
-    return value if isinstance(value, datetime) else None
+def _standing(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a Checkpoint; an older version did not keep all of them."""
+    names = {each.name: _camel(each.name) for each in fields(Checkpoint)}
+    known = {name: found[key] for name, key in names.items() if found.get(key)}
+    if "furthest" in known:
+        known["furthest"] = Mark(known["furthest"]["position"], known["furthest"]["eventId"])
+    return known

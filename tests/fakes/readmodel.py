@@ -128,7 +128,7 @@ class FakeReadModel:
         """See ReadModel."""
         self._check()
         if generation not in self.checkpoints:
-            return Checkpoint(0, None)
+            return Checkpoint()
         lease, _, covered_at = self.checkpoints[generation]
         halted = self.halts.get(generation, "")
         named = lease.store_epoch, halted, lease.event_id, lease.furthest
@@ -146,7 +146,7 @@ class FakeReadModel:
         now = datetime.now(UTC)
         until = now + timedelta(seconds=seconds)
         lease, expires_at, covered_at = self.checkpoints.get(
-            generation, (Lease(generation, "", 0, 0), now, None)
+            generation, (Lease(generation=generation), now, None)
         )
         furthest = max(lease.furthest, furthest, key=lambda mark: mark.position)
         lease = replace(lease, furthest=furthest)

@@ -110,7 +110,7 @@ def test_while_sweeps_go_on_the_watch_asks_for_no_more_than_the_checkpoint(
     monkeypatch.setattr(shop.user_store, "read_changes", None)  # it would fail
     for _ in range(4):
         shop.readmodel.checkpoints["users"] = (
-            Lease("users", "holder", 1, 0), clock.now, clock.now
+            Lease(generation="users", holder="holder", epoch=1), clock.now, clock.now
         )  # fmt: skip
         watch.look()
         clock.wait(UNSWEPT - 1)
