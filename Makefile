@@ -5,15 +5,11 @@
 # `make test PYTHON=python3.11` uses another Python, in a virtual environment of its own.
 VENV := .venv$(if $(PYTHON),-$(notdir $(PYTHON)))
 RUN := $(VENV)/bin/python
-export PYTHONPATH := services:.
 
 UV = $(or $(shell command -v uv),$(VENV)/bin/uv)
 LOCK = $(UV) --quiet pip compile --universal --python-version 3.11 --generate-hashes --no-header
 
-# A Kubernetes on this machine that builds images itself, for machines without docker.
-export LOCAL_CLUSTER ?= $(abspath $(wildcard ../shared/cluster/cluster))
-
-.PHONY: help run demo shell clean test lint chaos simulation soak bench profile docs lock images up deploy down e2e bench-cluster
+.PHONY: help run demo shell clean unit test lint chaos simulation soak bench profile docs lock images up deploy down e2e bench-cluster
 
 help: ## List the targets
 	@sed -n -e 's/^##@ \(.*\)/\n\1/p' -e 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -34,7 +30,11 @@ clean: ## Remove the data of `make run`
 
 ##@ Test it
 
-test: $(VENV)/ready-dev ## Run all tests, on fakes and on real servers of their own
+unit: $(VENV)/ready-dev ## Run the tests that need no server: rules, journeys on fakes, the fakes' contracts
+	@$(RUN) -m pytest --hypothesis-profile=quick -m "not servers" tests/unit tests/flow tests/contract
+
+test: $(VENV)/ready-dev ## Run all tests, on fakes and on real servers of their own; RabbitMQ by apt
+	@$(RUN) -m local.packages
 	@$(RUN) -m pytest --ignore=tests/bench --ignore=tests/e2e
 
 lint: $(VENV)/ready-dev ## Check style, types, import rules, and what is insecure
@@ -98,7 +98,7 @@ lock: $(VENV)/ready ## Lock the newest versions within the bounds of the require
 	@$(LOCK) --upgrade --output-file local/uv.txt local/uv.in
 
 # Installed anew when a lock has changed; --require-hashes takes nothing that is not locked.
-$(VENV)/ready: requirements.txt local/uv.txt
+$(VENV)/ready: requirements.txt local/uv.txt local/make-venv
 	@local/make-venv $(VENV) requirements.txt
 	@touch $@
 

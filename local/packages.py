@@ -55,6 +55,14 @@ def pgbouncer_program() -> Path:
     return _installed("pgbouncer", _find_pgbouncer, "install the package pgbouncer") / "pgbouncer"
 
 
+def install_all() -> None:
+    """Installs what the tests need, or says what is missing; raises CannotStart for the first."""
+    for find in (rabbitmq_programs, prometheus_programs, pgbouncer_program):
+        find()
+    if not shutil.which("helm"):
+        print("Helm is not on the PATH: the tests of the chart are left out.", file=sys.stderr)
+
+
 def _find_pgbouncer() -> Path | None:
     """Debian keeps it where only root looks."""
     found = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -111,3 +119,10 @@ def _root_prefix() -> list[str] | None:
         return None
     allowed = subprocess.run(["sudo", "-n", "true"], capture_output=True, check=False)
     return ["sudo", "-n"] if allowed.returncode == 0 else None
+
+
+if __name__ == "__main__":
+    try:
+        install_all()
+    except CannotStart as problem:
+        sys.exit(f"make test: {problem} `make unit` needs no server.")

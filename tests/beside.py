@@ -13,7 +13,7 @@ Running = TypeVar("Running", bound=BaseServer)
 def beside(server: Running) -> Iterator[Running]:
     """The server, as it serves; its thread has ended and its socket is closed afterwards."""
     with server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
         server.shutdown()

@@ -20,6 +20,18 @@ Databases = Callable[[str, str], Server]
 Thing = TypeVar("Thing", PostgreSQL, RabbitMQ, MongoDB, Shop)
 
 
+SERVERS = ("postgres", "rabbitmq", "mongodb", "shop")
+"""The fixtures that start a server or the whole system."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks each test that uses a server, so that `-m "not servers"` leaves it out."""
+    for item in items:
+        if isinstance(item, pytest.Function) and not set(SERVERS).isdisjoint(item.fixturenames):
+            item.add_marker("servers")
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Iterator[Path]:
     """Where the servers of this run keep their data; passwords are in its `secrets`.
@@ -100,7 +112,7 @@ def shop(
 @pytest.fixture(autouse=True)
 def _all_up(request: pytest.FixtureRequest) -> None:
     """Before each test, what it asks for runs, whatever the test before has done to it."""
-    for name in ("postgres", "rabbitmq", "mongodb", "shop"):
+    for name in SERVERS:
         if name in request.fixturenames:
             thing = request.getfixturevalue(name)
             if isinstance(thing, PostgreSQL | RabbitMQ | MongoDB | Shop):

@@ -193,7 +193,7 @@ def own_queue() -> Queue:
     return Queue(name, f"{name}.#")
 
 
-@pytest.fixture(params=["fake", "real"])
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.servers)])
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     if request.param == "fake":
         yield FakeSite(own_queue())

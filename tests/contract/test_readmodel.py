@@ -39,7 +39,7 @@ from tests.fakes.readmodel import FakeReadModel
 NOW = datetime(2026, 1, 16, 10, tzinfo=UTC)
 
 
-@pytest.fixture(params=["fake", "mongo"])
+@pytest.fixture(params=["fake", pytest.param("mongo", marks=pytest.mark.servers)])
 def readmodel(request: pytest.FixtureRequest) -> Iterator[ReadModel]:
     if request.param == "fake":
         yield FakeReadModel()

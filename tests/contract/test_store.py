@@ -14,7 +14,7 @@ from tests.fakes.store import FakeStore
 ANSWER = Answer(202, {"userId": "u", "price": Decimal("0.10")}, {"ETag": '"1"'})
 
 
-@pytest.fixture(params=["fake", "postgres"])
+@pytest.fixture(params=["fake", pytest.param("postgres", marks=pytest.mark.servers)])
 def store(request: pytest.FixtureRequest) -> Iterator[Store]:
     if request.param == "fake":
         yield FakeStore()
