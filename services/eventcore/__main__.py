@@ -112,7 +112,7 @@ def migrate(script: Path | None, wait: float) -> None:
     The login must own the database.
     """
     settings = read_settings(StoreSettings, "migrate")
-    version = store.migrate(settings.store, script or Path(__file__).parents[2] / "init.sql", wait)
+    version = store.migrate(settings.store, script or _schema(), wait)
     click.echo(f"{settings.store.name} is at schema version {version}.")
 
 
@@ -187,6 +187,12 @@ def provision(
                 "MongoDB's login for its exporter and its rights",
                 lambda: logins_of.provision_readmodel_monitor(readmodel, secret),
             )
+
+
+def _schema() -> Path:
+    """Returns init.sql: inside the package once that is installed, else at the repository's top."""
+    packaged = Path(__file__).parent / "init.sql"
+    return packaged if packaged.exists() else packaged.parents[2] / "init.sql"
 
 
 def _start(settings: Settings, missing: Callable[[], Any]) -> Stop:

@@ -1,0 +1,61 @@
+"""eventcore as a package of its own: built, installed into an empty environment, used there."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+UV = shutil.which("uv") or str(Path(sys.executable).parent / "uv")
+
+USE = """
+import eventcore.serving, eventcore.relay, eventcore.projector, eventcore.web
+from eventcore.decider import Decider
+assert Decider
+"""
+
+
+def run(*command: str, cwd: Path) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built by the locked hatchling."""
+    folder = tmp_path_factory.mktemp("wheel")
+    told = ("--wheel", "--no-build-isolation", "--python", sys.executable)
+    run(UV, "build", *told, "--out-dir", str(folder), str(ROOT), cwd=ROOT)
+    [built] = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_has_eventcore_and_the_schema_and_no_service(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        schema = archive.read("eventcore/init.sql")
+    assert schema == (ROOT / "init.sql").read_bytes()
+    assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"eventcore"}
+    assert "eventcore/docs/page.html" in names
+    assert "eventcore/py.typed" in names
+
+
+def test_an_empty_environment_that_installs_it_can_import_and_run_it(
+    wheel: Path, tmp_path: Path
+) -> None:
+    run(UV, "venv", "--quiet", "--python", sys.executable, "venv", cwd=tmp_path)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    versions = str(ROOT / "services" / "requirements.txt")
+    told = ("--quiet", "--python", python, "--constraint", versions)
+    run(UV, "pip", "install", *told, str(wheel), cwd=tmp_path)
+    isolated = (python, "-I")  # neither PYTHONPATH nor the current folder
+    run(*isolated, "-c", USE, cwd=tmp_path)
+    assert "relay" in run(*isolated, "-m", "eventcore", "--help", cwd=tmp_path)
+    place = run(
+        *isolated, "-c", "from eventcore.__main__ import _schema; print(_schema())", cwd=tmp_path
+    )
+    assert Path(place.strip()).read_bytes() == (ROOT / "init.sql").read_bytes()
