@@ -1,8 +1,8 @@
 """Traces: one from the gateway to the read model, though half of it happens later.
 
-The context travels with what it belongs to: in an HTTP header, with the event in the store, in
-the message's headers. The only file that imports OpenTelemetry: its API, which does nothing until
-there is an endpoint; then its SDK too.
+The context travels in an HTTP header, with the event in the store, and in the message's headers.
+The only file that imports OpenTelemetry: its API, which does nothing until there is an endpoint;
+then its SDK too.
 
     gateway → service → INSERT          publish (relay) → process (projector) → MongoDB
     └── child spans, as HTTP goes ──┘   └── children of the span that appended the event ──┘
@@ -12,15 +12,13 @@ its own trace; the span of the work on several of them links to every one.
 
 A trace begins at the gateway, by ratio. A caller's context is linked to it and decides nothing;
 between the processes of the shop a context is trusted.
-
-Sources: W3C Trace Context; OpenTelemetry's semantic conventions for HTTP and for messaging.
 """
 
 import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from socket import gethostname
 from threading import Thread
@@ -62,7 +60,12 @@ REGULAR = ("/healthz", "/livez", "/readyz", "/metrics", "/internal/heads")
 """Routes that are polled every few seconds: neither traced nor logged."""
 
 _CALLER = "shop.caller"
-"""Where a WSGI environment keeps the headers of the caller's trace context."""
+"""Key of the WSGI environment: the headers of the caller's trace context."""
+
+_tracer = trace.get_tracer("eventcore")
+_propagator = TraceContextTextMapPropagator()
+_provider: Any = None
+_is_edge = False
 
 
 @dataclass
@@ -76,12 +79,6 @@ class Published:
         """Ends the spans: all messages are confirmed."""
         for span in self._spans:
             span.end()
-
-
-_tracer = trace.get_tracer("eventcore")
-_propagator = TraceContextTextMapPropagator()
-_provider: Any = None
-_is_edge = False
 
 
 def start_tracing(settings: Settings) -> None:
@@ -98,25 +95,24 @@ def start_tracing(settings: Settings) -> None:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     _is_edge = settings.service == "gateway"
+    process = "service" if settings.process == "serve" else settings.process.replace(" ", "-")
+    resource: dict[str, str | int] = {
+        "service.name": "gateway" if _is_edge else f"{settings.service}-{process}",
+        "service.version": settings.version,
+        "host.name": gethostname(),
+        "process.pid": os.getpid(),
+    }
     _provider = TracerProvider(
         sampler=_sampler(settings.trace_ratio),
-        resource=Resource.create(
-            {
-                "service.name": _name(settings),
-                "service.version": settings.version,
-                "host.name": gethostname(),
-                "process.pid": os.getpid(),
-            }
-        ),
+        resource=Resource.create(resource),
         span_limits=SpanLimits(max_links=MOST_LINKS),
         shutdown_on_exit=False,
     )
     _limit_lines("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    exporter = OTLPSpanExporter(timeout=5)  # to OTEL_EXPORTER_OTLP_ENDPOINT
     _provider.add_span_processor(
         BatchSpanProcessor(
-            OTLPSpanExporter(timeout=5),  # to OTEL_EXPORTER_OTLP_ENDPOINT
-            schedule_delay_millis=EXPORT_DELAY,
-            max_export_batch_size=EXPORT_SPANS,
+            exporter, schedule_delay_millis=EXPORT_DELAY, max_export_batch_size=EXPORT_SPANS
         )
     )
     trace.set_tracer_provider(_provider)
@@ -212,33 +208,26 @@ def publishing(
 
 @contextmanager
 def processing(queue: str, messages: "Sequence[Message]") -> Iterator[None]:
-    """A span for each message of a batch, in the trace that it carries, and one for the work."""
+    """A span for each message of a batch, in the trace that it carries, and one for the work.
+
+    The work on several is a child of the first's span, linked with all, both ways.
+    """
     spans = [
         _span("process", SpanKind.CONSUMER, queue, "process", message, context)
         for message in messages
         if (context := _sampled(message))
     ]
-    if not spans:
-        yield
-        return
-    try:
-        with trace.use_span(spans[0]), _together(spans):
-            yield
-    finally:
+    with ExitStack() as stack:
         for span in spans:
-            span.end()
-
-
-@contextmanager
-def _together(spans: Sequence[Span]) -> Iterator[None]:
-    """The work on several events: a child of the first's span, linked with all, both ways."""
-    if len(spans) == 1:
-        yield
-        return
-    links = [Link(span.get_span_context()) for span in spans]
-    with _tracer.start_as_current_span("apply batch", links=links) as batch:
-        for span in spans[1:]:
-            span.add_link(batch.get_span_context())
+            stack.callback(span.end)
+        if spans:
+            stack.enter_context(trace.use_span(spans[0]))
+        if len(spans) > 1:
+            links = [Link(span.get_span_context()) for span in spans]
+            batch = _tracer.start_as_current_span("apply batch", links=links)
+            link = stack.enter_context(batch).get_span_context()
+            for span in spans[1:]:
+                span.add_link(link)
         yield
 
 
@@ -267,26 +256,20 @@ def _span(
     return _tracer.start_span(f"{name} {destination}", parent, kind, attributes)
 
 
-def _name(settings: Settings) -> str:
-    process = "service" if settings.process == "serve" else settings.process.replace(" ", "-")
-    return "gateway" if settings.service == "gateway" else f"{settings.service}-{process}"
-
-
 def _name_operation(span: Any, event: Any) -> None:
     """Adds what the conventions require and the instrumentation of pymongo leaves out."""
     span.set_attribute("db.operation.name", event.command_name)
 
 
 def _limit_lines(name: str) -> None:
-    """Lets one line a minute pass, of many that say that a collector is away."""
-    said_at = -QUIET
+    """Lets one line in QUIET seconds pass, of many that say that a collector is away."""
+    quiet_until = 0.0
 
     def is_due(_record: logging.LogRecord) -> bool:
-        nonlocal said_at
-        if monotonic() - said_at < QUIET:
-            return False
-        said_at = monotonic()
-        return True
+        nonlocal quiet_until
+        if is_due := monotonic() >= quiet_until:
+            quiet_until = monotonic() + QUIET
+        return is_due
 
     logger = logging.getLogger(name)
     logger.setLevel(logging.ERROR)
@@ -295,23 +278,16 @@ def _limit_lines(name: str) -> None:
 
 def _sampler(ratio: float) -> Any:
     """Follows the parent; a request without one is kept by ratio, a poll of a server never."""
-    from opentelemetry.sdk.trace.sampling import (
-        ALWAYS_OFF,
-        ParentBased,
-        Sampler,
-        SamplingResult,
-        TraceIdRatioBased,
-    )
-    from opentelemetry.trace import SpanKind
+    from opentelemetry.sdk.trace import sampling
 
-    by_ratio = TraceIdRatioBased(ratio)
+    by_ratio = sampling.TraceIdRatioBased(ratio)
 
-    class Requests(Sampler):
+    class Requests(sampling.Sampler):
         def should_sample(
             self, parent_context: Any, trace_id: int, name: str, kind: Any = None,
             attributes: Any = None, links: Any = None, trace_state: Any = None,
-        ) -> SamplingResult:  # fmt: skip
-            sampler = by_ratio if kind is SpanKind.SERVER else ALWAYS_OFF
+        ) -> sampling.SamplingResult:  # fmt: skip
+            sampler = by_ratio if kind is SpanKind.SERVER else sampling.ALWAYS_OFF
             return sampler.should_sample(
                 parent_context, trace_id, name, kind, attributes, links, trace_state
             )
@@ -319,4 +295,4 @@ def _sampler(ratio: float) -> Any:
         def get_description(self) -> str:
             return f"Requests({by_ratio.get_description()})"
 
-    return ParentBased(Requests())
+    return sampling.ParentBased(Requests())
