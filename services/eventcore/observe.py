@@ -1,12 +1,10 @@
-"""What a process shows of itself: log lines, metrics, and whether it is ready.
+"""Log lines, metrics and probes of a process. The only file that imports prometheus-client.
 
-The only file that imports prometheus-client. A log line is a fact with ids as fields: one
-JSON object a line, or readable text on a terminal.
+A log line is a fact with ids as fields: one JSON object a line, or readable text on a terminal.
 """
 
 import atexit
 import errno
-import json
 import logging
 import socket
 import sys
@@ -311,46 +309,47 @@ class Heart:
         self._beat_at: float | None = None
 
     def beat(self) -> None:
-        """The loop has come round."""
+        """Notes that the loop has come round."""
         self._beat_at = self._clock()
 
     def stuck(self) -> bool:
-        """The loop has begun, and has not come round for too long."""
+        """Whether the loop has begun, and has not come round for STUCK seconds."""
         return self._beat_at is not None and self._clock() - self._beat_at > STUCK
 
+
+_UNKNOWN = "not connected yet"
 
 HEART = Heart()
 """The heart of this process; one that serves HTTP has none, see serving.Liveness."""
 
 
 class Health:
-    """What a process still lacks, by part; each change of a part's state is one log line."""
+    """The parts that a process lacks; each change of a part's state is one log line."""
 
     def __init__(self, *parts: str) -> None:
-        self._problems: dict[str, str | None] = dict.fromkeys(parts, "not connected yet")
+        self._problems: dict[str, str | None] = dict.fromkeys(parts, _UNKNOWN)
         self._lock = threading.Lock()
         self._log = logging.getLogger("eventcore.health")
         for part in parts:
             UP.labels(_SERVERS.get(part, part)).set(0)
 
     def well(self, part: str) -> None:
-        """`part` works."""
-        with self._lock:
-            changed = self._problems.get(part, "") is not None
-            self._problems[part] = None
-        if changed:
+        """Notes that `part` works."""
+        if self._note(part, None) is not None:
             UP.labels(_SERVERS.get(part, part)).set(1)
             self._log.info(f"Connected to {_NAMES.get(part, part)}")
 
     def lacks(self, part: str, problem: str) -> None:
-        """`part` does not work now, for the reason `problem`."""
-        with self._lock:
-            known = self._problems.get(part)
-            changed = known is None or known == "not connected yet"
-            self._problems[part] = problem
-        if changed:
+        """Notes that `part` does not work now, for the reason `problem`."""
+        if self._note(part, problem) in (None, _UNKNOWN):
             UP.labels(_SERVERS.get(part, part)).set(0)
             self._log.warning(f"Waiting for {_NAMES.get(part, part)}", extra={"reason": problem})
+
+    def _note(self, part: str, problem: str | None) -> str | None:
+        """Returns the problem that was known before."""
+        with self._lock:
+            known, self._problems[part] = self._problems.get(part), problem
+        return known
 
     def missing(self) -> dict[str, str]:
         """Each part that does not work, with the reason; empty when all is well."""
@@ -394,7 +393,7 @@ class _ProbesServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Somebody who asked may have gone before the answer; all else is worth a line."""
+        """Logs an error, unless the client has gone before the answer."""
         if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
             logging.getLogger("eventcore.probes").error("Unexpected error", exc_info=True)
 
@@ -418,14 +417,14 @@ def serve_probes(
                 self._answer(200, *render_metrics())
             elif self.path == "/healthz":
                 self._answer(200, b'{"status":"alive"}')
+            elif self.path == "/livez" and is_stuck():
+                self._answer(503, b'{"status":"stuck"}')
             elif self.path == "/livez":
-                stuck = is_stuck()
-                body = {"status": "stuck" if stuck else "alive"}
-                self._answer(503 if stuck else 200, json.dumps(body).encode())
+                self._answer(200, b'{"status":"alive"}')
             elif self.path == "/readyz":
                 lacking = missing()
                 answer = {"status": "waiting" if lacking else "ready", "missing": lacking}
-                self._answer(503 if lacking else 200, json.dumps(answer).encode())
+                self._answer(503 if lacking else 200, jsontext.render(answer))
             else:
                 self._answer(404, b'{"title":"Not found"}')
 

@@ -35,23 +35,8 @@ from werkzeug.exceptions import (
 )
 from werkzeug.wrappers import Response as AnyResponse
 
-from eventcore import jsontext, openapi
+from eventcore import errors, jsontext, openapi
 from eventcore.command import Call, Handled, answered_before, new_id
-from eventcore.errors import (
-    Away,
-    Busy,
-    CannotApply,
-    Conflict,
-    Error,
-    Invalid,
-    KeyReused,
-    NotFound,
-    NotYet,
-    OutcomeUnknown,
-    ReadModelAway,
-    StaleVersion,
-    StoreAway,
-)
 from eventcore.event import Data
 from eventcore.inputs import UUID_PATTERN, QueryInput, problems_of
 from eventcore.observe import REQUESTS, log_fields, render_metrics
@@ -66,8 +51,6 @@ BODY_LIMIT = 64 * 1024
 """Largest request body, in bytes."""
 
 log = logging.getLogger(__name__)
-
-# ── routes ────────────────────────────────────────────────────────────────────────────────
 
 Body = TypeVar("Body")
 Query = TypeVar("Query")
@@ -132,9 +115,6 @@ def answer(body: Data, status: int = 200) -> Answer:
     return Answer(status, jsontext.render(body).decode(), {})
 
 
-# ── the application ───────────────────────────────────────────────────────────────────────
-
-
 def create_app(
     title: str,
     routes: Sequence[Route],
@@ -193,9 +173,9 @@ def _view(route: Route, store: Store | None) -> Callable[..., Response]:
         )
         try:
             return _response(route.handler(incoming))
-        except (StoreAway, OutcomeUnknown):
+        except (errors.StoreAway, errors.OutcomeUnknown):
             raise
-        except Error:  # the same request may have been carried out before
+        except errors.Error:  # the same request may have been carried out before
             earlier = answered_before(store, incoming.call) if store else None
             if not earlier:
                 raise
@@ -227,9 +207,6 @@ def json_response(body: Data, version: str = "") -> Response:
     return response
 
 
-# ── one request ───────────────────────────────────────────────────────────────────────────
-
-
 def read_body() -> bytes:
     """Reads the body; raises RequestEntityTooLarge."""
     text = request.get_data()
@@ -241,7 +218,9 @@ def read_body() -> bytes:
 def _path_id(path: Mapping[str, str]) -> UUID:
     for text in path.values():
         if not re.fullmatch(UUID_PATTERN, text):
-            raise NotFound(f"{text[:80]!r} is not an id. Ids are UUIDs, as POST answered them.")
+            raise errors.NotFound(
+                f"{text[:80]!r} is not an id. Ids are UUIDs, as POST answered them."
+            )
         return UUID(text)
     return UUID(int=0)
 
@@ -250,7 +229,7 @@ def query_values() -> dict[str, str]:
     """The parameters of the query string; raises Invalid for one that is repeated."""
     for name, given in request.args.lists():
         if len(given) > 1:
-            raise Invalid(f"The parameter {name[:80]!r} was given more than once.")
+            raise errors.Invalid(f"The parameter {name[:80]!r} was given more than once.")
     return request.args.to_dict()
 
 
@@ -274,10 +253,7 @@ def _call(text: bytes, operation: Operation) -> Call:
             " Nothing was written. Leave the header out, or send If-Match."
         )
     ids: Ids = request.environ[IDS]
-    metadata: dict[str, Any] = {
-        "correlationId": ids.correlation_id,
-        "causationId": ids.request_id,
-    }
+    metadata = {"correlationId": ids.correlation_id, "causationId": ids.request_id}
     if ids.traceparent:
         metadata["traceparent"] = ids.traceparent
     return Call(metadata=metadata, idempotency=_idempotency(text), if_match=_if_match())
@@ -308,8 +284,6 @@ def _if_match() -> tuple[str, ...]:
     return tuple(tag[1].split("-")[0] for tag in tags if tag)
 
 
-# ── ids, metrics and one log line a request ───────────────────────────────────────────────
-
 IDS = "eventcore.ids"
 """Key of the WSGI environment: the Ids of the request."""
 
@@ -327,10 +301,19 @@ class Ids:
 
     @classmethod
     def of(cls, environ: Mapping[str, Any]) -> "Ids":
-        """Takes well-formed ids from the request and makes the others."""
-        request_id = _id_from(environ, "HTTP_X_REQUEST_ID") or str(new_id())
-        correlation_id = _id_from(environ, "HTTP_X_CORRELATION_ID") or request_id
-        return cls(request_id, correlation_id, _traceparent(environ))
+        """Takes well-formed ids from the request and makes the others.
+
+        The trace context (W3C) is that of our span, else the caller's.
+        """
+
+        def given(name: str, form: re.Pattern[str]) -> str | None:
+            text = environ.get(name, "")
+            return text if form.fullmatch(text) else None
+
+        request_id = given("HTTP_X_REQUEST_ID", _ID) or str(new_id())
+        correlation_id = given("HTTP_X_CORRELATION_ID", _ID) or request_id
+        traceparent = current_traceparent() or given("HTTP_TRACEPARENT", TRACEPARENT)
+        return cls(request_id, correlation_id, traceparent)
 
     def fields(self) -> dict[str, str]:
         """The ids as fields of a log line."""
@@ -340,20 +323,7 @@ class Ids:
         return ids
 
 
-def _traceparent(environ: Mapping[str, Any]) -> str | None:
-    """The trace context (W3C): that of our span, else the caller's, if it is well-formed."""
-    if ours := current_traceparent():
-        return ours
-    given = environ.get("HTTP_TRACEPARENT", "")
-    return given if TRACEPARENT.fullmatch(given) else None
-
-
 _ID = re.compile("[0-9A-Za-z._:-]{1,128}")
-
-
-def _id_from(environ: Mapping[str, Any], header: str) -> str | None:
-    given = environ.get(header, "")
-    return given if _ID.fullmatch(given) else None
 
 
 class Correlation:
@@ -408,27 +378,24 @@ def note_answer(method: str, route: str, status: int, began: float) -> None:
         log.info("Answered", extra={**answered, "ms": round(seconds * 1000, 1)})
 
 
-# ── errors ────────────────────────────────────────────────────────────────────────────────
-
-
 _AWAY = "Not available now"
-_STATUS: Sequence[tuple[type[Error], int, str, str]] = (
-    (NotFound, 404, "Not found", ""),
-    (Invalid, 422, "Invalid request", ""),
-    (Conflict, 409, "Conflict", ""),
-    (StaleVersion, 412, "Stale version", ""),
-    (KeyReused, 422, "Idempotency-Key reused", "This Idempotency-Key was used for another request. "
-     "Send a new request with a new key; repeat one with the same path, body and caller."),
-    (OutcomeUnknown, 504, "Outcome unknown", "The event store did not confirm this in time: it is "
-     "not known whether it was done. The id is {error.aggregate_id}; read it to find out. To "
+_STATUS: Sequence[tuple[type[errors.Error], int, str, str]] = (
+    (errors.NotFound, 404, "Not found", ""),
+    (errors.Invalid, 422, "Invalid request", ""),
+    (errors.Conflict, 409, "Conflict", ""),
+    (errors.StaleVersion, 412, "Stale version", ""),
+    (errors.KeyReused, 422, "Idempotency-Key reused", "This Idempotency-Key was used for another "
+     "request. Send a new request with a new key; repeat one with the same path, body and caller."),
+    (errors.OutcomeUnknown, 504, "Outcome unknown", "The event store did not confirm this in time: "
+     "it is not known whether it was done. The id is {error.aggregate_id}; read it to find out. To "
      "repeat this is safe with the same Idempotency-Key; without a key it may be done twice."),
-    (NotYet, 503, _AWAY, ""),
-    (Busy, 503, _AWAY, ""),
-    (StoreAway, 503, _AWAY, "The event store is not available. {then}"),
-    (ReadModelAway, 503, _AWAY, "The read model is not available. {then}"),
-    (Away, 503, _AWAY, "A server is not available. {then}"),
-    (CannotApply, 503, "Cannot be read yet", "The stream has an event that this version of the "
-     "service cannot read. Nothing was lost, and its history can be read. Try again when the "
+    (errors.NotYet, 503, _AWAY, ""),
+    (errors.Busy, 503, _AWAY, ""),
+    (errors.StoreAway, 503, _AWAY, "The event store is not available. {then}"),
+    (errors.ReadModelAway, 503, _AWAY, "The read model is not available. {then}"),
+    (errors.Away, 503, _AWAY, "A server is not available. {then}"),
+    (errors.CannotApply, 503, "Cannot be read yet", "The stream has an event that this version of "
+     "the service cannot read. Nothing was lost, and its history can be read. Try again when the "
      "service has been updated."),
 )  # fmt: skip
 """The one table that turns errors into HTTP: class, status, title, and a detail where the error's
@@ -444,31 +411,30 @@ _HTTP: Mapping[int, str] = {
 
 
 def _add_errors(app: Flask) -> None:
-    @app.errorhandler(Error)
-    def known(error: Error) -> Response:
+    @app.errorhandler(errors.Error)
+    def known(error: errors.Error) -> Response:
         found = next((row for row in _STATUS if isinstance(error, row[0])), None)
         if found is None:
             return unknown(error)
         _, status, title, detail = found
-        then = (
-            "Try again." if request.method in ("GET", "HEAD") else "Nothing was written; try again."
-        )
+        is_query = request.method in ("GET", "HEAD")
+        then = "Try again." if is_query else "Nothing was written; try again."
         detail = detail.format(error=error, then=then) or str(error)
         response = problem(status, getattr(error, "title", title), detail, error.code)
         if status > 500:
             log.warning(title, extra={"code": error.code, "reason": str(error)})
         if status == 503:
             response.headers["Retry-After"] = str(getattr(error, "retry_after", 30))
-        if isinstance(error, StaleVersion):
+        if isinstance(error, errors.StaleVersion):
             response.headers["ETag"] = f'"{error.tag}"'
         return response
 
     @app.errorhandler(ValidationError)
     def invalid(error: ValidationError) -> Response:
-        errors = problems_of(error)
-        fields = "1 field" if len(errors) == 1 else f"{len(errors)} fields"
+        found = problems_of(error)
+        fields = "1 field" if len(found) == 1 else f"{len(found)} fields"
         detail = f"The request has {fields} that cannot be accepted. See errors."
-        return problem(422, "Invalid request", detail, "invalid", errors=errors)
+        return problem(422, "Invalid request", detail, "invalid", errors=found)
 
     @app.errorhandler(HTTPException)
     def http(error: HTTPException) -> Response:
@@ -504,9 +470,6 @@ def problem(status: int, title: str, detail: str, code: str, **more: Any) -> Res
         **more,
     }
     return Response(jsontext.render(body), status, mimetype="application/problem+json")
-
-
-# ── beside the routes ─────────────────────────────────────────────────────────────────────
 
 
 def _add_probes(
