@@ -88,14 +88,12 @@ def project(name: str) -> None:
     projection = projection_named(name)
     health = Health("broker", "readmodel", "feed")
     stop = _start(settings, health.missing)
-    readmodel, feed, folder = open_folder(settings, projection)
+    *_, folder = open_folder(settings, projection)
     broker = RabbitMQ(settings.broker, name=f"{projection.name}-projector")
     queue = Queue(projection.queue, projection.binding)
     Projector(
-        projection,
-        readmodel,
         folder,
-        Sweep(folder, projection, readmodel, feed, str(uuid4()), settings.lease),
+        Sweep(folder, str(uuid4()), settings.lease),
         lambda: broker.consumer(queue, prefetch=settings.batch),
         health,
         batch=settings.batch,

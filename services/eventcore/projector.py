@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from threading import Event as Stop
 from threading import Thread
@@ -55,15 +56,7 @@ from eventcore.observe import (
     Health,
 )
 from eventcore.projection import Document, Projection, event_id_of, version_of
-from eventcore.readmodel import (
-    SLOTS,
-    Generation,
-    Lease,
-    Parked,
-    ReadModel,
-    Write,
-    generation_of,
-)
+from eventcore.readmodel import SLOTS, Generation, Lease, Parked, ReadModel, Write, generation_of
 from eventcore.retry import backoff
 from eventcore.store import PAGE
 from eventcore.tracing import processing
@@ -75,8 +68,6 @@ ALONE = 0.5
 
 SILENT = 3
 """Sweeps that bring something, with no delivery between them, until the queue is opened anew."""
-
-log = logging.getLogger(__name__)
 
 REMEMBERED = 10_000
 """Streams of which a projector remembers how far it has brought them: more than begin in the time
@@ -91,15 +82,25 @@ TOUR = 100
 NAMED = 5
 """Streams that a log line about many of them names."""
 
+log = logging.getLogger(__name__)
+
+
+def by_stream(events: Iterable[Event]) -> dict[str, list[Event]]:
+    """Events by the stream that they belong to."""
+    streams: defaultdict[str, list[Event]] = defaultdict(list)
+    for event in events:
+        streams[str(event.aggregate_id)].append(event)
+    return streams
+
 
 def in_thread(act: Callable[[], Result], name: str) -> "Future[Result]":
-    """Do it in a thread that nobody has to wait for, not even the end of the process."""
+    """Runs `act` in a daemon thread, which does not keep the process from ending."""
     future: Future[Result] = Future()
 
     def run() -> None:
         try:
             future.set_result(act())
-        except BaseException as error:  # noqa: BLE001 - told to whoever asks the future
+        except BaseException as error:  # noqa: BLE001 - raised by the future
             future.set_exception(error)
 
     Thread(target=run, name=name, daemon=True).start()
@@ -107,71 +108,84 @@ def in_thread(act: Callable[[], Result], name: str) -> "Future[Result]":
 
 
 def _close(opened: "Future[Consumer]") -> None:
-    """Close what was opened too late."""
+    """Closes a consumer that was opened too late."""
     if opened.exception() is None:
         opened.result().close()
 
 
 @dataclass(slots=True)
 class Folded:
-    """The result of folding events into one document: the document, and the events left over.
+    """The result of folding events into the document of one stream.
 
     `known` is the last version of the events that follow the document without a gap; `beyond`
-    are the events after such a gap. `error` says why the event at `stopped_at`, `failed`, cannot
-    be applied.
+    are the events after such a gap. `error` says why the event after the document, `failed`,
+    cannot be applied.
     """
 
-    before: int
-    document: Document | None
+    stream: str
+    before: Document | None
     known: int
     beyond: list[Event]
-    stopped_at: int = 0
     error: str = ""
     failed: Event | None = None
     applied: list[Event] = field(default_factory=list)
+    document: Document | None = None
+
+    def __post_init__(self) -> None:
+        self.document = self.before
 
     @property
     def version(self) -> int:
         """The version of the document now."""
         return version_of(self.document)
 
+    @property
+    def stopped_at(self) -> int:
+        """The version that cannot be applied, where there is an error."""
+        return self.version + 1
 
+    @property
+    def write(self) -> Write:
+        """The document in place of the one before."""
+        assert self.document
+        return Write(self.document, version_of(self.before))
+
+    def refuse(self, error: CannotApply) -> None:
+        """Takes back what was applied: the document cannot be stored."""
+        self.document, self.error = self.before, str(error)
+        self.applied.clear()
+
+
+@dataclass(eq=False)
 class Folder:
     """Applies events to the documents of one projection, whatever order they come in.
 
-    They are those of the generation that serves, once `follow` was called; or of the one that is
-    given, for good.
+    They are those of the generation that serves, once `follow` was called; or of the `fixed` one.
     """
 
-    def __init__(
-        self,
-        projection: Projection,
-        readmodel: ReadModel,
-        feed: Feed,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        generation: Generation | None = None,
-    ) -> None:
-        self._projection = projection
-        self._readmodel = readmodel
-        self._feed = feed
-        self._clock = clock
-        self._follows = generation is None
-        self.generation = generation or generation_of(projection)
+    projection: Projection
+    readmodel: ReadModel
+    feed: Feed
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    fixed: Generation | None = None
+
+    def __post_init__(self) -> None:
+        self.generation = self.fixed or generation_of(self.projection)
         self._skips: frozenset[tuple[str, int]] = frozenset()
         self._reached: OrderedDict[str, int] = OrderedDict()
         self.furthest = START
         """The event with the highest position that this process has folded into the generation."""
 
     def follow(self) -> None:
-        """Go over to the generation that serves now, and learn what is to be skipped.
+        """Goes over to the generation that serves now, and reads the skips.
 
         Raises ReadModelAway.
         """
-        name = self._projection.name
-        self._skips = frozenset((s.stream, s.version) for s in self._readmodel.skips(name))
-        serving = self._readmodel.generations(name).serving
-        if self._follows and serving != self.generation.number:
-            self.generation = generation_of(self._projection, serving)
+        name = self.projection.name
+        self._skips = frozenset((s.stream, s.version) for s in self.readmodel.skips(name))
+        serving = self.readmodel.generations(name).serving
+        if not self.fixed and serving != self.generation.number:
+            self.generation = generation_of(self.projection, serving)
             self._reached.clear()
             self.furthest = START
             log.info("Another generation serves", extra={"projection": name, "generation": serving})
@@ -192,27 +206,22 @@ class Folder:
         refuses it if a document is there; and the parked list is read only where there is a gap,
         since the event at which a stream is parked is one.
         """
-        known = self._begun(streams)
-        found = self._readmodel.find(self.generation.collection, known) if known else {}
-        folded = self._advance(streams, found)
-        gaps = {stream: each for stream, each in folded.items() if each.beyond}
+        known = [
+            stream
+            for stream, events in streams.items()
+            if stream in self._reached or not any(event.version == 1 for event in events)
+        ]
+        found = self.readmodel.find(self.generation.collection, known) if known else {}
+        gaps = {s: each for s, each in self._advance(streams, found).items() if each.beyond}
         if not gaps:
             return {}
-        parked = self._readmodel.parked(self.generation.name, gaps)
+        parked = self.readmodel.parked(self.generation.name, gaps)
         stopped = {
             stream: each
             for stream, each in parked.items()
             if gaps[stream].error or each.version > gaps[stream].version
         }
         return self._fill(gaps, stopped)
-
-    def _begun(self, streams: Mapping[str, Sequence[Event]]) -> list[str]:
-        """The streams that may have a document: all but those that seem to begin here."""
-        return [
-            stream
-            for stream, events in streams.items()
-            if stream in self._reached or not any(event.version == 1 for event in events)
-        ]
 
     def _fill(self, gaps: dict[str, Folded], stopped: dict[str, Parked]) -> dict[str, int]:
         """Applies what the feed has for each gap; of `stopped` streams only the entry is renewed.
@@ -225,7 +234,7 @@ class Folder:
         while left := {stream: after for stream, after in left.items() if last[stream] > after}:
             HEART.beat()
             try:
-                answer = self._feed.streams(dict(islice(left.items(), MANY)))
+                answer = self.feed.streams(dict(islice(left.items(), MANY)))
             except FeedAway as away:
                 log.warning("Gaps left to the sweep", extra={**_some(left), "reason": str(away)})
                 break
@@ -239,11 +248,11 @@ class Folder:
                 elif events:
                     later = [event for event in gaps[stream].beyond if event.version > to]
                     filled[stream] = [*events, *later]
-            CAUGHT_UP.labels(self._projection.name).inc(sum(len(answer[s]) for s in filled))
+            CAUGHT_UP.labels(self.projection.name).inc(sum(len(answer[s]) for s in filled))
             for stream, each in self._advance(filled, is_log=True).items():
                 gaps[stream] = each
                 if each.error:
-                    stopped[stream] = self._entry(stream, each)
+                    stopped[stream] = self._entry(each)
         self.renew([(stopped[stream], to) for stream, to in highest.items()])
         return ahead
 
@@ -256,9 +265,9 @@ class Folder:
         name, left, moved = self.generation.name, list(entries), set[str]()
         while left:
             HEART.beat()
-            documents = self._readmodel.find(self.generation.collection, left[:MANY])
+            documents = self.readmodel.find(self.generation.collection, left[:MANY])
             after = {stream: version_of(documents.get(stream)) for stream in left[:MANY]}
-            answer = self._feed.streams(after)
+            answer = self.feed.streams(after)
             folded = self._advance(answer, documents, entries, is_log=True)
             reached = {
                 stream: each.version
@@ -266,20 +275,21 @@ class Folder:
                 if not each.error and each.version >= entries[stream].version
             }
             if reached:
-                self._readmodel.release(name, reached)
+                self.readmodel.release(name, reached)
                 moved |= reached.keys()
             done = {s for s, each in folded.items() if each.error or len(answer[s]) < PAGE}
             left = [stream for stream in left if stream not in done]
-        released = moved - self._readmodel.parked(name, moved).keys() if moved else set[str]()
+        released = moved - self.readmodel.parked(name, moved).keys() if moved else set[str]()
         if released:
-            log.info("Streams released", extra={"projection": name, **_some(released)})
+            told = {"projection": self.projection.name, **_some(released)}
+            log.info("Streams released", extra=told)
         return released
 
     def renew(self, entries: Iterable[tuple[Parked, int]]) -> None:
         """Notes how far parked streams are known to go; an entry never goes back."""
         news = [replace(each, highest=to) for each, to in entries if to > each.highest]
         if news:
-            self._readmodel.park(news)
+            self.readmodel.park(news)
 
     def _advance(
         self,
@@ -296,19 +306,19 @@ class Folder:
         """
         if not streams:
             return {}
+        into = self.generation.collection
         for attempt in range(RACES):
             if documents is None:
-                documents = self._readmodel.find(self.generation.collection, streams)
+                documents = self.readmodel.find(into, streams)
             folded = {
                 stream: self._fold(stream, documents.get(stream), events, is_log)
                 for stream, events in streams.items()
             }
-            if self._write(folded):
-                self._park(folded, entries)
+            if self._write(folded.values()):
+                self._park(folded.values(), entries)
                 return folded
             documents = None
             sleep(backoff(attempt) / 50)  # a replica was faster with one of them
-        into = self.generation.name
         raise ReadModelAway(f"documents of {into} kept changing under {RACES} attempts")
 
     def _fold(
@@ -317,18 +327,16 @@ class Folder:
         if not _follow(document, events):
             return self._misfit(stream, document, events, is_log)
         ordered, beyond = self._in_order(version_of(document), events)
-        known = ordered[-1].version if ordered else version_of(document)
-        result = Folded(version_of(document), document, known, beyond)
+        result = Folded(stream, document, version_of(document) + len(ordered), beyond)
         for event in ordered:
+            skipped = (stream, event.version) in self._skips
+            step = self.projection.skip if skipped else self.projection.apply
             try:
-                skipped = (stream, event.version) in self._skips
-                step = self._projection.skip if skipped else self._projection.apply
                 result.document = step(result.document, event)
-                result.applied.append(event)
             except Exception as error:  # noqa: BLE001 - whatever a step raises parks its stream
-                result.stopped_at, result.failed = event.version, event
-                result.error = f"{type(error).__name__}: {error}"
+                result.error, result.failed = f"{type(error).__name__}: {error}", event
                 break
+            result.applied.append(event)
         return result
 
     def _misfit(
@@ -340,58 +348,60 @@ class Folder:
         """
         version = version_of(document)
         if not is_log:
-            return Folded(version, document, max(version - 1, 0), list(events))
+            return Folded(stream, document, max(version - 1, 0), list(events))
         error = (
             f"the document is of event {event_id_of(document)}, version {version}, which the log"
             " does not have: it was put back. Fold the stream anew: python -m eventcore rebuild"
-            f" {self._projection.name} --stream {stream}"
+            f" {self.projection.name} --stream {stream}"
         )
-        return Folded(version, document, version + 1, [], version + 1, error)
+        return Folded(stream, document, version + 1, [], error)
 
     def _in_order(self, after: int, events: Sequence[Event]) -> tuple[list[Event], list[Event]]:
         """The events that follow version `after` without a gap, and those after the gap."""
         later = {event.version: event for event in events if event.version > after}
         if duplicates := len(events) - len(later):
-            DUPLICATES.labels(self._projection.name).inc(duplicates)
+            DUPLICATES.labels(self.projection.name).inc(duplicates)
         ordered = []
         while after + 1 in later:
             after += 1
             ordered.append(later.pop(after))
         return ordered, list(later.values())
 
-    def _write(self, folded: Mapping[str, Folded]) -> bool:
-        """Write all documents that changed; False if someone else was faster with any."""
-        writes = {
-            stream: Write(each.document, each.before)
-            for stream, each in folded.items()
-            if each.document and each.version > each.before
-        }
-        if not writes:
+    def _write(self, folded: Iterable[Folded]) -> bool:
+        """Writes all documents that changed; False if another replica was faster with any.
+
+        A document that cannot be stored stops its own stream: then each is written by itself.
+        """
+        changed = [each for each in folded if each.applied]
+        if not changed:
             return True
+        into, complete = self.generation.collection, True
         try:
-            complete = self._readmodel.write(self.generation.collection, list(writes.values()))
+            complete = self.readmodel.write(into, [each.write for each in changed])
         except CannotApply:
-            complete = self._write_each(folded, writes)
+            for each in changed:
+                try:
+                    complete &= self.readmodel.write(into, [each.write])
+                except CannotApply as error:
+                    each.refuse(error)
         if complete:
-            applied = sum(folded[s].version - folded[s].before for s in writes)
-            APPLIED.labels(self._projection.name).inc(applied)
-            self._tell({stream: folded[stream].applied for stream in writes})
-            for stream in writes:
-                self._remember(stream, folded[stream].version)
-                last = folded[stream].applied[-1].mark
-                self.furthest = max(self.furthest, last, key=lambda mark: mark.position)
+            self._note([each for each in changed if each.applied])
         return complete
 
-    def _tell(self, applied: Mapping[str, Sequence[Event]]) -> None:
-        """Log that these events are readable now, and count how long each took."""
-        now, readable = self._clock(), READABLE.labels(self._projection.name)
-        logs = log.isEnabledFor(logging.INFO)  # a rebuild tells nothing of its events
-        for stream, events in applied.items():
-            for event in events:
+    def _note(self, written: Sequence[Folded]) -> None:
+        """Notes and logs the events that are readable now, and counts how long each took."""
+        now, readable = self.clock(), READABLE.labels(self.projection.name)
+        logs = log.isEnabledFor(logging.INFO)  # a rebuild logs none of its events
+        APPLIED.labels(self.projection.name).inc(sum(len(each.applied) for each in written))
+        for each in written:
+            self._remember(each.stream, each.version)
+            last = each.applied[-1].mark
+            self.furthest = max(self.furthest, last, key=lambda mark: mark.position)
+            for event in each.applied:
                 readable.observe(max(0.0, (now - event.recorded_at).total_seconds()))
                 if logs:
-                    at = {"id": stream, "version": event.version}
-                    log.info(self._projection.says, extra={**at, **ids_of(event)})
+                    at = {"id": each.stream, "version": event.version}
+                    log.info(self.projection.says, extra={**at, **ids_of(event)})
 
     def _remember(self, stream: str, version: int) -> None:
         self._reached[stream] = version
@@ -399,64 +409,50 @@ class Folder:
         if len(self._reached) > REMEMBERED:
             self._reached.popitem(last=False)
 
-    def _write_each(self, folded: Mapping[str, Folded], writes: dict[str, Write]) -> bool:
-        """Document by document; one that MongoDB cannot store stops its own stream."""
-        complete = True
-        for stream, write in list(writes.items()):
-            try:
-                complete &= self._readmodel.write(self.generation.collection, [write])
-            except CannotApply as error:
-                del writes[stream]
-                folded[stream].stopped_at = write.replaces + 1
-                folded[stream].error = str(error)
-        return complete
-
-    def _park(self, folded: Mapping[str, Folded], entries: Mapping[str, Parked]) -> None:
+    def _park(self, folded: Iterable[Folded], entries: Mapping[str, Parked]) -> None:
         """Parks the streams that stopped, in bulk, but those that are on the list already.
 
         `entries` are those of the list, where they are known.
         """
-        stopped = [self._entry(stream, each) for stream, each in folded.items() if each.error]
+        stopped = {each.stream: each for each in folded if each.error}
         if not stopped:
             return
-        known = entries or self._readmodel.parked(
-            self.generation.name, [each.stream for each in stopped]
-        )
-        news = [each for each in stopped if not _is_on(each, known.get(each.stream))]
+        known = entries or self.readmodel.parked(self.generation.name, stopped)
+        wanted = [self._entry(each) for each in stopped.values()]
+        news = [each for each in wanted if not _is_on(each, known.get(each.stream))]
         if news:
             reach("projector:parking")
-            if new := self._readmodel.park(news):
-                self._tell_parked({stream: folded[stream] for stream in new})
-        for each in stopped:
+            if new := self.readmodel.park(news):
+                self._tell_parked([stopped[stream] for stream in new])
+        for each in wanted:
             self._remember(each.stream, each.highest)
 
-    def _entry(self, stream: str, stopped: Folded) -> Parked:
+    def _entry(self, stopped: Folded) -> Parked:
         return Parked(
             generation=self.generation.name,
-            stream=stream,
+            stream=stopped.stream,
             version=stopped.stopped_at,
             highest=stopped.known,
             error=stopped.error[:500],
-            when=self._clock(),
+            when=self.clock(),
         )
 
-    def _tell_parked(self, parked: Mapping[str, Folded]) -> None:
+    def _tell_parked(self, parked: Sequence[Folded]) -> None:
         """Logs one line for all that are parked now, about the first; at DEBUG one for each."""
-        for number, (stream, each) in enumerate(parked.items()):
-            many = _some(parked) if number == 0 and len(parked) > 1 else {}
-            event = each.failed
-            log.log(
-                logging.DEBUG if number else logging.ERROR,
-                "Streams parked" if many else "Stream parked",
-                extra={
-                    "projection": self._projection.name,
-                    "id": stream,
-                    "version": each.stopped_at,
-                    **({"event_type": event.event_type, **ids_of(event)} if event else {}),
-                    "error": each.error,
-                    **many,
-                },
-            )
+        many = _some(each.stream for each in parked) if len(parked) > 1 else {}
+        for number, each in enumerate(parked):
+            told = {
+                "projection": self.projection.name,
+                "id": each.stream,
+                "version": each.stopped_at,
+                "error": each.error,
+            }
+            if each.failed:
+                told |= {"event_type": each.failed.event_type, **ids_of(each.failed)}
+            if number:
+                log.debug("Stream parked", extra=told)
+            else:
+                log.error("Streams parked" if many else "Stream parked", extra={**told, **many})
 
 
 def _is_on(new: Parked, entry: Parked | None) -> bool:
@@ -468,50 +464,6 @@ def _some(streams: Iterable[str]) -> dict[str, object]:
     """How many streams, and the ids of a few."""
     ids = list(streams)
     return {"streams": len(ids), "ids": ",".join(ids[:NAMED])}
-
-
-class Tour:
-    """Goes through a parked list, some entries at each sweep, and tells which are to be tried.
-
-    An entry is due once for this process, since new code may know what the old did not, and again
-    where its document has gone past the version at which it stopped: a replica that is slow, or
-    whose code is older, may have put it on the list too late.
-    """
-
-    def __init__(self, readmodel: ReadModel) -> None:
-        self._readmodel = readmodel
-        self._slot = 0
-        self._width = SLOTS // 64
-        self._met: dict[str, int] = {}
-        self._tried: dict[str, int] = {}
-        self.is_complete = False
-        """Whether every entry has been due once."""
-
-    def due(self, generation: Generation) -> dict[str, Parked]:
-        """The entries that are due, of about TOUR that it looks at. Raises ReadModelAway."""
-        seen: dict[str, Parked] = {}
-        while len(seen) < TOUR // 2:
-            until = min(self._slot + self._width, SLOTS)
-            found = self._readmodel.parked_in(generation.name, range(self._slot, until))
-            seen |= found
-            self._slot = until
-            if len(found) < TOUR // 2:
-                self._width = min(2 * self._width, SLOTS)
-            elif len(found) > TOUR:
-                self._width = max(1, self._width // 2)
-            if until == SLOTS:
-                break
-        versions = self._readmodel.versions(generation.collection, seen) if seen else {}
-        due = {
-            stream: each
-            for stream, each in seen.items()
-            if each.version not in (self._tried.get(stream), self._met.get(stream))
-            or versions.get(stream, 0) >= each.version
-        }
-        self._met |= {stream: each.version for stream, each in seen.items()}
-        if self._slot == SLOTS:
-            self._slot, self._tried, self._met, self.is_complete = 0, self._met, {}, True
-        return due
 
 
 def _follow(document: Document | None, events: Sequence[Event]) -> bool:
@@ -528,6 +480,49 @@ def _follow(document: Document | None, events: Sequence[Event]) -> bool:
     )
 
 
+class Tour:
+    """Goes through a parked list, some entries at each sweep, and finds those to be tried.
+
+    An entry is due once for this process, since new code may know what the old did not, and again
+    where its document has gone past the version at which it stopped: a replica that is slow, or
+    whose code is older, may have put it on the list too late.
+    """
+
+    def __init__(self, readmodel: ReadModel, generation: Generation) -> None:
+        self._readmodel = readmodel
+        self._generation = generation
+        self._slot, self._width = 0, SLOTS // 64
+        self._met: dict[str, int] = {}
+        self._tried: dict[str, int] = {}
+        self.is_complete = False
+        """Whether every entry has been due once."""
+
+    def due(self) -> dict[str, Parked]:
+        """The entries that are due, of about TOUR that it looks at. Raises ReadModelAway."""
+        seen: dict[str, Parked] = {}
+        while len(seen) < TOUR // 2 and self._slot < SLOTS:
+            until = min(self._slot + self._width, SLOTS)
+            found = self._readmodel.parked_in(self._generation.name, range(self._slot, until))
+            seen |= found
+            self._slot = until
+            if len(found) < TOUR // 2:
+                self._width = min(2 * self._width, SLOTS)
+            elif len(found) > TOUR:
+                self._width = max(1, self._width // 2)
+        versions = self._readmodel.versions(self._generation.collection, seen) if seen else {}
+        due = {
+            stream: each
+            for stream, each in seen.items()
+            if each.version not in (self._tried.get(stream), self._met.get(stream))
+            or versions.get(stream, 0) >= each.version
+        }
+        self._met |= {stream: each.version for stream, each in seen.items()}
+        if self._slot == SLOTS:
+            self._slot, self._tried, self._met, self.is_complete = 0, self._met, {}, True
+        return due
+
+
+@dataclass(eq=False)
 class Sweep:
     """Compares the feed with the documents, from the checkpoint on, while it has the lease.
 
@@ -535,50 +530,47 @@ class Sweep:
     again what the broker is about to bring.
     """
 
-    def __init__(
-        self,
-        folder: Folder,
-        projection: Projection,
-        readmodel: ReadModel,
-        feed: Feed,
-        holder: str,
-        lease_seconds: float,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
-        self._folder = folder
-        self._projection = projection
-        self._readmodel = readmodel
-        self._feed = feed
-        self._holder = holder
-        self._lease_seconds = lease_seconds
-        self._clock = clock
-        self._generation = folder.generation
-        self._seen: tuple[int, datetime | None] | None = None
-        self._tour = Tour(readmodel)
+    folder: Folder
+    holder: str
+    lease_seconds: float
+
+    def __post_init__(self) -> None:
+        self._readmodel = self.folder.readmodel
+        self._name = self.folder.projection.name
         self.caught_up = 0
+        """How many events the last `run` had to bring."""
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing is known yet of the generation that the folder has now."""
+        self._generation = self.folder.generation
+        self._seen: tuple[int, datetime | None] | None = None
+        self._tour = Tour(self._readmodel, self._generation)
 
     def run(self) -> bool:
-        """One page of it; True if there is more to sweep at once.
-
-        `caught_up` is how many events it has had to bring.
+        """Sweeps one page; True if there is more to sweep at once.
 
         Raises Away, and StoreRestored, by which every replica knows that nothing may be applied.
         """
         self.caught_up = 0
-        self._follow()
+        self.folder.follow()
+        if self.folder.generation != self._generation:
+            self.release()
+            self._begin()
         lease = self._readmodel.take_lease(
-            self._generation.name, self._holder, self._lease_seconds, self._folder.furthest
+            self._generation.name, self.holder, self.lease_seconds, self.folder.furthest
         )
         if lease is None:
             self._seen = None
-            self._tell_lag(0, None)  # whoever has it tells
-            self.require_going()
+            self._tell_lag(0, None)  # the holder tells
+            if reason := self._readmodel.checkpoint(self._generation.name).halted:
+                raise StoreRestored(reason)
             return False
         until, covered_at = self._seen or (0, None)
-        page = self._feed.heads(lease.position, until, lease.marks)
+        page = self.folder.feed.heads(lease.position, until, lease.marks)
         lease = self._same_log(lease, page)
-        if due := self._tour.due(self._generation):
-            self._folder.retry(due)
+        if due := self._tour.due():
+            self.folder.retry(due)
         self._catch_up(lease.position, page)
         reach("sweep:caught-up")
         if page.until < until:
@@ -589,32 +581,18 @@ class Sweep:
         return not self._tour.is_complete
 
     def release(self) -> None:
-        """Let a replica sweep at once, rather than when the lease has run out."""
+        """Lets a replica sweep at once, rather than when the lease has run out."""
         try:
-            self._readmodel.release_lease(self._generation.name, self._holder)
+            self._readmodel.release_lease(self._generation.name, self.holder)
         except ReadModelAway as away:
             log.warning("Lease left to run out", extra={"reason": str(away)})
-
-    def require_going(self) -> None:
-        """Raise StoreRestored where it is noted that this generation must not go on."""
-        if reason := self._readmodel.checkpoint(self._generation.name).halted:
-            raise StoreRestored(reason)
-
-    def _follow(self) -> None:
-        """Sweep the generation that serves now; of another one nothing is known yet."""
-        self._folder.follow()
-        if self._folder.generation != self._generation:
-            self.release()
-            self._generation = self._folder.generation
-            self._seen = None
-            self._tour = Tour(self._readmodel)
 
     def _same_log(self, lease: Lease, page: HeadsPage) -> Lease:
         """The lease, with the epoch of its log. Raises StoreRestored if this is another one.
 
         A halt is lifted where the log has the checkpoint's events, whatever else it has.
         """
-        if reason := halted_by(self._projection.name, lease.position, lease.store_epoch, page):
+        if reason := halted_by(self._name, lease.position, lease.store_epoch, page):
             self._readmodel.halt(lease.generation, reason)
             raise StoreRestored(reason)
         if lease.halted:
@@ -622,7 +600,7 @@ class Sweep:
         return replace(lease, store_epoch=page.epoch)
 
     def _catch_up(self, position: int, page: HeadsPage) -> None:
-        """Apply what the streams lack whose document is behind their head on this page.
+        """Applies what the streams lack whose document is behind their head on this page.
 
         Raises FeedAway if one is neither applied nor parked then: the checkpoint must not pass it.
         """
@@ -633,59 +611,47 @@ class Sweep:
         versions = self._readmodel.versions(self._generation.collection, behind)
         events = [
             event
-            for event in self._feed.between(position, page.until)
+            for event in self.folder.feed.between(position, page.until)
             if (stream := str(event.aggregate_id)) in behind
             and event.version > versions.get(stream, 0)
         ]
-        CAUGHT_UP.labels(self._projection.name).inc(len(events))
+        CAUGHT_UP.labels(self._name).inc(len(events))
         self.caught_up = len(events)
         self._tell_lag(page.settled, next(iter(events), None))
-        missing: defaultdict[str, list[Event]] = defaultdict(list)
-        for event in events:
-            missing[str(event.aggregate_id)].append(event)
-        self._folder.apply(missing)
+        self.folder.apply(by_stream(events))
         if still := self._behind(behind):
             raise FeedAway(f"{len(still)} streams cannot be brought to where the feed is")
 
     def _tell_lag(self, settled: int, oldest: Event | None) -> None:
-        """Of what should be there by now; the newest, since the last sweep, is not looked at."""
-        age = (self._clock() - oldest.recorded_at).total_seconds() if oldest else 0.0
-        LAG.labels(self._projection.name).set(settled - oldest.position + 1 if oldest else 0)
-        LAG_SECONDS.labels(self._projection.name).set(max(0.0, age))
+        """Sets the lag: from the oldest event that should be applied by now, None: all are."""
+        age = (self.folder.clock() - oldest.recorded_at).total_seconds() if oldest else 0.0
+        LAG.labels(self._name).set(settled - oldest.position + 1 if oldest else 0)
+        LAG_SECONDS.labels(self._name).set(max(0.0, age))
 
     def _behind(self, heads: Mapping[str, int]) -> dict[str, int]:
         """The streams whose document is behind; of those that are parked the entry is renewed."""
-        unsure = {s: v for s, v in heads.items() if not self._folder.has_reached(s, v)}
+        unsure = {s: v for s, v in heads.items() if not self.folder.has_reached(s, v)}
         versions = self._readmodel.versions(self._generation.collection, unsure)
         behind = {s: v for s, v in unsure.items() if versions.get(s, 0) < v}
         parked = self._readmodel.parked(self._generation.name, behind)
         stopped = [e for stream, e in parked.items() if versions.get(stream, 0) < e.version]
-        self._folder.renew([(entry, behind.pop(entry.stream)) for entry in stopped])
+        self.folder.renew([(entry, behind.pop(entry.stream)) for entry in stopped])
         return behind
 
 
+@dataclass(eq=False)
 class Projector:
     """Consumes one queue into one projection, and sweeps; as many replicas as are needed."""
 
-    def __init__(
-        self,
-        projection: Projection,
-        readmodel: ReadModel,
-        folder: Folder,
-        sweep: Sweep,
-        open_consumer: Callable[[], Consumer],
-        health: Health,
-        batch: int,
-        sweep_interval: float,
-    ) -> None:
-        self._projection = projection
-        self._readmodel = readmodel
-        self._folder = folder
-        self._sweep = sweep
-        self._open_consumer = open_consumer
-        self._health = health
-        self._batch = batch
-        self._sweep_interval = sweep_interval
+    folder: Folder
+    sweeping: Sweep
+    open_consumer: Callable[[], Consumer]
+    health: Health
+    batch: int
+    sweep_interval: float
+
+    def __post_init__(self) -> None:
+        self._name = self.folder.projection.name
         self._consumer: Consumer | None = None
         self._opening: Future[Consumer] | None = None
         self._connect_at = 0.0
@@ -693,45 +659,46 @@ class Projector:
         self._silent = 0
         self._halted = False
         for counter in (APPLIED, DUPLICATES, CAUGHT_UP, DEAD_LETTERS):
-            counter.labels(projection.name)  # 0 from the start, or nobody sees the first rise
+            counter.labels(self._name)  # 0 from the start, or nobody sees the first rise
 
     def run(self, stop: Stop) -> None:
-        """Project until `stop` is set, whatever servers come and go meanwhile."""
-        self._prepare(stop)
+        """Projects until `stop` is set, whatever servers come and go meanwhile."""
+        self._until_done(self._prepare, stop)
         sweep_at = monotonic()
         while not stop.is_set():
             HEART.beat()
             self.consume(stop, wait=max(0.0, min(0.25, sweep_at - monotonic())))
             if monotonic() >= sweep_at and not stop.is_set():
-                sweep_at = monotonic() + (0 if self.sweep() else self._until_next_sweep())
+                more = self.sweep()
+                pause = self.sweep_interval if self._consumer else min(self.sweep_interval, ALONE)
+                sweep_at = monotonic() + (0 if more else pause)
         self.disconnect()
-        self._sweep.release()
-
-    def _until_next_sweep(self) -> float:
-        """Seconds; few while no broker brings anything."""
-        return self._sweep_interval if self._consumer else min(self._sweep_interval, ALONE)
+        self.sweeping.release()
 
     def handle(self, deliveries: Sequence[Delivery], consumer: Consumer) -> None:
-        """Apply a batch and acknowledge it whole; raises ReadModelAway, BrokerAway."""
+        """Applies a batch and acknowledges it whole; raises ReadModelAway, BrokerAway."""
+        messages = [delivery.message for delivery in deliveries]
+        traced = processing(self.folder.projection.queue, messages)
+        with BATCH_SECONDS.labels(self._name).time(), traced:
+            self._handle(deliveries, consumer)
+        BATCHES.labels(self._name).observe(len(deliveries))
+
+    def _handle(self, deliveries: Sequence[Delivery], consumer: Consumer) -> None:
         reach("projector:delivered")
-        streams: defaultdict[str, list[Event]] = defaultdict(list)
-        carriers: dict[tuple[str, int], Delivery] = {}
+        carried: list[tuple[Event, Delivery]] = []
         unreadable: list[tuple[Delivery, str]] = []
         for delivery in deliveries:
             try:
-                event = self._read(delivery)
+                carried.append((self._read(delivery), delivery))
             except NotAnEvent as error:
                 unreadable.append((delivery, str(error)))
-                continue
-            stream = str(event.aggregate_id)
-            streams[stream].append(event)
-            carriers[stream, event.version] = delivery
         # While halted, an event is left to a later sweep or to the rebuild: it may be one that the
         # log has lost.
-        ahead = self._folder.apply(streams) if streams and not self._halted else {}
-        for (stream, version), delivery in carriers.items():
-            if version > ahead.get(stream, version):
-                unreadable.append((delivery, f"version {version} is ahead of the log"))
+        streams = {} if self._halted else by_stream(event for event, _ in carried)
+        ahead = self.folder.apply(streams)
+        for event, delivery in carried:
+            if event.version > ahead.get(str(event.aggregate_id), event.version):
+                unreadable.append((delivery, f"version {event.version} is ahead of the log"))
         for delivery, reason in unreadable:  # only now: while MongoDB is away, all this is repeated
             self._dead_letter(delivery, consumer, reason)
         reach("projector:written")
@@ -743,48 +710,37 @@ class Projector:
             event = from_message(jsontext.parse(delivery.message.body))
         except ValueError as error:
             raise NotAnEvent(str(error)) from error
-        if event.aggregate_type != self._projection.aggregate_type:
+        if event.aggregate_type != self.folder.projection.aggregate_type:
             raise NotAnEvent(f"an event of {event.aggregate_type} has no place in this queue")
         return event
 
     def _dead_letter(self, delivery: Delivery, consumer: Consumer, reason: str) -> None:
         log.error(
             "Failed to parse message",
-            extra={"projection": self._projection.name, "id": delivery.message.id, "error": reason},
+            extra={"projection": self._name, "id": delivery.message.id, "error": reason},
         )
         consumer.dead_letter(delivery, reason)
-        DEAD_LETTERS.labels(self._projection.name).inc()
+        DEAD_LETTERS.labels(self._name).inc()
 
-    def _prepare(self, stop: Stop) -> None:
-        failures = 0
-        while not stop.is_set():
-            HEART.beat()
-            try:
-                self._folder.follow()
-                into = self._folder.generation
-                self._readmodel.prepare(into.collection, self._projection.indexes)
-                self._halted = bool(self._readmodel.checkpoint(into.name).halted)
-                self._health.well("readmodel")
-                return
-            except ReadModelAway as away:
-                self._health.lacks("readmodel", str(away))
-                stop.wait(backoff(failures))
-                failures += 1
+    def _prepare(self) -> None:
+        self.folder.follow()
+        into, readmodel = self.folder.generation, self.folder.readmodel
+        readmodel.prepare(into.collection, self.folder.projection.indexes)
+        self._halted = bool(readmodel.checkpoint(into.name).halted)
 
     def consume(self, stop: Stop, wait: float) -> None:
-        """Take what is there and apply it; without a broker let `wait` pass."""
+        """Takes what is there and applies it; without a broker lets `wait` pass."""
         try:
             consumer = self._connected(wait)
             if consumer is None:
                 if self._opening is None:
                     stop.wait(wait or 0.01)
                 return
-            deliveries = consumer.take(self._batch, wait)
-            if deliveries:
+            if deliveries := consumer.take(self.batch, wait):
                 self._silent = 0
-                self._handle_until_done(deliveries, consumer, stop)
+                self._until_done(partial(self.handle, deliveries, consumer), stop, consumer)
         except BrokerAway as away:
-            self._health.lacks("broker", str(away))
+            self.health.lacks("broker", str(away))
             self.disconnect()
             self._connect_at = monotonic() + backoff(self._failures)
             self._failures += 1
@@ -796,7 +752,7 @@ class Projector:
         which sweeps must go on.
         """
         if self._consumer is None and self._opening is None and monotonic() >= self._connect_at:
-            self._opening = in_thread(self._open_consumer, "opening")
+            self._opening = in_thread(self.open_consumer, "opening")
         if self._opening is not None:
             try:
                 self._consumer = self._opening.result(timeout=max(wait, 0.05))
@@ -804,11 +760,11 @@ class Projector:
                 return None
             self._opening = None
             self._failures = 0
-            self._health.well("broker")
+            self.health.well("broker")
         return self._consumer
 
     def disconnect(self) -> None:
-        """Give up the connection to the broker; the next `consume` opens another."""
+        """Closes the connection to the broker; the next `consume` opens another."""
         if self._opening is not None:
             self._opening.add_done_callback(_close)
             self._opening = None
@@ -816,59 +772,53 @@ class Projector:
             self._consumer.close()
             self._consumer = None
 
-    def _handle_until_done(
-        self, deliveries: Sequence[Delivery], consumer: Consumer, stop: Stop
+    def _until_done(
+        self, act: Callable[[], object], stop: Stop, consumer: Consumer | None = None
     ) -> None:
-        """Retry in place while the read model is away, and take no more meanwhile."""
+        """Retries in place while the read model is away; `consumer` takes no more meanwhile."""
         failures = 0
         while not stop.is_set():
             HEART.beat()
             try:
-                carried = [delivery.message for delivery in deliveries]
-                with (
-                    BATCH_SECONDS.labels(self._projection.name).time(),
-                    processing(self._projection.queue, carried),
-                ):
-                    self.handle(deliveries, consumer)
-                BATCHES.labels(self._projection.name).observe(len(deliveries))
-                self._health.well("readmodel")
-                if failures:
+                act()
+                self.health.well("readmodel")
+                if consumer:
                     consumer.resume()
                 return
             except ReadModelAway as away:
-                self._health.lacks("readmodel", str(away))
-                if not failures:
+                self.health.lacks("readmodel", str(away))
+                if consumer:
                     consumer.pause()
                 stop.wait(backoff(failures))
                 failures += 1
 
     def sweep(self) -> bool:
-        """Sweep one page; True if more is to be swept at once."""
+        """Sweeps one page; True if more is to be swept at once."""
         try:
-            more = self._sweep.run()
+            more = self.sweeping.run()
             self._halted = False
         except StoreRestored as restored:
             if not self._halted:
                 log.error("Projection halted", extra={"reason": str(restored)})
             self._halted = True
-            self._health.lacks("feed", str(restored))
+            self.health.lacks("feed", str(restored))
             return False
         except Away as away:
-            self._health.lacks("feed" if isinstance(away, FeedAway) else "readmodel", str(away))
+            self.health.lacks("feed" if isinstance(away, FeedAway) else "readmodel", str(away))
             return False
-        self._health.well("feed")
-        self._health.well("readmodel")
+        self.health.well("feed")
+        self.health.well("readmodel")
         self._notice_silence()
         return more
 
     def _notice_silence(self) -> None:
-        """Open the queue anew where sweeps bring all, deliveries nothing, and nobody says why.
+        """Opens the queue anew where sweeps bring all, deliveries nothing, and nobody says why.
 
         A broker may lose a consumer without a word, while its connection lives and is quiet.
         """
-        if self._sweep.caught_up and self._consumer:
+        if self.sweeping.caught_up and self._consumer:
             self._silent += 1
         if self._silent == SILENT:
-            log.warning("Nothing is delivered", extra={"projection": self._projection.name})
+            log.warning("Nothing is delivered", extra={"projection": self._name})
             self._silent = 0
             self.disconnect()

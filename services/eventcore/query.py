@@ -26,24 +26,18 @@ log = logging.getLogger(__name__)
 class Serving:
     """Which generation of a projection serves; asked once a second at most."""
 
-    def __init__(
-        self,
-        projection: Projection,
-        readmodel: ReadModel,
-        timer: Callable[[], float] = monotonic,
-    ) -> None:
+    def __init__(self, projection: Projection, readmodel: ReadModel) -> None:
         self._projection = projection
         self._readmodel = readmodel
-        self._timer = timer
         self._known = generation_of(projection)
         self._asked_at = float("-inf")
 
     def now(self) -> Generation:
-        """It; raises ReadModelAway."""
-        if self._timer() - self._asked_at > NOTICED:
+        """The generation; raises ReadModelAway."""
+        if monotonic() - self._asked_at > NOTICED:
             number = self._readmodel.generations(self._projection.name).serving
             self._known = generation_of(self._projection, number)
-            self._asked_at = self._timer()
+            self._asked_at = monotonic()
         return self._known
 
 
@@ -107,9 +101,8 @@ class Views:
         if not events and not self._store.read_stream(stream, 0, 1):
             raise NotFound(f"There is no {stream}.")
         shown = events[:limit]
-        more = len(events) > limit
-        entries = tuple(to_entry(event) for event in shown)
-        return {"events": entries, "next": shown[-1].version if more else None}
+        after_it = shown[-1].version if len(events) > limit else None
+        return {"events": tuple(map(to_entry, shown)), "next": after_it}
 
     def _fold(self, aggregate_id: UUID, read: Callable[[], Iterable[Event]]) -> Document | None:
         """The document after the events that `read` reads; skips are asked for where it fails."""

@@ -15,19 +15,23 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
+from heapq import merge
+from itertools import groupby
+from operator import itemgetter
 from time import monotonic
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from eventcore.errors import CannotApply, Conflict, NotFound, Refused
-from eventcore.event import Event, Mark
+from eventcore.event import Mark
 from eventcore.failpoints import reach
 from eventcore.feed import SWEEP_RANGE, Feed
 from eventcore.projection import Document, Projection, event_id_of, version_of
-from eventcore.projector import Folder, Sweep
+from eventcore.projector import Folder, Sweep, by_stream
 from eventcore.readmodel import SCANNED, SLOTS, Generation, ReadModel, Write, generation_of
 from eventcore.retry import retry
 
+Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 PATIENCE = 60.0
@@ -41,6 +45,9 @@ PART = SLOTS // 64
 
 _ROUNDS = 10
 _NOTICED = 15
+
+Pair = tuple[Document | None, Document | None]
+"""The documents of one stream in the generation that serves and in the new one."""
 
 
 @dataclass(slots=True)
@@ -75,75 +82,68 @@ class Parity:
             self.ids[kind].append(stream)
 
 
+@dataclass(eq=False)
 class Rebuild:
     """One generation of a projection, on its way to serve. Raises Away, after some patience."""
 
-    def __init__(
-        self,
-        projection: Projection,
-        readmodel: ReadModel,
-        feed: Feed,
-        generation: Generation,
-        holder: str,
-        wait: Callable[[float], object],
-        lease_seconds: float = 30.0,
-    ) -> None:
-        self.generation = generation
-        self._projection = projection
-        self._readmodel = readmodel
-        self._feed = feed
-        self._holder = holder
-        self._wait = wait
-        self._lease_seconds = lease_seconds
-        self._folder = Folder(projection, readmodel, feed, generation=generation)
-        self._sweep = Sweep(self._folder, projection, readmodel, feed, holder, lease_seconds)
+    projection: Projection
+    readmodel: ReadModel
+    feed: Feed
+    generation: Generation
+    holder: str
+    wait: Callable[[float], object]
+    lease_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        self._folder = Folder(self.projection, self.readmodel, self.feed, fixed=self.generation)
+        self._sweep = Sweep(self._folder, self.holder, self.lease_seconds)
 
     def fold(self, tell: Callable[[int, int], None]) -> None:
-        """Fold the log as it is now; `tell` hears the position reached and the last one.
+        """Folds the log as it is now; `tell` hears the position reached and the last one.
 
         What cannot be applied is parked, as everywhere. Holds one page in memory.
         """
         self._patiently(self._folder.follow)
-        self._patiently(
-            lambda: self._readmodel.prepare(self.generation.collection, self._projection.indexes)
-        )
-        position, until = 0, self._patiently(self._feed.progress).settled
+        into, indexes = self.generation.collection, self.projection.indexes
+        self._patiently(self.readmodel.prepare, into, indexes)
+        position, until = 0, self._patiently(self.feed.progress).settled
         renew_at, reached = monotonic(), Mark()
         while position < until:
             end = min(position + SWEEP_RANGE, until)
-            last = self._patiently(lambda after=position, end=end: self._page(after, end))  # type: ignore[misc]
+            last = self._patiently(self._page, position, end)
             position, reached = end, last or reached
             if monotonic() >= renew_at:
-                self._patiently(lambda reached=reached: self._reach(reached))  # type: ignore[misc]
-                renew_at = monotonic() + self._lease_seconds / 10
+                self._patiently(self._reach, reached)
+                renew_at = monotonic() + self.lease_seconds / 10
             tell(position, until)
-        self._patiently(lambda: self._reach(reached))
+        self._patiently(self._reach, reached)
 
     def catch_up(self) -> None:
-        """Sweep until the generation is where the log was when this began."""
-        until = self._patiently(self._feed.progress).settled
-        while self._patiently(self._reached) < until:
+        """Sweeps until the generation is where the log was when this began."""
+        until, name = self._patiently(self.feed.progress).settled, self.generation.name
+        while self._patiently(self.readmodel.checkpoint, name).position < until:
             if not self._patiently(self._sweep.run):
-                self._wait(0.05)
+                self.wait(0.05)
 
     def compare(self) -> Parity:
-        """Compare all documents with those of the generation that serves.
+        """Compares all documents with those of the generation that serves.
 
         What changes meanwhile is compared again, once both have caught up with it.
         """
         serving = self._serving()
         parity = Parity()
         for begin in range(0, SLOTS, PART):
-            part = range(begin, begin + PART)
-            for stream, is_old in self._patiently(lambda: self._parked_in(part, serving)).items():  # noqa: B023 - called at once
-                parity.note("parked" if is_old else "parked_anew", stream)
+            slots, name = range(begin, begin + PART), self.generation.name
+            parked = self._patiently(self.readmodel.parked_in, name, slots)
+            before = self._patiently(self.readmodel.parked, serving.name, parked)
+            for stream in parked:
+                parity.note("parked" if stream in before else "parked_anew", stream)
         unsure: list[str] = []
-        for old, new in self._pairs(serving.collection, self.generation.collection):
+        for stream, (old, new) in self._pairs(serving):
             parity.serving += old is not None
             parity.new += new is not None
             parity.serving_digest += _digest(old)
             parity.new_digest += _digest(new)
-            stream = str((old or new or {})["_id"])
             if _alike(old, new):
                 parity.alike += 1
             else:
@@ -155,90 +155,76 @@ class Rebuild:
         return parity
 
     def switch(self) -> None:
-        """Let this generation serve; sweep it until every process has noticed.
+        """Lets this generation serve; sweeps it until every process has noticed.
 
         The one that was kept before is dropped. Raises Conflict if another rebuild was faster.
         """
-        known = self._patiently(lambda: self._readmodel.generations(self._projection.name))
-        name, number = self._projection.name, self.generation.number
-        if not self._readmodel.switch(name, known.serving, number):
+        name, number = self.projection.name, self.generation.number
+        known = self._patiently(self.readmodel.generations, name)
+        if not self.readmodel.switch(name, known.serving, number):
             raise Conflict(f"another generation of {name} has begun to serve meanwhile")
         reach("rebuild:switched")
         if known.previous not in (0, number):
-            previous = generation_of(self._projection, known.previous)
-            self._patiently(lambda: self._readmodel.drop(previous))
+            previous = generation_of(self.projection, known.previous)
+            self._patiently(self.readmodel.drop, previous)
         for _ in range(_NOTICED):
             self._patiently(self._sweep.run)
-            self._wait(0.2)
+            self.wait(0.2)
         self._sweep.release()
 
     def discard(self) -> None:
-        """Drop this generation, unless it serves: it may have begun to before something failed."""
+        """Drops this generation, unless it serves: it may have begun to before something failed."""
         if self._serving() != self.generation:
-            self._readmodel.drop(self.generation)
+            self.readmodel.drop(self.generation)
 
     def _page(self, after: int, until: int) -> Mark | None:
-        """Fold a page; its last event."""
-        streams: defaultdict[str, list[Event]] = defaultdict(list)
-        events = self._feed.between(after, until)
-        for event in events:
-            streams[str(event.aggregate_id)].append(event)
-        if streams:
-            self._folder.apply(streams)
+        """Folds a page; its last event."""
+        events = self.feed.between(after, until)
+        self._folder.apply(by_stream(events))
         return events[-1].mark if events else None
 
     def _reach(self, mark: Mark) -> None:
-        """Move the checkpoint, and keep the lease."""
+        """Moves the checkpoint, and keeps the lease."""
         name = self.generation.name
-        lease = self._readmodel.take_lease(name, self._holder, self._lease_seconds)
+        lease = self.readmodel.take_lease(name, self.holder, self.lease_seconds)
         if lease is None:
             raise Conflict(f"somebody else has begun to fold {name}")
-        self._readmodel.move_checkpoint(lease, mark, None)
-
-    def _reached(self) -> int:
-        return self._readmodel.checkpoint(self.generation.name).position
+        self.readmodel.move_checkpoint(lease, mark, None)
 
     def _serving(self) -> Generation:
-        known = self._patiently(lambda: self._readmodel.generations(self._projection.name))
-        return generation_of(self._projection, known.serving)
+        known = self._patiently(self.readmodel.generations, self.projection.name)
+        return generation_of(self.projection, known.serving)
 
-    def _pairs(self, serving: str, new: str) -> Iterator[tuple[Document | None, Document | None]]:
-        """The documents of both, side by side, by id; None where one is missing."""
-        olds, news = self._scan(serving), self._scan(new)
-        old, mine = next(olds, None), next(news, None)
-        while old or mine:
-            first = min(str(each["_id"]) for each in (old, mine) if each)
-            here = old if old and old["_id"] == first else None
-            there = mine if mine and mine["_id"] == first else None
-            yield here, there
-            old = next(olds, None) if here else old
-            mine = next(news, None) if there else mine
+    def _pairs(self, serving: Generation) -> Iterator[tuple[str, Pair]]:
+        """The documents of both generations, side by side, by id."""
+        by_id = itemgetter("_id")
+        olds = ((by_id(each), 0, each) for each in self._scan(serving.collection))
+        news = ((by_id(each), 1, each) for each in self._scan(self.generation.collection))
+        for stream, both in groupby(merge(olds, news, key=itemgetter(0)), key=itemgetter(0)):
+            found = {side: document for _, side, document in both}
+            yield stream, (found.get(0), found.get(1))
 
     def _scan(self, collection: str) -> Iterator[Document]:
         after = ""
-        while page := self._patiently(
-            lambda: self._readmodel.scan(collection, after, SCANNED)  # noqa: B023 - called at once
-        ):
+        while page := self._patiently(self.readmodel.scan, collection, after, SCANNED):
             yield from page
             after = str(page[-1]["_id"])
 
-    def _parked_in(self, slots: range, serving: Generation) -> dict[str, bool]:
-        """A part of the parked list, and whether each stream of it is parked in `serving` too."""
-        parked = self._readmodel.parked_in(self.generation.name, slots)
-        before = self._readmodel.parked(serving.name, parked)
-        return {stream: stream in before for stream in parked}
-
     def _look_again(self, serving: Generation, unsure: list[str], parity: Parity) -> None:
         """Notes those that are not alike after both have caught up either; not those parked."""
-        stopped = self._patiently(lambda: self._readmodel.parked(serving.name, unsure))
+        stopped = self._patiently(self.readmodel.parked, serving.name, unsure)
         left = [stream for stream in unsure if stream not in stopped]
         for round_ in range(_ROUNDS):
             if not left:
                 return
             self.catch_up()
+            olds, news = (
+                self._patiently(self.readmodel.find, each.collection, left)
+                for each in (serving, self.generation)
+            )
             still = []
-            for old, new in self._both(serving, left):
-                stream = str((old or new or {})["_id"])
+            for stream in left:
+                old, new = olds.get(stream), news.get(stream)
                 if _alike(old, new):
                     parity.note("alike", stream)
                 elif round_ < _ROUNDS - 1 and version_of(old) != version_of(new):
@@ -247,19 +233,12 @@ class Rebuild:
                     parity.note(_kind(old, new), stream)
             left = still
             if left:
-                self._wait(0.2)
+                self.wait(0.2)
 
-    def _both(
-        self, serving: Generation, streams: list[str]
-    ) -> Iterator[tuple[Document | None, Document | None]]:
-        ids = iter(streams)
-        while some := list(islice(ids, SCANNED)):
-            olds = self._patiently(lambda: self._readmodel.find(serving.collection, some))
-            news = self._patiently(lambda: self._readmodel.find(self.generation.collection, some))
-            yield from ((olds.get(each), news.get(each)) for each in some)
-
-    def _patiently(self, act: Callable[[], Result]) -> Result:
-        return retry(act, PATIENCE, self._wait)
+    def _patiently(
+        self, act: Callable[Given, Result], *given: Given.args, **named: Given.kwargs
+    ) -> Result:
+        return retry(partial(act, *given, **named), PATIENCE, self.wait)
 
 
 def begin(
@@ -292,10 +271,10 @@ def back(
     wait: Callable[[float], object],
 ) -> Rebuild:
     """The generation that served before. Raises NotFound where none is kept, and Away."""
-    known = readmodel.generations(projection.name)
-    if not known.previous:
+    number = readmodel.generations(projection.name).previous
+    if not number:
         raise NotFound(f"no generation of {projection.name} is kept beside the one that serves")
-    generation = generation_of(projection, known.previous)
+    generation = generation_of(projection, number)
     return Rebuild(projection, readmodel, feed, generation, holder, wait)
 
 
@@ -317,12 +296,10 @@ def rebuild_stream(
     assert folded
     for _ in range(_ROUNDS):
         known = readmodel.find(generation.collection, [stream]).get(stream)
-        if known and version_of(known) == version_of(folded) and _alike(known, folded):
+        is_right = _alike(known, folded)
+        if is_right or readmodel.write(generation.collection, [Write(folded, version_of(known))]):
             readmodel.release(generation.name, {stream: version_of(folded)})
-            return False
-        if readmodel.write(generation.collection, [Write(folded, version_of(known))]):
-            readmodel.release(generation.name, {stream: version_of(folded)})
-            return True
+            return not is_right
     raise CannotApply(f"the document of {stream} kept changing; try again")
 
 

@@ -1,4 +1,4 @@
-"""Verify: compares a projection with the log, stream by stream, as nothing in daily work does.
+"""Verify: compares a projection with the log, stream by stream.
 
 A stream is right when the log has its versions without a gap, and the document is what they
 fold to, field by field, or the stream stands on the parked list. What is only on its way is
@@ -6,8 +6,10 @@ looked at again before it counts as wrong.
 """
 
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from eventcore.event import Event
 from eventcore.feed import MANY, SWEEP_RANGE, Feed, halted_by, whole
@@ -45,52 +47,45 @@ class Verified:
     log: Progress
 
 
+@dataclass(eq=False)
 class Verifier:
     """Compares one generation of a projection with the log. Every method may raise Away."""
 
-    def __init__(
-        self,
-        projection: Projection,
-        readmodel: ReadModel,
-        feed: Feed,
-        generation: Generation,
-        wait: Callable[[float], object],
-    ) -> None:
-        self._projection = projection
-        self._readmodel = readmodel
-        self._feed = feed
-        self._generation = generation
-        self._wait = wait
-        self._skips: dict[str, list[int]] = {}
+    projection: Projection
+    readmodel: ReadModel
+    feed: Feed
+    generation: Generation
+    wait: Callable[[float], object]
 
     def run(self, sample: int | None, chance: random.Random) -> Verified:
-        """Compare `sample` streams by chance, or every stream and every document (None)."""
-        for skip in self._readmodel.skips(self._projection.name):
-            self._skips.setdefault(skip.stream, []).append(skip.version)
-        checkpoint = self._readmodel.checkpoint(self._generation.name)  # before the log: both go on
-        log = self._feed.progress()
+        """Compares `sample` streams by chance, or every stream and every document (None)."""
+        self._skips = defaultdict[str, list[int]](list)
+        for skip in self.readmodel.skips(self.projection.name):
+            self._skips[skip.stream].append(skip.version)
+        checkpoint = self.readmodel.checkpoint(self.generation.name)  # before the log: both go on
+        log = self.feed.progress()
         streams = self._every(log.settled) if sample is None else self._some(log, sample, chance)
         checked, seem = 0, list[Finding]()
         for some in _batches(streams):
             checked += len(some)
             seem += self._look(some, checkpoint.position)
         still = self._still_wrong(seem, checkpoint.position)
-        halted = checkpoint.halted or why_halted(self._projection.name, checkpoint, self._feed)
+        halted = checkpoint.halted or why_halted(self.projection.name, checkpoint, self.feed)
         wrong = [Finding("", halted), *still] if halted else still
-        return Verified(self._generation, checked, tuple(wrong), checkpoint, log)
+        return Verified(self.generation, checked, tuple(wrong), checkpoint, log)
 
     def _every(self, settled: int) -> Iterator[str]:
         """The streams of all documents, then those of the log that have none."""
         after = ""
-        while page := self._readmodel.scan(self._generation.collection, after, SCANNED):
+        while page := self.readmodel.scan(self.generation.collection, after, SCANNED):
             yield from (str(document["_id"]) for document in page)
             after = str(page[-1]["_id"])
         reached = 0
         while reached < settled:
-            changes = self._feed.heads(reached, settled)
+            changes = self.feed.heads(reached, settled)
             reached = max(changes.until, reached + 1)
             heads = [str(head.aggregate_id) for head in changes.heads]
-            there = self._readmodel.versions(self._generation.collection, heads)
+            there = self.readmodel.versions(self.generation.collection, heads)
             yield from (stream for stream in heads if stream not in there)
 
     def _some(self, log: Progress, wanted: int, chance: random.Random) -> Iterator[str]:
@@ -98,7 +93,7 @@ class Verifier:
         seen: set[str] = set()
         for _ in range(wanted):
             begin = chance.randrange(max(1, log.settled - SWEEP_RANGE + 1))
-            heads = self._feed.heads(begin, log.settled).heads
+            heads = self.feed.heads(begin, log.settled).heads
             found = {str(head.aggregate_id) for head in heads} - seen
             some = chance.sample(sorted(found), min(len(found), MANY, wanted - len(seen)))
             seen.update(some)
@@ -112,7 +107,7 @@ class Verifier:
         for _ in range(LOOKS - 1):
             if not findings:
                 break
-            self._wait(BETWEEN)
+            self.wait(BETWEEN)
             streams = [finding.stream for finding in findings]
             again = [each for some in _batches(streams) for each in self._look(some, applied)]
             wrong += [finding for finding in again if not finding.is_late]
@@ -120,15 +115,14 @@ class Verifier:
         return wrong + findings
 
     def _look(self, streams: list[str], applied: int) -> list[Finding]:
-        documents = self._readmodel.find(self._generation.collection, streams)
-        parked = self._readmodel.parked(self._generation.name, streams)
-        logged = whole(self._feed, streams)
+        documents = self.readmodel.find(self.generation.collection, streams)
+        parked = self.readmodel.parked(self.generation.name, streams)
+        logged = whole(self.feed, streams)
         findings = []
         for stream in streams:
-            events = logged[stream]
-            what = self._what_is_wrong(documents.get(stream), events, stream, stream in parked)
-            if what:
-                missing = events[version_of(documents.get(stream)) :]
+            document, events = documents.get(stream), logged[stream]
+            if what := self._what_is_wrong(document, events, stream, stream in parked):
+                missing = events[version_of(document) :]
                 is_late = bool(missing) and missing[0].position > applied
                 findings.append(Finding(stream, what, is_late))
         return findings
@@ -148,7 +142,7 @@ class Verifier:
         if document is None:
             return ""
         try:
-            folded = self._projection.fold(events[:version], self._skips.get(stream, ()))
+            folded = self.projection.fold(events[:version], self._skips[stream])
         except Exception as error:  # noqa: BLE001 - whatever a step raises
             return f"this code cannot fold it: {type(error).__name__}"
         assert folded
@@ -162,25 +156,18 @@ def why_halted(projection: str, checkpoint: Checkpoint, feed: Feed) -> str:
 
 
 def _different(document: Document, folded: Document) -> str:
-    """The names of the fields that differ; their values are nobody's business here."""
+    """The names of the fields that differ; values may be personal data."""
+    if not event_id_of(document):  # an older version kept no id
+        folded = {name: value for name, value in folded.items() if name != "eventId"}
     names = sorted(
         name
         for name in document.keys() | folded.keys()
-        if (name != "eventId" or event_id_of(document))  # an older version kept no id
-        and document.get(name, _NOTHING) != folded.get(name, _NOTHING)
+        if (name in document, document.get(name)) != (name in folded, folded.get(name))
     )
     return f"the document differs from the log in {', '.join(names)}" if names else ""
 
 
-_NOTHING = object()
-
-
 def _batches(streams: Iterable[str]) -> Iterator[list[str]]:
-    some: list[str] = []
-    for stream in streams:
-        some.append(stream)
-        if len(some) == MANY:
-            yield some
-            some = []
-    if some:
+    left = iter(streams)
+    while some := list(islice(left, MANY)):
         yield some

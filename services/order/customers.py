@@ -1,8 +1,7 @@
-"""Whether somebody may order: asks the cache of users, and waits a moment for a new one.
+"""Whether a user may order: asks the cache of users, and waits a moment for a new one.
 
-Ids are UUIDs of version 7, which tell when they were made. So an id that is older than what
-the cache is known to cover, and is not in it, is nobody's: there is nothing to wait for.
-Nor is there for one from the far future.
+Ids are UUIDs of version 7, which tell when they were made. So nobody has an id that the cache
+covers and does not hold, nor one from the far future: there is nothing to wait for.
 """
 
 import threading
@@ -65,16 +64,6 @@ class Customers:
             )
         if not self._waiters.acquire(blocking=False):
             raise Busy("Too many orders wait for users who are not known yet. Try again.")
-        try:
-            if not self._comes_in_time(user_id):
-                raise NotYet(
-                    "Whether this user exists cannot be known yet: the order service's cache of"
-                    " users is behind. Nothing was written; try again."
-                )
-        finally:
-            self._waiters.release()
-
-    def _comes_in_time(self, user_id: str) -> bool:
         deadline, delay = time.monotonic() + self._wait, FIRST
         with self._lock:
             self._awaited[user_id] += 1
@@ -82,12 +71,16 @@ class Customers:
             while (begun := time.monotonic()) < deadline:
                 time.sleep(min(delay, deadline - begun))
                 if self._has_come(user_id, begun):
-                    return True
+                    return
                 delay = min(2 * delay, LAST)
-            return False
         finally:
             with self._lock:
                 self._awaited -= Counter([user_id])
+            self._waiters.release()
+        raise NotYet(
+            "Whether this user exists cannot be known yet: the order service's cache of users is"
+            " behind. Nothing was written; try again."
+        )
 
     def _has_come(self, user_id: str, since: float) -> bool:
         """Whether the user is known by now; one look after `since` serves all who wait."""
@@ -115,16 +108,14 @@ class Customers:
 
     def _look(self, user_ids: list[str]) -> None:
         """Remembers those of these users whom the cache has."""
-        for known in self._readmodel.versions(self._serving.now().collection, user_ids):
-            self._remember(known)
+        known = self._readmodel.versions(self._serving.now().collection, user_ids)
+        with self._lock:
+            for user_id in known:
+                self._remembered[user_id] = None
+                self._remembered.move_to_end(user_id)
+            while len(self._remembered) > REMEMBERED:
+                self._remembered.popitem(last=False)
 
     def _is_remembered(self, user_id: str) -> bool:
         with self._lock:
             return user_id in self._remembered
-
-    def _remember(self, user_id: str) -> None:
-        with self._lock:
-            self._remembered[user_id] = None
-            self._remembered.move_to_end(user_id)
-            if len(self._remembered) > REMEMBERED:
-                self._remembered.popitem(last=False)

@@ -75,10 +75,8 @@ class Projecting:
         feed = StoreFeed(self._backlog.store, "order")
         folder = Folder(projection, readmodel, feed)
         return Projector(
-            projection,
-            readmodel,
             folder,
-            Sweep(folder, projection, readmodel, feed, "bench", 60),
+            Sweep(folder, "bench", 60),
             lambda: broker.consumer(QUEUE, BATCH),
             Health(),
             batch=BATCH,

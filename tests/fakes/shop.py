@@ -47,13 +47,11 @@ def projector(
 ) -> Projector:
     """A projector on fakes, that asks its feed straight from the owner's store."""
     feed = StoreFeed(store, projection.aggregate_type)
-    folder = Folder(projection, readmodel, feed)
+    folder = Folder(projection, readmodel, feed, clock)
     queue = Queue(projection.queue, projection.binding)
     return Projector(
-        projection,
-        readmodel,
         folder,
-        Sweep(folder, projection, readmodel, feed, "holder", lease_seconds=5, clock=clock),
+        Sweep(folder, "holder", lease_seconds=5),
         lambda: broker.consumer(queue, 300),
         Health(),
         batch=300,

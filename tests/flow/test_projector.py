@@ -145,7 +145,7 @@ def test_a_gap_while_the_feed_is_away_is_left_to_the_sweep_and_others_go_on(
     def away(after: object) -> dict[str, list[object]]:
         raise FeedAway("a test said so")
 
-    feed = shop.projectors["users"]._folder._feed
+    feed = shop.projectors["users"].folder.feed
     feed.streams = away  # type: ignore[method-assign, assignment]
     shop.consume()
     assert other in shop.readmodel.collections["users"]
@@ -177,11 +177,11 @@ def test_after_the_fix_a_parked_stream_goes_on_where_it_stopped(shop: FakeShop) 
     poison(shop, user_id)
     poison(shop, user_id, "USER_NAME_CHANGED", {"name": "Eve"})
     shop.settle()
-    folder = shop.projectors["users"]._folder
+    folder = shop.projectors["users"].folder
     entries = shop.readmodel.parked("users")
     assert folder.retry(entries) == set()
     fixed = replace(users.PROJECTION, ignores=frozenset({"USER_MARRIED"}))
-    assert Folder(fixed, shop.readmodel, folder._feed).retry(entries) == {user_id}
+    assert Folder(fixed, shop.readmodel, folder.feed).retry(entries) == {user_id}
     assert shop.readmodel.parked("users") == {}
     assert shop.readmodel.collections["users"][user_id]["name"] == "Eve"
     assert shop.readmodel.collections["users"][user_id]["version"] == 3
@@ -330,7 +330,7 @@ def test_two_replicas_that_fold_the_same_events_write_each_once(shop: FakeShop) 
         nonlocal raced
         if not raced:
             raced = True
-            twin._folder.apply({user_id: shop.user_store.log[:2]})
+            twin.folder.apply({user_id: shop.user_store.log[:2]})
         return original(collection, writes)  # type: ignore[arg-type]
 
     shop.readmodel.write = second_comes_first  # type: ignore[method-assign]
@@ -362,7 +362,7 @@ def test_sweeps_go_on_while_a_broker_that_does_not_even_refuse_is_waited_for(
         raise BrokerAway("RabbitMQ did not answer")
 
     lonely = projector(users.PROJECTION, shop.readmodel, shop.user_store, shop.broker)
-    lonely._open_consumer = open_consumer
+    lonely.open_consumer = open_consumer
     stop = Stop()
     running = Thread(target=lonely.run, args=(stop,))
     running.start()
@@ -488,12 +488,12 @@ def test_the_checkpoint_does_not_pass_a_stream_that_is_neither_applied_nor_parke
     def away(after: object) -> dict[str, list[object]]:
         raise FeedAway("a test said so")
 
-    fresh._folder._feed.streams = away  # type: ignore[method-assign, assignment]
+    fresh.folder.feed.streams = away  # type: ignore[method-assign, assignment]
     shop.readmodel.release_lease("users", "holder")
     fresh.sweep()
     fresh.sweep()
     assert shop.readmodel.checkpoint("users").position == 1
-    del fresh._folder._feed.streams
+    del fresh.folder.feed.streams
     fresh.sweep()
     assert shop.readmodel.collections["users"][user_id]["version"] == 2
     assert shop.readmodel.checkpoint("users").position == 2
@@ -554,9 +554,9 @@ def test_a_sweep_looks_at_a_part_of_a_long_parked_list_and_tries_each_entry_once
     streams = long_list(shop, 300)
     shop.sweep(["users"])
     again = projector(users.PROJECTION, shop.readmodel, shop.user_store, shop.broker)
-    again._health = Health("feed")
+    again.health = Health("feed")
     shop.readmodel.release_lease("users", "holder")
-    asked = Counted(again._folder._feed, "streams")
+    asked = Counted(again.folder.feed, "streams")
     writes = Counted(shop.readmodel, "park", "release", "write")
     tried: list[str] = []
     sweeps = 0
@@ -566,7 +566,7 @@ def test_a_sweep_looks_at_a_part_of_a_long_parked_list_and_tries_each_entry_once
         sweeps += 1
         new = [each for _, given in asked.calls[before:] for each in given]  # type: ignore[attr-defined]
         assert len(new) <= 40
-        assert again._health.missing() == {}
+        assert again.health.missing() == {}
         tried += new
         if not more:
             break
@@ -613,7 +613,7 @@ def test_the_gaps_of_a_batch_cost_one_question_for_many(shop: FakeShop) -> None:
     for user_id in people:
         shop.users.put(f"/users/{user_id}", json={"name": "Eva"})
     shop.relay()
-    asked = Counted(shop.projectors["users"]._folder._feed, "streams")
+    asked = Counted(shop.projectors["users"].folder.feed, "streams")
     shop.consume(["users"])
     assert len(asked.calls) == 3
     documents = shop.readmodel.collections["users"]
@@ -653,14 +653,14 @@ def test_an_owner_that_never_answers_holds_a_batch_up_once_and_other_streams_go_
         shop.users.put(f"/users/{user_id}", json={"name": "Eva"})
     other = shop.post(shop.users, "/users", {"name": "Bob", "email": "b@b"})["userId"]
     shop.relay()
-    folder = shop.projectors["users"]._folder
-    owner, folder._feed = folder._feed, HttpFeed(silent_owner, Secret(""), timeout=0.2)
+    folder = shop.projectors["users"].folder
+    owner, folder.feed = folder.feed, HttpFeed(silent_owner, Secret(""), timeout=0.2)
     began = monotonic()
     shop.consume(["users"])
     assert monotonic() - began < 1.5
     assert other in shop.readmodel.collections["users"]
     assert not shop.broker.queues[f"{USERS}.dead-letters"]
-    folder._feed = owner
+    folder.feed = owner
     shop.sweep(["users"])
     assert_converged(shop)
 

@@ -66,7 +66,7 @@ def halted(shop: FakeShop) -> str:
 def sweep_of(shop: FakeShop, holder: str) -> Sweep:
     feed = StoreFeed(shop.user_store, "user")
     folder = Folder(USERS, shop.readmodel, feed)
-    return Sweep(folder, USERS, shop.readmodel, feed, holder, 5)
+    return Sweep(folder, holder, 5)
 
 
 # ── projections ───────────────────────────────────────────────────────────────────────────

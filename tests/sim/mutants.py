@@ -205,16 +205,16 @@ MUTANTS = (
     Mutant(
         "acknowledged before it is written",
         Projector,
-        "handle",
-        "ahead = self._folder.apply(streams)",
-        "consumer.acknowledge(deliveries[-1])\n    ahead = self._folder.apply(streams)",
+        "_handle",
+        "ahead = self.folder.apply(streams)",
+        "consumer.acknowledge(deliveries[-1])\n    ahead = self.folder.apply(streams)",
     ),
     Mutant(
         "acknowledged though the read model is away",
         Projector,
-        "_handle_until_done",
-        "if not failures:\n                consumer.pause()",
-        "consumer.acknowledge(deliveries[-1])\n            return",
+        "_until_done",
+        "if consumer:\n                consumer.pause()",
+        "if consumer:\n                consumer.acknowledge(act.args[0][-1])\n            return",
     ),
     Mutant(
         "events of a stream in the order of their arrival",
@@ -241,7 +241,7 @@ MUTANTS = (
         "a stream is not parked",
         Folder,
         "_advance",
-        "self._park(folded, entries)",
+        "self._park(folded.values(), entries)",
         "pass",
     ),
     Mutant(
@@ -271,7 +271,7 @@ MUTANTS = (
         Folder,
         "retry",
         "folded = self._advance(",
-        "self._readmodel.release(name, dict.fromkeys(answer, 10**6))\n"
+        "self.readmodel.release(name, dict.fromkeys(answer, 10**6))\n"
         "        folded = self._advance(",
     ),
     Mutant(
@@ -310,7 +310,7 @@ MUTANTS = (
         "the sweep does not retry parked streams",
         Sweep,
         "run",
-        "self._folder.retry(due)",
+        "self.folder.retry(due)",
         "pass",
     ),
     Mutant(
@@ -326,8 +326,7 @@ MUTANTS = (
         Folder,
         "_write",
         "    try:\n",
-        "    for stream in writes:\n"
-        "        self._remember(stream, folded[stream].version)\n    try:\n",
+        "    for each in changed:\n        self._remember(each.stream, each.version)\n    try:\n",
         rare=True,
     ),
 )

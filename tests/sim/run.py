@@ -214,11 +214,9 @@ class System:
         mongo = SimMongo(self.mongo)
         feed = SimFeed(SimStore(self.postgres, self.world), self.world, self.judge, "user")
         folder = Folder(projection, mongo, feed, self.world.clock)
-        sweep = Sweep(folder, projection, mongo, feed, str(process), LEASE, self.world.clock)
+        sweep = Sweep(folder, str(process), LEASE)
         consumers = SimBroker(self.rabbit)
         Projector(
-            projection,
-            mongo,
             folder,
             sweep,
             lambda: consumers.consumer(QUEUE, self._prefetch),
