@@ -16,12 +16,11 @@ anything but the guard.
 
 import logging
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from itertools import islice
 from threading import Event as Stop
 from threading import Thread
 from time import monotonic, sleep
@@ -203,8 +202,7 @@ class Folder:
         called again.
 
         The usual case costs no read: a stream that begins is written at once, since the guard
-        refuses it if a document is there; and the parked list is read only where there is a gap,
-        since the event at which a stream is parked is one.
+        refuses it if a document is there; and the parked list is read only where a step fails.
         """
         known = [
             stream
@@ -212,48 +210,26 @@ class Folder:
             if stream in self._reached or not any(event.version == 1 for event in events)
         ]
         found = self.readmodel.find(self.generation.collection, known) if known else {}
-        gaps = {s: each for s, each in self._advance(streams, found).items() if each.beyond}
-        if not gaps:
-            return {}
-        parked = self.readmodel.parked(self.generation.name, gaps)
-        stopped = {
-            stream: each
-            for stream, each in parked.items()
-            if gaps[stream].error or each.version > gaps[stream].version
-        }
-        return self._fill(gaps, stopped)
+        folded = self._advance(streams, found)
+        last = {s: max(e.version for e in each.beyond) for s, each in folded.items() if each.beyond}
+        return self._fill(last) if last else {}
 
-    def _fill(self, gaps: dict[str, Folded], stopped: dict[str, Parked]) -> dict[str, int]:
-        """Applies what the feed has for each gap; of `stopped` streams only the entry is renewed.
+    def _fill(self, last: Mapping[str, int]) -> dict[str, int]:
+        """Applies what the log has of streams with a gap, whose `last` version was delivered.
 
         Returns the streams whose events are ahead of the log, as `apply` does.
         """
-        ahead, highest = dict[str, int](), dict[str, int]()
-        last = {s: max(event.version for event in each.beyond) for s, each in gaps.items()}
-        left = {s: stopped[s].highest if s in stopped else f.known for s, f in gaps.items()}
-        while left := {stream: after for stream, after in left.items() if last[stream] > after}:
-            HEART.beat()
-            try:
-                answer = self.feed.streams(dict(islice(left.items(), MANY)))
-            except FeedAway as away:
-                log.warning("Gaps left to the sweep", extra={**_some(left), "reason": str(away)})
-                break
-            filled = dict[str, list[Event]]()
-            for stream, events in answer.items():
-                left[stream] = to = events[-1].version if events else left[stream]
-                if len(events) < PAGE and to < last[stream]:
-                    ahead[stream], left[stream] = to, last[stream]
-                if stream in stopped:
-                    highest[stream] = to
-                elif events:
-                    later = [event for event in gaps[stream].beyond if event.version > to]
-                    filled[stream] = [*events, *later]
-            CAUGHT_UP.labels(self.projection.name).inc(sum(len(answer[s]) for s in filled))
-            for stream, each in self._advance(filled, is_log=True).items():
-                gaps[stream] = each
-                if each.error:
-                    stopped[stream] = self._entry(each)
-        self.renew([(stopped[stream], to) for stream, to in highest.items()])
+        ahead = dict[str, int]()
+        try:
+            for answer, folded in self._catch_up(last):
+                for stream, events in answer.items():
+                    end = events[-1].version if events else folded[stream].version
+                    if len(events) < PAGE and end < last[stream]:
+                        ahead[stream] = end
+                applied = sum(len(each.applied) for each in folded.values())
+                CAUGHT_UP.labels(self.projection.name).inc(applied)
+        except FeedAway as away:
+            log.warning("Gaps left to the sweep", extra={**_some(last), "reason": str(away)})
         return ahead
 
     def retry(self, entries: Mapping[str, Parked]) -> set[str]:
@@ -262,13 +238,8 @@ class Folder:
         A stream is released once its document has reached everything that is known of it. Raises
         ReadModelAway and FeedAway.
         """
-        name, left, moved = self.generation.name, list(entries), set[str]()
-        while left:
-            HEART.beat()
-            documents = self.readmodel.find(self.generation.collection, left[:MANY])
-            after = {stream: version_of(documents.get(stream)) for stream in left[:MANY]}
-            answer = self.feed.streams(after)
-            folded = self._advance(answer, documents, entries, is_log=True)
+        name, moved = self.generation.name, set[str]()
+        for _, folded in self._catch_up(entries, entries):
             reached = {
                 stream: each.version
                 for stream, each in folded.items()
@@ -277,13 +248,29 @@ class Folder:
             if reached:
                 self.readmodel.release(name, reached)
                 moved |= reached.keys()
-            done = {s for s, each in folded.items() if each.error or len(answer[s]) < PAGE}
-            left = [stream for stream in left if stream not in done]
         released = moved - self.readmodel.parked(name, moved).keys() if moved else set[str]()
         if released:
             told = {"projection": self.projection.name, **_some(released)}
             log.info("Streams released", extra=told)
         return released
+
+    def _catch_up(
+        self, streams: Iterable[str], entries: Mapping[str, Parked] = MappingProxyType({})
+    ) -> Iterator[tuple[Mapping[str, Sequence[Event]], dict[str, Folded]]]:
+        """Applies what the log has of these streams, from the event of each document on.
+
+        Yields each page of the log, by stream, with its result. Raises ReadModelAway and FeedAway.
+        """
+        left = list(streams)
+        while left:
+            HEART.beat()
+            documents = self.readmodel.find(self.generation.collection, left[:MANY])
+            versions = {stream: version_of(documents.get(stream)) for stream in left[:MANY]}
+            answer = self.feed.streams({s: max(v - 1, 0) for s, v in versions.items()})
+            folded = self._advance(answer, documents, entries, is_log=True)
+            yield answer, folded
+            done = {s for s, each in folded.items() if each.error or len(answer[s]) < PAGE}
+            left = [stream for stream in left if stream not in done]
 
     def renew(self, entries: Iterable[tuple[Parked, int]]) -> None:
         """Notes how far parked streams are known to go; an entry never goes back."""
@@ -327,6 +314,9 @@ class Folder:
         if not _follow(document, events):
             return self._misfit(stream, document, events, is_log)
         ordered, beyond = self._in_order(version_of(document), events)
+        if not is_log:
+            duplicates = len(events) - len(ordered) - len(beyond)
+            DUPLICATES.labels(self.projection.name).inc(duplicates)
         result = Folded(stream, document, version_of(document) + len(ordered), beyond)
         for event in ordered:
             skipped = (stream, event.version) in self._skips
@@ -359,8 +349,6 @@ class Folder:
     def _in_order(self, after: int, events: Sequence[Event]) -> tuple[list[Event], list[Event]]:
         """The events that follow version `after` without a gap, and those after the gap."""
         later = {event.version: event for event in events if event.version > after}
-        if duplicates := len(events) - len(later):
-            DUPLICATES.labels(self.projection.name).inc(duplicates)
         ordered = []
         while after + 1 in later:
             after += 1

@@ -233,9 +233,9 @@ MUTANTS = (
     Mutant(
         "a gap is not filled",
         Folder,
-        "_fill",
-        "elif events:",
-        "elif False:",
+        "apply",
+        "return self._fill(last) if last else {}",
+        "return {}",
     ),
     Mutant(
         "a stream is not parked",
@@ -270,16 +270,15 @@ MUTANTS = (
         "streams are released before they are written",
         Folder,
         "retry",
-        "folded = self._advance(",
-        "self.readmodel.release(name, dict.fromkeys(answer, 10**6))\n"
-        "        folded = self._advance(",
+        "for _, folded in",
+        "self.readmodel.release(name, dict.fromkeys(entries, 10**6))\n    for _, folded in",
     ),
     Mutant(
         "a dead letter because the feed is away",
         Folder,
         "_fill",
-        'log.warning("Gaps left to the sweep", extra={**_some(left), "reason": str(away)})',
-        "ahead |= dict.fromkeys(left, 0)",
+        'log.warning("Gaps left to the sweep", extra={**_some(last), "reason": str(away)})',
+        "ahead |= dict.fromkeys(last, 0)",
     ),
     Mutant(
         "what is no event is acknowledged and forgotten",
