@@ -8,6 +8,7 @@ RUN := $(VENV)/bin/python
 
 UV = $(or $(shell command -v uv),$(VENV)/bin/uv)
 LOCK = $(UV) --quiet pip compile --universal --python-version 3.11 --generate-hashes --no-header
+SCHEMA = $(VENV)/bin/check-jsonschema --quiet --builtin-schema
 
 .PHONY: help run demo shell clean unit test lint chaos simulation soak bench profile docs lock images up deploy down e2e bench-cluster
 
@@ -42,6 +43,11 @@ lint: $(VENV)/ready-dev ## Check style, types, import rules, and what is insecur
 	@$(VENV)/bin/ruff format --check
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports --no-logo
+	@$(SCHEMA) vendor.github-workflows .github/workflows/*.yml
+	@$(SCHEMA) vendor.dependabot .github/dependabot.yml
+	@$(SCHEMA) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	@$(SCHEMA) vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
+	@if command -v actionlint >/dev/null; then actionlint; fi
 	@$(RUN) -m local.audit
 
 chaos: $(VENV)/ready-dev ## Simulate 10,000 runs, then make every fault of docs/chaos.md under load; SEED=... ROW=... replay

@@ -5,9 +5,11 @@ Parts of the stack whose images cannot be had there are left out, and said so.
 
 import json
 import os
+import urllib.request
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -153,6 +155,27 @@ def test_mongodbs_exporter_sees_what_panels_show(prometheus: Prometheus) -> None
     assert [each["value"][1] for each in prometheus.query("mongodb_up")] == ["1"]
     for metric in ('mongodb_ss_connections{conn_type="current"}', "mongodb_ss_opcounters"):
         assert prometheus.query(metric), metric
+
+
+def test_grafana_loads_every_dashboard(watched: Release) -> None:
+    if "grafana" in left_out():
+        pytest.skip("The cluster has no image of it.")
+    files = (ROOT / "charts/shop/files/dashboards").glob("*.json")
+    wanted = {board["uid"]: board for board in (json.loads(file.read_text()) for file in files)}
+    with watched.port("service/shop-grafana", 3000) as port:
+        url = f"http://127.0.0.1:{port}/api"
+        found = {board["uid"] for board in ask(f"{url}/search?type=dash-db")}
+        assert found == set(wanted)
+        for uid, board in wanted.items():
+            loaded = ask(f"{url}/dashboards/uid/{uid}")["dashboard"]
+            assert loaded["title"] == board["title"]
+            assert len(loaded["panels"]) == len(board["panels"])
+
+
+def ask(url: str) -> Any:
+    """Returns what an HTTP API answers as JSON."""
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return json.load(answer)
 
 
 def test_every_alert_is_evaluated_there(prometheus: Prometheus) -> None:
