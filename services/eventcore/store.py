@@ -4,9 +4,7 @@ The schema and its functions are `init.sql`; this file calls them, matches their
 and keeps the one algorithm that is ours: settling. The only file that imports SQLAlchemy.
 """
 
-import os
 import select
-import socket
 import ssl
 import threading
 import time
@@ -19,8 +17,15 @@ from typing import Any, Protocol
 from uuid import UUID
 
 import psycopg2
-from sqlalchemy import URL, Connection, Engine, create_engine, event
-from sqlalchemy.exc import DBAPIError, InvalidRequestError
+from psycopg2.extensions import (
+    POLL_OK,
+    POLL_READ,
+    STATUS_BEGIN,
+    STATUS_READY,
+    set_wait_callback,
+)
+from sqlalchemy import URL, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.pool import NullPool, QueuePool
 
@@ -44,17 +49,13 @@ from eventcore.observe import POOL_MAX, POOL_USED
 from eventcore.retry import CircuitBreaker, backoff, retry
 from eventcore.settings import Server
 
-SCHEMA_VERSION = 4
-"""What `init.sql` must have recorded, at least, for this code to work."""
-
-RETRY_FOR = 3.0
-"""Seconds after which an append whose answer was lost is not tried again."""
-
-PAGE = 500
-"""Events in one page of a stream or of the feed."""
-
-EXPIRED_AT_ONCE = 1000
-"""Expired idempotency keys that one statement deletes at most."""
+SCHEMA_VERSION = 4  # the least that `init.sql` must have recorded for this code to work
+RETRY_FOR = 3.0  # seconds after which an append whose answer was lost is not tried again
+PAGE = 500  # events in one page of a stream or of the feed
+SPAN = 1000  # positions that one page of changed streams covers, unless there is a larger gap
+EXPIRED_AT_ONCE = 1000  # expired idempotency keys that one statement deletes at most
+CONNECT_TIME = 3.0  # seconds that PostgreSQL may be silent while a connection is made
+CALL_TIME = 6.0  # seconds that it may be silent during a call: more than `statement_timeout`
 
 LIMITS = {
     "statement_timeout": "5s",
@@ -69,9 +70,6 @@ LIMITS = {
 notices a client that is gone within ten seconds. Roles of services and relays have them by
 `provision`: a pooler such as PgBouncer passes no settings on.
 """
-
-SPAN = 1000
-"""Positions that one page of changed streams covers, unless there is a larger gap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,18 +280,11 @@ class Postgres:
     `patience` seconds for the writers it sees, then answers with what is known.
     """
 
-    def __init__(
-        self,
-        server: Server,
-        connections: int,
-        patience: float = 0.25,
-        watchdog: "CallWatchdog | None" = None,
-    ) -> None:
+    def __init__(self, server: Server, connections: int, patience: float = 0.25) -> None:
         for_reads = max(1, connections // 3)
         for_writes = connections + 1 - for_reads  # one of them sends the wake-up
-        watchdog = watchdog or _WATCHDOG
-        self._reads = _Calls("reads", server, for_reads, watchdog, "any", attempts=2)
-        self._writes = _Calls("writes", server, for_writes, watchdog, "read-write", attempts=1)
+        self._reads = _Calls("reads", server, for_reads, "any", attempts=2)
+        self._writes = _Calls("writes", server, for_writes, "read-write", attempts=1)
         self._settling = Settling()
         self._settling_lock = threading.Lock()
         self._patience = patience
@@ -308,14 +299,25 @@ class Postgres:
         idempotency: Idempotency | None = None,
         answer: Answer | None = None,
     ) -> Appended:
-        """See Store."""
         if not events and idempotency is None:
             return Appended(expected_version)
-        values = _append_values(stream, expected_version, events, metadata, idempotency, answer)
+        values = (
+            stream.aggregate_type,
+            str(stream.aggregate_id),
+            expected_version,
+            [str(e.event_id) for e in events],
+            [e.event_type for e in events],
+            [e.schema_version for e in events],
+            [jsontext.render(e.data).decode() for e in events],
+            jsontext.render(metadata).decode(),
+            idempotency.key if idempotency else None,
+            idempotency.request_hash if idempotency else None,
+            jsontext.render(answer).decode() if idempotency and answer else None,
+        )
         deadline, losses = time.monotonic() + RETRY_FOR, 0
         while True:
             try:
-                appended = self._append(values, expected_version, events, bool(losses))
+                appended = self._append(values, bool(losses))
                 break
             except Away as away:
                 if away.outcome_known and not losses:
@@ -333,26 +335,20 @@ class Postgres:
             self._wakeup.ring()
         return appended
 
-    def _append(
-        self,
-        values: tuple[Any, ...],
-        expected_version: int,
-        events: Sequence[NewEvent],
-        outcome_unknown: bool,
-    ) -> Appended:
+    def _append(self, values: tuple[Any, ...], outcome_unknown: bool) -> Appended:
         """Appends once; `outcome_unknown`: an earlier attempt may have been committed."""
         reach("append:begin")
+        _, _, expected_version, event_ids, *_ = values
         try:
             replayed, recorded, version = self._write(_APPEND, values)[0]
         except Conflict:
-            if outcome_unknown and self._holds(events[0].event_id):
-                return Appended(expected_version + len(events))
+            if outcome_unknown and self._rows(_HOLDS, (event_ids[0],)):
+                return Appended(expected_version + len(event_ids))
             raise
         reach("append:committed")
         return Appended(version, _to_answer(recorded) if replayed else None)
 
     def recorded_answer(self, idempotency: Idempotency) -> Answer | None:
-        """See Store."""
         rows = self._rows(
             "select request_hash, answer::text from idempotency_keys"
             " where key = %s and recorded_at > clock_timestamp() - interval '24 hours'",
@@ -366,19 +362,16 @@ class Postgres:
         return _to_answer(recorded)
 
     def read_stream(self, stream: Stream, after: int = 0, limit: int = PAGE) -> list[Event]:
-        """See Store."""
         return _to_events(
             self._rows(_STREAM, (stream.aggregate_type, str(stream.aggregate_id), after, limit)),
             with_previous=True,
         )
 
     def clock(self) -> datetime:
-        """See Store."""
         now: datetime = self._rows("select clock_timestamp()", ())[0][0]
         return now
 
     def settled(self) -> int:
-        """See Store."""
         deadline = time.monotonic() + self._patience
         wanted = 0
         while True:
@@ -391,7 +384,6 @@ class Postgres:
             time.sleep(0.005)
 
     def progress(self, relay: str) -> Progress:
-        """See Store."""
         with self._settling_lock:
             found = _observe(self._settling, self._rows, _PROGRESS, relay)
             settled = self._settling.mark
@@ -400,11 +392,9 @@ class Postgres:
         return Progress(head, settled.position, position, epoch, settled.event_id, halted)
 
     def read_feed(self, after: int, until: int, limit: int = PAGE) -> list[Event]:
-        """See Store."""
         return _read_page(self._rows, (), after, until, limit) or []
 
     def read_correlated(self, correlation_id: str, after: int, until: int) -> list[Event]:
-        """See Store."""
         return _to_events(
             self._rows(
                 f"select {_EVENT_COLUMNS} from events"  # nosec B608
@@ -417,7 +407,6 @@ class Postgres:
     def read_changes(
         self, aggregate_type: str, after: int, until: int, settled: Mark, marks: Sequence[Mark]
     ) -> Changes | None:
-        """See Store."""
         looked_at = (*_columns(marks), *_columns([settled]))
         rows = self._rows(_CHANGES, (*looked_at, after, until, SPAN, aggregate_type, after))
         same, is_settled, position, event_id, *_ = rows[0]
@@ -446,9 +435,6 @@ class Postgres:
         self._reads.close()
         self._writes.close()
 
-    def _holds(self, event_id: UUID) -> bool:
-        return bool(self._rows("select 1 from events where event_id = %s::uuid", (str(event_id),)))
-
     def _rows(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:
         return self._reads.run(statement, values)
 
@@ -465,15 +451,7 @@ class _Calls:
     PATIENCE = 2.0
     """Seconds that a caller waits for a free connection."""
 
-    def __init__(
-        self,
-        name: str,
-        server: Server,
-        size: int,
-        watchdog: "CallWatchdog",
-        target: str,
-        attempts: int,
-    ) -> None:
+    def __init__(self, name: str, server: Server, size: int, target: str, attempts: int) -> None:
         self._engine = _engine(
             server,
             {"target_session_attrs": target},
@@ -485,7 +463,6 @@ class _Calls:
             pool_recycle=600,
         )
         self._circuit = CircuitBreaker()
-        self._watchdog = watchdog
         self._attempts = attempts
         POOL_MAX.labels(f"PostgreSQL {name}").set(size)
         used = POOL_USED.labels(f"PostgreSQL {name}")
@@ -512,7 +489,7 @@ class _Calls:
             raise Busy("all connections to PostgreSQL are in use; nothing was written") from None
         driver, began = connection.driver_connection, time.monotonic()
         try:
-            return _fetch(driver, self._watchdog, statement, values)
+            return _fetch(driver, statement, values)
         except psycopg2.Error as error:
             if not (driver.closed or error.pgcode in _CURED_BY_A_NEW_CONNECTION):  # type: ignore[union-attr]
                 raise _to_error(error.pgcode, str(error)) from error
@@ -520,7 +497,7 @@ class _Calls:
             self.close()  # the other connections are as old
             stale = _Stale(str(_to_error(error.pgcode, str(error))))
             stale.outcome_known = error.pgcode == _READ_ONLY or self._attempts > 1
-            stale.unreachable = time.monotonic() - began > self._watchdog.seconds
+            stale.unreachable = time.monotonic() - began > CALL_TIME
             raise stale from error
         finally:
             connection.close()
@@ -535,11 +512,9 @@ class _Stale(StoreAway):
     unreachable = False
 
 
-def _fetch(
-    driver: Any, watchdog: "CallWatchdog", statement: str, values: tuple[object, ...]
-) -> list[Any]:
+def _fetch(driver: Any, statement: str, values: tuple[object, ...]) -> list[Any]:
     """Runs one statement on a psycopg2 connection."""
-    with watchdog.limit(driver), driver.cursor() as cursor:
+    with driver.cursor() as cursor:
         cursor.execute(statement, values)
         return cursor.fetchall() if cursor.description else []
 
@@ -579,34 +554,12 @@ _PAGE = (
     " left join lateral read_feed(%s, %s, %s) f on l.same order by f.position"
 )
 
+_HOLDS = "select 1 from events where event_id = %s::uuid"
+
 _APPEND = (
     "select replayed, answer, version from append_events("
     "%s, %s::uuid, %s, %s::uuid[], %s::text[], %s::int[], %s::text[], %s::jsonb, %s, %s, %s::jsonb)"
 )
-
-
-def _append_values(
-    stream: Stream,
-    expected_version: int,
-    events: Sequence[NewEvent],
-    metadata: Data,
-    idempotency: Idempotency | None,
-    answer: Answer | None,
-) -> tuple[Any, ...]:
-    """The arguments of the SQL function append_events."""
-    return (
-        stream.aggregate_type,
-        str(stream.aggregate_id),
-        expected_version,
-        [str(e.event_id) for e in events],
-        [e.event_type for e in events],
-        [e.schema_version for e in events],
-        [jsontext.render(e.data).decode() for e in events],
-        jsontext.render(metadata).decode(),
-        idempotency.key if idempotency else None,
-        idempotency.request_hash if idempotency else None,
-        jsontext.render(answer).decode() if idempotency and answer else None,
-    )
 
 
 def _to_answer(text: str) -> Answer:
@@ -687,57 +640,49 @@ class RelaySession:
         self._settling = Settling()
         self.head = 0
         with translated():
-            self._connection = connect(server).connect()
+            self._connection = connect(server).raw_connection()
+        self._driver: Any = self._connection.driver_connection
         self._rows("listen events")
 
     def lock(self) -> bool:
-        """See RelayStore."""
         taken: bool = self._rows(
             "select pg_try_advisory_lock(hashtext('relay'), hashtext(%s))", (self._name,)
         )[0][0]
         return taken
 
     def checkpoint(self) -> Mark:
-        """See RelayStore."""
         statement = "select position, event_id::text from checkpoints where name = %s"
         rows = self._rows(statement, (self._name,))
         return Mark(rows[0][0], rows[0][1] or "") if rows else Mark()
 
     def move_checkpoint(self, mark: Mark) -> None:
-        """See RelayStore."""
         values = (self._name, mark.position, mark.event_id)
         self._rows("select move_checkpoint(%s, %s, %s::uuid)", values)
 
     def settled_event(self) -> Mark:
-        """See RelayStore."""
         [self.head] = _observe(self._settling, self._rows, _SETTLE)
         return self._settling.mark
 
     def read_page(self, after: Mark, until: Mark, limit: int = PAGE) -> list[Event]:
-        """See RelayStore."""
         page = _read_page(self._rows, (after, until), after.position, until.position, limit)
         if page is None:
             raise StoreRestored(relay_halted(after))
         return page
 
     def schema_version(self) -> int:
-        """See Postgres."""
         return _schema_version(self._rows)
 
     def expire_idempotency_keys(self) -> int:
-        """See RelayStore."""
         statement = "select expire_idempotency_keys(%s)"
         expired: int = self._rows(statement, (EXPIRED_AT_ONCE,))[0][0]
         return expired
 
     def wait(self, timeout: float) -> None:
-        """See RelayStore."""
-        driver = self._driver()
-        if not driver.notifies:
-            select.select([driver], [], [], timeout)
-            with translated(), _driver_errors(driver):
-                driver.poll()
-        driver.notifies.clear()
+        if not self._driver.notifies:
+            select.select([self._driver], [], [], timeout)
+            with translated():
+                self._driver.poll()
+        self._driver.notifies.clear()
 
     def close(self) -> None:
         """Give up the connection, and the lock with it."""
@@ -746,58 +691,26 @@ class RelaySession:
 
     def _rows(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:
         with translated():
-            return _fetch(self._driver(), _WATCHDOG, statement, values)
-
-    def _driver(self) -> Any:
-        return self._connection.connection.driver_connection
+            return _fetch(self._driver, statement, values)
 
 
-class CallWatchdog:
-    """Shuts down the socket of a query that exceeds its deadline.
+def _wait(connection: Any) -> None:
+    """Waits for PostgreSQL in place of psycopg2, which would wait for ever.
 
     PostgreSQL's own time limits need a server that works, and TCP's one that is gone. A server
-    that is stopped, or whose disk hangs, meets neither; the caller then finds its connection lost.
+    that is stopped, or whose disk hangs, meets neither. psycopg2 closes the connection after the
+    error. Source: psycopg2's `set_wait_callback`, which holds for the whole process.
     """
-
-    LIMIT = 6.0
-    """Seconds; more than `statement_timeout`, within which a server that works has answered."""
-
-    def __init__(self, seconds: float = LIMIT) -> None:
-        self.seconds = seconds
-        self._begun: dict[int, float] = {}
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-
-    @contextmanager
-    def limit(self, connection: Any) -> Iterator[None]:
-        """Wraps one call on a psycopg2 connection."""
-        number = connection.fileno()
-        self._begun[number] = time.monotonic()
-        if self._thread is None or not self._thread.is_alive():  # a fork has no thread
-            self._start()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._begun.pop(number, None)
-
-    def _start(self) -> None:
-        with self._lock:
-            if self._thread is None or not self._thread.is_alive():
-                every = min(0.5, self.seconds / 2)
-                self._thread = repeat(self._shut_overdue, "call watchdog", every)
-
-    def _shut_overdue(self) -> None:
-        with self._lock:  # while a call is listed, its descriptor is open and its own
-            begun_before = time.monotonic() - self.seconds
-            for number, begun in list(self._begun.items()):
-                if begun < begun_before:
-                    # an OSError here: the connection was lost meanwhile
-                    with socket.socket(fileno=os.dup(number)) as overdue, suppress(OSError):
-                        overdue.shutdown(socket.SHUT_RDWR)
+    connected = connection.status in (STATUS_READY, STATUS_BEGIN)
+    seconds = CALL_TIME if connected else CONNECT_TIME
+    while (state := connection.poll()) != POLL_OK:
+        waiting = select.poll()
+        waiting.register(connection, select.POLLIN if state == POLL_READ else select.POLLOUT)
+        if not waiting.poll(seconds * 1000):
+            raise psycopg2.OperationalError(f"PostgreSQL was silent for {seconds:g} seconds")
 
 
-_WATCHDOG = CallWatchdog()
+set_wait_callback(_wait)
 
 
 class Wakeup:
@@ -861,7 +774,6 @@ def _engine(server: Server, connect_args: dict[str, str], **pool: Any) -> Engine
         isolation_level="AUTOCOMMIT",
         pool_reset_on_return=None,
         connect_args={
-            "connect_timeout": 3,
             "sslmode": "verify-full" if server.tls else "prefer",
             **({"sslrootcert": server.ca_file or _system_ca()} if server.tls else {}),
             "application_name": "eventcore",
@@ -912,20 +824,22 @@ def require_schema(schema_version: int) -> None:
         )
 
 
-@contextmanager
-def transaction(engine: Engine) -> Iterator[Connection]:
-    """A transaction on an autocommit engine, for tools and tests."""
-    isolated = engine.execution_options(isolation_level="READ COMMITTED")
-    with isolated.begin() as connection:
-        yield connection
-
-
-_CONFLICT, _KEY_REUSED = "ES001", "ES002"
 _READ_ONLY = "25006"
 _CURED_BY_A_NEW_CONNECTION = {_READ_ONLY, "25P03", "57P01", "57P02", "57P03", "57P05"}
-_SEQUENCE_BEHIND, _NOT_IN_THE_LOG = "ES004", "ES005"
-_BUSY = {"57014", "55P03", "53300", "40001", "40P01"}
-_NOT_ALLOWED = {"42501", "42883", "28P01", "28000", "3D000"}
+_SLOW = StoreSlow, "PostgreSQL did not answer in time: {}"
+_FORBIDDEN = StoreAway, "PostgreSQL does not let us: {}"
+_UNREACHABLE = StoreAway, "PostgreSQL cannot be reached: {}"
+_ERRORS: dict[str, tuple[type[Exception], str]] = {
+    "ES001": (Conflict, "{}"),
+    "ES002": (KeyReused, "this Idempotency-Key was used for another request"),
+    "ES004": (SequenceBehind, "{}"),
+    "ES005": (StoreRestored, "{}: it is another log, or was put back"),
+    _READ_ONLY: (StoreAway, "PostgreSQL accepts no writes: {}"),
+    **dict.fromkeys(("57014", "55P03", "53300", "40001", "40P01"), _SLOW),
+    **dict.fromkeys(("42501", "42883", "28P01", "28000", "3D000"), _FORBIDDEN),
+    **dict.fromkeys(("08", "25", "53", "57", "58"), _UNREACHABLE),
+}
+"""Errors and their texts by SQLSTATE, or by its class."""
 
 
 @contextmanager
@@ -937,35 +851,11 @@ def translated() -> Iterator[None]:
         raise _to_error(getattr(error.orig, "pgcode", None), str(error.orig)) from error
     except psycopg2.Error as error:
         raise _to_error(error.pgcode, str(error)) from error
-    except InvalidRequestError as error:  # a connection that was lost before
-        raise StoreAway("the connection to PostgreSQL was lost") from error
-
-
-@contextmanager
-def _driver_errors(driver: Any) -> Iterator[None]:
-    """The same for a call past SQLAlchemy, straight at the driver."""
-    try:
-        yield
-    except driver.OperationalError as error:
-        raise StoreAway(f"the connection to PostgreSQL was lost: {error}") from error
 
 
 def _to_error(sqlstate: str | None, text: str) -> Exception:
-    reason = text.strip().splitlines()[0] if text.strip() else "no reason given"
-    if sqlstate == _CONFLICT:
-        return Conflict(reason)
-    if sqlstate == _KEY_REUSED:
-        return KeyReused("this Idempotency-Key was used for another request")
-    if sqlstate == _READ_ONLY:
-        return StoreAway(f"PostgreSQL accepts no writes: {reason}")
-    if sqlstate == _SEQUENCE_BEHIND:
-        return SequenceBehind(reason)
-    if sqlstate == _NOT_IN_THE_LOG:
-        return StoreRestored(f"{reason}: it is another log, or was put back")
-    if sqlstate in _NOT_ALLOWED:
-        return StoreAway(f"PostgreSQL does not let us: {reason}")
-    if sqlstate in _BUSY:
-        return StoreSlow(f"PostgreSQL did not answer in time: {reason}")
-    if sqlstate is None or sqlstate[:2] in {"08", "57", "53", "58", "25"}:
-        return StoreAway(f"PostgreSQL cannot be reached: {reason}")
-    return Misconfigured(f"PostgreSQL refused a statement of ours ({sqlstate}): {reason}")
+    reason = next(iter(text.strip().splitlines()), "no reason given")
+    state = sqlstate or "08"
+    refused = Misconfigured, f"PostgreSQL refused a statement of ours ({state}): {{}}"
+    kind, says = _ERRORS.get(state) or _ERRORS.get(state[:2], refused)
+    return kind(says.format(reason))

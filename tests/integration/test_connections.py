@@ -9,9 +9,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from eventcore.store import connect, transaction
+from eventcore.store import connect
 from local.shop import Shop
 from tests.conftest import Databases
+from tests.integration.trouble import transaction
 
 PROBE = b"GET /healthz HTTP/1.1\r\nHost: shop\r\n\r\n"
 

@@ -22,23 +22,22 @@ from eventcore.retry import FAILURES
 from eventcore.settings import Server
 from eventcore.store import (
     Answer,
-    CallWatchdog,
     Idempotency,
     Postgres,
     RelaySession,
     Stream,
     connect,
-    transaction,
 )
 from local.servers import MongoDB, PostgreSQL, free_port
 from tests.conftest import Databases
-from tests.integration.trouble import processes_of, stopped
+from tests.integration.trouble import processes_of, stopped, transaction
 from user.user import DECIDER, CreateUser
 
 
 @pytest.fixture
-def store(spare_databases: Databases) -> Iterator[Postgres]:
-    store = Postgres(spare_databases("spare", "service"), 1, watchdog=CallWatchdog(0.5))
+def store(spare_databases: Databases, monkeypatch: pytest.MonkeyPatch) -> Iterator[Postgres]:
+    monkeypatch.setattr("eventcore.store.CALL_TIME", 0.5)
+    store = Postgres(spare_databases("spare", "service"), 1)
     yield store
     store.close()
 
@@ -152,29 +151,11 @@ def test_a_call_within_its_time_is_left_alone(postgres: PostgreSQL, store: Postg
 def test_a_relay_gives_up_a_server_that_hangs(
     postgres: PostgreSQL, spare_databases: Databases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eventcore.store._WATCHDOG", CallWatchdog(0.5))
+    monkeypatch.setattr("eventcore.store.CALL_TIME", 0.5)
     session = RelaySession(spare_databases("spare", "relay"), f"hangs {uuid4()}")
     with stopped({session._rows("select pg_backend_pid()")[0][0]}), pytest.raises(StoreAway):
         session.settled_event()
     session.close()
-
-
-def test_the_watchdog_goes_on_after_an_error(
-    postgres: PostgreSQL, store: Postgres, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    failures: list[int] = []
-
-    def fail_once(number: int, dup: Callable[[int], int] = os.dup) -> int:
-        if not failures:
-            failures.append(number)
-            raise OSError(24, "Too many open files")
-        return dup(number)
-
-    monkeypatch.setattr("eventcore.store.os.dup", fail_once)
-    stream = Stream("thing", begin(store))
-    with stopped(backends(store)):
-        assert len(store.read_stream(stream)) == 1
-    assert failures
 
 
 # ── a server that is read-only for a while ────────────────────────────────────────────────
@@ -287,7 +268,7 @@ def test_the_lock_of_a_relay_whose_machine_is_gone_is_free_within_ten_seconds(
     login, name = spare_databases("spare", "relay"), f"ghost {uuid4()}"
     ghost = RelaySession(login, name)
     assert ghost.lock()
-    deafen(ghost._driver().fileno())
+    deafen(ghost._driver.fileno())
     other = RelaySession(login, name)
     assert not other.lock()
     if notified:

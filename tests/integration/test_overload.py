@@ -4,9 +4,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from eventcore.serving import PATIENCE
-from eventcore.store import connect, transaction
+from eventcore.store import connect
 from local.shop import Shop
 from tests.conftest import Databases
+from tests.integration.trouble import transaction
 from tests.integration.wire import Answer, Wire, user_body
 
 PERMITS = 16

@@ -22,12 +22,13 @@ from eventcore.errors import Away
 from eventcore.event import NewEvent, to_message
 from eventcore.projection import Document, Projection
 from eventcore.readmodel import Generation, Mongo, Parked, generation_of
-from eventcore.store import Postgres, Stream, connect, transaction
+from eventcore.store import Postgres, Stream, connect
 from local.servers import MongoDB, PostgreSQL, RabbitMQ
 from local.shop import Shop
 from order.projections import orders
 from tests.conftest import Databases
 from tests.integration.scrape import metric
+from tests.integration.trouble import transaction
 from user.projections import users
 
 USERS, ORDERS, KNOWN = "user_projection_queue", "order_read_model_queue", "order_service_user_sync"

@@ -28,9 +28,9 @@ from eventcore.store import (
     connect,
     migrate,
     require_schema,
-    transaction,
 )
 from tests.conftest import Databases
+from tests.integration.trouble import transaction
 
 INIT_SQL = Path(__file__).parents[2] / "init.sql"
 

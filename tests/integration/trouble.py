@@ -8,7 +8,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import pika
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from eventcore.command import read_pages
 from eventcore.errors import Conflict
@@ -68,3 +68,11 @@ def processes_of(engine: Engine) -> set[int]:
             "select pid from pg_stat_activity where pid <> pg_backend_pid()"
         )
         return {postmaster, *(pid for (pid,) in pids)}
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """A transaction on an autocommit engine."""
+    isolated = engine.execution_options(isolation_level="READ COMMITTED")
+    with isolated.begin() as connection:
+        yield connection

@@ -537,7 +537,7 @@ def simulated(world: World) -> Iterator[None]:
 
 
 def _here(simulated: Callable[..., Any], otherwise: Callable[..., Any]) -> Callable[..., Any]:
-    """Simulated in this thread; another, such as a real store's watchdog, keeps real time."""
+    """Simulated in this thread; another, such as a real store's wake-up, keeps real time."""
     home = get_ident()
     return lambda *given: (simulated if get_ident() == home else otherwise)(*given)
 

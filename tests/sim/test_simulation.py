@@ -49,7 +49,7 @@ def test_another_seed_is_another_run() -> None:
 
 
 def test_a_real_thread_beside_a_simulation_keeps_real_time() -> None:
-    """Such as the watchdog of a real store, which other tests have left running."""
+    """Such as the wake-up of a real store, which other tests have left running."""
     world, module = World(0), cast("Any", store)
     ended: list[float] = []
 
