@@ -1,8 +1,4 @@
-"""Background threads that outlive unexpected errors.
-
-A thread of this kind ends with the process, or when its `stop` is set. An exception that nobody
-foresaw is logged, counted in `background_errors_total`, and the thread goes on.
-"""
+"""Background threads that outlive unexpected errors, which are logged and counted."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -13,8 +9,7 @@ from threading import Thread
 from eventcore.errors import Away
 from eventcore.observe import BACKGROUND_ERRORS
 
-PAUSE = 1.0
-"""Seconds before the next turn after an unexpected error."""
+PAUSE = 1.0  # seconds before the next turn after an unexpected error
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -23,8 +23,9 @@ State = TypeVar("State")
 Command = TypeVar("Command")
 Fact = TypeVar("Fact")
 
-ATTEMPTS = 8
-"""How often a command is decided anew when others keep changing its stream first."""
+ATTEMPTS = 8  # how often a command is decided while others keep changing its stream first
+_LOCK_WAIT = 1.0  # seconds; then a command goes on without the lock: the store keeps the order
+_LAST = 253402300799_000  # milliseconds until the end of the year 9999, datetime's last
 
 log = logging.getLogger(__name__)
 
@@ -65,14 +66,8 @@ def new_id() -> UUID:
     return uuid_utils.compat.uuid7()
 
 
-_LAST = 253402300799_000
-"""Milliseconds until the end of the year 9999, the last that a datetime can hold."""
-
-
 def made_at(made: UUID | None) -> datetime | None:
-    """When an id was made (RFC 9562, 5.7), to the millisecond; None for one that `new_id` never
-    makes.
-    """
+    """When `new_id` made an id, to the millisecond (RFC 9562, 5.7); None: it did not make it."""
     if made is None or made.version != 7 or (milliseconds := made.int >> 80) > _LAST:
         return None
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
@@ -96,9 +91,6 @@ _STREAM_LOCKS = tuple(threading.Lock() for _ in range(1024))
 """A command on a stream of a store holds the lock that both select. Of two commands that are
 decided at once on one stream, one is decided in vain; those of other processes meet as conflicts.
 """
-
-_LOCK_WAIT = 1.0
-"""Seconds; then a command goes ahead without the lock, since the store keeps the order anyway."""
 
 
 @contextmanager
@@ -133,9 +125,7 @@ def handle(
     stream = Stream(decider.aggregate_type, aggregate_id)
     for attempt in range(ATTEMPTS):
         try:
-            if creates:
-                return _once(store, decider, stream, command, call, answer, creates)
-            with _one_at_a_time((id(store), aggregate_id)):
+            with nullcontext() if creates else _one_at_a_time((id(store), aggregate_id)):
                 return _once(store, decider, stream, command, call, answer, creates)
         except Conflict as conflict:
             CONFLICTS.labels(decider.aggregate_type).inc()

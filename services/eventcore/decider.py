@@ -17,13 +17,12 @@ from functools import cache, cached_property
 from typing import Any, Generic, TypeVar, get_args
 from uuid import UUID
 
-from eventcore.event import Data, Event, Json, NewEvent
+from eventcore.event import Event, Json, NewEvent
 from eventcore.upcast import Upcaster, Upcasters
 
 State = TypeVar("State")
 Command = TypeVar("Command")
-Fact = TypeVar("Fact")
-"""A typed event: one of the dataclasses of an aggregate's union of events."""
+Fact = TypeVar("Fact")  # a typed event: one of the dataclasses of an aggregate's union of events
 
 
 @dataclass(frozen=True)
@@ -71,14 +70,11 @@ class Decider(Generic[Command, State, Fact]):
         fact: Fact = kind(
             **{
                 known[name].name: Decimal(value) if known[name].type is Decimal else value  # type: ignore[arg-type]
-                for name, value in _known(event.data, known)
+                for name, value in event.data.items()
+                if name in known
             }
         )
         return fact
-
-
-def _known(data: Data, known: Mapping[str, object]) -> list[tuple[str, Json]]:
-    return [(name, value) for name, value in data.items() if name in known]
 
 
 @cache

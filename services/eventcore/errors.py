@@ -1,28 +1,8 @@
 """The tree of everything that can go wrong, with a public code for each.
 
-    Error
-    ├── Refused            the command cannot be done; nothing was written
-    │   ├── NotFound
-    │   ├── Invalid        the input breaks a rule
-    │   ├── Conflict       another command was faster (after all retries)
-    │   ├── StaleVersion   the caller expected another version
-    │   └── KeyReused      an Idempotency-Key came back with another request
-    ├── Away               a server cannot be reached now; nothing was lost
-    │   ├── StoreAway      PostgreSQL
-    │   │   ├── StoreSlow       it answers, too late
-    │   │   ├── SequenceBehind  the next position would be one that the log has
-    │   │   └── OutcomeUnknown  an append was sent, and its answer was lost
-    │   ├── ReadModelAway  MongoDB
-    │   ├── BrokerAway     RabbitMQ
-    │   ├── FeedAway       the service that owns a feed
-    │   ├── StoreRestored  the log lacks an event that its reader has seen
-    │   ├── NotYet         data of another service has not arrived yet
-    │   └── Busy           too many callers wait for the same thing
-    ├── NotAnEvent         a message that cannot be read as an event
-    ├── CannotApply        an event that a projection does not know how to apply
-    └── Misconfigured      settings or code that must not start
-
-`web.py` turns them into HTTP, in one table; nothing else knows status codes.
+Refused: the command cannot be done. Away: a server cannot be reached now; nothing was lost. The
+others speak of one message, one event, or of settings. `web.py` turns them into HTTP, in one
+table; nothing else knows status codes.
 """
 
 from uuid import UUID

@@ -1,9 +1,7 @@
-"""An event, and the two forms it takes outside of Python: a row and a message. Pure.
+"""An event, and its message: one JSON object, the same schema for every event type. Pure.
 
-In the store an event is a row (`init.sql`); on the broker it is one JSON object, the
-same schema for every event type (`SPEC`). JSON is camelCase, Python is snake_case, and
-this file is where one becomes the other. Numbers are kept as Decimal, never as binary
-floats: what was 0.10 in the request is 0.10 in every answer.
+JSON is camelCase, Python is snake_case. Numbers are Decimals, never binary floats: what was 0.10
+in the request is 0.10 in every answer.
 """
 
 from collections.abc import Mapping
@@ -21,8 +19,7 @@ Json: TypeAlias = (
 )
 Data: TypeAlias = Mapping[str, Json]
 
-SPEC = 1
-"""The version of the message schema, `specVersion` in each message."""
+SPEC = 1  # the version of the message schema, `specVersion` in each message
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +34,7 @@ class Mark:
     event_id: str = ""
 
 
-START = Mark()
-"""The beginning of every log."""
+START = Mark()  # the beginning of every log
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +80,7 @@ class Event:
 
 
 def ids_of(event: Event) -> dict[str, str]:
-    """What an event is known by in a log line, beside its stream: itself, and what began it."""
+    """The fields of a log line about an event, beside its stream: its id and what began it."""
     ids = {"event_id": str(event.event_id)}
     correlation_id, traceparent = map(event.metadata.get, ("correlationId", "traceparent"))
     if isinstance(correlation_id, str):

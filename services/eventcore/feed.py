@@ -1,7 +1,6 @@
-"""The owner's feed over HTTP, as a projector reads it. The only client of `/internal`.
+"""The owner's feed, from its store and over HTTP. The only client of `/internal`.
 
-A service serves its feed (see web.py); a projector, which has no PostgreSQL credentials,
-asks it for what the broker has not brought.
+A projector has no PostgreSQL credentials: it asks the owner for what the broker has not brought.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,11 +19,8 @@ from eventcore.retry import CircuitBreaker
 from eventcore.settings import Secret
 from eventcore.store import PAGE, SPAN, Head, Progress, Store, Stream
 
-SWEEP_RANGE = SPAN
-"""Positions that one page of heads covers, unless there is a larger gap."""
-
-MANY = 50
-"""Streams that may be asked for at once."""
+SWEEP_RANGE = SPAN  # positions that one page of heads covers, unless there is a larger gap
+MANY = 50  # streams that may be asked for at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +74,7 @@ class Feed(Protocol):
     """What a projector may ask the owner; every method may raise FeedAway."""
 
     def stream(self, aggregate_id: str, after: int) -> list[Event]:
-        """All events of one stream above version `after`, oldest first."""
+        """Events of one stream above version `after`, oldest first: all, or a page of them."""
 
     def streams(self, after: Mapping[str, int]) -> dict[str, list[Event]]:
         """The next events of each stream above its version, a page of them; MANY streams at most.
@@ -127,11 +123,9 @@ class StoreFeed:
         self._clock = clock
 
     def stream(self, aggregate_id: str, after: int) -> list[Event]:
-        """See Feed; one page of it."""
         return self._store.read_stream(Stream(self.aggregate_type, UUID(aggregate_id)), after)
 
     def streams(self, after: Mapping[str, int]) -> dict[str, list[Event]]:
-        """See Feed; of the first streams only, if those fill a page."""
         found: dict[str, list[Event]] = {}
         for aggregate_id, version in after.items():
             found[aggregate_id] = self.stream(aggregate_id, version)
@@ -140,7 +134,6 @@ class StoreFeed:
         return found
 
     def heads(self, after: int, until: int, marks: Sequence[Mark] = ()) -> HeadsPage:
-        """See Feed; never past what has settled."""
         at = min(self._clock(), self._store.clock())  # one that is ahead says nothing
         self._store.settled()  # waits for writers
         log = self.progress()
@@ -154,20 +147,17 @@ class StoreFeed:
         )  # fmt: skip
 
     def between(self, after: int, until: int) -> list[Event]:
-        """See Feed."""
         events = self._store.read_feed(after, min(until, after + SWEEP_RANGE), SWEEP_RANGE)
         return [event for event in events if event.aggregate_type == self.aggregate_type]
 
     def progress(self) -> Progress:
-        """See Feed; a service's relay has its name."""
         return self._store.progress(self.aggregate_type)
 
 
 class HttpFeed:
-    """A Feed from the owner at `url`, by its token, which is read at each call.
+    """A Feed from the owner at `url`, behind a circuit breaker, by its token, read at each call.
 
-    A call takes `timeout` seconds at most. After some calls in a row that failed, the next ones
-    fail at once for a while.
+    A call takes `timeout` seconds at most.
     """
 
     def __init__(self, url: str, token: Secret, timeout: float = 5.0) -> None:
@@ -179,7 +169,6 @@ class HttpFeed:
         )
 
     def stream(self, aggregate_id: str, after: int) -> list[Event]:
-        """See Feed."""
         events: list[Event] = []
         while page := self._events("events", stream=aggregate_id, after=after):
             events += page
@@ -189,7 +178,6 @@ class HttpFeed:
         return events
 
     def streams(self, after: Mapping[str, int]) -> dict[str, list[Event]]:
-        """See Feed."""
         versions = ",".join(map(str, after.values()))
         page = self._get("streams", ids=",".join(after), after=versions)["streams"]
         if not page:
@@ -197,7 +185,6 @@ class HttpFeed:
         return {each: self._read(messages) for each, messages in page.items()}
 
     def heads(self, after: int, until: int, marks: Sequence[Mark] = ()) -> HeadsPage:
-        """See Feed."""
         known = ",".join(f"{mark.position}:{mark.event_id}" for mark in marks if mark.event_id)
         page = self._get("heads", after=after, until=until, marks=known)
         at = page.get("at")
@@ -215,11 +202,9 @@ class HttpFeed:
         )
 
     def between(self, after: int, until: int) -> list[Event]:
-        """See Feed."""
         return self._events("feed", after=after, until=until)
 
     def progress(self) -> Progress:
-        """See Feed."""
         log = self._get("log")
         return Progress(
             log["head"],

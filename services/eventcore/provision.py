@@ -42,16 +42,14 @@ from eventcore.readmodel import make_login
 from eventcore.settings import Secret, Server
 from eventcore.store import LIMITS, connect, translated
 
+MONITOR = "monitor"  # the login that looks at a server and at nothing in it
 LOGINS = {"owner": None, "service": "event_append", "relay": "event_relay"}
-"""What each service's logins are for, and the role each is a member of."""
-
-MONITOR = "monitor"
-"""The login that looks at a server and at nothing in it."""
+"""Purposes of a service's logins, and the role that each is a member of."""
 
 DEAD_LETTER_DELIVERY_LIMIT = 1_000_000
 """Deliveries of a dead letter until RabbitMQ drops it: listing them is a delivery of each.
 
-High, and not "none": RabbitMQ before 4.0 has no value for that, and later ones default to 20.
+RabbitMQ before 4.0 has no value for "none", and later versions default to 20.
 """
 
 
@@ -171,14 +169,13 @@ def limit_queues(admin: Server, service: str, queues: Sequence[str], limits: Lim
         (f"{service}-queues", queues, limits.deliveries),
         (f"{service}-dead-letters", letters, DEAD_LETTER_DELIVERY_LIMIT),
     ):
-        definition = {
-            "max-length-bytes": limits.queue_bytes,
-            "overflow": "drop-head",
-            "delivery-limit": deliveries,
-        }
         policy = {
             "pattern": _exactly(*those),
-            "definition": definition,
+            "definition": {
+                "max-length-bytes": limits.queue_bytes,
+                "overflow": "drop-head",
+                "delivery-limit": deliveries,
+            },
             "priority": 0,
             "apply-to": "queues",
         }

@@ -1,11 +1,8 @@
 """The relay: moves one store's feed to the broker, in order, confirmed.
 
-It publishes by position with a window of unconfirmed messages, and moves its checkpoint to
-the last event up to which everything is confirmed. After a nack or a lost connection it
-goes on from the checkpoint, so events may be published twice, and are never left out.
-
-The checkpoint is an event. Where the log does not have it, it is another log, or was put back:
-the relay is halted, publishes nothing and says so, until the log has that event (again).
+Its checkpoint is the last event up to which everything is confirmed. After a nack or a lost
+connection it goes on from there, so events may be published twice, and are never left out. Where
+the log does not have that event, the relay is halted: it publishes nothing until the log has it.
 """
 
 import logging
@@ -34,26 +31,16 @@ from eventcore.tracing import Published, publishing
 
 log = logging.getLogger(__name__)
 
-POLLS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
-"""Seconds without a wake-up after which an idle relay looks for itself."""
-
-SAVE_EVERY = 0.2
-"""Seconds between two moves of the checkpoint while there is work."""
-
-EXPIRE_EVERY = 60.0
-"""Seconds between two rounds of deleting expired idempotency keys."""
-
-EXPIRE_AGAIN = 0.2
-"""Seconds until the next statement of a round, while there are more of them: 5,000 keys a second,
-many times as many as commands come.
-"""
+POLLS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)  # seconds after which an idle relay looks for itself
+SAVE_EVERY = 0.2  # seconds between two moves of the checkpoint while there is work
+EXPIRE_EVERY = 60.0  # seconds between two rounds of deleting expired idempotency keys
+EXPIRE_AGAIN = 0.2  # seconds until the next statement of a round: 5,000 keys a second
 
 
 def pace(events: int) -> float:
-    """How long to let the next events gather after so many, in seconds.
+    """Seconds to let the next events gather after so many; 0 after a full page: more waits.
 
-    A turn costs the same for one event as for ten, here, in PostgreSQL and in every projector. So
-    few events wait for next to nothing, and many for a moment; a full page says that more waits.
+    A turn costs the same for one event as for ten, here, in PostgreSQL and in every projector.
     """
     return min(0.004 + 0.001 * events, 0.015) if events < PAGE else 0.0
 
@@ -84,16 +71,12 @@ class Relay:
                 failures = 0
             except Away as away:
                 part = "broker" if away.code == "broker-away" else "store"
-                self._note_halt(away)
+                if isinstance(away, StoreRestored) and not self._halted:  # logged once
+                    log.error("Relay halted", extra={"store": self._name, "reason": str(away)})
+                    self._halted = True
                 self._health.lacks(part, str(away))
                 stop.wait(backoff(failures))
                 failures += 1
-
-    def _note_halt(self, away: Away) -> None:
-        """Log a halt once, however often the relay looks again."""
-        if not self._halted and isinstance(away, StoreRestored):
-            log.error("Relay halted", extra={"store": self._name, "reason": str(away)})
-            self._halted = True
 
     def _with_store(self, stop: Stop) -> None:
         store = self._open_store()

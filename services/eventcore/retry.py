@@ -1,7 +1,6 @@
-"""Retries with backoff, and a circuit breaker: how calls to a server that is unavailable go on.
+"""Retries with backoff, and a circuit breaker, for calls to a server that may be unavailable.
 
-A library was looked for: those that are maintained hold a lock around the call, or count errors
-that are answers.
+Libraries that are maintained hold a lock around the call, or count errors that are answers.
 """
 
 import random
@@ -15,14 +14,9 @@ from eventcore.errors import Away
 
 Done = TypeVar("Done")
 
-DELAYS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-"""Seconds between two tries; the last one repeats."""
-
-FAILURES = 3
-"""Consecutive calls that must fail before the circuit breaker opens."""
-
-PAUSE = 1.0
-"""Seconds that the circuit breaker stays open before it lets one call through as a probe."""
+DELAYS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # seconds between two tries; the last one repeats
+FAILURES = 3  # consecutive calls that must fail before a circuit breaker opens
+PAUSE = 1.0  # seconds that it stays open before it lets one call through as a probe
 
 
 def backoff(failures: int) -> float:

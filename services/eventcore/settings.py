@@ -62,8 +62,7 @@ class Feed(FeedToken):
     url: str
 
 
-SERVERS = {"store": "POSTGRES", "broker": "RABBITMQ", "readmodel": "MONGODB"}
-"""The prefix of each server's variables."""
+SERVERS = {"store": "POSTGRES", "broker": "RABBITMQ", "readmodel": "MONGODB"}  # prefixes
 
 
 def _group(**defaults: object) -> BeforeValidator:

@@ -362,10 +362,8 @@ class Postgres:
         return _to_answer(recorded)
 
     def read_stream(self, stream: Stream, after: int = 0, limit: int = PAGE) -> list[Event]:
-        return _to_events(
-            self._rows(_STREAM, (stream.aggregate_type, str(stream.aggregate_id), after, limit)),
-            with_previous=True,
-        )
+        values = (stream.aggregate_type, str(stream.aggregate_id), after, limit)
+        return [_to_event(row, previous) for *row, previous in self._rows(_STREAM, values)]
 
     def clock(self) -> datetime:
         now: datetime = self._rows("select clock_timestamp()", ())[0][0]
@@ -395,14 +393,7 @@ class Postgres:
         return _read_page(self._rows, (), after, until, limit) or []
 
     def read_correlated(self, correlation_id: str, after: int, until: int) -> list[Event]:
-        return _to_events(
-            self._rows(
-                f"select {_EVENT_COLUMNS} from events"  # nosec B608
-                " where position > %s and position <= %s"
-                " and metadata->>'correlationId' = %s order by position",
-                (after, until, correlation_id),
-            )
-        )
+        return [_to_event(row) for row in self._rows(_CORRELATED, (after, until, correlation_id))]
 
     def read_changes(
         self, aggregate_type: str, after: int, until: int, settled: Mark, marks: Sequence[Mark]
@@ -418,10 +409,6 @@ class Postgres:
         return Changes(tuple(heads), Mark(position or 0, event_id or ""))
 
     def schema_version(self) -> int:
-        """The version of `init.sql` that the database has; 0 without any.
-
-        Raises StoreAway where the sequence of positions is behind the log.
-        """
         return _schema_version(self._rows)
 
     def require_writable(self) -> None:
@@ -448,8 +435,7 @@ class _Calls:
     With `attempts` above 1 a statement is sent again where its connection was lost: it must read.
     """
 
-    PATIENCE = 2.0
-    """Seconds that a caller waits for a free connection."""
+    PATIENCE = 2.0  # seconds that a caller waits for a free connection
 
     def __init__(self, name: str, server: Server, size: int, target: str, attempts: int) -> None:
         self._engine = _engine(
@@ -537,11 +523,16 @@ _CHANGES = (
     " left join lateral read_heads(%s, %s, e.ends_at) h on true"
 )
 
+_CORRELATED = (
+    f"select {_EVENT_COLUMNS} from events"  # nosec B608
+    " where position > %s and position <= %s"
+    " and metadata->>'correlationId' = %s order by position"
+)
+
 _PREVIOUS = (
     "(select p.event_id from events p where p.aggregate_type = f.aggregate_type"
     " and p.aggregate_id = f.aggregate_id and p.version = f.version - 1)"
-)
-"""The id of the event before an event in its stream."""
+)  # the id of the event before an event in its stream
 
 _STREAM = (
     f"select {_EVENT_COLUMNS}, coalesce(lag(event_id) over (order by version), {_PREVIOUS})"  # nosec B608
@@ -572,20 +563,13 @@ def _to_event(row: Sequence[Any], previous: UUID | None = None) -> Event:
     return Event(*place, *parsed, recorded_at, previous)  # type: ignore[call-arg]
 
 
-def _to_events(rows: Sequence[Sequence[Any]], with_previous: bool = False) -> list[Event]:
-    """Rows as events; each may end with the id of the event before it in its stream."""
-    if with_previous:
-        return [_to_event(row, previous) for *row, previous in rows]
-    return [_to_event(row) for row in rows]
-
-
 _Rows = Callable[[str, tuple[object, ...]], list[Any]]
 
 
 def _observe(settling: Settling, rows: _Rows, statement: str, *values: object) -> list[Any]:
-    """Observes the log once more, by a statement that begins with what `settle()` answers.
+    """Observes the log by a statement that begins with what `settle()` answers.
 
-    The head's position, then what else the statement answers.
+    Returns the head's position, then what else the statement answers.
     """
     known = _columns([settling.mark, settling.watched])
     head, event_id, holders, same, *more = rows(statement, (*known, *values))[0]
@@ -620,6 +604,10 @@ def relay_halted(checkpoint: Mark) -> str:
 
 
 def _schema_version(rows: _Rows) -> int:
+    """The version of `init.sql` that the database has; 0 without any.
+
+    Raises StoreAway where the sequence of positions is behind the log.
+    """
     if rows("select to_regclass('public.schema_versions') is null", ())[0][0]:
         return 0
     version: int = rows("select coalesce(max(version), 0) from schema_versions", ())[0][0]
@@ -697,9 +685,8 @@ class RelaySession:
 def _wait(connection: Any) -> None:
     """Waits for PostgreSQL in place of psycopg2, which would wait for ever.
 
-    PostgreSQL's own time limits need a server that works, and TCP's one that is gone. A server
-    that is stopped, or whose disk hangs, meets neither. psycopg2 closes the connection after the
-    error. Source: psycopg2's `set_wait_callback`, which holds for the whole process.
+    PostgreSQL's own time limits need a server that works, and TCP's one that is gone; one that is
+    stopped, or whose disk hangs, meets neither. After the error psycopg2 closes the connection.
     """
     connected = connection.status in (STATUS_READY, STATUS_BEGIN)
     seconds = CALL_TIME if connected else CONNECT_TIME
@@ -716,13 +703,11 @@ set_wait_callback(_wait)
 class Wakeup:
     """Sends NOTIFY after an append, coalesced under load, so that the relay need not poll often.
 
-    It is sent beside the append, not within it: a NOTIFY in the transaction would take a
-    lock of the whole PostgreSQL instance at commit. A lost one costs a little time,
-    since the relay polls as well.
+    Sent within the append's transaction it would take a lock of the whole PostgreSQL instance at
+    commit. A lost one costs a little time, since the relay polls as well.
     """
 
-    DELAY, MAX_DELAY = 0.005, 0.015
-    """Seconds between two NOTIFYs: for each append that the last one stood for, and at most."""
+    DELAY, MAX_DELAY = 0.005, 0.015  # seconds between two NOTIFYs: for each append, and at most
 
     def __init__(self, notify: Callable[[], object]) -> None:
         self._notify = notify
@@ -766,16 +751,16 @@ def connect(server: Server) -> Engine:
 
 def _engine(server: Server, connect_args: dict[str, str], **pool: Any) -> Engine:
     """An engine in autocommit mode. It reads the password, which may change, at each connect."""
-    url = URL.create(
-        "postgresql+psycopg2", server.user, None, server.host, server.port, server.name
-    )
+    tls = {"sslmode": "prefer"}
+    if server.tls:  # libpq comes with an OpenSSL that does not find the machine's own CAs
+        trusted = server.ca_file or ssl.get_default_verify_paths().cafile or "system"
+        tls = {"sslmode": "verify-full", "sslrootcert": trusted}
     engine = create_engine(
-        url,
+        URL.create("postgresql+psycopg2", server.user, None, server.host, server.port, server.name),
         isolation_level="AUTOCOMMIT",
         pool_reset_on_return=None,
         connect_args={
-            "sslmode": "verify-full" if server.tls else "prefer",
-            **({"sslrootcert": server.ca_file or _system_ca()} if server.tls else {}),
+            **tls,
             "application_name": "eventcore",
             "keepalives_idle": 5,
             "keepalives_interval": 2,
@@ -793,16 +778,11 @@ def _engine(server: Server, connect_args: dict[str, str], **pool: Any) -> Engine
     return engine
 
 
-def _system_ca() -> str:
-    """The CAs that this machine trusts; libpq comes with an OpenSSL that does not find them."""
-    return ssl.get_default_verify_paths().cafile or "system"
-
-
 def migrate(owner: Server, script: Path, wait: float = 30) -> int:
-    """Apply `init.sql` as the database's owner and return the schema version.
+    """Applies `init.sql` as the database's owner and returns the schema version.
 
-    It does not hold up a live database: where a lock cannot be had at once it lets go and
-    tries again, for `wait` seconds at most. Raises StoreAway.
+    Where a lock cannot be had at once, it lets go and tries again, for `wait` seconds at most, so
+    that a live database is not held up. Raises StoreAway.
     """
 
     def apply() -> int:
@@ -816,7 +796,7 @@ def migrate(owner: Server, script: Path, wait: float = 30) -> int:
 
 
 def require_schema(schema_version: int) -> None:
-    """Raise StoreAway while the schema is older than this code; a newer one is welcome."""
+    """Raises StoreAway while the schema is older than this code; a newer one is welcome."""
     if schema_version < SCHEMA_VERSION:
         raise StoreAway(
             f"the schema is at version {schema_version}, version {SCHEMA_VERSION} is needed:"

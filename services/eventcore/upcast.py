@@ -6,8 +6,7 @@ from dataclasses import replace
 from eventcore.errors import CannotApply, Misconfigured
 from eventcore.event import Data, Event
 
-Upcaster = Callable[[Data], Data]
-"""Data of one schema version in, data of the next one out."""
+Upcaster = Callable[[Data], Data]  # data of one schema version in, data of the next one out
 
 
 class Upcasters:
