@@ -17,7 +17,7 @@ from eventcore.errors import FeedAway, NotAnEvent
 from eventcore.event import Event, Mark, from_message
 from eventcore.retry import CircuitBreaker
 from eventcore.settings import Secret
-from eventcore.store import PAGE, SPAN, Head, Progress, Store, Stream
+from eventcore.store import PAGE, SPAN, Progress, Store, Stream
 
 SWEEP_RANGE = SPAN  # positions that one page of heads covers, unless there is a larger gap
 MANY = 50  # streams that may be asked for at once
@@ -25,34 +25,21 @@ MANY = 50  # streams that may be asked for at once
 
 @dataclass(frozen=True, slots=True)
 class HeadsPage:
-    """The streams that changed up to position `until`; and of the log now: the settled and the
-    last position, and its epoch ("": the owner is too old to tell).
+    """The last version of each stream that changed up to the event `end`, and the log as it is now:
+    the settled event, the last position, and its epoch ("": the owner is too old to tell).
 
-    `event_id` and `settled_event_id` are the ids of the events at `until` and `settled`. Where
-    `same` is false, the log does not have the events that were asked for: nothing else counts.
+    Where `same` is false, the log does not have the events asked for: nothing else counts.
     `at` is when the owner asked what has settled: by its own clock, which makes the ids of new
     streams too, or by its database's if that is behind it. None: the owner is too old to tell.
     """
 
-    heads: tuple[Head, ...]
-    until: int
-    settled: int
+    heads: Mapping[str, int]
+    end: Mark
+    settled: Mark
     head: int
     epoch: str
     at: datetime | None
-    event_id: str = ""
-    settled_event_id: str = ""
     same: bool = True
-
-    @property
-    def end(self) -> Mark:
-        """The event at which the page ends."""
-        return Mark(self.until, self.event_id)
-
-    @property
-    def settled_mark(self) -> Mark:
-        """The settled event."""
-        return Mark(self.settled, self.settled_event_id)
 
 
 def halted_by(projection: str, position: int, epoch: str, page: HeadsPage) -> str:
@@ -139,12 +126,9 @@ class StoreFeed:
         log = self.progress()
         until = min(until, log.settled)
         found = self._store.read_changes(self.aggregate_type, after, until, log.mark, marks)
-        heads, end = (found.heads, found.end) if found else ((), Mark(after))
-        same = found is not None
-        return HeadsPage(
-            heads, end.position, log.settled, log.head, log.epoch, at,
-            end.event_id, log.event_id, same,
-        )  # fmt: skip
+        if found is None:
+            return HeadsPage({}, Mark(after), log.mark, log.head, log.epoch, at, same=False)
+        return HeadsPage(found.heads, found.end, log.mark, log.head, log.epoch, at)
 
     def between(self, after: int, until: int) -> list[Event]:
         events = self._store.read_feed(after, min(until, after + SWEEP_RANGE), SWEEP_RANGE)
@@ -188,16 +172,13 @@ class HttpFeed:
         known = ",".join(f"{mark.position}:{mark.event_id}" for mark in marks if mark.event_id)
         page = self._get("heads", after=after, until=until, marks=known)
         at = page.get("at")
-        heads = tuple(Head(UUID(each["id"]), each["version"]) for each in page["heads"])
         return HeadsPage(
-            heads,
-            page["until"],
-            page["settled"],
+            {each["id"]: each["version"] for each in page["heads"]},
+            Mark(page["until"], page.get("eventId", "")),
+            Mark(page["settled"], page.get("settledEventId", "")),
             page.get("head", 0),
             page.get("epoch", ""),
             datetime.fromisoformat(at) if at else None,
-            page.get("eventId", ""),
-            page.get("settledEventId", ""),
             page.get("same", True),
         )
 

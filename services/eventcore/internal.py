@@ -85,17 +85,17 @@ def feed_routes(feed: StoreFeed, token: Secret) -> Blueprint:
     def heads() -> Response:
         asked = _HeadsQuery.model_validate(query_values())
         page = feed.heads(asked.after, asked.until, [Mark(*each) for each in asked.marks])
-        changed: Json = tuple({"id": str(h.aggregate_id), "version": h.version} for h in page.heads)
+        changed: Json = tuple({"id": id, "version": version} for id, version in page.heads.items())
         return json_response(
             {
                 "heads": changed,
-                "until": page.until,
-                "settled": page.settled,
+                "until": page.end.position,
+                "settled": page.settled.position,
                 "head": page.head,
                 "epoch": page.epoch,
                 "at": to_timestamp(page.at) if page.at else None,
-                "eventId": page.event_id,
-                "settledEventId": page.settled_event_id,
+                "eventId": page.end.event_id,
+                "settledEventId": page.settled.event_id,
                 "same": page.same,
             }
         )

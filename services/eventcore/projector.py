@@ -561,10 +561,10 @@ class Sweep:
             self.folder.retry(due)
         self._catch_up(lease.position, page)
         reach("sweep:caught-up")
-        if page.until < until:
+        if page.end.position < until:
             self._readmodel.move_checkpoint(lease, page.end, None)
             return True
-        self._seen = (page.settled, page.at)
+        self._seen = (page.settled.position, page.at)
         self._readmodel.move_checkpoint(lease, page.end, covered_at)
         return not self._tour.is_complete
 
@@ -592,20 +592,20 @@ class Sweep:
 
         Raises FeedAway if one is neither applied nor parked then: the checkpoint must not pass it.
         """
-        behind = self._behind({str(head.aggregate_id): head.version for head in page.heads})
+        behind = self._behind(page.heads)
         if not behind:
-            self._tell_lag(page.settled, None)
+            self._tell_lag(page.settled.position, None)
             return
         versions = self._readmodel.versions(self._generation.collection, behind)
         events = [
             event
-            for event in self.folder.feed.between(position, page.until)
+            for event in self.folder.feed.between(position, page.end.position)
             if (stream := str(event.aggregate_id)) in behind
             and event.version > versions.get(stream, 0)
         ]
         CAUGHT_UP.labels(self._name).inc(len(events))
         self.caught_up = len(events)
-        self._tell_lag(page.settled, next(iter(events), None))
+        self._tell_lag(page.settled.position, next(iter(events), None))
         self.folder.apply(by_stream(events))
         if still := self._behind(behind):
             raise FeedAway(f"{len(still)} streams cannot be brought to where the feed is")

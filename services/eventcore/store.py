@@ -109,14 +109,6 @@ class Appended:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """The last version of a stream within a range of positions."""
-
-    aggregate_id: UUID
-    version: int
-
-
-@dataclass(frozen=True, slots=True)
 class Progress:
     """How far a log goes: its last event, the settled one, and what the broker has confirmed.
 
@@ -139,9 +131,9 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """The streams that changed within one page of the log, and the event at which it ends."""
+    """The last version of each stream that changed within a page of the log, and its last event."""
 
-    heads: tuple[Head, ...]
+    heads: dict[str, int]
     end: Mark
 
 
@@ -405,8 +397,8 @@ class Postgres:
             raise StoreAway("the log was put back while it was read; nothing was lost, try again")
         if not same:
             return None
-        heads = (Head(aggregate_id, version) for *_, aggregate_id, version in rows if version)
-        return Changes(tuple(heads), Mark(position or 0, event_id or ""))
+        heads = {str(stream): version for *_, stream, version in rows if version}
+        return Changes(heads, Mark(position or 0, event_id or ""))
 
     def schema_version(self) -> int:
         return _schema_version(self._rows)

@@ -83,18 +83,16 @@ class Verifier:
         reached = 0
         while reached < settled:
             changes = self.feed.heads(reached, settled)
-            reached = max(changes.until, reached + 1)
-            heads = [str(head.aggregate_id) for head in changes.heads]
-            there = self.readmodel.versions(self.generation.collection, heads)
-            yield from (stream for stream in heads if stream not in there)
+            reached = max(changes.end.position, reached + 1)
+            there = self.readmodel.versions(self.generation.collection, changes.heads)
+            yield from (stream for stream in changes.heads if stream not in there)
 
     def _some(self, log: Progress, wanted: int, chance: random.Random) -> Iterator[str]:
         """Streams that changed in stretches of the log taken by chance; each once."""
         seen: set[str] = set()
         for _ in range(wanted):
             begin = chance.randrange(max(1, log.settled - SWEEP_RANGE + 1))
-            heads = self.feed.heads(begin, log.settled).heads
-            found = {str(head.aggregate_id) for head in heads} - seen
+            found = self.feed.heads(begin, log.settled).heads.keys() - seen
             some = chance.sample(sorted(found), min(len(found), MANY, wanted - len(seen)))
             seen.update(some)
             yield from some

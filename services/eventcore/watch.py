@@ -4,7 +4,7 @@ A service has its log and its read models. Of a projection of another service's 
 checkpoint alone.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from threading import Event as Stop
@@ -169,8 +169,8 @@ class Behind:
         Raises Away.
         """
         page = self.feed.heads(after, _ANY)
-        heads = {str(head.aggregate_id): head.version for head in page.heads}
-        return self._oldest(heads, after, page.until), page.until, page.settled
+        until = page.end.position
+        return self._oldest(page.heads, after, until), until, page.settled.position
 
     def oldest(self, after: int) -> tuple[Event | None, int]:
         """That event anywhere above `after`, and what is settled. Raises Away."""
@@ -180,7 +180,7 @@ class Behind:
                 return found, settled
             after = reached
 
-    def _oldest(self, heads: dict[str, int], after: int, until: int) -> Event | None:
+    def _oldest(self, heads: Mapping[str, int], after: int, until: int) -> Event | None:
         versions = self.readmodel.versions(self.generation.collection, heads)
         behind = {stream for stream, head in heads.items() if versions.get(stream, 0) < head}
         if behind:

@@ -13,7 +13,6 @@ from eventcore.store import (
     Answer,
     Appended,
     Changes,
-    Head,
     Idempotency,
     Progress,
     RelayStore,
@@ -114,13 +113,9 @@ class FakeStore:
             return None
         above = self.read_feed(after, until, len(self.log))
         page = [e for e in above if e.position <= after + SPAN] or above[:1]
-        heads = {
-            e.aggregate_id: Head(e.aggregate_id, e.version)
-            for e in page
-            if e.aggregate_type == aggregate_type
-        }
+        heads = {str(e.aggregate_id): e.version for e in page if e.aggregate_type == aggregate_type}
         last = page or self.read_feed(0, after, len(self.log))
-        return Changes(tuple(heads.values()), last[-1].mark if last else Mark())
+        return Changes(heads, last[-1].mark if last else Mark())
 
     def lock(self) -> bool:
         """See RelayStore."""

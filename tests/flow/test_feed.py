@@ -81,6 +81,6 @@ def test_more_than_many_are_refused(shop: FakeShop) -> None:
 def test_what_is_read_of_heads_is_what_was_said(shop: FakeShop) -> None:
     user_id = shop.create_user()
     page = Feed(shop.users).heads(0, 1)
-    assert [(str(head.aggregate_id), head.version) for head in page.heads] == [(user_id, 1)]
-    assert (page.until, page.settled, page.head) == (1, 1, 1)
+    assert page.heads == {user_id: 1}
+    assert (page.end.position, page.settled.position, page.head) == (1, 1, 1)
     assert page.at

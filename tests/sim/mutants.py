@@ -303,7 +303,7 @@ MUTANTS = (
         Sweep,
         "run",
         "page.at)\n    self._readmodel.move_checkpoint(lease, page.end,",
-        "page.at)\n    self._readmodel.move_checkpoint(lease, page.settled_mark,",
+        "page.at)\n    self._readmodel.move_checkpoint(lease, page.settled,",
     ),
     Mutant(
         "the sweep does not retry parked streams",
