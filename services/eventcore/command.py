@@ -15,7 +15,7 @@ import uuid_utils.compat
 
 from eventcore.decider import Decider
 from eventcore.errors import Conflict, NotFound, StaleVersion
-from eventcore.event import Data, Event, NewEvent
+from eventcore.event import Data, Event
 from eventcore.observe import APPENDED, APPENDS, CONFLICTS, CONFLICTS_LOST
 from eventcore.store import PAGE, Answer, Idempotency, Store, Stream
 
@@ -48,8 +48,6 @@ class Handled:
     """A command that succeeded: its answer, and whether that was given before."""
 
     answer: Answer
-    version: int
-    events: tuple[NewEvent, ...]
     replayed: bool = False
 
 
@@ -146,7 +144,7 @@ def answered_before(store: Store, call: Call) -> Handled | None:
     something cannot be done: the same request, earlier, may be why.
     """
     earlier = store.recorded_answer(call.idempotency) if call.idempotency else None
-    return Handled(earlier, 0, (), replayed=True) if earlier else None
+    return Handled(earlier, replayed=True) if earlier else None
 
 
 def _once(
@@ -172,7 +170,7 @@ def _once(
             tag,
         )
     facts = decider.decide(command, state)
-    events = tuple(decider.to_new_event(fact, new_id()) for fact in facts)
+    events = [decider.to_new_event(fact, new_id()) for fact in facts]
     for fact in facts:
         state = decider.evolve(state, fact)
     if events:
@@ -182,11 +180,11 @@ def _once(
     with APPENDS.labels(decider.aggregate_type).time():
         appended = store.append(stream, version, events, call.metadata, call.idempotency, given)
     if appended.replayed:
-        return Handled(appended.replayed, appended.version, (), replayed=True)
+        return Handled(appended.replayed, replayed=True)
     for event in events:
         APPENDED.labels(event.event_type).inc()
         log.info(
             f"{stream.aggregate_type.title()} Event [{event.event_type}] saved to Postgres",
             extra={"id": str(stream.aggregate_id), "event_id": str(event.event_id)},
         )
-    return Handled(given, appended.version, events)
+    return Handled(given)

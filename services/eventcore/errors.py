@@ -13,23 +13,21 @@ class Error(Exception):
 
     code = "error"
 
+    def __init_subclass__(cls, code: str = "") -> None:
+        cls.code = code or cls.code
 
-class Refused(Error):
+
+class Refused(Error, code="refused"):
     """A command that cannot be done. Nothing was written."""
 
-    code = "refused"
 
-
-class NotFound(Refused):
+class NotFound(Refused, code="not-found"):
     """There is no such stream, or none at the time that was asked for."""
 
-    code = "not-found"
 
-
-class Invalid(Refused):
+class Invalid(Refused, code="invalid"):
     """The input breaks a rule; `title` names the rule in two or three words, and so the code."""
 
-    code = "invalid"
     title = "Invalid request"
 
     def __init__(self, detail: str, title: str = "") -> None:
@@ -39,52 +37,39 @@ class Invalid(Refused):
             self.code = title.lower().replace(" ", "-")
 
 
-class Conflict(Refused):
-    """Another command changed the stream first; `actual` is its version where that is known."""
-
-    code = "conflict"
-
-    def __init__(self, detail: str, actual: int | None = None) -> None:
-        super().__init__(detail)
-        self.actual = actual
+class Conflict(Refused, code="conflict"):
+    """Another command changed the stream first."""
 
 
-class StaleVersion(Refused):
+class StaleVersion(Refused, code="stale-version"):
     """The caller's `If-Match` names a version that is not the current one, whose tag is `tag`."""
-
-    code = "stale-version"
 
     def __init__(self, detail: str, tag: str) -> None:
         super().__init__(detail)
         self.tag = tag
 
 
-class KeyReused(Refused):
+class KeyReused(Refused, code="key-reused"):
     """An `Idempotency-Key` that stands for another request."""
 
-    code = "key-reused"
 
-
-class Away(Error):
+class Away(Error, code="away"):
     """A server that cannot be reached now. Retry after `retry_after` seconds.
 
     `unreachable`: nothing came back at all; else it answered that it cannot do it now.
     `outcome_known`: the call had no effect. False: it was sent, and its answer was lost.
     """
 
-    code = "away"
     retry_after = 2
     unreachable = True
     outcome_known = True
 
 
-class StoreAway(Away):
+class StoreAway(Away, code="store-away"):
     """PostgreSQL cannot be reached, or does not answer within its time limit."""
 
-    code = "store-away"
 
-
-class StoreSlow(StoreAway):
+class StoreSlow(StoreAway, code="outcome-unknown"):
     """PostgreSQL answered that it could not do it within its time limit, or has no room."""
 
     unreachable = False
@@ -96,7 +81,6 @@ class OutcomeUnknown(StoreAway):
     Without an Idempotency-Key a repeat may do it twice. `aggregate_id` names the stream to look at.
     """
 
-    code = "outcome-unknown"
     outcome_known = False
 
     def __init__(self, detail: str, aggregate_id: UUID) -> None:
@@ -104,7 +88,7 @@ class OutcomeUnknown(StoreAway):
         self.aggregate_id = aggregate_id
 
 
-class SequenceBehind(StoreAway):
+class SequenceBehind(StoreAway, code="read-model-away"):
     """The store would draw positions that its log has already: it was put back in part."""
 
     unreachable = False
@@ -113,56 +97,41 @@ class SequenceBehind(StoreAway):
 class ReadModelAway(Away):
     """MongoDB cannot be reached, or does not answer within its time limit."""
 
-    code = "read-model-away"
 
-
-class BrokerAway(Away):
+class BrokerAway(Away, code="broker-away"):
     """RabbitMQ cannot be reached, or the connection to it was lost."""
 
-    code = "broker-away"
 
-
-class FeedAway(Away):
+class FeedAway(Away, code="feed-away"):
     """The service that owns a feed cannot be reached."""
 
-    code = "feed-away"
 
-
-class StoreRestored(Away):
+class StoreRestored(Away, code="store-restored"):
     """The log lacks an event that its reader has seen: it is another one, or was put back."""
 
-    code = "store-restored"
     unreachable = False
 
 
-class NotYet(Away):
+class NotYet(Away, code="not-yet"):
     """Data that another service writes has not arrived here yet."""
 
-    code = "not-yet"
     unreachable = False
 
 
-class Busy(Away):
+class Busy(Away, code="busy"):
     """So many callers wait already that one more would not be served in time."""
 
-    code = "busy"
     retry_after = 1
     unreachable = False
 
 
-class NotAnEvent(Error):
+class NotAnEvent(Error, code="not-an-event"):
     """Bytes that are not an event: no JSON, or JSON of another shape."""
 
-    code = "not-an-event"
 
-
-class CannotApply(Error):
+class CannotApply(Error, code="cannot-apply"):
     """An event that is unknown to a projection, or newer than its code."""
 
-    code = "cannot-apply"
 
-
-class Misconfigured(Error):
+class Misconfigured(Error, code="misconfigured"):
     """Settings or code with which a process must not start."""
-
-    code = "misconfigured"

@@ -8,6 +8,7 @@ the log does not have that event, the relay is halted: it publishes nothing unti
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from threading import Event as Stop
 from time import monotonic
 
@@ -79,10 +80,9 @@ class Relay:
                 failures += 1
 
     def _with_store(self, stop: Stop) -> None:
-        store = self._open_store()
         active = RELAY_ACTIVE.labels(self._name)
-        try:
-            active.set(0)
+        active.set(0)
+        with closing(self._open_store()) as store, ExitStack() as held:
             while not store.lock():
                 HEART.beat()
                 self._health.well("store")
@@ -94,16 +94,11 @@ class Relay:
             self._halted = False
             self._health.well("store")
             active.set(1)
-            publisher = self._open_publisher()
-            try:
-                self._health.well("broker")
-                log.info("Relaying", extra={"store": self._name, "from": checkpoint.position})
-                Pump(self._name, store, publisher).run(stop)
-            finally:
-                publisher.close()
-        finally:
-            active.set(0)
-            store.close()
+            held.callback(active.set, 0)
+            publisher = held.enter_context(closing(self._open_publisher()))
+            self._health.well("broker")
+            log.info("Relaying", extra={"store": self._name, "from": checkpoint.position})
+            Pump(self._name, store, publisher).run(stop)
 
 
 class Pump:

@@ -98,10 +98,6 @@ def _variables(prefix: str) -> Any:
 _Postgres = Annotated[Server, _group(port=5432)]
 _RabbitMQ = Annotated[Server, _group(port=5672, vhost="/")]
 _MongoDB = Annotated[Server, BeforeValidator(_anonymous), _group(port=27017)]
-Store = Annotated[_Postgres, _variables("postgres")]
-Broker = Annotated[_RabbitMQ, _variables("rabbitmq")]
-ReadModel = Annotated[_MongoDB, _variables("mongodb")]
-
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, lt=1e6)]
@@ -147,58 +143,52 @@ class ServeSettings(Settings):
     threads: Count = 16
 
 
-class ServiceSettings(ServeSettings):
-    """The settings of a service with an event store and read models."""
-
-    store: Store
-    readmodel: ReadModel
-    feed: Annotated[FeedToken, _group(), _variables("feed")]
-
-
-class RelaySettings(Settings):
-    """The settings of a relay."""
-
-    store: Store
-    broker: Broker
-    window: Count = 500
-
-
-class ProjectionSettings(Settings):
-    """The settings of the tools that work on a projection."""
-
-    readmodel: ReadModel
-    feed: Annotated[Feed, _group(), _variables("feed")]
-
-
-class ProjectorSettings(ProjectionSettings):
-    """The settings of a projector."""
-
-    broker: Broker
-    sweep_interval: Seconds = 2.0
-    lease: Seconds = 6.0
-    batch: Count = 300
-
-
 class StoreSettings(Settings):
     """The settings of the tools that need the event store alone."""
 
-    store: Store
+    store: Annotated[_Postgres, _variables("postgres")]
 
 
 class BrokerSettings(Settings):
     """The settings of the tools that need the broker alone."""
 
-    broker: Broker
+    broker: Annotated[_RabbitMQ, _variables("rabbitmq")]
 
 
 class ReadModelSettings(Settings):
     """The settings of the tools that need the read model alone."""
 
-    readmodel: ReadModel
+    readmodel: Annotated[_MongoDB, _variables("mongodb")]
 
 
 class TraceSettings(StoreSettings, ReadModelSettings):
     """The settings of `trace`, which reads the event store and the read model."""
+
+
+class ServiceSettings(ServeSettings, StoreSettings, ReadModelSettings):
+    """The settings of a service with an event store and read models."""
+
+    feed: Annotated[FeedToken, _group(), _variables("feed")]
+
+
+class RelaySettings(StoreSettings, BrokerSettings):
+    """The settings of a relay."""
+
+    window: Count = 500
+
+
+class ProjectionSettings(ReadModelSettings):
+    """The settings of the tools that work on a projection."""
+
+    feed: Annotated[Feed, _group(), _variables("feed")]
+
+
+class ProjectorSettings(ProjectionSettings, BrokerSettings):
+    """The settings of a projector."""
+
+    sweep_interval: Seconds = 2.0
+    lease: Seconds = 6.0
+    batch: Count = 300
 
 
 class ProvisionSettings(Settings):

@@ -5,12 +5,12 @@ import signal
 from multiprocessing import get_context
 from pathlib import Path
 
-from eventcore.failpoints import armed, reach
+from eventcore.failpoints import reach
 
 
 def test_without_a_folder_nothing_happens_at_any_point(tmp_path: Path) -> None:
     (tmp_path / "relay:published").touch()
-    armed("")("relay:published")
+    reach("relay:published", "")
     reach("relay:published")
     assert (tmp_path / "relay:published").exists()
 
@@ -30,6 +30,5 @@ def test_a_process_dies_at_the_point_that_is_armed_and_only_once(tmp_path: Path)
 
 
 def _passes(folder: str) -> None:
-    reach = armed(folder)
-    reach("relay:read")
-    reach("relay:published")
+    reach("relay:read", folder)
+    reach("relay:published", folder)
