@@ -1,7 +1,6 @@
 """python -m eventcore COMMAND: every process of a service, and the operator's tools.
 
-The processes are here, the tools in `operate`. SERVICE names the service; its module
-`{SERVICE}.main` says what there is to project and to serve.
+SERVICE names the service; its module `{SERVICE}.main` lists what there is to project and to serve.
 """
 
 import atexit
@@ -10,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Event as Stop
 from typing import Any, TextIO
@@ -17,8 +17,8 @@ from uuid import uuid4
 
 import click
 
-from eventcore import provision as logins_of
-from eventcore import serving, store
+from eventcore import provision as provisioning
+from eventcore import serving, settings, store
 from eventcore.broker import Queue, RabbitMQ
 from eventcore.errors import Away, Misconfigured, Refused
 from eventcore.observe import HEART, WINDOW, Health, listen, serve_probes, start, start_logging
@@ -26,15 +26,6 @@ from eventcore.operate import TOOLS, open_folder, projection_named, service_modu
 from eventcore.projector import Projector, Sweep
 from eventcore.relay import Relay
 from eventcore.retry import retry
-from eventcore.settings import (
-    ProjectorSettings,
-    ProvisionSettings,
-    RelaySettings,
-    Secret,
-    Settings,
-    StoreSettings,
-    read_settings,
-)
 from eventcore.store import RelaySession, require_schema
 from eventcore.tracing import start_tracing, stop_tracing
 
@@ -53,51 +44,47 @@ def main(context: click.Context) -> None:
 @main.command()
 def serve() -> None:
     """Serve the service's HTTP calls."""
-    serving.serve(read_settings(service_module().Settings, "serve"))
+    serving.serve(settings.read_settings(service_module().Settings, "serve"))
 
 
 @main.command()
 def relay() -> None:
     """Publish the service's events to the broker."""
-    settings = read_settings(RelaySettings, "relay")
+    own = settings.read_settings(settings.RelaySettings, "relay")
+    service = own.service
     health = Health("store", "broker")
-    stop = _start(settings, health.missing)
-    own = [p for p in service_module().PROJECTIONS if p.aggregate_type == settings.service]
-    queues = [Queue(projection.queue, projection.binding) for projection in own]
+    stop = _start(own, health.missing)
+    published = [p for p in service_module().PROJECTIONS if p.aggregate_type == service]
+    queues = [Queue(projection.queue, projection.binding) for projection in published]
 
     def open_store() -> RelaySession:
-        session = RelaySession(settings.store, settings.service)
+        session = RelaySession(own.store, service)
         require_schema(session.schema_version())
         return session
 
-    broker = RabbitMQ(settings.broker, name=f"{settings.service}-relay")
-    WINDOW.labels(settings.service).set(settings.window)
-    Relay(
-        settings.service,
-        open_store,
-        lambda: broker.publisher(queues, settings.window),
-        health,
-    ).run(stop)
+    broker = RabbitMQ(own.broker, name=f"{service}-relay")
+    WINDOW.labels(service).set(own.window)
+    Relay(service, open_store, lambda: broker.publisher(queues, own.window), health).run(stop)
 
 
 @main.command()
 @click.argument("name")
 def project(name: str) -> None:
     """Run a projector for the projection NAME."""
-    settings = read_settings(ProjectorSettings, f"project {name}")
+    own = settings.read_settings(settings.ProjectorSettings, f"project {name}")
     projection = projection_named(name)
     health = Health("broker", "readmodel", "feed")
-    stop = _start(settings, health.missing)
-    *_, folder = open_folder(settings, projection)
-    broker = RabbitMQ(settings.broker, name=f"{projection.name}-projector")
+    stop = _start(own, health.missing)
+    *_, folder = open_folder(own, projection)
+    broker = RabbitMQ(own.broker, name=f"{projection.name}-projector")
     queue = Queue(projection.queue, projection.binding)
     Projector(
         folder,
-        Sweep(folder, str(uuid4()), settings.lease),
-        lambda: broker.consumer(queue, prefetch=settings.batch),
+        Sweep(folder, str(uuid4()), own.lease),
+        lambda: broker.consumer(queue, prefetch=own.batch),
         health,
-        batch=settings.batch,
-        sweep_interval=settings.sweep_interval,
+        batch=own.batch,
+        sweep_interval=own.sweep_interval,
     ).run(stop)
 
 
@@ -109,9 +96,9 @@ def migrate(script: Path | None, wait: float) -> None:
 
     The login must own the database.
     """
-    settings = read_settings(StoreSettings, "migrate")
-    version = store.migrate(settings.store, script or _schema(), wait)
-    click.echo(f"{settings.store.name} is at schema version {version}.")
+    server = settings.read_settings(settings.StoreSettings, "migrate").store
+    version = store.migrate(server, script or Path(__file__).parents[2] / "init.sql", wait)
+    click.echo(f"{server.name} is at schema version {version}.")
 
 
 @main.command()
@@ -137,68 +124,48 @@ def provision(
     which each file is named for a login and holds its password. RABBITMQ_PORT is the
     management API's. Run again, it changes only what differs.
     """
-    settings = read_settings(ProvisionSettings, "provision")
-    service = settings.service
+    own = settings.read_settings(settings.ProvisionSettings, "provision")
+    service = own.service
     runs = dict(each.split("=", 1) for each in projectors)
     projections = {login: projection_named(name) for login, name in runs.items()}
 
-    def read(server: str, *logins: str) -> dict[str, Secret]:
-        return {each: Secret(file=passwords / server / each) for each in logins}
+    def read(server: str, *logins: str) -> dict[str, settings.Secret]:
+        return {each: settings.Secret(file=passwords / server / each) for each in logins}
 
-    def do(what: str, act: Callable[[], None]) -> None:
-        retry(act, wait, say=click.echo)
+    def do(what: str, act: Callable[..., None], *arguments: object) -> None:
+        retry(partial(act, *arguments), wait, say=click.echo)
         click.echo(f"{what} are there.")
 
-    if event_store := settings.store:
-        logins = read("postgres", *(f"{service}_{purpose}" for purpose in logins_of.LOGINS))
-        do(
-            f"{service}_event_db and its logins",
-            lambda: logins_of.provision_store(event_store, service, logins),
-        )
+    if own.store:
+        logins = read("postgres", *(f"{service}_{purpose}" for purpose in provisioning.LOGINS))
+        what = f"{service}_event_db and its logins"
+        do(what, provisioning.provision_store, own.store, service, logins)
         if "postgres" in monitors:
-            password = read("postgres", logins_of.MONITOR)[logins_of.MONITOR]
-            do(
-                "PostgreSQL's login for its exporter and its rights",
-                lambda: logins_of.provision_store_monitor(event_store, password),
-            )
-    if broker := settings.broker:
-        rabbits = read("rabbitmq", logins_of.MONITOR, f"{service}-relay", *projections)
-        do(
-            f"RabbitMQ's logins of {service}",
-            lambda: logins_of.provision_broker(
-                broker,
-                service,
-                projections,
-                rabbits,
-                logins_of.Limits(settings.queue_bytes, settings.delivery_limit),
-            ),
-        )
-    if readmodel := settings.readmodel:
-        mongos = read("mongodb", f"{service}-service", *projections)
-        do(
-            f"MongoDB's logins of {service}",
-            lambda: logins_of.provision_readmodel(readmodel, service, list(projections), mongos),
-        )
+            [secret] = read("postgres", provisioning.MONITOR).values()
+            what = "PostgreSQL's login for its exporter and its rights"
+            do(what, provisioning.provision_store_monitor, own.store, secret)
+    if own.broker:
+        logins = read("rabbitmq", provisioning.MONITOR, f"{service}-relay", *projections)
+        limits = provisioning.Limits(own.queue_bytes, own.delivery_limit)
+        what = f"RabbitMQ's logins of {service}"
+        do(what, provisioning.provision_broker, own.broker, service, projections, logins, limits)
+    if own.readmodel:
+        logins = read("mongodb", f"{service}-service", *projections)
+        what = f"MongoDB's logins of {service}"
+        names = list(projections)
+        do(what, provisioning.provision_readmodel, own.readmodel, service, names, logins)
         if "mongodb" in monitors:
-            secret = read("mongodb", logins_of.MONITOR)[logins_of.MONITOR]
-            do(
-                "MongoDB's login for its exporter and its rights",
-                lambda: logins_of.provision_readmodel_monitor(readmodel, secret),
-            )
+            [secret] = read("mongodb", provisioning.MONITOR).values()
+            what = "MongoDB's login for its exporter and its rights"
+            do(what, provisioning.provision_readmodel_monitor, own.readmodel, secret)
 
 
-def _schema() -> Path:
-    """Returns init.sql: inside the package once that is installed, else at the repository's top."""
-    packaged = Path(__file__).parent / "init.sql"
-    return packaged if packaged.exists() else packaged.parents[2] / "init.sql"
-
-
-def _start(settings: Settings, missing: Callable[[], Any]) -> Stop:
+def _start(own: settings.Settings, missing: Callable[[], Any]) -> Stop:
     """Starts logs, traces and probes; returns an event that SIGTERM and SIGINT set."""
-    start(settings)
-    start_tracing(settings)
+    start(own)
+    start_tracing(own)
     atexit.register(stop_tracing)
-    serve_probes(listen(settings.host, settings.metrics_port), missing, HEART.stuck)
+    serve_probes(listen(own.host, own.metrics_port), missing, HEART.stuck)
     stop = Stop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

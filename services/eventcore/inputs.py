@@ -1,10 +1,8 @@
-"""Models of what callers may send, which refuse unknown fields, and sentences for what is wrong.
-
-No text with a control character passes an `Input`, whatever the type of its field.
-"""
+"""Models of requests, which refuse unknown fields and control characters; sentences for errors."""
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -24,41 +22,41 @@ PLAIN = "^[^\\u0000-\\u001f\\u007f-\\u009f\\u2028\\u2029]*$"
 """Text without control characters and line separators; JSON has no lone surrogates here."""
 
 _plain = re.compile(PLAIN)
-_REFUSED_TEXT = "must not contain control characters or line breaks"
 
 
+def _refusal(rule: str) -> PydanticCustomError:
+    return PydanticCustomError("form", "{rule}", {"rule": rule})
+
+
+@dataclass(frozen=True)
 class Form:
     """Annotates text that must match a pattern; `rule` says in words what the text must be.
 
-    With `before`, the text is checked before it becomes a number or a time.
+    With `before`, the text is checked before it becomes a number or a time. The two methods of
+    pydantic's names are its documented hooks.
     """
 
-    def __init__(self, pattern: str, rule: str, *, before: bool = False) -> None:
-        self._pattern = pattern
-        self._compiled = re.compile(pattern)
-        self._rule = rule
-        self._before = before
+    pattern: re.Pattern[str]
+    rule: str
+    before: bool = False
 
     def _check(self, value: Any) -> Any:
-        if isinstance(value, str) and not self._compiled.fullmatch(value):
-            raise PydanticCustomError("form", "{rule}", {"rule": self._rule})
+        if isinstance(value, str) and not self.pattern.fullmatch(value):
+            raise _refusal(self.rule)
         return value
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        """Documented hook of pydantic: how a value is checked."""
-        inner = handler(source)
-        if self._before:
-            return core_schema.no_info_before_validator_function(self._check, inner)
-        return core_schema.no_info_after_validator_function(self._check, inner)
+        if self.before:
+            return core_schema.no_info_before_validator_function(self._check, handler(source))
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        """Documented hook of pydantic: how a value is described."""
         described = handler(schema)
-        return described if self._before else {**described, "pattern": self._pattern}
+        return described if self.before else {**described, "pattern": self.pattern.pattern}
 
 
 _INVISIBLE = (
@@ -74,34 +72,35 @@ _BLANK = (
 """Spaces, and characters that leave no mark of their own."""
 
 VISIBLE = Form(
-    f"^[^{_INVISIBLE}]*[^{_INVISIBLE}{_BLANK}][^{_INVISIBLE}]*$",
+    re.compile(f"^[^{_INVISIBLE}]*[^{_INVISIBLE}{_BLANK}][^{_INVISIBLE}]*$"),
     "must have a visible character, and none that is invisible, breaks the line or turns the"
     " direction of writing",
 )
 """Names that people read."""
 
 EMAIL = Form(
-    f"^[^@{_INVISIBLE}{_BLANK}]+@[^@{_INVISIBLE}{_BLANK}]+$",
+    re.compile(f"^[^@{_INVISIBLE}{_BLANK}]+@[^@{_INVISIBLE}{_BLANK}]+$"),
     "must be an e-mail address, such as ada@example.com",
 )
 
 UUID_PATTERN = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 
-
 Id = Annotated[
     str,
-    Form(UUID_PATTERN, "must be an id: a UUID, as POST answered it"),
+    Form(re.compile(UUID_PATTERN), "must be an id: a UUID, as POST answered it"),
     Field(json_schema_extra={"format": "uuid"}),
     AfterValidator(lambda text: str(UUID(text))),
 ]
 """A UUID as text, in lower case from here on."""
 
-DIGITS = Form("^-?[0-9]{1,20}$", "must be a whole number", before=True)
+DIGITS = Form(re.compile("^-?[0-9]{1,20}$"), "must be a whole number", before=True)
 """For numbers of a query: pydantic alone would take "1_0"."""
 
 TIME = Form(
-    "^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\\.[0-9]+)?"
-    "([Zz]|[+-][0-9]{2}:[0-9]{2})$",
+    re.compile(
+        "^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\\.[0-9]+)?"
+        "([Zz]|[+-][0-9]{2}:[0-9]{2})$"
+    ),
     "must be a time with its offset from UTC, such as 2026-01-16T10:00:00Z or"
     " 2026-01-16T11:00:00%2B01:00 (in a URL, + is written %2B)",
     before=True,
@@ -116,7 +115,7 @@ class _Checked(BaseModel):
     @classmethod
     def _refuse_controls(cls, value: Any) -> Any:
         if any(not _plain.fullmatch(text) for text in _texts(value)):
-            raise PydanticCustomError("form", "{rule}", {"rule": _REFUSED_TEXT})
+            raise _refusal("must not contain control characters or line breaks")
         return value
 
     @classmethod
@@ -146,13 +145,13 @@ def _texts(value: Any) -> Iterator[str]:
     """All texts in a value, at any depth."""
     waiting = [value]
     while waiting:
-        each = waiting.pop()
-        if isinstance(each, str):
-            yield each
-        elif isinstance(each, Mapping):
-            waiting += [*each.keys(), *each.values()]
-        elif isinstance(each, list | tuple | set | frozenset):
-            waiting += each
+        match waiting.pop():
+            case str(text):
+                yield text
+            case Mapping() as fields:
+                waiting += [*fields.keys(), *fields.values()]
+            case list() | tuple() | set() | frozenset() as entries:
+                waiting += entries
 
 
 def _text_schemas(schema: Any) -> Iterator[dict[str, Any]]:
@@ -160,14 +159,11 @@ def _text_schemas(schema: Any) -> Iterator[dict[str, Any]]:
     if isinstance(schema, dict):
         if schema.get("type") == "string" and not schema.keys() & {"enum", "const", "format"}:
             yield schema
-        for each in schema.values():
-            yield from _text_schemas(each)
-    elif isinstance(schema, list):
+        schema = list(schema.values())
+    if isinstance(schema, list):
         for each in schema:
             yield from _text_schemas(each)
 
-
-# ── sentences ─────────────────────────────────────────────────────────────────────────────
 
 _SENTENCES: Mapping[str, str] = {
     "form": "{rule}",
@@ -204,13 +200,12 @@ _KINDS: Mapping[str, str] = {
 
 def problems_of(error: ValidationError) -> list[dict[str, str]]:
     """Describes the error of each field in words; a body that is no object counts as a field."""
-    found = error.errors(include_url=False, include_input=False)
     return [
         {
             "field": ".".join(map(str, each["loc"]))[:200] or "body",
             "reason": sentence(each["type"], each.get("ctx", {})),
         }
-        for each in found[:20]
+        for each in error.errors(include_url=False, include_input=False)[:20]
     ]
 
 

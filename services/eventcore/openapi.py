@@ -9,33 +9,30 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
-HEADERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+HEADERS: Mapping[str, tuple[str, str | None]] = {
     "Idempotency-Key": (
         "Makes the request safe to repeat: for 24 hours the same key and body give the same"
         " answer, and nothing is done twice.",
-        {"type": "string", "pattern": "^[!-~]{1,255}$"},
+        "^[!-~]{1,255}$",
     ),
     "If-Match": (
         "The ETag that the change is based on, as it was answered. Its version is compared;"
         " another version: 412.",
-        {"type": "string", "pattern": r'^(\*|(W/)?"[^",]*"(\s*,\s*(W/)?"[^",]*")*)$'},
+        r'^(\*|(W/)?"[^",]*"(\s*,\s*(W/)?"[^",]*")*)$',
     ),
-    "If-None-Match": (
-        "The ETag that the caller has; unchanged: 304, without a body.",
-        {"type": "string"},
-    ),
+    "If-None-Match": ("The ETag that the caller has; unchanged: 304, without a body.", None),
     "X-Request-ID": (
         "The id of this request, up to 128 letters, digits, '.', '_', ':' and '-'. Any other"
         " value is replaced by a new id. Every answer has it.",
-        {"type": "string"},
+        None,
     ),
     "X-Correlation-ID": (
         "The id of the process that this request belongs to, in the same form. Every event"
         " stores it.",
-        {"type": "string"},
+        None,
     ),
 }
-"""Description and schema of each request header."""
+"""Description and pattern of each request header."""
 
 
 class FieldProblem(BaseModel):
@@ -73,6 +70,8 @@ PROBLEMS = {
 }
 
 Mode = Literal["validation", "serialization"]
+Model = tuple[type[BaseModel], Mode]
+References = Mapping[tuple[Any, Mode], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -101,10 +100,8 @@ class Operation:
     @property
     def headers(self) -> Sequence[str]:
         """The request headers that have a meaning here."""
-        if not self.is_command:
-            own = ["If-None-Match"]
-        else:
-            own = ["Idempotency-Key", "If-Match"] if self.has_id else ["Idempotency-Key"]
+        of_change = ["Idempotency-Key", "If-Match"] if self.has_id else ["Idempotency-Key"]
+        own = of_change if self.is_command else ["If-None-Match"]
         return [*own, "X-Request-ID", "X-Correlation-ID"]
 
     @property
@@ -119,20 +116,17 @@ class Operation:
         return sorted(statuses)
 
     @property
-    def models(self) -> Sequence[tuple[type[BaseModel], Mode]]:
+    def models(self) -> Sequence[Model]:
         """All models of bodies."""
-        models: list[tuple[type[BaseModel], Mode]] = [(Problem, "serialization")]
-        models += [(model, "serialization") for model in self.answers.values()]
+        models: list[Model] = [(model, "serialization") for model in self.answers.values()]
         return [*models, (self.body, "validation")] if self.body else models
-
-
-References = Mapping[tuple[Any, Mode], Mapping[str, Any]]
 
 
 def build(title: str, version: str, description: str, operations: Iterable[Operation]) -> bytes:
     """The document, as JSON text."""
     listed = list(operations)
-    models = {each: None for operation in listed for each in operation.models}
+    models: dict[Model, None] = {(Problem, "serialization"): None}
+    models |= {each: None for operation in listed for each in operation.models}
     references, definitions = models_json_schema(
         list(models), ref_template="#/components/schemas/{model}"
     )
@@ -157,23 +151,14 @@ def merge(
     `problems` are those that every call may meet besides its own.
     """
     parts = [json.loads(each) for each in documents]
-    merged: dict[str, Any] = {
-        **parts[0],
-        "info": {**parts[0]["info"], "title": title, "description": description},
-        "paths": {path: item for part in reversed(parts) for path, item in part["paths"].items()},
-        "components": {
-            "schemas": {
-                name: schema
-                for part in parts
-                for name, schema in part["components"]["schemas"].items()
-            }
-        },
-    }
-    schema = {"$ref": "#/components/schemas/Problem"}
-    for item in merged["paths"].values():
-        for operation in item.values():
-            operation["responses"] |= {str(each): _problem(each, schema) for each in problems}
-    return _render(merged)
+    info = {**parts[0]["info"], "title": title, "description": description}
+    paths, schemas = dict[str, Any](), dict[str, Any]()
+    for part in parts:
+        paths = part["paths"] | paths
+        schemas |= part["components"]["schemas"]
+    for operation in (each for item in paths.values() for each in item.values()):
+        operation["responses"] |= _problems(problems)
+    return _render({**parts[0], "info": info, "paths": paths, "components": {"schemas": schemas}})
 
 
 def _render(document: Mapping[str, Any]) -> bytes:
@@ -181,39 +166,28 @@ def _render(document: Mapping[str, Any]) -> bytes:
 
 
 def _describe(operation: Operation, references: References) -> dict[str, Any]:
+    words = re.findall(r"[A-Za-z]+", operation.path)
     described: dict[str, Any] = {
         "summary": operation.summary,
-        "operationId": _operation_id(operation),
-        "parameters": [*_path(operation), *_query(operation), *_headers(operation)],
-        "responses": {**_answers(operation, references), **_problems(operation, references)},
+        "operationId": operation.method.lower() + "".join(word.title() for word in words),
+        "parameters": _parameters(operation),
+        "responses": {**_answers(operation, references), **_problems(operation.problems)},
     }
     if operation.tag:
         described["tags"] = [operation.tag]
     if operation.body:
-        schema = references[operation.body, "validation"]
-        described["requestBody"] = {
-            "required": operation.body_required,
-            "content": {"application/json": {"schema": schema}},
-        }
+        content = _content("application/json", references[operation.body, "validation"])
+        described["requestBody"] = {"required": operation.body_required, "content": content}
     return described
 
 
-def _operation_id(operation: Operation) -> str:
-    words = re.findall(r"[A-Za-z]+", operation.path)
-    return operation.method.lower() + "".join(word.title() for word in words)
-
-
-def _path(operation: Operation) -> list[dict[str, Any]]:
-    names = re.findall(r"{(\w+)}", operation.path)
-    schema = {"type": "string", "format": "uuid"}
-    return [{"name": n, "in": "path", "required": True, "schema": schema} for n in names]
-
-
-def _query(operation: Operation) -> list[dict[str, Any]]:
-    if operation.query is None:
-        return []
-    properties = operation.query.model_json_schema(by_alias=True)["properties"]
-    return [
+def _parameters(operation: Operation) -> list[dict[str, Any]]:
+    ids = [
+        {"name": name, "in": "path", "required": True, "schema": _UUID}
+        for name in re.findall(r"{(\w+)}", operation.path)
+    ]
+    model = operation.query.model_json_schema(by_alias=True) if operation.query else {}
+    query = [
         {
             "name": name,
             "in": "query",
@@ -221,8 +195,22 @@ def _query(operation: Operation) -> list[dict[str, Any]]:
             "description": schema.pop("description", ""),
             "schema": _without_null(schema),
         }
-        for name, schema in properties.items()
+        for name, schema in model.get("properties", {}).items()
     ]
+    headers = [
+        {
+            "name": name,
+            "in": "header",
+            "required": False,
+            "description": HEADERS[name][0],
+            "schema": {"type": "string"} | ({"pattern": p} if (p := HEADERS[name][1]) else {}),
+        }
+        for name in operation.headers
+    ]
+    return [*ids, *query, *headers]
+
+
+_UUID = {"type": "string", "format": "uuid"}
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
@@ -234,32 +222,21 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     return {**schema, **(choices[0] if choices else {})}
 
 
-def _headers(operation: Operation) -> list[dict[str, Any]]:
-    return [
-        {"name": name, "in": "header", "required": False, "description": text, "schema": schema}
-        for name in operation.headers
-        for text, schema in (HEADERS[name],)
-    ]
-
-
 def _answers(operation: Operation, references: References) -> dict[str, Any]:
     answers: dict[str, Any] = {
         str(status): {
             "description": (model.__doc__ or operation.summary).splitlines()[0],
-            "content": {"application/json": {"schema": references[model, "serialization"]}},
+            "content": _content("application/json", references[model, "serialization"]),
         }
         for status, model in operation.answers.items()
     }
     return answers if operation.is_command else answers | {"304": {"description": "Unchanged"}}
 
 
-def _problems(operation: Operation, references: References) -> dict[str, Any]:
-    schema = references[Problem, "serialization"]
-    return {str(status): _problem(status, schema) for status in operation.problems}
+def _problems(statuses: Iterable[int]) -> dict[str, Any]:
+    content = _content("application/problem+json", {"$ref": "#/components/schemas/Problem"})
+    return {str(each): {"description": PROBLEMS[each], "content": content} for each in statuses}
 
 
-def _problem(status: int, schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "description": PROBLEMS[status],
-        "content": {"application/problem+json": {"schema": schema}},
-    }
+def _content(kind: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {kind: {"schema": schema}}
