@@ -49,6 +49,9 @@ CLOSE_TIMEOUT = 2.0
 BLOCKED_TIMEOUT = 30.0
 """Seconds that a publisher waits while the broker blocks it or confirms nothing."""
 
+KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 8000}
+"""Options of the sockets: a dead peer is noticed within 8 to 11 seconds."""
+
 REPUBLISH_AFTER = (0.1, 0.5, 2.0)
 """Seconds before each retry of a message that could not be routed."""
 
@@ -145,38 +148,31 @@ class Consumer(Protocol):
         """Closes the connection; unacknowledged deliveries go back to the queue."""
 
 
-class Broker(Protocol):
-    """The port; both methods raise BrokerAway."""
-
-    def publisher(self, queues: Sequence[Queue], window: int) -> Publisher:
-        """Declares the topology; the publisher has up to `window` messages unconfirmed."""
-
-    def consumer(self, queue: Queue, prefetch: int) -> Consumer:
-        """Declares the topology; the consumer has up to `prefetch` deliveries unacknowledged."""
-
-
+@dataclass(frozen=True, slots=True)
 class RabbitMQ:
-    """A Broker on one virtual host, for RabbitMQ 3.10 and later."""
+    """One virtual host of RabbitMQ 3.10 or later; `name` is its connections' name there.
 
-    def __init__(
-        self, server: Server, *, name: str, blocked_timeout: float = BLOCKED_TIMEOUT
-    ) -> None:
-        self._server = server
-        self._name = name
-        self._blocked_timeout = blocked_timeout
+    Each method opens a connection, declares the topology, and raises BrokerAway.
+    """
+
+    server: Server
+    name: str
+    blocked_timeout: float = BLOCKED_TIMEOUT
 
     def publisher(self, queues: Sequence[Queue], window: int) -> "ConfirmedPublisher":
+        """A publisher that has up to `window` messages unconfirmed."""
         return ConfirmedPublisher(self._parameters(), Topology(queues), window)
 
     def consumer(self, queue: Queue, prefetch: int) -> "BatchConsumer":
+        """A consumer that has up to `prefetch` deliveries unacknowledged."""
         return BatchConsumer(self._parameters(), Topology([queue]), queue, prefetch)
 
     def dead_letters(self, queue: Queue) -> "DeadLetters":
-        """Opens a queue's dead-letter queue for an operator; raises BrokerAway."""
+        """The dead letters of a queue; opens nothing yet."""
         return DeadLetters(self._parameters(), queue)
 
     def _parameters(self) -> pika.ConnectionParameters:
-        server = self._server
+        server = self.server
         return pika.ConnectionParameters(
             host=server.host,
             port=server.port,
@@ -186,14 +182,9 @@ class RabbitMQ:
             heartbeat=10,
             socket_timeout=3,
             stack_timeout=5,
-            blocked_connection_timeout=self._blocked_timeout,
-            client_properties={"connection_name": self._name},
-            tcp_options={
-                "TCP_KEEPIDLE": 5,
-                "TCP_KEEPINTVL": 2,
-                "TCP_KEEPCNT": 3,
-                "TCP_USER_TIMEOUT": 8000,
-            },
+            blocked_connection_timeout=self.blocked_timeout,
+            client_properties={"connection_name": self.name},
+            tcp_options=KEEPALIVE,
         )
 
 
@@ -673,12 +664,12 @@ class DeadLetter:
     routing_key: str
 
 
+@dataclass(frozen=True, slots=True)
 class DeadLetters:
     """Lists, requeues and discards dead letters of one queue, for an operator's tool."""
 
-    def __init__(self, parameters: pika.ConnectionParameters, queue: Queue) -> None:
-        self._parameters = parameters
-        self._queue = queue
+    parameters: pika.ConnectionParameters
+    queue: Queue
 
     def go_through(self, decide: Callable[[DeadLetter], Fate], limit: int = 10_000) -> int:
         """Reads up to `limit` letters, oldest first, and does as decided; returns their number.
@@ -687,7 +678,7 @@ class DeadLetters:
         and then removes it; "discard" removes it. Raises BrokerAway, Misconfigured.
         """
         try:
-            connection = pika.BlockingConnection(self._parameters)
+            connection = pika.BlockingConnection(self.parameters)
             try:
                 return self._go_through(connection.channel(), decide, limit)
             finally:
@@ -699,9 +690,9 @@ class DeadLetters:
             raise BrokerAway(f"RabbitMQ cannot be reached: {_cause(error)}") from error
 
     def _go_through(self, channel: Any, decide: Callable[[DeadLetter], Fate], limit: int) -> int:
-        name = self._queue.dead_letters
+        work, name = self.queue.name, self.queue.dead_letters
         there = channel.queue_declare(name, passive=True).method.message_count
-        channel.queue_bind(self._queue.name, DEAD_LETTERS, self._queue.name)
+        channel.queue_bind(work, DEAD_LETTERS, work)
         channel.confirm_delivery()
         seen = 0
         while seen < min(there, limit):
@@ -717,7 +708,7 @@ class DeadLetters:
             if fate == "requeue":
                 headers = {k: v for k, v in letter.message.headers.items() if k not in _ADDED}
                 again = _properties(letter.message.id, headers)
-                channel.basic_publish(DEAD_LETTERS, self._queue.name, body, again, mandatory=True)
+                channel.basic_publish(DEAD_LETTERS, work, body, again, mandatory=True)
             if fate != "keep":
                 channel.basic_ack(method.delivery_tag)
         channel.basic_nack(0, multiple=True, requeue=True)  # the rest goes back to its place

@@ -27,7 +27,7 @@ from time import monotonic, sleep
 from types import MappingProxyType
 from typing import TypeVar
 
-from eventcore import jsontext
+from eventcore import jsontext, observe
 from eventcore.broker import Consumer, Delivery
 from eventcore.errors import (
     Away,
@@ -41,19 +41,7 @@ from eventcore.errors import (
 from eventcore.event import START, Event, from_message, ids_of
 from eventcore.failpoints import reach
 from eventcore.feed import MANY, Feed, HeadsPage, halted_by
-from eventcore.observe import (
-    APPLIED,
-    BATCH_SECONDS,
-    BATCHES,
-    CAUGHT_UP,
-    DEAD_LETTERS,
-    DUPLICATES,
-    HEART,
-    LAG,
-    LAG_SECONDS,
-    READABLE,
-    Health,
-)
+from eventcore.observe import HEART, Health
 from eventcore.projection import Document, Projection, event_id_of, version_of
 from eventcore.readmodel import SLOTS, Generation, Lease, Parked, ReadModel, Write, generation_of
 from eventcore.retry import backoff
@@ -227,7 +215,7 @@ class Folder:
                     if len(events) < PAGE and end < last[stream]:
                         ahead[stream] = end
                 applied = sum(len(each.applied) for each in folded.values())
-                CAUGHT_UP.labels(self.projection.name).inc(applied)
+                observe.CAUGHT_UP.labels(self.projection.name).inc(applied)
         except FeedAway as away:
             log.warning("Gaps left to the sweep", extra={**_some(last), "reason": str(away)})
         return ahead
@@ -316,7 +304,7 @@ class Folder:
         ordered, beyond = self._in_order(version_of(document), events)
         if not is_log:
             duplicates = len(events) - len(ordered) - len(beyond)
-            DUPLICATES.labels(self.projection.name).inc(duplicates)
+            observe.DUPLICATES.labels(self.projection.name).inc(duplicates)
         result = Folded(stream, document, version_of(document) + len(ordered), beyond)
         for event in ordered:
             skipped = (stream, event.version) in self._skips
@@ -378,9 +366,9 @@ class Folder:
 
     def _note(self, written: Sequence[Folded]) -> None:
         """Notes and logs the events that are readable now, and counts how long each took."""
-        now, readable = self.clock(), READABLE.labels(self.projection.name)
+        now, readable = self.clock(), observe.READABLE.labels(self.projection.name)
         logs = log.isEnabledFor(logging.INFO)  # a rebuild logs none of its events
-        APPLIED.labels(self.projection.name).inc(sum(len(each.applied) for each in written))
+        observe.APPLIED.labels(self.projection.name).inc(sum(len(each.applied) for each in written))
         for each in written:
             self._remember(each.stream, each.version)
             last = each.applied[-1].mark
@@ -603,7 +591,7 @@ class Sweep:
             if (stream := str(event.aggregate_id)) in behind
             and event.version > versions.get(stream, 0)
         ]
-        CAUGHT_UP.labels(self._name).inc(len(events))
+        observe.CAUGHT_UP.labels(self._name).inc(len(events))
         self.caught_up = len(events)
         self._tell_lag(page.settled.position, next(iter(events), None))
         self.folder.apply(by_stream(events))
@@ -613,8 +601,8 @@ class Sweep:
     def _tell_lag(self, settled: int, oldest: Event | None) -> None:
         """Sets the lag: from the oldest event that should be applied by now, None: all are."""
         age = (self.folder.clock() - oldest.recorded_at).total_seconds() if oldest else 0.0
-        LAG.labels(self._name).set(settled - oldest.position + 1 if oldest else 0)
-        LAG_SECONDS.labels(self._name).set(max(0.0, age))
+        observe.LAG.labels(self._name).set(settled - oldest.position + 1 if oldest else 0)
+        observe.LAG_SECONDS.labels(self._name).set(max(0.0, age))
 
     def _behind(self, heads: Mapping[str, int]) -> dict[str, int]:
         """The streams whose document is behind; of those that are parked the entry is renewed."""
@@ -646,7 +634,12 @@ class Projector:
         self._failures = 0
         self._silent = 0
         self._halted = False
-        for counter in (APPLIED, DUPLICATES, CAUGHT_UP, DEAD_LETTERS):
+        for counter in (
+            observe.APPLIED,
+            observe.DUPLICATES,
+            observe.CAUGHT_UP,
+            observe.DEAD_LETTERS,
+        ):
             counter.labels(self._name)  # 0 from the start, or nobody sees the first rise
 
     def run(self, stop: Stop) -> None:
@@ -667,9 +660,9 @@ class Projector:
         """Applies a batch and acknowledges it whole; raises ReadModelAway, BrokerAway."""
         messages = [delivery.message for delivery in deliveries]
         traced = processing(self.folder.projection.queue, messages)
-        with BATCH_SECONDS.labels(self._name).time(), traced:
+        with observe.BATCH_SECONDS.labels(self._name).time(), traced:
             self._handle(deliveries, consumer)
-        BATCHES.labels(self._name).observe(len(deliveries))
+        observe.BATCHES.labels(self._name).observe(len(deliveries))
 
     def _handle(self, deliveries: Sequence[Delivery], consumer: Consumer) -> None:
         reach("projector:delivered")
@@ -708,7 +701,7 @@ class Projector:
             extra={"projection": self._name, "id": delivery.message.id, "error": reason},
         )
         consumer.dead_letter(delivery, reason)
-        DEAD_LETTERS.labels(self._name).inc()
+        observe.DEAD_LETTERS.labels(self._name).inc()
 
     def _prepare(self) -> None:
         self.folder.follow()

@@ -28,27 +28,8 @@ from zlib import crc32
 from bson.codec_options import CodecOptions, TypeEncoder, TypeRegistry
 from bson.decimal128 import Decimal128
 from bson.errors import BSONError
-from pymongo import (
-    ASCENDING,
-    DESCENDING,
-    DeleteOne,
-    InsertOne,
-    MongoClient,
-    ReplaceOne,
-    ReturnDocument,
-    UpdateOne,
-)
-from pymongo.errors import (
-    BulkWriteError,
-    ConnectionFailure,
-    DocumentTooLarge,
-    DuplicateKeyError,
-    ExecutionTimeout,
-    OperationFailure,
-    PyMongoError,
-    WTimeoutError,
-)
-from pymongo.monitoring import ConnectionPoolListener
+from pymongo import ASCENDING, DESCENDING, MongoClient, ReturnDocument, errors
+from pymongo.operations import DeleteOne, InsertOne, ReplaceOne, UpdateOne
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
@@ -311,6 +292,7 @@ class Mongo:
         self._look_at = 0.0
         self._connecting = threading.Lock()
         self._circuit = CircuitBreaker()
+        self._in_use = POOL_USED.labels("MongoDB")
 
     def find(self, collection: str, ids: Iterable[str]) -> dict[str, Document]:
         found = self._by_id(collection, ids)
@@ -346,7 +328,7 @@ class Mongo:
         try:
             with self._reaching():
                 result = self._of(collection).bulk_write(operations, ordered=False)
-        except BulkWriteError as error:
+        except errors.BulkWriteError as error:
             _duplicates(error)
             return False
         return bool(result.inserted_count + result.matched_count == len(operations))
@@ -424,7 +406,7 @@ class Mongo:
                     {"_id": generation}, [{"$set": take}],
                     upsert=True, return_document=ReturnDocument.AFTER,
                 )  # fmt: skip
-        except DuplicateKeyError:
+        except errors.DuplicateKeyError:
             return None
         if found["holder"] != holder:
             return None
@@ -473,7 +455,7 @@ class Mongo:
         try:
             with self._reaching():
                 self._of("parked").bulk_write(operations, ordered=False)
-        except BulkWriteError as error:
+        except errors.BulkWriteError as error:
             return _duplicates(error)
         return set()
 
@@ -554,7 +536,8 @@ class Mongo:
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
-        with self._circuit.call(), _translated():
+        # an operation holds one connection at a time, or waits for it
+        with self._in_use.track_inprogress(), self._circuit.call(), _translated():
             yield
 
     def _of(self, collection: str) -> Any:
@@ -584,36 +567,12 @@ class Mongo:
             waitQueueTimeoutMS=2000,
             heartbeatFrequencyMS=5000,
             appname="eventcore",
-            event_listeners=[_Pool()],
         )
         return client.get_database(
             self._server.name,
             codec_options=_EXACT,
             write_concern=WriteConcern(w="majority", wtimeout=WRITE_TIMEOUT),
         )
-
-
-class _Pool(ConnectionPoolListener):
-    """Counts the connections that are in use."""
-
-    def __init__(self) -> None:
-        self._in_use = POOL_USED.labels("MongoDB")
-
-    def connection_checked_out(self, event: object) -> None:
-        self._in_use.inc()
-
-    def connection_checked_in(self, event: object) -> None:
-        self._in_use.dec()
-
-    def pool_created(self, event: object) -> None: ...
-    def pool_ready(self, event: object) -> None: ...
-    def pool_cleared(self, event: object) -> None: ...
-    def pool_closed(self, event: object) -> None: ...
-    def connection_created(self, event: object) -> None: ...
-    def connection_ready(self, event: object) -> None: ...
-    def connection_closed(self, event: object) -> None: ...
-    def connection_check_out_started(self, event: object) -> None: ...
-    def connection_check_out_failed(self, event: object) -> None: ...
 
 
 class _DecimalEncoder(TypeEncoder):
@@ -659,7 +618,7 @@ def _exact(value: Any) -> Any:
     return value
 
 
-def _duplicates(error: BulkWriteError) -> set[int]:
+def _duplicates(error: errors.BulkWriteError) -> set[int]:
     """The numbers of the operations whose `_id` was there already; raises for all other errors.
 
     A duplicate in another unique index is no race: the document cannot be stored.
@@ -696,15 +655,15 @@ def _translated() -> Iterator[None]:
     """Turns the driver's errors into ours; duplicate keys pass, they are answers."""
     try:
         yield
-    except (BulkWriteError, DuplicateKeyError):
+    except (errors.BulkWriteError, errors.DuplicateKeyError):
         raise
-    except (DocumentTooLarge, BSONError, OverflowError) as error:
+    except (errors.DocumentTooLarge, BSONError, OverflowError) as error:
         raise CannotApply(f"MongoDB cannot store the document: {error}") from error
-    except (ConnectionFailure, ExecutionTimeout, WTimeoutError) as error:
+    except (errors.ConnectionFailure, errors.ExecutionTimeout, errors.WTimeoutError) as error:
         raise ReadModelAway(f"MongoDB cannot be reached: {_short(error)}") from error
-    except OperationFailure as error:
+    except errors.OperationFailure as error:
         raise ReadModelAway(f"MongoDB refused an operation: {_short(error)}") from error
-    except PyMongoError as error:
+    except errors.PyMongoError as error:
         raise ReadModelAway(f"MongoDB failed: {_short(error)}") from error
     except OSError as error:
         raise Misconfigured(f"MONGODB_CA_FILE cannot be used: {error}") from error

@@ -31,6 +31,7 @@ from eventcore.projector import Folder, Sweep, by_stream
 from eventcore.readmodel import SCANNED, SLOTS, Generation, ReadModel, Write, generation_of
 from eventcore.retry import retry
 
+Wait = Callable[[float], object]
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
@@ -91,7 +92,7 @@ class Rebuild:
     feed: Feed
     generation: Generation
     holder: str
-    wait: Callable[[float], object]
+    wait: Wait
     lease_seconds: float = 30.0
 
     def __post_init__(self) -> None:
@@ -242,11 +243,7 @@ class Rebuild:
 
 
 def begin(
-    projection: Projection,
-    readmodel: ReadModel,
-    feed: Feed,
-    holder: str,
-    wait: Callable[[float], object],
+    projection: Projection, readmodel: ReadModel, feed: Feed, holder: str, wait: Wait
 ) -> Rebuild:
     """A new generation, with nothing in it; what a rebuild that was killed left is dropped.
 
@@ -264,11 +261,7 @@ def begin(
 
 
 def back(
-    projection: Projection,
-    readmodel: ReadModel,
-    feed: Feed,
-    holder: str,
-    wait: Callable[[float], object],
+    projection: Projection, readmodel: ReadModel, feed: Feed, holder: str, wait: Wait
 ) -> Rebuild:
     """The generation that served before. Raises NotFound where none is kept, and Away."""
     number = readmodel.generations(projection.name).previous

@@ -1,4 +1,4 @@
-"""What a Broker promises, asked of the one in memory and of RabbitMQ itself.
+"""What a broker promises, asked of the one in memory and of RabbitMQ itself.
 
 Each test has queues of its own and a site: the broker, and ways to do it harm. RabbitMQ
 stands behind a proxy that can cut connections, or keep them open and let nothing through.
@@ -20,7 +20,7 @@ import pika
 import pytest
 
 from eventcore import broker as under_test
-from eventcore.broker import EXCHANGE, Broker, Consumer, Delivery, Message, Publisher, Queue
+from eventcore.broker import EXCHANGE, Consumer, Delivery, Message, Publisher, Queue
 from eventcore.errors import BrokerAway
 from eventcore.settings import Secret, Server
 from local.servers import RabbitMQ as Node
@@ -38,7 +38,7 @@ class Site(Protocol):
     queue: Queue
 
     @property
-    def broker(self) -> Broker:
+    def broker(self) -> FakeBroker | under_test.RabbitMQ:
         """The one under test."""
 
     def delete(self, queue: str) -> None:

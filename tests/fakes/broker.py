@@ -1,4 +1,4 @@
-"""A broker in memory: the Broker port, single-threaded, which can also lose and repeat."""
+"""A broker in memory, single-threaded, which can also lose and repeat."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from random import Random
 
-from eventcore.broker import Broker, Delivery, Message, Queue
+from eventcore.broker import Consumer, Delivery, Message, Publisher, Queue
 from eventcore.errors import BrokerAway
 
 
@@ -25,13 +25,13 @@ class FakeBroker:
     _connections: list["FakePublisher | FakeConsumer"] = field(default_factory=list)
 
     def publisher(self, queues: Sequence[Queue], window: int) -> "FakePublisher":
-        """See Broker."""
+        """As RabbitMQ does."""
         publisher = FakePublisher(self, queues, window)
         self._connect(publisher, queues)
         return publisher
 
     def consumer(self, queue: Queue, prefetch: int) -> "FakeConsumer":
-        """See Broker."""
+        """As RabbitMQ does."""
         consumer = FakeConsumer(self, queue, prefetch)
         self._connect(consumer, [queue])
         return consumer
@@ -215,4 +215,5 @@ def _matches(binding: Sequence[str], key: Sequence[str]) -> bool:
     return bool(key) and binding[0] in ("*", key[0]) and _matches(binding[1:], key[1:])
 
 
-_is_a_broker: Broker = FakeBroker()
+_is_a_publisher: Publisher = FakePublisher(FakeBroker(), [], 1)
+_is_a_consumer: Consumer = FakeConsumer(FakeBroker(), Queue("", ""), 1)
