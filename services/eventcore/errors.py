@@ -69,13 +69,13 @@ class StoreAway(Away, code="store-away"):
     """PostgreSQL cannot be reached, or does not answer within its time limit."""
 
 
-class StoreSlow(StoreAway, code="outcome-unknown"):
+class StoreSlow(StoreAway):
     """PostgreSQL answered that it could not do it within its time limit, or has no room."""
 
     unreachable = False
 
 
-class OutcomeUnknown(StoreAway):
+class OutcomeUnknown(StoreAway, code="outcome-unknown"):
     """The answer to an append was lost: the command may be carried out already, or later.
 
     Without an Idempotency-Key a repeat may do it twice. `aggregate_id` names the stream to look at.
@@ -88,13 +88,13 @@ class OutcomeUnknown(StoreAway):
         self.aggregate_id = aggregate_id
 
 
-class SequenceBehind(StoreAway, code="read-model-away"):
+class SequenceBehind(StoreAway):
     """The store would draw positions that its log has already: it was put back in part."""
 
     unreachable = False
 
 
-class ReadModelAway(Away):
+class ReadModelAway(Away, code="read-model-away"):
     """MongoDB cannot be reached, or does not answer within its time limit."""
 
 
