@@ -325,9 +325,9 @@ def setup_steps(chart: Render) -> list[Object]:
     return [each for pod in chart.pods if pod.component == "setup" for each in pod.containers]
 
 
-def test_a_projection_that_is_added_as_the_readme_says_is_one_more_process() -> None:
-    readme = (ROOT / "README.md").read_text()
-    [said] = re.findall(r"<!-- values -->\n```yaml\n(.*?)```", readme, re.S)
+def test_a_projection_that_is_added_as_the_docs_say_is_one_more_process() -> None:
+    page = (ROOT / "docs" / "extending.md").read_text()
+    [said] = re.findall(r"<!-- values -->\n```yaml\n(.*?)```", page, re.S)
     done, text = template(given=over(PLANTED, yaml.safe_load(said)))
     assert done, text
     [added] = [

@@ -1,4 +1,4 @@
-"""What the README shows is followed here, to the letter: its files are written, then used."""
+"""The docs are true: examples are written and used, tables are complete, links lead somewhere."""
 
 import os
 import re
@@ -9,22 +9,26 @@ from pathlib import Path
 
 import pytest
 
+from eventcore.__main__ import main
 from tests.environment import variables
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+DOCS = ROOT / "docs"
+EXTENDING = (DOCS / "extending.md").read_text()
+PAGES = [*ROOT.glob("*.md"), *DOCS.glob("*.md"), *(ROOT / ".github").glob("*.md")]
 
 
 @pytest.fixture
 def services(tmp_path: Path) -> Path:
-    """A copy of the services with all that the README adds to them."""
+    """A copy of the services with all that the page about extending adds to them."""
     copied = shutil.copytree(ROOT / "services", tmp_path / "services")
-    for name, text in re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", README, re.S):
+    for name, text in re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", EXTENDING, re.S):
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         (file.parent / "__init__.py").touch()
         file.write_text(text)
-    for name, text in re.findall(r"<!-- edit: (\S+) -->\n```diff\n(.*?)```", README, re.S):
+    for name, text in re.findall(r"<!-- edit: (\S+) -->\n```diff\n(.*?)```", EXTENDING, re.S):
         edit(tmp_path / name, text)
     return copied
 
@@ -103,7 +107,7 @@ assert shown == {"_id": parcel_id, "parcelId": parcel_id, "to": "Paris"}
 
 
 def test_every_setting_is_in_the_table() -> None:
-    table = README[README.index("## Settings") : README.index("## Troubleshooting")]
+    table = (DOCS / "settings.md").read_text()
     rows = [row for row in table.splitlines() if row.startswith("| `")]
 
     def is_told(name: str) -> bool:
@@ -118,14 +122,49 @@ def test_every_setting_is_in_the_table() -> None:
 
 
 def test_every_call_is_in_the_table() -> None:
-    calls = README[README.index("## Calls") : README.index("## Add a projection")]
-    source = "".join((ROOT / "services" / s / "api.py").read_text() for s in ("user", "order"))
-    paths = set(re.findall(r'"(/(?:users|orders|queries)[^" ]*)"', source))
+    calls = (DOCS / "api.md").read_text()
+    sources = [file for s in ("user", "order") for file in (ROOT / "services" / s).rglob("*.py")]
+    routes = r'"(/(?:users|orders|queries)[^" ]*)"'
+    paths = {path for file in sources for path in re.findall(routes, file.read_text())}
     assert len(paths) >= 6
     assert [path for path in sorted(paths) if path not in calls] == []
 
 
-def test_every_target_that_is_named_exists() -> None:
+def test_every_tool_is_in_the_table() -> None:
+    tools = set(main.commands) - {"serve", "relay", "project"}
+    rows = [row for row in (DOCS / "operating.md").read_text().splitlines() if row[:3] == "| `"]
+    told = {word for row in rows for word in re.findall(r"`([a-z-]+)[^`]*`", row.split("|")[1])}
+    assert sorted(tools - told) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_target_that_a_page_names_exists(page: Path) -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M))
-    named = set(re.findall(r"^    make ([a-z0-9-]+)|`make ([a-z0-9-]+)", README, re.M))
+    named = set(re.findall(r"^    make ([a-z0-9-]+)|`make ([a-z0-9-]+)", page.read_text(), re.M))
     assert {in_block or in_line for in_block, in_line in named} <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_link_within_the_repository_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#]+)[^)]*\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_readme_is_short_and_leads_to_every_page() -> None:
+    assert len(README.splitlines()) <= 200
+    pages = {f"docs/{file.name}" for file in DOCS.glob("*.md")}
+    assert sorted(page for page in pages if f"]({page})" not in README) == []
+
+
+def test_the_readme_has_the_figures_of_the_last_run_with_faults() -> None:
+    run = (DOCS / "chaos.md").read_text()
+    injected, violations = re.findall(r"(\d+) injections, (\d+) violations", run)[0]
+    acknowledged, lost, duplicated = re.findall(
+        r"Acknowledged (\d+), lost (\d+), duplicated (\d+)", run
+    )[0]
+    [diverged] = re.findall(r"Documents compared \d+, diverged (\d+), missing 0, extra 0", run)[:1]
+    assert violations == "0"
+    assert f"[{injected} injected faults]" in README
+    assert f"{acknowledged} acknowledged commands" in README
+    assert f"lost {lost}, duplicated {duplicated}." in README
+    assert f"diverged from the log: {diverged}." in README
