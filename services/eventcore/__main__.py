@@ -75,7 +75,7 @@ def project(name: str) -> None:
     projection = projection_named(name)
     health = Health("broker", "readmodel", "feed")
     stop = _start(own, health.missing)
-    *_, folder = open_folder(own, projection)
+    folder = open_folder(own, projection)
     broker = RabbitMQ(own.broker, name=f"{projection.name}-projector")
     queue = Queue(projection.queue, projection.binding)
     Projector(

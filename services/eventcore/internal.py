@@ -1,6 +1,7 @@
 """The feed that a service serves to projectors, under /internal. The gateway does not route it."""
 
 import hmac
+from collections.abc import Iterable
 from typing import Annotated
 
 from flask import Blueprint, Response, request
@@ -8,7 +9,7 @@ from pydantic import BeforeValidator, Field
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Unauthorized
 
-from eventcore.event import Json, Mark, to_message, to_timestamp
+from eventcore.event import Event, Json, Mark, to_message, to_timestamp
 from eventcore.feed import MANY, StoreFeed
 from eventcore.inputs import DIGITS, Id, QueryInput
 from eventcore.settings import Secret
@@ -17,20 +18,17 @@ from eventcore.web import json_response, query_values
 _Position = Annotated[int, Field(ge=0, lt=2**63), DIGITS]
 
 
+_List = BeforeValidator(lambda text: tuple(text.split(",")) if text else ())
+
+
 class _StreamQuery(QueryInput):
     stream: Id
     after: _Position = 0
 
 
 class _StreamsQuery(QueryInput):
-    ids: Annotated[
-        tuple[Id, ...],
-        Field(min_length=1, max_length=MANY),
-        BeforeValidator(lambda text: tuple(text.split(","))),
-    ]
-    after: Annotated[
-        tuple[_Position, ...], BeforeValidator(lambda text: tuple(text.split(",")))
-    ] = ()
+    ids: Annotated[tuple[Id, ...], Field(min_length=1, max_length=MANY), _List]
+    after: Annotated[tuple[_Position, ...], _List] = ()
 
 
 class _RangeQuery(QueryInput):
@@ -40,10 +38,14 @@ class _RangeQuery(QueryInput):
 
 class _HeadsQuery(_RangeQuery):
     marks: Annotated[
-        tuple[tuple[_Position, Id], ...],
+        tuple[Annotated[tuple[_Position, Id], BeforeValidator(lambda each: each.split(":"))], ...],
         Field(max_length=MANY),
-        BeforeValidator(lambda text: tuple(each.split(":") for each in text.split(",") if each)),
+        _List,
     ] = ()
+
+
+def _messages(events: Iterable[Event]) -> Json:
+    return tuple(to_message(event) for event in events)
 
 
 def feed_routes(feed: StoreFeed, token: Secret) -> Blueprint:
@@ -62,24 +64,19 @@ def feed_routes(feed: StoreFeed, token: Secret) -> Blueprint:
     @routes.get("/events")
     def events() -> Response:
         asked = _StreamQuery.model_validate(query_values())
-        found = feed.stream(asked.stream, asked.after)
-        return json_response({"events": tuple(to_message(event) for event in found)})
+        return json_response({"events": _messages(feed.stream(asked.stream, asked.after))})
 
     @routes.get("/streams")
     def streams() -> Response:
         asked = _StreamsQuery.model_validate(query_values())
         after = [*asked.after, *[0] * len(asked.ids)]
         found = feed.streams(dict(zip(asked.ids, after, strict=False)))
-        messages: dict[str, Json] = {
-            stream: tuple(to_message(event) for event in events) for stream, events in found.items()
-        }
-        return json_response({"streams": messages})
+        return json_response({"streams": {each: _messages(found[each]) for each in found}})
 
     @routes.get("/feed")
     def between() -> Response:
         asked = _RangeQuery.model_validate(query_values())
-        found = feed.between(asked.after, asked.until)
-        return json_response({"events": tuple(to_message(event) for event in found)})
+        return json_response({"events": _messages(feed.between(asked.after, asked.until))})
 
     @routes.get("/heads")
     def heads() -> Response:

@@ -146,9 +146,9 @@ def parked_list(as_json: bool) -> None:
 @as_json
 def parked_show(projection_name: str, stream: str, data: bool, as_json: bool) -> None:
     """Show a parked stream, and its events since it stopped."""
-    projection, readmodel, feed, folder = _at(projection_name, "parked show")
-    found = _require_parked(projection, readmodel, folder, stream)
-    _show([_parked(projection, found)], as_json)
+    folder = _at(projection_name, "parked show")
+    found = _require_parked(folder, stream)
+    _show([_parked(folder.projection, found)], as_json)
     rows: list[Row] = [
         {
             "version": event.version,
@@ -159,7 +159,7 @@ def parked_show(projection_name: str, stream: str, data: bool, as_json: bool) ->
             "recordedAt": event.recorded_at.isoformat(),
             **({"data": event.data} if data else {}),
         }
-        for event in feed.stream(stream, found.version - 1)
+        for event in folder.feed.stream(stream, found.version - 1)
     ]
     _show(rows, as_json, "The feed has no event of it from there on.")
 
@@ -173,8 +173,8 @@ def parked_retry(projection_name: str, streams: Sequence[str]) -> None:
     A stream goes on where it stopped; one that still cannot be applied stays parked. Ends
     with status 1 if any does.
     """
-    _, readmodel, _, folder = _at(projection_name, "parked retry")
-    entries = readmodel.parked(folder.generation.name, streams or None)
+    folder = _at(projection_name, "parked retry")
+    entries = folder.readmodel.parked(folder.generation.name, streams or None)
     released = folder.retry(entries)
     for stream in entries:
         click.echo(f"{stream}: {'released' if stream in released else 'still parked'}")
@@ -195,15 +195,15 @@ def parked_skip(projection_name: str, stream: str, why: str, who: str, yes: bool
     The stream goes on after it. The event stays in the log. A rebuild passes over it too. Where it
     is the first of its stream, the document is not shown. Ends with status 1 if it stops again.
     """
-    projection, readmodel, feed, folder = _at(projection_name, "parked skip")
-    found = _require_parked(projection, readmodel, folder, stream)
-    event = next(iter(feed.stream(stream, found.version - 1)), None)
+    folder = _at(projection_name, "parked skip")
+    found = _require_parked(folder, stream)
+    event = next(iter(folder.feed.stream(stream, found.version - 1)), None)
     if event is None:
         raise Refused(f"the log has no version {found.version} of {stream}")
-    version, name = event.version, projection.name
+    version, name = event.version, folder.projection.name
     _ask(yes, f"Pass over {event.event_type}, version {version} of {stream}, in {name}, for good?")
     now = datetime.now(UTC)
-    readmodel.skip(Skip(name, stream, version, str(event.event_id), who, why, now))
+    folder.readmodel.skip(Skip(name, stream, version, str(event.event_id), who, why, now))
     folder.follow()
     released = folder.retry({stream: found})
     click.echo(f"{stream}: {'released' if released else 'parked again, further on'}")
@@ -331,7 +331,8 @@ def rebuild(
     is halted is not compared: its documents come from another log. The old ones are kept for
     --rollback, until the next time.
     """
-    projection, readmodel, feed, folder = _at(projection_name, "rebuild")
+    folder = _at(projection_name, "rebuild")
+    projection, readmodel, feed = folder.projection, folder.readmodel, folder.feed
     if stream:
         serving = folder.generation
         changed = rebuilding.rebuild_stream(projection, readmodel, feed, serving, stream)
@@ -424,21 +425,17 @@ def projection_named(name: str) -> Projection:
     return known[name]
 
 
-def open_folder(
-    own: settings.ProjectionSettings, projection: Projection
-) -> tuple[Mongo, HttpFeed, Folder]:
-    """Returns the read model, the feed and the folder of a projection."""
-    readmodel, feed = Mongo(own.readmodel), HttpFeed(own.feed.url, own.feed.token)
-    return readmodel, feed, Folder(projection, readmodel, feed)
+def open_folder(own: settings.ProjectionSettings, projection: Projection) -> Folder:
+    """Returns the folder of a projection, on its read model and feed."""
+    return Folder(projection, Mongo(own.readmodel), HttpFeed(own.feed.url, own.feed.token))
 
 
-def _at(name: str, command: str) -> tuple[Projection, Mongo, HttpFeed, Folder]:
-    """A projection with its read model, feed and folder, at the generation that serves."""
+def _at(name: str, command: str) -> Folder:
+    """The folder of a projection, at the generation that serves."""
     own = _settings(settings.ProjectionSettings, command)
-    projection = projection_named(name)
-    readmodel, feed, folder = open_folder(own, projection)
+    folder = open_folder(own, projection_named(name))
     folder.follow()
-    return projection, readmodel, feed, folder
+    return folder
 
 
 def _at_projections(
@@ -452,12 +449,10 @@ def _at_projections(
     return Mongo(own.readmodel), feed, [p for p in known if p.aggregate_type == owner]
 
 
-def _require_parked(
-    projection: Projection, readmodel: Mongo, folder: Folder, stream: str
-) -> Parked:
-    found = readmodel.parked(folder.generation.name, [stream]).get(stream)
+def _require_parked(folder: Folder, stream: str) -> Parked:
+    found = folder.readmodel.parked(folder.generation.name, [stream]).get(stream)
     if found is None:
-        raise Refused(f"{stream} is not parked in {projection.name}")
+        raise Refused(f"{stream} is not parked in {folder.projection.name}")
     return found
 
 

@@ -405,8 +405,8 @@ def test_a_rebuild_makes_a_halted_projection_go_on(shop: FakeShop) -> None:
 def tool(shop: FakeShop, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """The command `rebuild users`, with more options, on the shop's fakes."""
 
-    def at(*_: object) -> tuple[Projection, object, StoreFeed, Folder]:
-        return USERS, shop.readmodel, feed(shop), Folder(USERS, shop.readmodel, feed(shop))
+    def at(*_: object) -> Folder:
+        return Folder(USERS, shop.readmodel, feed(shop))
 
     monkeypatch.setattr(operate, "_at", at)
     monkeypatch.setattr("eventcore.operate.time.sleep", lambda _: None)
