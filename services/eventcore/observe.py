@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import TextIOWrapper
 from logging.handlers import QueueHandler, QueueListener
@@ -33,6 +34,9 @@ SECONDS = (
 )  # fmt: skip
 """Bounds of what takes milliseconds when all is well, and seconds when it is not."""
 
+_store_gauge = partial(Gauge, labelnames=["store"])
+_projection_gauge = partial(Gauge, labelnames=["projection"])
+
 REQUESTS = Histogram(
     "http_request_duration_seconds", "Time from a request's headers to its answer, by route",
     ["method", "route", "status"], buckets=SECONDS,
@@ -48,28 +52,27 @@ CONFLICTS = Counter(
 CONFLICTS_LOST = Counter(
     "eventstore_conflicts_lost", "Commands refused after all retries", ["aggregate_type"]
 )
-HEAD = Gauge("eventstore_head_position", "Position of the last event", ["store"])
-SETTLED = Gauge(
-    "eventstore_settled_position", "Position up to which nothing can still appear", ["store"]
+HEAD = _store_gauge("eventstore_head_position", "Position of the last event")
+SETTLED = _store_gauge(
+    "eventstore_settled_position", "Position up to which nothing can still appear"
 )
-UNSETTLED = Gauge(
-    "eventstore_unsettled_seconds", "How long a writer holds the settled position back", ["store"]
+UNSETTLED = _store_gauge(
+    "eventstore_unsettled_seconds", "How long a writer holds the settled position back"
 )
 PUBLISHED = Counter("relay_events_confirmed", "Events confirmed by the broker", ["store"])
 RETURNED = Counter("relay_events_returned", "Events the broker could not route at first", ["store"])
-CHECKPOINT = Gauge("relay_checkpoint_position", "Position up to which all is confirmed", ["store"])
-RELAY_LAG = Gauge("relay_lag_events", "Positions settled and not confirmed; gaps count", ["store"])
-RELAY_LAG_SECONDS = Gauge(
-    "relay_lag_seconds", "Age of the oldest event not confirmed; 0: there is none", ["store"]
+CHECKPOINT = _store_gauge("relay_checkpoint_position", "Position up to which all is confirmed")
+RELAY_LAG = _store_gauge("relay_lag_events", "Positions settled and not confirmed; gaps count")
+RELAY_LAG_SECONDS = _store_gauge(
+    "relay_lag_seconds", "Age of the oldest event not confirmed; 0: there is none"
 )
-RELAY_HALTED = Gauge(
+RELAY_HALTED = _store_gauge(
     "relay_halted",
     "1: nothing is published, since the log lacks the checkpoint's event; 0: it goes on",
-    ["store"],
 )
-RELAY_ACTIVE = Gauge("relay_active", "1: it holds the lock and relays; 0: it stands by", ["store"])
-IN_FLIGHT = Gauge("relay_in_flight_events", "Events published and not confirmed yet", ["store"])
-WINDOW = Gauge("relay_window_events", "Most events that may be unconfirmed", ["store"])
+RELAY_ACTIVE = _store_gauge("relay_active", "1: it holds the lock and relays; 0: it stands by")
+IN_FLIGHT = _store_gauge("relay_in_flight_events", "Events published and not confirmed yet")
+WINDOW = _store_gauge("relay_window_events", "Most events that may be unconfirmed")
 CONFIRM_SECONDS = Histogram(
     "relay_confirm_duration_seconds",
     "Time from publishing a page to its last confirm",
@@ -97,42 +100,30 @@ CAUGHT_UP = Counter(
     ["projection"],
 )
 DEAD_LETTERS = Counter("projection_dead_letters", "Messages that are no events", ["projection"])
-PARKED = Gauge("projection_parked_streams", "Streams set aside", ["projection"])
-POSITION = Gauge(
-    "projection_checkpoint_position",
-    "Position up to which all is applied or parked",
-    ["projection"],
+PARKED = _projection_gauge("projection_parked_streams", "Streams set aside")
+POSITION = _projection_gauge(
+    "projection_checkpoint_position", "Position up to which all is applied or parked"
 )
-GENERATION = Gauge("projection_generation", "Number of the generation that serves", ["projection"])
-HALTED = Gauge(
-    "projection_halted",
-    "1: nothing is applied, since the log lacks folded events; 0: it goes on",
-    ["projection"],
+GENERATION = _projection_gauge("projection_generation", "Number of the generation that serves")
+HALTED = _projection_gauge(
+    "projection_halted", "1: nothing is applied, since the log lacks folded events; 0: it goes on"
 )
-VERIFIED = Gauge(
-    "projection_verified_timestamp_seconds",
-    "When it was last compared with the log",
-    ["projection"],
+VERIFIED = _projection_gauge(
+    "projection_verified_timestamp_seconds", "When it was last compared with the log"
 )
-WRONG = Gauge(
-    "projection_verified_wrong_streams",
-    "Streams that the last comparison found wrong",
-    ["projection"],
+WRONG = _projection_gauge(
+    "projection_verified_wrong_streams", "Streams that the last comparison found wrong"
 )
-LAG = Gauge(
+LAG = _projection_gauge(
     "projection_lag_events",
     "Positions from the oldest event neither applied nor parked to the settled one; gaps count",
-    ["projection"],
 )
-LAG_SECONDS = Gauge(
-    "projection_lag_seconds",
-    "Age of the oldest event neither applied nor parked; 0: there is none",
-    ["projection"],
+LAG_SECONDS = _projection_gauge(
+    "projection_lag_seconds", "Age of the oldest event neither applied nor parked; 0: there is none"
 )
-STALENESS = Gauge(
+STALENESS = _projection_gauge(
     "projection_staleness_seconds",
     "Age of the moment up to which all is known to be applied or parked; some sweeps at best",
-    ["projection"],
 )
 UP = Gauge("dependency_up", "1: it worked when it was last used; 0: it did not", ["server"])
 POOL_USED = Gauge("pool_connections_in_use", "Connections that are taken from the pool", ["server"])

@@ -77,12 +77,8 @@ class Reply:
 Handler = Callable[[Incoming[Any, Any]], Reply | Handled]
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """An operation and the function that carries it out."""
-
-    operation: Operation
-    handler: Handler
+Route = tuple[Operation, Handler]
+"""An operation and the function that carries it out."""
 
 
 class Routes:
@@ -104,7 +100,7 @@ class Routes:
 
         def register(handler: Handler) -> Handler:
             operation = Operation(method, path, summary, answers, tag=self._tag, **more)
-            self.all.append(Route(operation, handler))
+            self.all.append((operation, handler))
             return handler
 
         return register
@@ -135,16 +131,15 @@ def create_app(
     app = Flask(title, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT + 1  # one more byte than a view accepts
     app.url_map.merge_slashes = False
-    for route in routes:
-        operation = route.operation
+    for operation, handler in routes:
         app.add_url_rule(
             re.sub(r"{(\w+)}", r"<\1>", operation.path),
             endpoint=f"{operation.method} {operation.path}",
-            view_func=_view(route, store),
+            view_func=_view(operation, handler, store),
             methods=[operation.method],
         )
     if document is None:
-        built = openapi.build(title, "1.0", about, [route.operation for route in routes])
+        built = openapi.build(title, "1.0", about, [operation for operation, _ in routes])
         document = lambda: built  # noqa: E731
     app.register_blueprint(_description(title, document))
     _add_probes(app, missing, is_ready)
@@ -159,9 +154,8 @@ _EXPOSED = ["ETag", "Idempotency-Replayed", "Retry-After", "X-Correlation-ID", "
 """The headers of an answer that a browser application of another origin may read."""
 
 
-def _view(route: Route, store: Store | None) -> Callable[..., Response]:
+def _view(operation: Operation, handler: Handler, store: Store | None) -> Callable[..., Response]:
     """Wraps a handler: validates the request, answers it, and repeats an earlier answer."""
-    operation = route.operation
 
     def view(**path: str) -> Response:
         text = read_body()
@@ -172,7 +166,7 @@ def _view(route: Route, store: Store | None) -> Callable[..., Response]:
             call=_call(text, operation) if operation.is_command else Call({}),
         )
         try:
-            return _response(route.handler(incoming))
+            return _response(handler(incoming))
         except (errors.StoreAway, errors.OutcomeUnknown):
             raise
         except errors.Error:  # the same request may have been carried out before
@@ -218,9 +212,7 @@ def read_body() -> bytes:
 def _path_id(path: Mapping[str, str]) -> UUID:
     for text in path.values():
         if not re.fullmatch(UUID_PATTERN, text):
-            raise errors.NotFound(
-                f"{text[:80]!r} is not an id. Ids are UUIDs, as POST answered them."
-            )
+            raise errors.NotFound(f"{text[:80]!r} is not an id. Ids are UUIDs, as POST gave them.")
         return UUID(text)
     return UUID(int=0)
 
@@ -287,8 +279,7 @@ def _if_match() -> tuple[str, ...]:
 IDS = "eventcore.ids"
 """Key of the WSGI environment: the Ids of the request."""
 
-NOTHING_ELSE = "default-src 'none'"
-"""The Content-Security-Policy of an answer that is not a page."""
+_ID = re.compile("[0-9A-Za-z._:-]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,9 +314,6 @@ class Ids:
         return ids
 
 
-_ID = re.compile("[0-9A-Za-z._:-]{1,128}")
-
-
 class Correlation:
     """WSGI middleware that gives each request its ids, and counts and logs its answer."""
 
@@ -345,7 +333,7 @@ class Correlation:
                 ("X-Content-Type-Options", "nosniff"),
             ]
             if all(name != "Content-Security-Policy" for name, _ in headers):
-                own.append(("Content-Security-Policy", NOTHING_ELSE))
+                own.append(("Content-Security-Policy", "default-src 'none'"))
             return start_response(status, headers + own, exc_info)
 
         with log_fields(**ids.fields()):
