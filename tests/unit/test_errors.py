@@ -1,0 +1,31 @@
+"""The public codes of errors, which callers match."""
+
+from eventcore import errors
+
+
+def test_each_error_has_the_code_that_callers_know() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    codes = {each.__name__: each.code for each in kinds if issubclass(each, errors.Error)}
+    assert codes == {
+        "Error": "error",
+        "Refused": "refused",
+        "NotFound": "not-found",
+        "Invalid": "invalid",
+        "Conflict": "conflict",
+        "StaleVersion": "stale-version",
+        "KeyReused": "key-reused",
+        "Away": "away",
+        "StoreAway": "store-away",
+        "StoreSlow": "store-away",
+        "OutcomeUnknown": "outcome-unknown",
+        "SequenceBehind": "store-away",
+        "ReadModelAway": "read-model-away",
+        "BrokerAway": "broker-away",
+        "FeedAway": "feed-away",
+        "StoreRestored": "store-restored",
+        "NotYet": "not-yet",
+        "Busy": "busy",
+        "NotAnEvent": "not-an-event",
+        "CannotApply": "cannot-apply",
+        "Misconfigured": "misconfigured",
+    }
