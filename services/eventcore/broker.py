@@ -480,12 +480,10 @@ class ConfirmedPublisher(_Link):
     def _wait_for_room(self, wanted: int) -> int:
         """Waits until the window has room for a good part of `wanted`; returns how much."""
         enough = min(wanted, max(1, self._window // 2))
-        while not self._await(lambda: self._room() >= enough, 1):
+        most = self._window - self._handed_over
+        while not self._await(lambda: most + self._prefix >= enough, 1):
             self._check()
-        return min(wanted, self._room())
-
-    def _room(self) -> int:
-        return self._window - (self._handed_over - self._prefix)
+        return min(wanted, most + self._prefix)
 
     def _check(self) -> None:
         """Raises the error that broke the link, or BrokerAway after too long a silence."""
@@ -570,7 +568,7 @@ class BatchConsumer(_Link):
         self._queue = queue
         self._prefetch = prefetch
         self._patience = parameters.blocked_connection_timeout
-        self._delivered: deque[tuple[Any, Any, bytes]] = deque()
+        self._delivered: deque[Delivery] = deque()
         self._paused = False
         self._tag = ""
         self._published = 0
@@ -581,9 +579,7 @@ class BatchConsumer(_Link):
         self._await(lambda: self._takeable() > 0, wait)
         with self._changed:
             self._check()
-            count = min(limit, self._takeable())
-            raw = [self._delivered.popleft() for _ in range(count)]
-        return [_delivery(*each) for each in raw]
+            return [self._delivered.popleft() for _ in range(min(limit, self._takeable()))]
 
     def acknowledge(self, delivery: Delivery) -> None:
         self._submit(lambda: self._channel.basic_ack(delivery.tag, multiple=True))
@@ -635,11 +631,11 @@ class BatchConsumer(_Link):
         with self._changed:
             untaken = list(self._delivered)
             self._delivered.clear()
-        for method, _, _ in untaken:
-            self._channel.basic_nack(method.delivery_tag, requeue=True)
+        for delivery in untaken:
+            self._channel.basic_nack(delivery.tag, requeue=True)
 
     def _on_delivery(self, _channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        self._delivered.append((method, properties, body))
+        self._delivered.append(_delivery(method, properties, body))
         self._notify_soon()
 
     def _send_dead_letter(self, message: Message, reason: str) -> None:
@@ -678,12 +674,8 @@ class DeadLetters:
         and then removes it; "discard" removes it. Raises BrokerAway, Misconfigured.
         """
         try:
-            connection = pika.BlockingConnection(self.parameters)
-            try:
+            with pika.BlockingConnection(self.parameters) as connection:
                 return self._go_through(connection.channel(), decide, limit)
-            finally:
-                if connection.is_open:
-                    connection.close()
         except ChannelClosedByBroker as error:
             raise Misconfigured(f"RabbitMQ refused: {error.reply_text}") from error
         except AMQPError as error:
@@ -706,8 +698,8 @@ class DeadLetters:
             letter = DeadLetter(name_of, message, reason, key)
             fate = decide(letter)
             if fate == "requeue":
-                headers = {k: v for k, v in letter.message.headers.items() if k not in _ADDED}
-                again = _properties(letter.message.id, headers)
+                headers = {k: v for k, v in message.headers.items() if k not in _ADDED}
+                again = _properties(message.id, headers)
                 channel.basic_publish(DEAD_LETTERS, work, body, again, mandatory=True)
             if fate != "keep":
                 channel.basic_ack(method.delivery_tag)

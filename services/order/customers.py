@@ -40,7 +40,7 @@ class Customers:
         self._serving = Serving(PROJECTION, readmodel)
         self._wait = wait
         self._margin = timedelta(seconds=margin)
-        self._waiters = threading.BoundedSemaphore(waiters)
+        self._waiters = waiters
         self._remembered: OrderedDict[str, None] = OrderedDict()
         self._awaited: Counter[str] = Counter()
         self._looked_at = 0.0
@@ -62,11 +62,11 @@ class Customers:
                 f"There is no user {user_id}. Create one with POST /users, then order.",
                 "User unknown",
             )
-        if not self._waiters.acquire(blocking=False):
-            raise Busy("Too many orders wait for users who are not known yet. Try again.")
-        deadline, delay = time.monotonic() + self._wait, FIRST
         with self._lock:
+            if self._awaited.total() >= self._waiters:
+                raise Busy("Too many orders wait for users who are not known yet. Try again.")
             self._awaited[user_id] += 1
+        deadline, delay = time.monotonic() + self._wait, FIRST
         try:
             while (begun := time.monotonic()) < deadline:
                 time.sleep(min(delay, deadline - begun))
@@ -76,7 +76,6 @@ class Customers:
         finally:
             with self._lock:
                 self._awaited -= Counter([user_id])
-            self._waiters.release()
         raise NotYet(
             "Whether this user exists cannot be known yet: the order service's cache of users is"
             " behind. Nothing was written; try again."
