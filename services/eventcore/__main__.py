@@ -26,7 +26,7 @@ from eventcore.operate import TOOLS, open_folder, projection_named, service_modu
 from eventcore.projector import Projector, Sweep
 from eventcore.relay import Relay
 from eventcore.retry import retry
-from eventcore.store import RelaySession, require_schema
+from eventcore.store import RelaySession
 from eventcore.tracing import start_tracing, stop_tracing
 
 PROCESSES = ("serve", "relay", "project")
@@ -59,7 +59,7 @@ def relay() -> None:
 
     def open_store() -> RelaySession:
         session = RelaySession(own.store, service)
-        require_schema(session.schema_version())
+        session.require_schema()
         return session
 
     broker = RabbitMQ(own.broker, name=f"{service}-relay")

@@ -35,7 +35,7 @@ from eventcore.observe import (
 )
 from eventcore.readmodel import Mongo
 from eventcore.settings import ServeSettings
-from eventcore.store import Postgres, require_schema
+from eventcore.store import Postgres
 from eventcore.tracing import start_tracing, stop_tracing
 from eventcore.web import BODY_LIMIT, IDS, Correlation
 
@@ -99,7 +99,7 @@ class Readiness:
 
     def _look(self) -> None:
         try:
-            require_schema(self._store.schema_version())
+            self._store.require_schema()
             self._schema_seen = True
             self._store.require_writable()
             self._health.well("store")

@@ -17,13 +17,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 import psycopg2
-from psycopg2.extensions import (
-    POLL_OK,
-    POLL_READ,
-    STATUS_BEGIN,
-    STATUS_READY,
-    set_wait_callback,
-)
+from psycopg2 import extensions
 from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
@@ -400,8 +394,9 @@ class Postgres:
         heads = {str(stream): version for *_, stream, version in rows if version}
         return Changes(heads, Mark(position or 0, event_id or ""))
 
-    def schema_version(self) -> int:
-        return _schema_version(self._rows)
+    def require_schema(self) -> None:
+        """Raises StoreAway while the schema does not fit; see the function `require_schema`."""
+        require_schema(self._rows)
 
     def require_writable(self) -> None:
         """Raises StoreAway while the server accepts no writes."""
@@ -595,17 +590,19 @@ def relay_halted(checkpoint: Mark) -> str:
     )
 
 
-def _schema_version(rows: _Rows) -> int:
-    """The version of `init.sql` that the database has; 0 without any.
+def require_schema(rows: _Rows) -> None:
+    """Raises StoreAway while the schema is older than this code; a newer one is welcome.
 
-    Raises StoreAway where the sequence of positions is behind the log.
+    Raises SequenceBehind where the sequence of positions is behind the log.
     """
-    if rows("select to_regclass('public.schema_versions') is null", ())[0][0]:
-        return 0
-    version: int = rows("select coalesce(max(version), 0) from schema_versions", ())[0][0]
-    if version >= SCHEMA_VERSION:
-        rows("select require_sequence()", ())
-    return version
+    there = rows("select to_regclass('public.schema_versions') is not null", ())[0][0]
+    found = there and rows("select coalesce(max(version), 0) from schema_versions", ())[0][0]
+    if found < SCHEMA_VERSION:
+        raise StoreAway(
+            f"the schema is at version {found:d}, version {SCHEMA_VERSION} is needed:"
+            " apply init.sql (python -m eventcore migrate)"
+        )
+    rows("select require_sequence()", ())
 
 
 class RelaySession:
@@ -649,8 +646,9 @@ class RelaySession:
             raise StoreRestored(relay_halted(after))
         return page
 
-    def schema_version(self) -> int:
-        return _schema_version(self._rows)
+    def require_schema(self) -> None:
+        """Raises StoreAway while the schema does not fit; see the function `require_schema`."""
+        require_schema(self._rows)
 
     def expire_idempotency_keys(self) -> int:
         statement = "select expire_idempotency_keys(%s)"
@@ -680,16 +678,17 @@ def _wait(connection: Any) -> None:
     PostgreSQL's own time limits need a server that works, and TCP's one that is gone; one that is
     stopped, or whose disk hangs, meets neither. After the error psycopg2 closes the connection.
     """
-    connected = connection.status in (STATUS_READY, STATUS_BEGIN)
+    connected = connection.status in (extensions.STATUS_READY, extensions.STATUS_BEGIN)
     seconds = CALL_TIME if connected else CONNECT_TIME
-    while (state := connection.poll()) != POLL_OK:
+    while (state := connection.poll()) != extensions.POLL_OK:
+        reads = state == extensions.POLL_READ
         waiting = select.poll()
-        waiting.register(connection, select.POLLIN if state == POLL_READ else select.POLLOUT)
+        waiting.register(connection, select.POLLIN if reads else select.POLLOUT)
         if not waiting.poll(seconds * 1000):
             raise psycopg2.OperationalError(f"PostgreSQL was silent for {seconds:g} seconds")
 
 
-set_wait_callback(_wait)
+extensions.set_wait_callback(_wait)
 
 
 class Wakeup:
@@ -714,8 +713,7 @@ class Wakeup:
         self._rung.set()
         if self._thread is None:
             with self._lock:
-                if self._thread is None:
-                    self._thread = repeat(self._send, "wakeup")
+                self._thread = self._thread or repeat(self._send, "wakeup")
 
     def _send(self) -> None:
         self._rung.wait()
@@ -785,15 +783,6 @@ def migrate(owner: Server, script: Path, wait: float = 30) -> int:
             return int(found.scalar_one())
 
     return retry(apply, wait)
-
-
-def require_schema(schema_version: int) -> None:
-    """Raises StoreAway while the schema is older than this code; a newer one is welcome."""
-    if schema_version < SCHEMA_VERSION:
-        raise StoreAway(
-            f"the schema is at version {schema_version}, version {SCHEMA_VERSION} is needed:"
-            " apply init.sql (python -m eventcore migrate)"
-        )
 
 
 _READ_ONLY = "25006"

@@ -156,18 +156,18 @@ def test_a_sequence_behind_the_log_is_refused_with_the_statement_that_mends_it(
     sql(fresh("owner"), "select setval('events_position_seq', 1)")
     relay = RelaySession(fresh("relay"), "user")
     for act in (
-        opened.schema_version,
+        opened.require_schema,
         opened.settled,
         lambda: opened.progress("user"),
         relay.settled_event,
-        relay.schema_version,
+        relay.require_schema,
         lambda: migrate(fresh("owner"), INIT_SQL, wait=0),
     ):
         with pytest.raises(SequenceBehind) as refused:
             act()
     statement = str(refused.value).rsplit("run as the owner: ", 1)[1]
     sql(fresh("owner"), statement)
-    assert opened.schema_version() == SCHEMA_VERSION
+    opened.require_schema()
     append(opened, 1)
     assert opened.settled() == 4
     relay.close()

@@ -27,7 +27,6 @@ from eventcore.store import (
     Stream,
     connect,
     migrate,
-    require_schema,
 )
 from tests.conftest import Databases
 from tests.integration.trouble import transaction
@@ -415,12 +414,39 @@ def test_a_newer_schema_is_left_alone_and_welcome(spare_databases: Databases) ->
             assert migrate(database, INIT_SQL, wait=0) == 99
             comment = "select obj_description('settle'::regproc)"
             assert connection.exec_driver_sql(comment).scalar_one() == "of a newer version"
-            require_schema(99)
+            Postgres(spare_databases("other", "service"), 1).require_schema()
         finally:
             connection.exec_driver_sql("delete from schema_versions where version = 99")
     migrate(database, INIT_SQL)
-    with pytest.raises(StoreAway, match=r"apply init\.sql"):
-        require_schema(0)
+
+
+@pytest.mark.parametrize(
+    ("change", "undo"),
+    [
+        (
+            "update schema_versions set version = version - 10",
+            "update schema_versions set version = version + 10",
+        ),
+        (
+            "alter table schema_versions rename to not_yet",
+            "alter table not_yet rename to schema_versions",
+        ),
+    ],
+)
+def test_an_older_schema_is_refused_until_init_sql_is_applied(
+    spare_databases: Databases, change: str, undo: str
+) -> None:
+    store = Postgres(spare_databases("other", "service"), 1)
+    store.require_schema()
+    with connect(spare_databases("other", "owner")).connect() as connection:
+        connection.exec_driver_sql(change)
+        try:
+            with pytest.raises(StoreAway, match=r"apply init\.sql"):
+                store.require_schema()
+        finally:
+            connection.exec_driver_sql(undo)
+    store.require_schema()
+    store.close()
 
 
 def test_a_function_that_is_no_longer_needed_is_dropped(

@@ -213,7 +213,7 @@ def _listens(port: int) -> bool:
 
 def _use_postgres(server: Server) -> None:
     with closing(Postgres(server, 1)) as store:
-        assert store.schema_version() > 0
+        store.require_schema()
 
 
 def _use_rabbitmq(server: Server) -> None:
