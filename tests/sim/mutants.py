@@ -18,11 +18,18 @@ from eventcore.projector import Folder, Projector, Sweep
 from eventcore.readmodel import Mongo
 from eventcore.relay import Pump
 from eventcore.store import Postgres, RelaySession, Settling
+from tests.contract.test_readmodel import (
+    test_a_parked_stream_is_released_once_its_document_has_reached_everything,
+)
 from tests.fakes.shop import FakeShop
 from tests.flow.test_projector import (
     test_the_checkpoint_does_not_pass_a_stream_that_is_neither_applied_nor_parked,
 )
-from tests.sim.run import simulate
+from tests.sim.judge import Judge
+from tests.sim.mongo import FakeMongo, SimMongo
+from tests.sim.people import DECIDER, FIXED
+from tests.sim.run import simulate, simulated
+from tests.sim.world import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,13 @@ class Mutant:
         made: dict[str, Any] = {}
         exec(text.replace(self.old, self.new), function.__globals__, made)
         return made[self.function]
+
+
+def _on_simulated_mongodb(test: Callable[[SimMongo], object]) -> None:
+    """A test of the read model's contract, in a world without faults."""
+    world = World(0)
+    with simulated(world):
+        test(SimMongo(FakeMongo(world, Judge(world, FIXED, DECIDER), "users")))
 
 
 MUTANTS = (
@@ -264,7 +278,9 @@ MUTANTS = (
         "release",
         '"highest": {"$lte": version}',
         '"highest": {"$gt": 0}',
-        rare=True,
+        lambda: _on_simulated_mongodb(
+            test_a_parked_stream_is_released_once_its_document_has_reached_everything
+        ),
     ),
     Mutant(
         "streams are released before they are written",
@@ -324,8 +340,9 @@ MUTANTS = (
         "what was not written is remembered as reached",
         Folder,
         "_write",
-        "    try:\n",
-        "    for each in changed:\n        self._remember(each.stream, each.version)\n    try:\n",
+        "    into, complete =",
+        "    for each in changed:\n        self._remember(each.stream, each.version)\n"
+        "    into, complete =",
         rare=True,
     ),
 )
