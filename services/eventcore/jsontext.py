@@ -1,7 +1,6 @@
 """JSON text to values and back, exactly: decimals stay decimals, and nothing is guessed.
 
-The only file that imports msgspec, which refuses NaN, Infinity, broken UTF-8, lone
-surrogates and bottomless nesting, and writes a Decimal as the number it is.
+msgspec refuses NaN, Infinity, broken UTF-8, lone surrogates and bottomless nesting.
 """
 
 import json

@@ -9,12 +9,9 @@
     both         where asked for, `monitor` for an exporter of PostgreSQL or MongoDB: it may ask
                  for the server's numbers, and reads no data
 
-The roles of PostgreSQL hold the rights (`init.sql` grants them) and cannot log in; the
-logins are members of one each, with passwords from outside. PUBLIC may not connect, so the
-order service's logins cannot reach the user service's database.
-
-Sources: RabbitMQ's guides on access control (what declaring, binding and publishing need), on
-policies, on quorum queues (delivery limit, length limit), and its management HTTP API.
+The roles of PostgreSQL hold the rights (`init.sql` grants them) and cannot log in; the logins are
+members of one each. PUBLIC may not connect, so a service's logins cannot reach another's database.
+Sources: RabbitMQ's guides on access control, policies and quorum queues; its management HTTP API.
 """
 
 import hashlib

@@ -1,8 +1,7 @@
 """Reads the environment once, into one object for each kind of process.
 
-Each server is given in parts (`POSTGRES_HOST`, `POSTGRES_PORT`, …), never as a URL, so that a
-password needs no quoting. A password or token may come from a file (`POSTGRES_PASSWORD_FILE`),
-which is read at every connect: a new password needs no restart. No password has a default.
+A server is given in parts (`POSTGRES_HOST`, …), so that a password needs no quoting. A password or
+token may be in a file (`POSTGRES_PASSWORD_FILE`), read at every connect. None has a default.
 """
 
 import os
