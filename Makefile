@@ -17,8 +17,9 @@ help: ## List the targets
 
 ##@ Run it on this machine
 
-run: $(VENV)/ready ## Run servers, services and projectors until Ctrl-C; HOST=0.0.0.0 listens for others, too
-	@$(RUN) -m local.run $(if $(filter command line,$(origin HOST)),--host $(HOST))
+run: $(VENV)/ready ## Run servers, services and projectors until Ctrl-C; HOST=0.0.0.0 listens for others; SERVERS=compose
+	@$(RUN) -m local.run $(if $(filter command line,$(origin HOST)),--host $(HOST)) \
+	    $(if $(SERVERS),--servers $(SERVERS)) $(if $(filter-out 0,$(OBSERVABILITY)),--observability)
 
 demo: $(VENV)/ready ## Play the guide's six requests, beside `make run`
 	@$(RUN) -m local.demo
@@ -47,6 +48,7 @@ lint: $(VENV)/ready-dev ## Check style, types, import rules, and what is insecur
 	@$(SCHEMA) vendor.dependabot .github/dependabot.yml
 	@$(SCHEMA) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 	@$(SCHEMA) vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
+	@$(SCHEMA) vendor.compose-spec compose.yaml
 	@if command -v actionlint >/dev/null; then actionlint; fi
 	@$(RUN) -m local.audit
 

@@ -1,18 +1,28 @@
-"""`make clean`: remove the data of `make run`. Refuses while it runs."""
+"""`make clean`: removes the data of `make run`, containers included. Refuses while it runs."""
 
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 from local.child import CannotStart
 from local.lock import sole_use
 
+COMPOSE = ("docker", "compose", "--file", str(Path(__file__).parent.parent / "compose.yaml"))
+PASSWORD = "SHOP_PASSWORD"
+"""The variable by which compose.yaml takes the password of all servers."""
+
 
 def clean(data: Path) -> None:
-    """Remove the folder; raises CannotStart while somebody runs on it."""
+    """Removes the folder and the volumes; raises CannotStart while somebody runs on it."""
     if not data.exists():
         return
     with sole_use(data):
+        if (data / "secrets" / "compose").exists():
+            down = (*COMPOSE, "--profile", "observability", "down", "--volumes")
+            if subprocess.run(down, env={**os.environ, PASSWORD: "-"}, check=False).returncode:
+                raise CannotStart("docker compose down failed, so nothing was removed.")
         shutil.rmtree(data)
 
 

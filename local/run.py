@@ -1,7 +1,7 @@
 """`make run`: the whole system on one machine, until Ctrl-C.
 
-Starts PostgreSQL, RabbitMQ and MongoDB, each unless its URL is given, prepares the event
-stores, starts the eight processes under honcho, waits until all are ready and says where
+Starts PostgreSQL, RabbitMQ and MongoDB, each unless its URL is given, or all in containers.
+Prepares the event stores, starts the eight processes under honcho, waits until all are ready and says where
 they are. Stops in the opposite order: processes, then servers. Data stays for the next run.
 """
 
@@ -14,7 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from eventcore.errors import Error
 from eventcore.settings import Server
 from local.announce import RemindingPrinter, announce, say
 from local.child import CannotStart, Child, is_free
+from local.compose import containers
 from local.given import given_mongodb, given_postgres, given_rabbitmq
 from local.inside import forget_environments, note_environments
 from local.lock import sole_use
@@ -47,13 +48,19 @@ _POSTGRES, _RABBITMQ, _MANAGEMENT, _MONGODB, _METRICS = 25432, 25672, 25673, 271
 @click.option("--data", type=click.Path(path_type=Path), default=".data", show_default=True)
 @click.option("--port", default=3000, show_default=True, help="The gateway's; two more follow it.")
 @click.option("--host", default="localhost", show_default=True, help="Where all processes listen.")
-def main(data: Path, port: int, host: str) -> None:
+@click.option("--servers", type=click.Choice(["own", "compose"]), default="own", show_default=True)
+@click.option("--observability", is_flag=True, help="Dashboards, with --servers compose.")
+def main(data: Path, port: int, host: str, servers: str, observability: bool) -> None:
     """Run the whole system until Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGHUP, _hang_up)
     data = data.absolute()
     try:
-        with sole_use(data):
+        if observability and servers != "compose":
+            raise CannotStart("OBSERVABILITY=1 needs SERVERS=compose, or `make up` for a cluster.")
+        with sole_use(data), ExitStack() as stack:
+            if servers == "compose":
+                os.environ.update(stack.enter_context(containers(data / "secrets", observability)))
             run(data, port, host)
     except (CannotStart, Error) as problem:
         sys.exit(f"make run: {problem}")

@@ -121,6 +121,38 @@ def test_it_runs_stops_without_a_trace_and_runs_again_on_the_same_data(
     assert not make_run.data.exists()
 
 
+@pytest.mark.timeout(240)
+def test_it_runs_on_servers_that_are_given_and_leaves_them_alone(
+    make_run: MakeRun, rabbitmq: RabbitMQ, data_folder: Path
+) -> None:
+    folder = data_folder / "given"
+    postgres = PostgreSQL(folder / "postgres", free_port())
+    mongodb = MongoDB(folder / "mongodb", free_port())
+    try:
+        postgres.start()
+        mongodb.start()
+        make_run.start(
+            DATABASE_URL=_url("postgresql", postgres.address),
+            RABBITMQ_URL=_url("amqp", _own_virtual_host(rabbitmq)),
+            MONGODB_URL=_url("mongodb", replace(mongodb.address, name="")),
+        )
+        assert "Using your PostgreSQL." in make_run.said()
+        Demo(make_run.url(), make_run.url(2)).play()
+        assert make_run.send(signal.SIGINT) == 0
+        assert make_run.left_running() == []
+        assert accepts(postgres.address.port)
+        assert accepts(mongodb.address.port)
+        assert sorted(each.name for each in make_run.data.iterdir()) == ["lock", "secrets"]
+    finally:
+        mongodb.stop()
+        postgres.stop()
+
+
+def test_dashboards_without_containers_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    said = _refusal("--data", str(tmp_path / "data"), "--observability")
+    assert "needs SERVERS=compose" in said
+
+
 def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
     with socket.create_server((HOST, 0)) as taken:
         port = taken.getsockname()[1]
