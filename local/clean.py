@@ -10,7 +10,7 @@ from local.child import CannotStart
 from local.lock import sole_use
 
 COMPOSE = ("docker", "compose", "--file", str(Path(__file__).parent.parent / "compose.yaml"))
-PASSWORD = "SHOP_PASSWORD"
+VARIABLE = "SHOP_PASSWORD"
 """The variable by which compose.yaml takes the password of all servers."""
 
 
@@ -21,7 +21,7 @@ def clean(data: Path) -> None:
     with sole_use(data):
         if (data / "secrets" / "compose").exists():
             down = (*COMPOSE, "--profile", "observability", "down", "--volumes")
-            if subprocess.run(down, env={**os.environ, PASSWORD: "-"}, check=False).returncode:
+            if subprocess.run(down, env={**os.environ, VARIABLE: "-"}, check=False).returncode:
                 raise CannotStart("docker compose down failed, so nothing was removed.")
         shutil.rmtree(data)
 

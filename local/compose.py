@@ -9,7 +9,7 @@ from pathlib import Path
 
 from local.announce import say
 from local.child import CannotStart
-from local.clean import COMPOSE, PASSWORD
+from local.clean import COMPOSE, VARIABLE
 from local.secretfiles import secret_file
 
 
@@ -40,5 +40,5 @@ def containers(secrets: Path, observability: bool = False) -> Iterator[dict[str,
 
 
 def _compose(password: str, *arguments: str) -> int:
-    told = {**os.environ, PASSWORD: password}
+    told = {**os.environ, VARIABLE: password}
     return subprocess.run((*COMPOSE, *arguments), env=told, check=False).returncode

@@ -1,8 +1,9 @@
 """`make run`: the whole system on one machine, until Ctrl-C.
 
 Starts PostgreSQL, RabbitMQ and MongoDB, each unless its URL is given, or all in containers.
-Prepares the event stores, starts the eight processes under honcho, waits until all are ready and says where
-they are. Stops in the opposite order: processes, then servers. Data stays for the next run.
+Prepares the event stores, starts the eight processes under honcho, waits until all are ready and
+says where they are. Stops in the opposite order: processes, then servers. Data stays for the next
+run.
 """
 
 import ctypes
