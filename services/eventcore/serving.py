@@ -34,7 +34,7 @@ from eventcore.observe import (
     write_lines_in_background,
 )
 from eventcore.readmodel import Mongo
-from eventcore.settings import ServeSettings
+from eventcore.settings import SOCKET_THREADS, ServeSettings
 from eventcore.store import Postgres
 from eventcore.tracing import start_tracing, stop_tracing
 from eventcore.web import BODY_LIMIT, IDS, Correlation
@@ -46,9 +46,6 @@ log = logging.getLogger(__name__)
 
 CONNECTIONS = 2000
 """Connections that one process holds at most."""
-
-SOCKET_THREADS = 256
-"""Threads that receive requests and send answers. Most wait for a socket; THREADS of them work."""
 
 SOCKET_TIME = 10
 """Seconds that one receive or send on a connection may take."""
@@ -366,7 +363,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         write_lines_in_background()
         start_tracing(self._settings)
         app: Flask = self._module.create_app(self._settings)
-        self._overload = Overload(app, self._settings.threads)
+        self._overload = Overload(app, self._settings.permits)
         return self._overload
 
     def _post_worker_init(self, _worker: object) -> None:

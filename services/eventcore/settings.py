@@ -134,12 +134,21 @@ class Settings(BaseSettings):
     trace_ratio: float = Field(1.0, ge=0, le=1, validation_alias="otel_traces_sampler_arg")
 
 
+SOCKET_THREADS = 256
+"""Threads that receive requests and send answers. Most wait for a socket; THREADS of them work."""
+
+
 class ServeSettings(Settings):
     """The settings of a process that serves HTTP."""
 
     port: Port
     cors_origins: Annotated[tuple[str, ...], _Words] = ()
     threads: Count = 16
+
+    @property
+    def permits(self) -> int:
+        """Requests that the process works on at once."""
+        return self.threads
 
 
 class StoreSettings(Settings):

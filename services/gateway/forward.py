@@ -24,7 +24,7 @@ IDLE_TIME = 1.0
 """Seconds after which a kept connection is not used again. A service that stops still answers on
 its connections for two seconds, so a request does not meet one that is being closed."""
 
-PATIENCE = 0.25
+PATIENCE = 1.0
 """Seconds that a call waits for a permit, while the service answers others."""
 
 SAFE = ("GET", "HEAD", "OPTIONS")

@@ -2,7 +2,7 @@
 
 from flask import Flask
 
-from eventcore.settings import Port, ServeSettings
+from eventcore.settings import SOCKET_THREADS, Port, ServeSettings
 from eventcore.web import create_app as create_web_app
 from gateway.api import Description, add_forwarding
 from gateway.forward import Upstream
@@ -18,13 +18,17 @@ class Settings(ServeSettings):
     user_service_url: str
     order_service_url: str
 
+    @property
+    def permits(self) -> int:
+        """Each upstream has THREADS permits of its own, for which requests wait here."""
+        return SOCKET_THREADS
+
 
 def create_app(settings: Settings) -> Flask:
     """The application that gunicorn serves. It is ready when it runs: it never probes upstreams."""
-    calls = max(1, settings.threads // 2)
     upstreams = {
-        "user": Upstream(settings.user_service_url, calls),
-        "order": Upstream(settings.order_service_url, calls),
+        "user": Upstream(settings.user_service_url, settings.threads),
+        "order": Upstream(settings.order_service_url, settings.threads),
     }
     app = create_web_app(
         TITLE,
