@@ -364,7 +364,7 @@ MUTANTS = {
         ("settle", "'public.events'::regclass", "'public.checkpoints'::regclass"),
     ],
     "the feed has no order": [
-        ("read_feed", "order by position", "order by event_id"),
+        ("read_feed", "order by position", "order by md5(event_id::text)"),
     ],
     "a page of a stream begins where the last one ended": [
         ("read_stream", "version > p_after", "version >= p_after"),
