@@ -93,7 +93,7 @@ MUTANTS = (
         Postgres,
         "_append",
         'reach("append:begin")',
-        "values = (*values[:3], [str(UUID(int=UUID(e).int + 2**40)) for e in values[3]],"
+        "values = (*values[:3], [str(UUID(int=UUID(e).int + outcome_unknown)) for e in values[3]],"
         " *values[4:])",
         rare=True,
     ),
