@@ -80,7 +80,7 @@ _PROCESSES: Sequence[Alert] = (
         and on (namespace) group by (namespace) (eventcore_build_info)
         or absent(eventcore_build_info)
         """,
-        "A process that was there has not been scraped for five minutes, or none is at all.",
+        "A process has not been scraped for five minutes although it was before, or none is.",
         "{{ with $labels.process }}{{ $labels.service }}'s `{{ . }}` is no longer scraped."
         "{{ else }}No process of the shop is scraped.{{ end }}",
         _OVERVIEW,
@@ -90,7 +90,7 @@ _PROCESSES: Sequence[Alert] = (
         "critical",
         "2m",
         """min by (namespace, job, instance, server) (dependency_up) == 0""",
-        "A process has missed a server that it needs for two minutes.",
+        "A process has not reached a server that it needs for two minutes.",
         "{{ $labels.instance }} (job {{ $labels.job }}) cannot use {{ $labels.server }}.",
         _STORES,
     ),
@@ -102,7 +102,7 @@ _PROCESSES: Sequence[Alert] = (
         sum by (namespace, job, instance, server) (pool_connections_in_use)
           / (sum by (namespace, job, instance, server) (pool_connections_max) > 0) >= 0.95
         """,
-        "A pool of connections has been full for two minutes, so that calls wait for it.",
+        "A connection pool has been full for two minutes, so calls wait for it.",
         "{{ $labels.instance }} uses {{ $value | humanizePercentage }} of its connections to"
         " {{ $labels.server }}.",
         _STORES,
@@ -201,7 +201,7 @@ _EVENTS: Sequence[Alert] = (
         "critical",
         "1m",
         """max by (namespace, store) (eventstore_unsettled_seconds) > 60""",
-        "A writer that does not end has held back all new events for a minute.",
+        "A transaction that does not end has held back all new events for a minute.",
         "Nothing newer of the store {{ $labels.store }} can be read for"
         " {{ $value | humanizeDuration }}.",
         _FLOW,
@@ -231,7 +231,7 @@ _EVENTS: Sequence[Alert] = (
           "service", "$1", "store", "(.+)"
         )
         """,
-        "Events are appended and none has been confirmed by the broker for ten minutes.",
+        "Events are appended, and the broker has confirmed none for ten minutes.",
         "{{ $labels.service }}'s events stay in its log.",
         _FLOW,
     ),
@@ -241,7 +241,7 @@ _EVENTS: Sequence[Alert] = (
         "2m",
         """max by (namespace, store) (relay_active) == 0""",
         "No relay has held the lock of a store for two minutes.",
-        "The relays of the store {{ $labels.store }} run, and none of them relays.",
+        "The relays of the store {{ $labels.store }} run, and none is active.",
         _FLOW,
     ),
     Alert(
@@ -249,7 +249,7 @@ _EVENTS: Sequence[Alert] = (
         "warning",
         "10m",
         """sum by (namespace, store) (increase(relay_events_returned_total[5m])) > 0""",
-        "The broker has had no queue for some events, again and again for ten minutes.",
+        "The broker has returned events without a queue for ten minutes.",
         "{{ $value | humanize }} events of the store {{ $labels.store }} were returned within"
         " five minutes.",
         _FLOW,
@@ -269,7 +269,7 @@ _EVENTS: Sequence[Alert] = (
         "critical",
         "2m",
         """max by (namespace, projection) (projection_staleness_seconds) > 300""",
-        "A read model has not been known to be complete for five minutes.",
+        "No sweep has confirmed for five minutes that a read model is complete.",
         "{{ $labels.projection }} was last known to be complete"
         " {{ $value | humanizeDuration }} ago.",
         _PROJECTIONS,
@@ -279,8 +279,8 @@ _EVENTS: Sequence[Alert] = (
         "warning",
         "1m",
         """max by (namespace, projection) (projection_parked_streams) > 0""",
-        "A projection has set streams aside, since their next event cannot be applied.",
-        "{{ $value }} streams of {{ $labels.projection }} stand still; all others go on.",
+        "A projection has parked streams, because their next event cannot be applied.",
+        "{{ $value }} streams of {{ $labels.projection }} are parked; all others go on.",
         _PROJECTIONS,
     ),
     Alert(
@@ -288,8 +288,8 @@ _EVENTS: Sequence[Alert] = (
         "critical",
         "0m",
         """max by (namespace, projection) (projection_halted) == 1""",
-        "A projection applies nothing, since the log does not have events that it has folded.",
-        "{{ $labels.projection }} stands still until it is rebuilt.",
+        "A projection is halted, because the log does not have events that it has folded.",
+        "{{ $labels.projection }} is halted until it is rebuilt.",
         _PROJECTIONS,
     ),
     Alert(
@@ -297,7 +297,7 @@ _EVENTS: Sequence[Alert] = (
         "critical",
         "0m",
         """max by (namespace, projection) (projection_verified_wrong_streams) > 0""",
-        "A comparison with the log has found documents that are not what their events make.",
+        "A comparison with the log has found documents that differ from the fold of their events.",
         "{{ $value }} streams of {{ $labels.projection }} were found wrong.",
         _PROJECTIONS,
     ),
@@ -306,8 +306,8 @@ _EVENTS: Sequence[Alert] = (
         "warning",
         "0m",
         """sum by (namespace, projection) (increase(projection_dead_letters_total[15m])) > 0""",
-        "Messages that are no events have arrived within the last quarter of an hour.",
-        "{{ $value | humanize }} messages to {{ $labels.projection }} were put aside.",
+        "Messages that are not events have arrived within the last quarter of an hour.",
+        "{{ $value | humanize }} messages to {{ $labels.projection }} are dead letters.",
         _PROJECTIONS,
     ),
 )
@@ -332,8 +332,8 @@ _SERVERS: Sequence[Alert] = (
 "queue", "$1", "queue", "(.+)\\.dead-letters"
 )""",
         "A queue of events has had no consumer for five minutes.",
-        "Nobody takes from {{ $labels.queue }}: events wait in it, and its read model is kept"
-        " by nobody.",
+        "{{ $labels.queue }} has no consumer: events wait in it, and only sweeps update its read"
+        " model.",
         _STORES,
     ),
     Alert(
@@ -344,8 +344,8 @@ _SERVERS: Sequence[Alert] = (
         max by (namespace, instance) (rabbitmq_alarms_memory_used_watermark) > 0
         or max by (namespace, instance) (rabbitmq_alarms_free_disk_space_watermark) > 0
         """,
-        "RabbitMQ has taken nothing for a minute, since it lacks memory or disk.",
-        "{{ $labels.instance }} blocks whoever publishes.",
+        "RabbitMQ has blocked publishers for a minute, because it lacks memory or disk.",
+        "{{ $labels.instance }} blocks publishers.",
         _STORES,
     ),
     Alert(
@@ -354,7 +354,7 @@ _SERVERS: Sequence[Alert] = (
         "1m",
         """min by (namespace, instance) (pg_up) == 0""",
         "PostgreSQL has not answered its exporter for a minute.",
-        "The server behind {{ $labels.instance }} does not answer: no command can be taken.",
+        "The server behind {{ $labels.instance }} does not answer: commands get 503.",
         _STORES,
     ),
     Alert(
@@ -377,7 +377,7 @@ _SERVERS: Sequence[Alert] = (
         """min by (namespace, instance) (mongodb_up) == 0""",
         "MongoDB has not answered its exporter for a minute.",
         "The server behind {{ $labels.instance }} does not answer: queries are answered from"
-        " the logs, and read models stand still.",
+        " the logs, and read models are not updated.",
         _STORES,
     ),
     Alert(
@@ -394,7 +394,7 @@ _SERVERS: Sequence[Alert] = (
         )
         {_IN_OUR_NAMESPACE}
         """,
-        "A volume is full within four hours if it goes on as it did in the last one, or is by now.",
+        "A volume will be full within four hours at the rate of the last hour, or is nearly full.",
         "The claim {{ $labels.persistentvolumeclaim }} is nearly full, or soon will be.",
         _STORES,
     ),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from local.panels.grafana import Board, Panel, Query, Row
 
 OURS = "eventcore_build_info"
-"""What every process of ours has."""
+"""The metrics of every process."""
 
 SERVERS = "|".join(
     (
@@ -114,7 +114,7 @@ _NOW = Row(
         ),
         Panel(
             "Servers missed",
-            "How many processes miss PostgreSQL, RabbitMQ, MongoDB or another service's feed.",
+            "Processes that cannot reach PostgreSQL, RabbitMQ, MongoDB or another service's feed.",
             "none",
             [Query("count(dependency_up{*} == 0) or vector(0)")],
             kind="stat",
@@ -144,7 +144,7 @@ _NOW = Row(
         ),
         Panel(
             "Set aside",
-            "Streams that a projection has parked, since their next event cannot be applied.",
+            "Streams that a projection has parked, because their next event cannot be applied.",
             "none",
             [Query("sum(max by (namespace, projection) (projection_parked_streams{*}))")],
             kind="stat",
@@ -166,7 +166,7 @@ _RED = Row(
         ),
         Panel(
             "Failed by route",
-            "Share of calls that were answered with 5xx. What a caller did wrong is not in it.",
+            "Share of calls that were answered with 5xx; errors of callers (4xx) do not count.",
             "percentunit",
             [Query(_failed("route"), "{{route}}")],
             thresholds=(0.01, 0.05),
@@ -217,7 +217,7 @@ _RED = Row(
         ),
         Panel(
             "Answers by status",
-            "Calls a second by what was answered: 4xx is for the caller, 5xx is for us.",
+            "Calls a second by status: 4xx are errors of callers, 5xx of the shop.",
             "reqps",
             [_rate(_CALLS, "status")],
         ),
@@ -237,7 +237,7 @@ _RED = Row(
         ),
         Panel(
             "Append to readable",
-            "From an event's append to the write of its document: what a reader waits for.",
+            "Time from an event's append to the write of its document.",
             "s",
             _quantiles(_READABLE, "projection", 0.99, 0.5),
             thresholds=(1, 10),
@@ -283,7 +283,7 @@ OVERVIEW = Board(
 EVENT_FLOW = Board(
     "shop-event-flow",
     "Shop / Event flow",
-    "From append to readable, stage by stage: where events wait.",
+    "The stages from append to readable, and where events wait.",
     OURS,
     (
         Row(
@@ -297,7 +297,7 @@ EVENT_FLOW = Board(
                 ),
                 Panel(
                     "Time of an append",
-                    "Until PostgreSQL has committed, or refused.",
+                    "Time until PostgreSQL has committed or refused.",
                     "s",
                     _quantiles("eventstore_append_duration_seconds", "aggregate_type", 0.99, 0.5),
                     thresholds=(0.1, 0.5),
@@ -326,7 +326,7 @@ EVENT_FLOW = Board(
                 Panel(
                     "Head and settled position",
                     "The last position, and the one up to which nothing can still appear. "
-                    "A gap that stays is a writer that does not end.",
+                    "A gap that stays is caused by a transaction that does not end.",
                     "none",
                     [
                         Query("max by (store) (eventstore_head_position{*})", "{{store}} head"),
@@ -350,7 +350,7 @@ EVENT_FLOW = Board(
                 Panel(
                     "Held back",
                     "How long a writer has held the settled position back; 0: nobody does. "
-                    "Meanwhile nothing newer reaches any reader.",
+                    "Readers get no newer events meanwhile.",
                     "s",
                     [_latest("eventstore_unsettled_seconds", "store")],
                     thresholds=(10, 60),
@@ -395,14 +395,14 @@ EVENT_FLOW = Board(
                 ),
                 Panel(
                     "Time until confirmed",
-                    "From the publishing of a page of events to the last confirm of it.",
+                    "Time from publishing a page of events to its last confirm.",
                     "s",
                     _quantiles("relay_confirm_duration_seconds", "store", 0.99, 0.5),
                     thresholds=(1, 5),
                 ),
                 Panel(
                     "In flight and window",
-                    "Events published and not confirmed, and how many there may be at most.",
+                    "Events published and not confirmed, and their limit.",
                     "none",
                     [
                         Query("max by (store) (relay_in_flight_events{*})", "{{store}} in flight"),
@@ -419,7 +419,7 @@ EVENT_FLOW = Board(
                 ),
                 Panel(
                     "Relays at work",
-                    "How many relays hold their store's lock: one each, others stand by.",
+                    "Relays that hold their store's lock: one for each store; others stand by.",
                     "none",
                     [Query("sum by (store) (relay_active{*})", "{{store}}")],
                 ),
@@ -444,14 +444,14 @@ EVENT_FLOW = Board(
                 ),
                 Panel(
                     "Time of a batch",
-                    "Until MongoDB has written all of a batch and the broker has its acks.",
+                    "Time until MongoDB has written a batch and it is acknowledged.",
                     "s",
                     _quantiles("projection_batch_duration_seconds", "projection", 0.99, 0.5),
                     thresholds=(1, 5),
                 ),
                 Panel(
                     "Append to readable",
-                    "The whole way: from an event's append to the write of its document.",
+                    "Time from an event's append to the write of its document.",
                     "s",
                     _quantiles(_READABLE, "projection", 0.99, 0.95, 0.5),
                     thresholds=(1, 10),
@@ -464,7 +464,7 @@ EVENT_FLOW = Board(
 PROJECTIONS = Board(
     "shop-projections",
     "Shop / Projections",
-    "How far each read model is behind, and what it could not apply.",
+    "Lag of each read model, and the events that it could not apply.",
     OURS,
     (
         Row(
@@ -556,14 +556,14 @@ PROJECTIONS = Board(
                 ),
                 Panel(
                     "Time of a batch",
-                    "Of a try to apply and acknowledge one.",
+                    "Time of an attempt to apply and acknowledge a batch.",
                     "s",
                     _quantiles("projection_batch_duration_seconds", "projection", 0.99, 0.5),
                     thresholds=(1, 5),
                 ),
                 Panel(
                     "Tries a second",
-                    "Batches a second that were tried, well or not.",
+                    "Batches a second, successful or not.",
                     "ops",
                     [_rate("projection_batch_duration_seconds_count", "projection")],
                 ),
@@ -574,7 +574,7 @@ PROJECTIONS = Board(
             (
                 Panel(
                     "Parked streams",
-                    "Streams set aside until `parked retry`: all others go on.",
+                    "Parked streams; all others go on.",
                     "none",
                     [_latest("projection_parked_streams", "projection")],
                     thresholds=(1,),
@@ -582,7 +582,7 @@ PROJECTIONS = Board(
                 ),
                 Panel(
                     "Dead letters",
-                    "Messages that are no events and were put aside.",
+                    "Messages that are not events and were moved to the dead-letter queue.",
                     "none",
                     [
                         Query(
@@ -601,7 +601,7 @@ PROJECTIONS = Board(
             (
                 Panel(
                     "Streams found wrong",
-                    "Streams whose document is not what their events make, by the last `verify`.",
+                    "Streams whose document differs from the log, by the last `verify`.",
                     "none",
                     [_latest("projection_verified_wrong_streams", "projection")],
                     thresholds=(1,),
@@ -660,7 +660,7 @@ _OWN: Sequence[Panel] = (
     ),
     Panel(
         "Connections in use",
-        "Connections taken from the pools of each process, and how many there may be.",
+        "Connections in use in each process's pools, and their limit.",
         "none",
         [
             Query(
@@ -675,7 +675,7 @@ _OWN: Sequence[Panel] = (
     ),
     Panel(
         "Share of the pools in use",
-        "At 100 % calls wait for a connection, and fail in the end.",
+        "At 100 %, calls wait for a connection and may fail.",
         "percentunit",
         [
             Query(
@@ -733,7 +733,7 @@ _RABBITMQ: Sequence[Panel] = (
     ),
     Panel(
         "Unroutable",
-        "Messages a second that no queue would take: returned to who published them, or dropped.",
+        "Messages a second without a queue: returned to their publisher, or dropped.",
         "cps",
         [
             Query(f"sum(rate(rabbitmq_global_messages_unroutable_{what}_total{{*}}[*]))", what)
@@ -794,7 +794,7 @@ _POSTGRES: Sequence[Panel] = (
     ),
     Panel(
         "Connections of PostgreSQL",
-        "Connections by their state, and how many there may be.",
+        "Connections by state, and their limit.",
         "none",
         [
             Query("sum by (state) (pg_stat_activity_count{*})", "{{state}}"),
@@ -825,7 +825,7 @@ _POSTGRES: Sequence[Panel] = (
     ),
     Panel(
         "Deadlocks",
-        "Transactions a second that PostgreSQL ended, since they waited for each other.",
+        "Transactions a second that PostgreSQL ended because of a deadlock.",
         "cps",
         [Query('sum by (datname) (rate(pg_stat_database_deadlocks{*, datname!=""}[*]))')],
         thresholds=(0.01,),
@@ -899,7 +899,7 @@ _VOLUMES: Sequence[Panel] = (
 STORES = Board(
     "shop-stores",
     "Shop / Stores and broker",
-    "What all of it stands on: PostgreSQL, RabbitMQ, MongoDB, pools and disks.",
+    "The servers: PostgreSQL, RabbitMQ, MongoDB, pools and disks.",
     SERVERS,
     (
         Row("As our processes see them", _OWN),

@@ -205,7 +205,7 @@ CASES = (
         },
         fires=10,
         quiet=(5, 20),
-        description="The relays of the store user run, and none of them relays.",
+        description="The relays of the store user run, and none is active.",
         labels={"store": "user"},
         severity="critical",
     ),
@@ -239,7 +239,7 @@ CASES = (
         {'projection_parked_streams{projection="users"}': "0x5 2x9 0x20"},
         fires=9,
         quiet=(5, 20),
-        description="2 streams of users stand still; all others go on.",
+        description="2 streams of users are parked; all others go on.",
         labels={"projection": "users"},
     ),
     Case(
@@ -247,7 +247,7 @@ CASES = (
         {'projection_halted{projection="users"}': "0x5 1x9 0x20"},
         fires=8,
         quiet=(5, 20),
-        description="users stands still until it is rebuilt.",
+        description="users is halted until it is rebuilt.",
         labels={"projection": "users"},
         severity="critical",
     ),
@@ -265,7 +265,7 @@ CASES = (
         {'projection_dead_letters_total{projection="users"}': "0x20 1x60"},
         fires=22,
         quiet=(19, 45),
-        description="1 messages to users were put aside.",
+        description="1 messages to users are dead letters.",
         labels={"projection": "users"},
     ),
     Case(
@@ -277,8 +277,8 @@ CASES = (
         },
         fires=14,
         quiet=(5, 28),
-        description="Nobody takes from users: events wait in it, and its read model is kept by"
-        " nobody.",
+        description="users has no consumer: events wait in it, and only sweeps update its read"
+        " model.",
         labels={"queue": "users"},
     ),
     Case(
@@ -289,8 +289,8 @@ CASES = (
         },
         fires=14,
         quiet=(5, 28),
-        description="Nobody takes from users: events wait in it, and its read model is kept by"
-        " nobody.",
+        description="users has no consumer: events wait in it, and only sweeps update its read"
+        " model.",
         labels={"queue": "users"},
     ),
     Case(
@@ -301,7 +301,7 @@ CASES = (
         },
         fires=9,
         quiet=(5, 18),
-        description="r:1 blocks whoever publishes.",
+        description="r:1 blocks publishers.",
         labels={"instance": "r:1"},
         severity="critical",
     ),
@@ -313,7 +313,7 @@ CASES = (
         },
         fires=9,
         quiet=(5, 18),
-        description="r:1 blocks whoever publishes.",
+        description="r:1 blocks publishers.",
         labels={"instance": "r:1"},
         severity="critical",
     ),
@@ -322,7 +322,7 @@ CASES = (
         {'pg_up{instance="p:1"}': "1x5 0x5 1x20"},
         fires=9,
         quiet=(5, 18),
-        description="The server behind p:1 does not answer: no command can be taken.",
+        description="The server behind p:1 does not answer: commands get 503.",
         labels={"instance": "p:1"},
         severity="critical",
     ),
@@ -348,7 +348,7 @@ CASES = (
         fires=9,
         quiet=(5, 18),
         description="The server behind m:1 does not answer: queries are answered from the logs,"
-        " and read models stand still.",
+        " and read models are not updated.",
         labels={"instance": "m:1"},
         severity="critical",
     ),
