@@ -43,11 +43,11 @@ REQUESTS = Histogram(
 )  # fmt: skip
 APPENDED = Counter("eventstore_events_appended", "Events appended", ["event_type"])
 APPENDS = Histogram(
-    "eventstore_append_duration_seconds", "Time of an append, whatever became of it",
+    "eventstore_append_duration_seconds", "Time of an append, successful or not",
     ["aggregate_type"], buckets=SECONDS,
 )  # fmt: skip
 CONFLICTS = Counter(
-    "eventstore_conflicts", "Appends that found their stream changed by others", ["aggregate_type"]
+    "eventstore_conflicts", "Appends refused because the stream had changed", ["aggregate_type"]
 )
 CONFLICTS_LOST = Counter(
     "eventstore_conflicts_lost", "Commands refused after all retries", ["aggregate_type"]
@@ -60,7 +60,7 @@ UNSETTLED = _store_gauge(
     "eventstore_unsettled_seconds", "How long a writer holds the settled position back"
 )
 PUBLISHED = Counter("relay_events_confirmed", "Events confirmed by the broker", ["store"])
-RETURNED = Counter("relay_events_returned", "Events the broker could not route at first", ["store"])
+RETURNED = Counter("relay_events_returned", "Events that the broker could not route", ["store"])
 CHECKPOINT = _store_gauge("relay_checkpoint_position", "Position up to which all is confirmed")
 RELAY_LAG = _store_gauge("relay_lag_events", "Positions settled and not confirmed; gaps count")
 RELAY_LAG_SECONDS = _store_gauge(
@@ -72,7 +72,7 @@ RELAY_HALTED = _store_gauge(
 )
 RELAY_ACTIVE = _store_gauge("relay_active", "1: it holds the lock and relays; 0: it stands by")
 IN_FLIGHT = _store_gauge("relay_in_flight_events", "Events published and not confirmed yet")
-WINDOW = _store_gauge("relay_window_events", "Most events that may be unconfirmed")
+WINDOW = _store_gauge("relay_window_events", "Maximum number of unconfirmed events")
 CONFIRM_SECONDS = Histogram(
     "relay_confirm_duration_seconds",
     "Time from publishing a page to its last confirm",
@@ -85,7 +85,7 @@ BATCHES = Histogram(
     buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500),
 )  # fmt: skip
 BATCH_SECONDS = Histogram(
-    "projection_batch_duration_seconds", "Time of a try to apply and acknowledge a batch",
+    "projection_batch_duration_seconds", "Time of an attempt to apply and acknowledge a batch",
     ["projection"], buckets=SECONDS,
 )  # fmt: skip
 READABLE = Histogram(
@@ -96,11 +96,11 @@ READABLE = Histogram(
 DUPLICATES = Counter("projection_events_duplicate", "Deliveries seen before", ["projection"])
 CAUGHT_UP = Counter(
     "projection_events_caught_up",
-    "Events fetched from the feed, since the broker had not brought them",
+    "Events read from the feed because the broker had not delivered them",
     ["projection"],
 )
-DEAD_LETTERS = Counter("projection_dead_letters", "Messages that are no events", ["projection"])
-PARKED = _projection_gauge("projection_parked_streams", "Streams set aside")
+DEAD_LETTERS = Counter("projection_dead_letters", "Messages that are not events", ["projection"])
+PARKED = _projection_gauge("projection_parked_streams", "Parked streams")
 POSITION = _projection_gauge(
     "projection_checkpoint_position", "Position up to which all is applied or parked"
 )
@@ -125,14 +125,16 @@ STALENESS = _projection_gauge(
     "projection_staleness_seconds",
     "Age of the moment up to which all is known to be applied or parked; some sweeps at best",
 )
-UP = Gauge("dependency_up", "1: it worked when it was last used; 0: it did not", ["server"])
-POOL_USED = Gauge("pool_connections_in_use", "Connections that are taken from the pool", ["server"])
+UP = Gauge("dependency_up", "1: its last use succeeded; 0: it failed", ["server"])
+POOL_USED = Gauge("pool_connections_in_use", "Connections in use", ["server"])
 POOL_MAX = Gauge("pool_connections_max", "Connections that the pool may have", ["server"])
 BACKGROUND_ERRORS = Counter(
     "background_errors", "Unexpected errors of background threads, which went on", ["thread"]
 )
 BUILD = Gauge(
-    "eventcore_build_info", "1, for what runs here", ["service", "process", "version", "revision"]
+    "eventcore_build_info",
+    "1 for each process",
+    ["service", "process", "version", "revision"],
 )
 
 _fields: ContextVar[Mapping[str, str]] = ContextVar("log fields", default=MappingProxyType({}))
