@@ -33,7 +33,7 @@ clean: ## Remove the data of `make run`
 ##@ Test it
 
 unit: $(VENV)/ready-dev ## Run the tests that need no server: rules, journeys on fakes, the fakes' contracts
-	@$(RUN) -m pytest --hypothesis-profile=quick -m "not servers" tests/unit tests/flow tests/contract
+	@$(RUN) -m pytest -p no:schemathesis --hypothesis-profile=quick -m "not servers" tests/unit tests/flow tests/contract
 
 test: $(VENV)/ready-dev ## Run all tests, on fakes and on real servers of their own; RabbitMQ by apt
 	@$(RUN) -m local.packages

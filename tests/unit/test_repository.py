@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from local import packages
+from local.child import CannotStart
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -28,3 +31,23 @@ def test_the_environment_finds_all_packages_without_pythonpath(tmp_path: Path) -
 @pytest.mark.parametrize("name", ["Makefile", "README.md", "pyproject.toml"])
 def test_nothing_outside_the_repository_is_named(name: str) -> None:
     assert "../" not in (ROOT / name).read_text()
+
+
+def test_make_test_says_what_is_missing_before_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(packages, "_SCRIPTS", tmp_path)
+    with pytest.raises(CannotStart, match="rabbitmq-server is missing and this system has no apt"):
+        packages.install_all()
+
+
+def test_without_helm_it_says_that_the_charts_tests_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for program in ("rabbitmq-server", "promtool", "pgbouncer"):
+        (tmp_path / program).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    packages.install_all()
+    said = capsys.readouterr().err
+    assert said == "Helm is not on the PATH: the tests of the chart are left out.\n"
