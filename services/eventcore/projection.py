@@ -30,6 +30,10 @@ def event_id_of(document: Document | None) -> str:
     return str(document.get("eventId", "")) if document else ""
 
 
+_PROJECTORS = {"_id", "version", "eventId", "removed", "projectedAt"}
+"""The fields of a document that no step may change."""
+
+
 @dataclass(frozen=True)
 class Projection:
     """What a projector needs to know of one read model.
@@ -69,7 +73,14 @@ class Projection:
         document = document or {"_id": str(event.aggregate_id)}
         if event.event_type not in self.ignores:
             known = self._upcast(event)
-            document = {**document, **self.steps[known.event_type](document, known)}
+            fields = self.steps[known.event_type](document, known)
+            for name in _PROJECTORS & fields.keys():
+                if fields[name] != document.get(name):
+                    raise CannotApply(
+                        f"the step for {known.event_type} sets {name!r}, which is the projector's:"
+                        " return other fields"
+                    )
+            document = {**document, **fields}
         return {**document, "version": event.version, "eventId": str(event.event_id)}
 
     def skip(self, document: Document | None, event: Event) -> Document:
