@@ -762,8 +762,15 @@ def _engine(server: Server, connect_args: dict[str, str], **pool: Any) -> Engine
     )
 
     @event.listens_for(engine, "do_connect")
-    def fresh_password(_dialect: Any, _record: Any, _args: Any, parameters: dict[str, Any]) -> None:
+    def open_connection(dialect: Any, _record: Any, args: Any, parameters: dict[str, Any]) -> Any:
         parameters["password"] = server.password.read()
+        try:
+            return dialect.connect(*args, **parameters)
+        except psycopg2.OperationalError as error:
+            if error.pgcode:
+                raise
+            where = f"{server.host}, port {server.port}"  # libpq leaves it out under a callback
+            raise psycopg2.OperationalError(f"connection to {where} failed: {error}") from error
 
     return engine
 
