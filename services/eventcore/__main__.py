@@ -97,7 +97,9 @@ def migrate(script: Path | None, wait: float) -> None:
     The login must own the database.
     """
     server = settings.read_settings(settings.StoreSettings, "migrate").store
-    version = store.migrate(server, script or Path(__file__).parents[2] / "init.sql", wait)
+    # beside this file in a wheel, at the top of the repository
+    places = (Path(__file__).parents[n] / "init.sql" for n in (0, 2))
+    version = store.migrate(server, script or next(filter(Path.exists, places)), wait)
     click.echo(f"{server.name} is at schema version {version}.")
 
 

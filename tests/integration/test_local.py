@@ -81,7 +81,7 @@ class MakeRun:
 
 @pytest.fixture
 def make_run(data_folder: Path) -> Iterator[MakeRun]:
-    run = MakeRun(data_folder / "make-run")
+    run = MakeRun(data_folder / f"make-run-{free_port()}")
     yield run
     if run._is_running():
         run.send(signal.SIGKILL)

@@ -1,5 +1,6 @@
 """eventcore as a package of its own: built, installed into an empty environment, used there."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import Databases
 
 ROOT = Path(__file__).parents[2]
 UV = shutil.which("uv") or str(Path(sys.executable).parent / "uv")
@@ -18,8 +21,10 @@ assert Decider
 """
 
 
-def run(*command: str, cwd: Path) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+def run(*command: str, cwd: Path, **environ: str) -> str:
+    done = subprocess.run(
+        command, cwd=cwd, env=os.environ | environ, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -44,8 +49,8 @@ def test_the_wheel_has_eventcore_and_the_schema_and_no_service(wheel: Path) -> N
     assert "eventcore/py.typed" in names
 
 
-def test_an_empty_environment_that_installs_it_can_import_and_run_it(
-    wheel: Path, tmp_path: Path
+def test_an_empty_environment_that_installs_it_can_run_it(
+    wheel: Path, tmp_path: Path, spare_databases: Databases
 ) -> None:
     run(UV, "venv", "--quiet", "--python", sys.executable, "venv", cwd=tmp_path)
     python = str(tmp_path / "venv" / "bin" / "python")
@@ -54,8 +59,14 @@ def test_an_empty_environment_that_installs_it_can_import_and_run_it(
     run(UV, "pip", "install", *told, str(wheel), cwd=tmp_path)
     isolated = (python, "-I")  # neither PYTHONPATH nor the current folder
     run(*isolated, "-c", USE, cwd=tmp_path)
-    assert "relay" in run(*isolated, "-m", "eventcore", "--help", cwd=tmp_path)
-    place = run(
-        *isolated, "-c", "from eventcore.__main__ import _schema; print(_schema())", cwd=tmp_path
-    )
-    assert Path(place.strip()).read_bytes() == (ROOT / "init.sql").read_bytes()
+    owner = spare_databases("spare", "owner")
+    environ = {
+        "SERVICE": "spare",
+        "POSTGRES_HOST": owner.host,
+        "POSTGRES_PORT": str(owner.port),
+        "POSTGRES_DATABASE": owner.name,
+        "POSTGRES_USER": owner.user,
+        "POSTGRES_PASSWORD": owner.password.read(),
+    }
+    said = run(*isolated, "-m", "eventcore", "migrate", cwd=tmp_path, **environ)
+    assert said.startswith("spare_event_db is at schema version ")
