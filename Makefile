@@ -39,7 +39,7 @@ test: $(VENV)/ready-dev ## Run all tests, on fakes and on real servers of their 
 	@$(RUN) -m local.packages
 	@$(RUN) -m pytest --ignore=tests/bench --ignore=tests/e2e
 
-lint: $(VENV)/ready-dev ## Check style, types, import rules, and what is insecure
+lint: $(VENV)/ready-dev ## Check style, types, import rules, workflows and insecure code
 	@$(VENV)/bin/ruff check
 	@$(VENV)/bin/ruff format --check
 	@$(VENV)/bin/mypy
@@ -61,7 +61,7 @@ simulation: $(VENV)/ready-dev ## Run SEEDS=10000 of the simulation, the suite ag
 	@$(RUN) -m tests.sim --mutants
 	@STORE_EXAMPLES=2000 $(RUN) -m pytest tests/integration/test_store_properties.py
 
-soak: $(VENV)/ready-dev ## Run for MINUTES=30 at half of what goes: memory, lag and errors must stay flat
+soak: $(VENV)/ready-dev ## Run for MINUTES=30 at half of the capacity; memory, lag and errors must stay flat
 	@$(RUN) -m tests.chaos soak --minutes $(or $(MINUTES),30)
 
 ##@ Measure it
@@ -69,7 +69,7 @@ soak: $(VENV)/ready-dev ## Run for MINUTES=30 at half of what goes: memory, lag 
 bench: $(VENV)/ready-dev ## Print rates and latencies beside bare clients of each server; one row: ROW=P8
 	@$(RUN) -m tests.bench $(ROW)
 
-profile: $(VENV)/ready-dev ## Print where the CPU time of a write and of a read goes, process by process
+profile: $(VENV)/ready-dev ## Print the CPU time of a write and of a read, by process and library
 	@$(RUN) -m tests.bench.profile
 
 ##@ Run it on Kubernetes
@@ -80,10 +80,10 @@ up: ## Make a kind cluster with an ingress and install everything; OBSERVABILITY
 images: ## Build the images and bring them into the current cluster
 	@local/make-images
 
-deploy: images ## Install or upgrade everything on the current cluster; OBSERVABILITY=1 too
+deploy: images ## Install or upgrade everything on the current cluster; OBSERVABILITY=1 as well
 	@local/deploy
 
-down: ## Remove the kind cluster and all that is on it
+down: ## Remove the kind cluster and everything on it
 	@local/cluster-up --remove
 
 e2e: $(VENV)/ready-dev images ## Test the chart on the current cluster, through its ingress
