@@ -21,7 +21,7 @@ run: $(VENV)/ready ## Run servers, services and projectors until Ctrl-C; HOST=0.
 	@$(RUN) -m local.run $(if $(filter command line,$(origin HOST)),--host $(HOST)) \
 	    $(if $(SERVERS),--servers $(SERVERS)) $(if $(filter-out 0,$(OBSERVABILITY)),--observability)
 
-demo: $(VENV)/ready ## Play the guide's six requests, beside `make run`
+demo: $(VENV)/ready ## Play the journey in six requests, beside `make run`
 	@$(RUN) -m local.demo
 
 shell: $(VENV)/ready ## Open a shell for the operator's tools, beside `make run`; IN=order-service is that process's own
