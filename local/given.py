@@ -20,7 +20,7 @@ from pymongo.errors import PyMongoError
 from sqlalchemy.exc import DBAPIError
 
 from eventcore.settings import Secret, Server
-from eventcore.store import connect
+from eventcore.store.connection import connect
 from local.child import CannotStart
 
 

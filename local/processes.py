@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from eventcore.provision import LOGINS, Limits, limit_queues, provision_store
+from eventcore.operate.provision import LOGINS, provision_store
+from eventcore.operate.provision_broker import Limits, limit_queues
 from eventcore.retry import retry
 from eventcore.settings import SERVERS, Secret, Server
-from eventcore.store import migrate
+from eventcore.store.migrate import migrate
 from local.secretfiles import secret_file
 from order.projections import known_users, orders
 from user.projections import users

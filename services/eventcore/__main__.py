@@ -17,17 +17,26 @@ from uuid import uuid4
 
 import click
 
-from eventcore import provision as provisioning
-from eventcore import serving, settings, store
-from eventcore.broker import Queue, RabbitMQ
+from eventcore import settings
+from eventcore.broker.port import Queue
+from eventcore.broker.rabbitmq import RabbitMQ
 from eventcore.errors import Away, Misconfigured, Refused
-from eventcore.observe import HEART, WINDOW, Health, listen, serve_probes, start, start_logging
-from eventcore.operate import TOOLS, open_folder, projection_named, service_module
-from eventcore.projector import Projector, Sweep
+from eventcore.observe.health import HEART, Health
+from eventcore.observe.logs import start, start_logging
+from eventcore.observe.metrics import WINDOW
+from eventcore.observe.probes import listen, serve_probes
+from eventcore.observe.tracing import start_tracing, stop_tracing
+from eventcore.operate import provision as provisioning
+from eventcore.operate import provision_broker
+from eventcore.operate.shared import open_folder, projection_named, service_module
+from eventcore.operate.tools import TOOLS
+from eventcore.project.projector import Projector
+from eventcore.project.sweep import Sweep
 from eventcore.relay import Relay
 from eventcore.retry import retry
-from eventcore.store import RelaySession
-from eventcore.tracing import start_tracing, stop_tracing
+from eventcore.store import migrate as schema
+from eventcore.store.relay_session import RelaySession
+from eventcore.web import server
 
 PROCESSES = ("serve", "relay", "project")
 """The commands that run until they are stopped."""
@@ -44,7 +53,7 @@ def main(context: click.Context) -> None:
 @main.command()
 def serve() -> None:
     """Serve the service's HTTP calls."""
-    serving.serve(settings.read_settings(service_module().Settings, "serve"))
+    server.serve(settings.read_settings(service_module().Settings, "serve"))
 
 
 @main.command()
@@ -99,7 +108,7 @@ def migrate(script: Path | None, wait: float) -> None:
     server = settings.read_settings(settings.StoreSettings, "migrate").store
     # beside this file in a wheel, at the top of the repository
     places = (Path(__file__).parents[n] / "init.sql" for n in (0, 2))
-    version = store.migrate(server, script or next(filter(Path.exists, places)), wait)
+    version = schema.migrate(server, script or next(filter(Path.exists, places)), wait)
     click.echo(f"{server.name} is at schema version {version}.")
 
 
@@ -148,9 +157,17 @@ def provision(
             do(what, provisioning.provision_store_monitor, own.store, secret)
     if own.broker:
         logins = read("rabbitmq", provisioning.MONITOR, f"{service}-relay", *projections)
-        limits = provisioning.Limits(own.queue_bytes, own.delivery_limit)
+        limits = provision_broker.Limits(own.queue_bytes, own.delivery_limit)
         what = f"RabbitMQ's logins of {service}"
-        do(what, provisioning.provision_broker, own.broker, service, projections, logins, limits)
+        do(
+            what,
+            provision_broker.provision_broker,
+            own.broker,
+            service,
+            projections,
+            logins,
+            limits,
+        )
     if own.readmodel:
         logins = read("mongodb", f"{service}-service", *projections)
         what = f"MongoDB's logins of {service}"

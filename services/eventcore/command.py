@@ -7,25 +7,25 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import TypeVar
 from uuid import UUID
 
-import uuid_utils.compat
-
-from eventcore.decider import Decider
 from eventcore.errors import Conflict, NotFound, StaleVersion
-from eventcore.event import Data, Event
-from eventcore.observe import APPENDED, APPENDS, CONFLICTS, CONFLICTS_LOST
-from eventcore.store import PAGE, Answer, Idempotency, Store, Stream
+from eventcore.ids import new_id
+from eventcore.model.decider import Decider
+from eventcore.model.event import Data
+from eventcore.observe.metrics import APPENDED, APPENDS, CONFLICTS, CONFLICTS_LOST
+from eventcore.store.port import Answer, Idempotency, Store, Stream, read_pages
 
 State = TypeVar("State")
+
 Command = TypeVar("Command")
+
 Fact = TypeVar("Fact")
 
 ATTEMPTS = 8  # how often a command is decided while others keep changing its stream first
+
 _LOCK_WAIT = 1.0  # seconds; then a command goes on without the lock: the store keeps the order
-_LAST = 253402300799_000  # milliseconds until the end of the year 9999, datetime's last
 
 log = logging.getLogger(__name__)
 
@@ -57,32 +57,6 @@ def tag_of(version: int, event_id: UUID | str) -> str:
     A log that was put back reaches the same version by another event.
     """
     return f"{version}.{str(event_id)[-8:]}" if event_id else str(version)
-
-
-def new_id() -> UUID:
-    """A UUID of version 7: they grow with time, so indexes grow at one end."""
-    return uuid_utils.compat.uuid7()
-
-
-def made_at(made: UUID | None) -> datetime | None:
-    """When `new_id` made an id, to the millisecond (RFC 9562, 5.7); None: it did not make it."""
-    if made is None or made.version != 7 or (milliseconds := made.int >> 80) > _LAST:
-        return None
-    return datetime.fromtimestamp(milliseconds / 1000, UTC)
-
-
-def read_pages(
-    store: Store, stream: Stream, after: int = 0, until: int | None = None
-) -> Iterator[list[Event]]:
-    """Reads the events of a stream above version `after`, up to `until`, one page in memory."""
-    while until is None or after < until:
-        limit = PAGE if until is None else min(PAGE, until - after)
-        page = store.read_stream(stream, after, limit)
-        if page:
-            yield page
-            after = page[-1].version
-        if len(page) < limit:
-            return
 
 
 _STREAM_LOCKS = tuple(threading.Lock() for _ in range(1024))

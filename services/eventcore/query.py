@@ -10,12 +10,12 @@ from datetime import datetime
 from time import monotonic
 from uuid import UUID
 
-from eventcore.command import read_pages
 from eventcore.errors import Away, CannotApply, NotFound, ReadModelAway
-from eventcore.event import Data, Event, Json, to_timestamp
-from eventcore.projection import Document, Projection, version_of
-from eventcore.readmodel import Generation, ReadModel, generation_of
-from eventcore.store import Store, Stream
+from eventcore.model.event import Data, Event, Json, to_timestamp
+from eventcore.model.projection import Document, Projection, version_of
+from eventcore.readmodel.port import ReadModel
+from eventcore.readmodel.records import Generation, generation_of
+from eventcore.store.port import Store, Stream, read_pages
 
 NOTICED = 1.0
 """Seconds after which a process has noticed that another generation serves."""

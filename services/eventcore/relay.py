@@ -13,28 +13,26 @@ from threading import Event as Stop
 from time import monotonic
 
 from eventcore import jsontext
-from eventcore.broker import EXCHANGE, Message, Publisher
+from eventcore.broker.port import Publisher
+from eventcore.broker.topology import EXCHANGE
 from eventcore.errors import Away, StoreRestored
-from eventcore.event import Event, Mark, to_message
 from eventcore.failpoints import reach
-from eventcore.observe import (
-    CONFIRM_SECONDS,
-    HEART,
-    IN_FLIGHT,
-    PUBLISHED,
-    RELAY_ACTIVE,
-    RETURNED,
-    Health,
-)
+from eventcore.model.event import Event, Mark, to_message
+from eventcore.model.message import Message
+from eventcore.observe.health import HEART, Health
+from eventcore.observe.metrics import CONFIRM_SECONDS, IN_FLIGHT, PUBLISHED, RELAY_ACTIVE, RETURNED
+from eventcore.observe.tracing import Published, publishing
 from eventcore.retry import backoff
-from eventcore.store import EXPIRED_AT_ONCE, PAGE, RelayStore
-from eventcore.tracing import Published, publishing
+from eventcore.store.port import EXPIRED_AT_ONCE, PAGE, RelayStore
 
 log = logging.getLogger(__name__)
 
 POLLS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)  # seconds after which an idle relay looks for itself
+
 SAVE_EVERY = 0.2  # seconds between two moves of the checkpoint while there is work
+
 EXPIRE_EVERY = 60.0  # seconds between two rounds of deleting expired idempotency keys
+
 EXPIRE_AGAIN = 0.2  # seconds until the next statement of a round: 5,000 keys a second
 
 

@@ -9,8 +9,10 @@ from urllib.parse import quote
 from flask import Flask, Response, request
 from werkzeug.routing import BaseConverter
 
-from eventcore import openapi
-from eventcore.web import IDS, problem, read_body
+from eventcore.web import openapi
+from eventcore.web.correlation import IDS
+from eventcore.web.problems import problem
+from eventcore.web.request import read_body
 from gateway.forward import SAFE, Answer, Upstream, UpstreamAway
 
 log = logging.getLogger(__name__)

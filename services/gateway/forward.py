@@ -11,8 +11,8 @@ from time import monotonic
 from urllib.parse import urlsplit
 
 from eventcore.errors import Away, Busy
+from eventcore.observe.tracing import calling, note_status
 from eventcore.retry import CircuitBreaker
-from eventcore.tracing import calling, note_status
 
 CONNECT_TIME = 1.0
 """Seconds within which a connection must be established."""

@@ -3,7 +3,7 @@
 from flask import Flask
 
 from eventcore.settings import SOCKET_THREADS, Port, ServeSettings
-from eventcore.web import create_app as create_web_app
+from eventcore.web.app import create_app as create_web_app
 from gateway.api import Description, add_forwarding
 from gateway.forward import Upstream
 

@@ -6,12 +6,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from eventcore.command import Handled, answered_before, handle, new_id
-from eventcore.inputs import DIGITS, VISIBLE, Id, Input, QueryInput
-from eventcore.queries import add_queries
+from eventcore.command import Handled, answered_before, handle
+from eventcore.ids import new_id
 from eventcore.query import Views
-from eventcore.store import Answer, Store
-from eventcore.web import Incoming, Reply, Routes, answer
+from eventcore.store.port import Answer, Store
+from eventcore.web.inputs import DIGITS, VISIBLE, Id, Input, QueryInput
+from eventcore.web.queries import add_queries
+from eventcore.web.routes import Incoming, Reply, Routes, answer
 from order.customers import Customers
 from order.order import DECIDER, CancelOrder, Order, PlaceOrder
 from order.projections.orders import shown

@@ -10,10 +10,10 @@ from collections import Counter, OrderedDict
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from eventcore.command import made_at
 from eventcore.errors import Busy, Invalid, NotYet
+from eventcore.ids import made_at
 from eventcore.query import Serving
-from eventcore.readmodel import ReadModel
+from eventcore.readmodel.port import ReadModel
 from order.projections.known_users import PROJECTION
 
 REMEMBERED = 10_000

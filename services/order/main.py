@@ -4,15 +4,15 @@ from threading import Event as Stop
 
 from flask import Flask
 
-from eventcore.feed import StoreFeed
-from eventcore.internal import feed_routes
+from eventcore.operate.watch import watch, watch_service
 from eventcore.query import Views
-from eventcore.readmodel import Mongo
-from eventcore.serving import Readiness
+from eventcore.readmodel.mongo import Mongo
 from eventcore.settings import Port, Seconds, ServiceSettings
-from eventcore.store import Postgres
-from eventcore.watch import watch, watch_service
-from eventcore.web import create_app as create_web_app
+from eventcore.store.feed import StoreFeed
+from eventcore.store.postgres import Postgres
+from eventcore.web.app import create_app as create_web_app
+from eventcore.web.internal import feed_routes
+from eventcore.web.readiness import Readiness
 from order.api import routes
 from order.customers import Customers
 from order.projections import known_users, orders

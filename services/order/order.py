@@ -6,8 +6,8 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import TypeAlias, assert_never
 
-from eventcore.decider import Decider
 from eventcore.errors import Invalid
+from eventcore.model.decider import Decider
 
 
 class Status(StrEnum):

@@ -4,13 +4,14 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from eventcore.command import Handled, handle, new_id
-from eventcore.inputs import EMAIL, VISIBLE, Input
-from eventcore.projection import Document
-from eventcore.queries import add_queries
+from eventcore.command import Handled, handle
+from eventcore.ids import new_id
+from eventcore.model.projection import Document
 from eventcore.query import Views
-from eventcore.store import Answer, Store
-from eventcore.web import Incoming, Routes, answer
+from eventcore.store.port import Answer, Store
+from eventcore.web.inputs import EMAIL, VISIBLE, Input
+from eventcore.web.queries import add_queries
+from eventcore.web.routes import Incoming, Routes, answer
 from user.projections.users import shown
 from user.user import DECIDER, ChangeUser, CreateUser, User
 

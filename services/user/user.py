@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias, assert_never
 
-from eventcore.decider import Decider
 from eventcore.errors import Invalid
+from eventcore.model.decider import Decider
 
 
 @dataclass(frozen=True, slots=True)

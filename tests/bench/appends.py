@@ -8,9 +8,11 @@ from itertools import count
 from time import perf_counter
 from typing import Any
 
-from eventcore.command import Call, handle, new_id
+from eventcore.command import Call, handle
 from eventcore.errors import Conflict
-from eventcore.store import Answer, Postgres, Stream
+from eventcore.ids import new_id
+from eventcore.store.port import Answer, Stream
+from eventcore.store.postgres import Postgres
 from tests.bench.bed import ORDER, Bed, Size, in_threads, metadata, new_event
 from tests.bench.rows import Row, Values, require
 from user.user import DECIDER, ChangeUser, CreateUser

@@ -3,10 +3,10 @@
 import json
 from functools import cached_property
 
-from eventcore.event import Event
+from eventcore.model.event import Event
 from eventcore.relay import to_broker
 from eventcore.settings import Server
-from eventcore.store import Postgres
+from eventcore.store.postgres import Postgres
 from tests.bench.bed import ORDER, Bed, metadata
 
 _APPEND = """

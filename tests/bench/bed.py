@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import psycopg2
 from pymongo import MongoClient
 
-from eventcore.command import new_id
-from eventcore.event import NewEvent
+from eventcore.ids import new_id
+from eventcore.model.event import NewEvent
 from eventcore.settings import Server
 from local.processes import Servers, prepare_stores, processes, store_login
 from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port

@@ -10,13 +10,17 @@ from uuid import uuid4
 
 from pymongo import InsertOne
 
-from eventcore.broker import Queue, RabbitMQ
-from eventcore.feed import StoreFeed
-from eventcore.observe import Health
-from eventcore.projection import Projection
-from eventcore.projector import Folder, Projector, Sweep
-from eventcore.readmodel import Mongo, Write
+from eventcore.broker.port import Queue
+from eventcore.broker.rabbitmq import RabbitMQ
+from eventcore.model.projection import Projection
+from eventcore.observe.health import Health
+from eventcore.project.folder import Folder
+from eventcore.project.projector import Projector
+from eventcore.project.sweep import Sweep
+from eventcore.readmodel.mongo import Mongo
+from eventcore.readmodel.records import Write
 from eventcore.relay import to_broker
+from eventcore.store.feed import StoreFeed
 from order.projections import orders
 from tests.bench.backlog import Backlog
 from tests.bench.bed import Bed, Size

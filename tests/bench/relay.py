@@ -8,10 +8,11 @@ from typing import Any
 import pika
 from pika.adapters.select_connection import SelectConnection
 
-from eventcore.broker import Queue, RabbitMQ
+from eventcore.broker.port import Queue
+from eventcore.broker.rabbitmq import RabbitMQ
 from eventcore.relay import Pump
 from eventcore.settings import Server
-from eventcore.store import RelaySession
+from eventcore.store.relay_session import RelaySession
 from tests.bench.backlog import Backlog
 from tests.bench.bed import Bed, Size
 from tests.bench.machine import Spent

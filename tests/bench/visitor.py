@@ -7,7 +7,7 @@ from typing import Any
 
 import urllib3
 
-from eventcore.readmodel import Mongo
+from eventcore.readmodel.mongo import Mongo
 from tests.bench.bed import Bed
 from tests.bench.rows import require
 

@@ -11,8 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from eventcore.event import Event
-from eventcore.projection import Document, Projection
+from eventcore.model.event import Event
+from eventcore.model.projection import Document, Projection
 from tests.chaos.journal import GROUPS, Entry
 
 SHOWN = 5

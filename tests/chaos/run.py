@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
 
-from eventcore.event import Event
+from eventcore.model.event import Event
 from local.child import CannotStart
 from tests.chaos.checker import (
     Finding,

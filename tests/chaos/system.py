@@ -17,8 +17,9 @@ from typing import Any
 import pika
 import psycopg2
 
-from eventcore.projection import Projection
-from eventcore.readmodel import Mongo, generation_of
+from eventcore.model.projection import Projection
+from eventcore.readmodel.mongo import Mongo
+from eventcore.readmodel.records import generation_of
 from local.processes import (
     Environment,
     Process,

@@ -7,8 +7,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from eventcore.event import Event
-from eventcore.projection import Document
+from eventcore.model.event import Event
+from eventcore.model.projection import Document
 from tests.chaos.checker import (
     Finding,
     Recovery,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from eventcore import jsontext
 from eventcore.errors import Away
-from eventcore.event import Event
-from eventcore.projection import Document, Projection
+from eventcore.model.event import Event
+from eventcore.model.projection import Document, Projection
 from tests.bench.machine import family
 from tests.chaos.checker import Finding, Resources, folded
 from tests.chaos.system import PROJECTIONS, System

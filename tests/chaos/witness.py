@@ -9,7 +9,7 @@ from collections import defaultdict
 
 from pika.exceptions import AMQPError
 
-from eventcore.broker import EXCHANGE
+from eventcore.broker.topology import EXCHANGE
 from tests.chaos.system import System
 
 QUEUE = "chaos-witness"

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from eventcore.projection import Projection
-from eventcore.provision import LOGINS
+from eventcore.model.projection import Projection
+from eventcore.operate.provision import LOGINS
 from eventcore.settings import (
     ProjectionSettings,
     ProjectorSettings,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from eventcore.serving import GRACE
+from eventcore.web.server import GRACE
 from tests.chart.render import VALUES, Object, Pod, Render, render
 
 VOLUMES = {

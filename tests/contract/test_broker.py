@@ -19,9 +19,11 @@ from uuid import uuid4
 import pika
 import pytest
 
-from eventcore import broker as under_test
-from eventcore.broker import EXCHANGE, Consumer, Delivery, Message, Publisher, Queue
+from eventcore.broker import rabbitmq
+from eventcore.broker.port import Consumer, Delivery, Publisher, Queue
+from eventcore.broker.topology import EXCHANGE
 from eventcore.errors import BrokerAway
+from eventcore.model.message import Message
 from eventcore.settings import Secret, Server
 from local.servers import RabbitMQ as Node
 from tests.fakes.broker import FakeBroker
@@ -38,7 +40,7 @@ class Site(Protocol):
     queue: Queue
 
     @property
-    def broker(self) -> FakeBroker | under_test.RabbitMQ:
+    def broker(self) -> FakeBroker | rabbitmq.RabbitMQ:
         """The one under test."""
 
     def delete(self, queue: str) -> None:
@@ -179,12 +181,12 @@ class Proxy:
                 each.close()
 
 
-def rabbitmq_at(server: Server, **changes: Any) -> under_test.RabbitMQ:
+def rabbitmq_at(server: Server, **changes: Any) -> rabbitmq.RabbitMQ:
     settings: dict[str, Any] = {
         "name": "test",
         "blocked_timeout": 2,
     }
-    return under_test.RabbitMQ(server, **{**settings, **changes})
+    return rabbitmq.RabbitMQ(server, **{**settings, **changes})
 
 
 def own_queue() -> Queue:
@@ -348,7 +350,7 @@ def test_a_message_that_finds_no_queue_arrives_in_the_one_declared_again(
 def test_a_message_that_no_queue_wants_is_let_go_and_counted_once(
     site: Site, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(under_test, "REPUBLISH_AFTER", (0.01, 0.02, 0.03))
+    monkeypatch.setattr("eventcore.broker.publisher.REPUBLISH_AFTER", (0.01, 0.02, 0.03))
     stray = replace(messages(site.queue, 1)[0], routing_key=f"stray-{uuid4()}")
     publish(publisher, [stray, *messages(site.queue, 3)])
     assert publisher.returned == 1

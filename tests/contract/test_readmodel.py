@@ -16,18 +16,17 @@ import pytest
 from pymongo import ASCENDING, MongoClient
 from pymongo.monitoring import CommandListener, CommandStartedEvent
 
-import eventcore.readmodel
 from eventcore.errors import CannotApply
-from eventcore.event import START, Mark
-from eventcore.projection import Document
-from eventcore.readmodel import (
-    SLOTS,
+from eventcore.model.event import START, Mark
+from eventcore.model.projection import Document
+from eventcore.readmodel.client import SOCKET_TIMEOUT, to_url
+from eventcore.readmodel.mongo import Mongo
+from eventcore.readmodel.port import SLOTS, ReadModel
+from eventcore.readmodel.records import (
     Checkpoint,
     Generation,
     Generations,
-    Mongo,
     Parked,
-    ReadModel,
     Skip,
     Verification,
     Write,
@@ -171,7 +170,7 @@ def test_a_holder_with_a_wrong_clock_does_not_keep_a_lease_longer_than_others(
 
     mongo = Mongo(mongodb.login(f"contract_{uuid4().hex[:12]}"))
     with monkeypatch.context() as wrong:
-        wrong.setattr("eventcore.readmodel.datetime", AnHourAhead)
+        wrong.setattr("eventcore.readmodel.mongo.datetime", AnHourAhead)
         assert mongo.take_lease("p", "dead", 0.2)
         assert mongo.take_lease("p", "other", 5) is None
     deadline = time.monotonic() + 10
@@ -345,10 +344,10 @@ def test_a_new_password_in_its_file_is_noticed_soon(
     first = mongo._connected()
     file.write_text("new")
     assert mongo._connected() is first  # the file is not read at each call
-    monkeypatch.setattr(eventcore.readmodel, "monotonic", lambda: monotonic() + 1.1)
+    monkeypatch.setattr("eventcore.readmodel.mongo.monotonic", lambda: monotonic() + 1.1)
     second = mongo._connected()
     assert second is not first
-    monkeypatch.setattr(eventcore.readmodel, "monotonic", lambda: monotonic() + 3)
+    monkeypatch.setattr("eventcore.readmodel.mongo.monotonic", lambda: monotonic() + 3)
     assert mongo._connected() is second
     mongo.close()
 
@@ -370,7 +369,7 @@ class Commands(CommandListener):
 def listened(mongodb: MongoDB, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Mongo, Commands]]:
     commands = Commands()
     client = partial(MongoClient, event_listeners=[commands])
-    monkeypatch.setattr(eventcore.readmodel, "MongoClient", client)
+    monkeypatch.setattr("eventcore.readmodel.mongo.MongoClient", client)
     mongo = Mongo(mongodb.login(f"listened_{uuid4().hex[:12]}"))
     yield mongo, commands
     mongo.close()
@@ -393,13 +392,13 @@ def test_a_write_that_a_majority_does_not_confirm_is_answered_before_the_socket_
     write(mongo, "a", 1)
     [sent] = [sent for sent in commands.sent if "insert" in sent]
     assert sent["writeConcern"]["w"] == "majority"
-    assert sent["writeConcern"]["wtimeout"] < eventcore.readmodel.SOCKET_TIMEOUT
+    assert sent["writeConcern"]["wtimeout"] < SOCKET_TIMEOUT
 
 
 def test_a_document_that_another_unique_index_refuses_cannot_be_stored(mongodb: MongoDB) -> None:
     server = mongodb.login(f"unique_{uuid4().hex[:12]}")
     mongo = Mongo(server)
-    url = eventcore.readmodel._url(server, server.password.read())
+    url = to_url(server, server.password.read())
     with MongoClient[Document](url) as client:
         client[server.name]["things"].create_index([("email", ASCENDING)], unique=True)
     assert write(mongo, "a", 1, email="x") is True

@@ -7,8 +7,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from eventcore.errors import Conflict, KeyReused
-from eventcore.event import START, Mark, NewEvent
-from eventcore.store import Answer, Changes, Idempotency, Postgres, Progress, Store, Stream
+from eventcore.model.event import START, Mark, NewEvent
+from eventcore.store.port import Answer, Changes, Idempotency, Progress, Store, Stream
+from eventcore.store.postgres import Postgres
 from tests.fakes.store import FakeStore
 
 ANSWER = Answer(202, {"userId": "u", "price": Decimal("0.10")}, {"ETag": '"1"'})

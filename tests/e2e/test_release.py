@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import urllib3
 
-from eventcore.store import SCHEMA_VERSION
+from eventcore.store.migrate import SCHEMA_VERSION
 from tests.e2e.load import steady_load
 from tests.e2e.release import INGRESS, ROOT, SERVERS, Release, await_that, run
 from tests.graph import GRAPH
@@ -426,7 +426,7 @@ def next_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script = script.replace("    -- ── functions", step, 1)
     for place in (copy / "init.sql", copy / "charts/shop/files/init.sql"):
         place.write_text(script)
-    store = copy / "services/eventcore/store.py"
+    store = copy / "services/eventcore/store/migrate.py"
     code = store.read_text()
     store.write_text(code.replace(f"VERSION = {SCHEMA_VERSION}\n", f"VERSION = {then}\n"))
     chart = copy / "charts/shop/Chart.yaml"

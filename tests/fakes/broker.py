@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from random import Random
 
-from eventcore.broker import Consumer, Delivery, Message, Publisher, Queue
+from eventcore.broker.port import Consumer, Delivery, Publisher, Queue
 from eventcore.errors import BrokerAway
+from eventcore.model.message import Message
 
 
 @dataclass

@@ -8,16 +8,15 @@ from datetime import UTC, datetime, timedelta
 from zlib import crc32
 
 from eventcore.errors import CannotApply, ReadModelAway
-from eventcore.event import Mark
-from eventcore.projection import Document, version_of
-from eventcore.readmodel import (
-    SLOTS,
+from eventcore.model.event import Mark
+from eventcore.model.projection import Document, version_of
+from eventcore.readmodel.port import SLOTS, ReadModel
+from eventcore.readmodel.records import (
     Checkpoint,
     Generation,
     Generations,
     Lease,
     Parked,
-    ReadModel,
     Skip,
     Verification,
     Write,

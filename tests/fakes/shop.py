@@ -9,16 +9,19 @@ from typing import Any
 from flask import Flask
 from flask.testing import FlaskClient
 
-from eventcore.broker import Queue
-from eventcore.feed import StoreFeed
-from eventcore.internal import feed_routes
-from eventcore.observe import Health
-from eventcore.projection import Projection
-from eventcore.projector import Folder, Projector, Sweep
+from eventcore.broker.port import Queue
+from eventcore.model.projection import Projection
+from eventcore.observe.health import Health
+from eventcore.project.folder import Folder
+from eventcore.project.projector import Projector
+from eventcore.project.sweep import Sweep
 from eventcore.query import Views
 from eventcore.relay import Pump
 from eventcore.settings import Secret
-from eventcore.web import Routes, create_app
+from eventcore.store.feed import StoreFeed
+from eventcore.web.app import create_app
+from eventcore.web.internal import feed_routes
+from eventcore.web.routes import Routes
 from order import api as order_api
 from order.customers import Customers
 from order.projections import known_users, orders

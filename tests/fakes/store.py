@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 from eventcore import jsontext
 from eventcore.errors import Conflict, KeyReused, StoreAway, StoreRestored
-from eventcore.event import Data, Event, Mark, NewEvent
-from eventcore.store import (
+from eventcore.model.event import Data, Event, Mark, NewEvent
+from eventcore.store.port import (
     PAGE,
     SPAN,
     Answer,
@@ -18,8 +18,8 @@ from eventcore.store import (
     RelayStore,
     Store,
     Stream,
-    relay_halted,
 )
+from eventcore.store.rows import relay_halted
 
 
 @dataclass

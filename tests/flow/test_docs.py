@@ -81,7 +81,7 @@ def test_the_added_aggregate_travels_the_whole_way(services: Path) -> None:
         services,
         """
 from threading import Event
-from eventcore.broker import Queue
+from eventcore.broker.port import Queue
 from eventcore.query import Views
 from eventcore.relay import Pump
 from parcel.api import routes

@@ -8,10 +8,11 @@ from flask.testing import FlaskClient
 
 from eventcore import jsontext
 from eventcore.errors import FeedAway
-from eventcore.event import NewEvent
-from eventcore.feed import MANY, HttpFeed, whole
+from eventcore.model.event import NewEvent
 from eventcore.settings import Secret
-from eventcore.store import PAGE, Stream
+from eventcore.store.feed import MANY, whole
+from eventcore.store.http_feed import HttpFeed
+from eventcore.store.port import PAGE, Stream
 from tests.fakes.shop import TOKEN, FakeShop
 
 

@@ -13,8 +13,8 @@ import pytest
 from flask import Flask, g
 from flask.testing import FlaskClient
 
-from eventcore import openapi
-from eventcore.web import create_app
+from eventcore.web import openapi
+from eventcore.web.app import create_app
 from gateway import forward
 from gateway.api import Description, add_forwarding
 from gateway.forward import Upstream

@@ -9,13 +9,14 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from eventcore import history, jsontext
-from eventcore.command import made_at, new_id
+from eventcore import jsontext
 from eventcore.errors import ReadModelAway, StoreAway
-from eventcore.event import NewEvent
-from eventcore.history import History, find, tell, timeline
-from eventcore.readmodel import Skip
-from eventcore.store import Stream
+from eventcore.ids import made_at, new_id
+from eventcore.model.event import NewEvent
+from eventcore.operate.history import History, find
+from eventcore.operate.timeline import tell, timeline
+from eventcore.readmodel.records import Skip
+from eventcore.store.port import Stream
 from order.projections import known_users, orders
 from tests.fakes.shop import FakeShop
 from tests.fakes.store import FakeStore
@@ -160,8 +161,8 @@ def test_a_correlation_id_of_any_form_is_looked_for_among_the_newest(shop: FakeS
 
 def a_long_log(monkeypatch: pytest.MonkeyPatch, correlation_id: str) -> FakeStore:
     """Two hundred events, one a minute; the hundred-and-first has the correlation id."""
-    monkeypatch.setattr(history, "REACH", 40)
-    monkeypatch.setattr(history, "STEP", 7)
+    monkeypatch.setattr("eventcore.operate.history.REACH", 40)
+    monkeypatch.setattr("eventcore.operate.history.STEP", 7)
     store = FakeStore()
     made = made_at(UUID(correlation_id))
     assert made

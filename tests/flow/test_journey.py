@@ -10,9 +10,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from eventcore import jsontext
-from eventcore.command import new_id
 from eventcore.errors import NotYet
-from eventcore.readmodel import Write
+from eventcore.ids import new_id
+from eventcore.readmodel.records import Write
 from order.customers import Customers
 from order.projections import known_users
 from tests.fakes.readmodel import FakeReadModel

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from eventcore import jsontext
-from eventcore.observe import _Json, _Text, log_fields
+from eventcore.observe.logs import _Json, _Text, log_fields
 from tests.fakes.shop import TOKEN, FakeShop
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"  # pragma: allowlist secret

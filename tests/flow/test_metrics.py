@@ -6,9 +6,9 @@ import pytest
 from flask import Flask
 from prometheus_client import REGISTRY
 
-from eventcore import observe, web
 from eventcore.errors import Conflict, StoreAway
-from eventcore.web import create_app
+from eventcore.observe import metrics
+from eventcore.web.app import create_app
 from gateway.api import ROUTES, add_forwarding
 from gateway.forward import Upstream
 from tests.fakes.shop import FakeShop
@@ -23,7 +23,7 @@ def value(name: str, **labels: str) -> float:
 
 def declared() -> set[tuple[str, str, str, str]]:
     """Name, type, labels and meaning of each metric of ours, as Prometheus gets to see it."""
-    ours = [each for each in vars(observe).values() if hasattr(each, "_labelnames")]
+    ours = [each for each in vars(metrics).values() if hasattr(each, "_labelnames")]
     found = set()
     for each in ours:
         [family] = each.describe()
@@ -80,7 +80,7 @@ def test_a_command_that_fails_is_counted_with_the_time_that_it_took(
         now[0] += 3
         raise StoreAway("nobody is there")
 
-    monkeypatch.setattr(web, "perf_counter", lambda: now[0])
+    monkeypatch.setattr("eventcore.web.correlation.perf_counter", lambda: now[0])
     monkeypatch.setattr(shop.user_store, "append", fail)
     name, labels = "http_request_duration_seconds_sum", {"method": "POST", "route": "/users"}
     before = value(name, **labels, status="503")

@@ -13,16 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventcore.broker import Consumer, Message
+from eventcore.broker.port import Consumer
 from eventcore.errors import BrokerAway, FeedAway
-from eventcore.event import Event, Mark, NewEvent
-from eventcore.feed import HttpFeed
-from eventcore.observe import Health
-from eventcore.projection import Document, Projection
-from eventcore.projector import SILENT, Folder
+from eventcore.model.event import Event, Mark, NewEvent
+from eventcore.model.message import Message
+from eventcore.model.projection import Document, Projection
+from eventcore.observe.health import Health
+from eventcore.project.folder import Folder
+from eventcore.project.projector import SILENT
 from eventcore.relay import to_broker
 from eventcore.settings import Secret
-from eventcore.store import PAGE, Stream
+from eventcore.store.http_feed import HttpFeed
+from eventcore.store.port import PAGE, Stream
 from order.projections import orders
 from tests.fakes.shop import FakeShop, projector
 from user.projections import users
@@ -550,7 +552,7 @@ def test_streams_of_one_batch_are_parked_at_once_and_logged_once(
 def test_a_sweep_looks_at_a_part_of_a_long_parked_list_and_tries_each_entry_once(
     shop: FakeShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eventcore.projector.TOUR", 20)
+    monkeypatch.setattr("eventcore.project.sweep.TOUR", 20)
     streams = long_list(shop, 300)
     shop.sweep(["users"])
     again = projector(users.PROJECTION, shop.readmodel, shop.user_store, shop.broker)
@@ -583,7 +585,7 @@ def test_a_sweep_looks_at_a_part_of_a_long_parked_list_and_tries_each_entry_once
 def test_after_a_fix_a_long_parked_list_is_released_and_others_go_on_meanwhile(
     shop: FakeShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eventcore.projector.TOUR", 20)
+    monkeypatch.setattr("eventcore.project.sweep.TOUR", 20)
     streams = long_list(shop, 100)
     shop.sweep(["users"])
     fixed = replace(users.PROJECTION, ignores=frozenset({"USER_MARRIED"}))

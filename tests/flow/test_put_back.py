@@ -9,16 +9,17 @@ from uuid import UUID
 
 import pytest
 
-from eventcore.broker import Queue
+from eventcore.broker.port import Queue
 from eventcore.errors import StoreRestored
-from eventcore.event import START, Event, Mark
-from eventcore.feed import StoreFeed
-from eventcore.observe import Health
-from eventcore.projector import Folder, Sweep
-from eventcore.readmodel import generation_of
+from eventcore.model.event import START, Event, Mark
+from eventcore.observe.health import Health
+from eventcore.operate.verifying import Verifier
+from eventcore.project.folder import Folder
+from eventcore.project.sweep import Sweep
+from eventcore.readmodel.records import generation_of
 from eventcore.relay import Pump, Relay, to_broker
-from eventcore.store import Stream
-from eventcore.verify import Verifier
+from eventcore.store.feed import StoreFeed
+from eventcore.store.port import Stream
 from tests.fakes.broker import FakeBroker
 from tests.fakes.shop import FakeShop, projector
 from tests.fakes.store import FakeStore

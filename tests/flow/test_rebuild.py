@@ -10,16 +10,17 @@ from uuid import UUID, uuid4
 import pytest
 from click.testing import CliRunner, Result
 
-from eventcore import operate
 from eventcore.errors import Conflict, NotFound, ReadModelAway, Refused
-from eventcore.event import NewEvent
-from eventcore.feed import StoreFeed
-from eventcore.projection import Document, Projection
-from eventcore.projector import Folder
-from eventcore.readmodel import Generation, Parked, Skip, Write, generation_of
-from eventcore.rebuild import Parity, Rebuild, back, begin, rebuild_stream
-from eventcore.store import Progress, Stream
-from eventcore.verify import Verified, Verifier
+from eventcore.model.event import NewEvent
+from eventcore.model.projection import Document, Projection
+from eventcore.operate import rebuild
+from eventcore.operate.parity import Parity
+from eventcore.operate.rebuilding import Rebuild, back, begin, rebuild_stream
+from eventcore.operate.verifying import Verified, Verifier
+from eventcore.project.folder import Folder
+from eventcore.readmodel.records import Generation, Parked, Skip, Write, generation_of
+from eventcore.store.feed import StoreFeed
+from eventcore.store.port import Progress, Stream
 from tests.fakes.shop import FakeShop
 from user.projections import users
 
@@ -408,9 +409,9 @@ def tool(shop: FakeShop, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resul
     def at(*_: object) -> Folder:
         return Folder(USERS, shop.readmodel, feed(shop))
 
-    monkeypatch.setattr(operate, "_at", at)
-    monkeypatch.setattr("eventcore.operate.time.sleep", lambda _: None)
-    return lambda *options: CliRunner().invoke(operate.rebuild, ["users", "--json", *options])
+    monkeypatch.setattr("eventcore.operate.rebuild.open_at", at)
+    monkeypatch.setattr("eventcore.operate.rebuild.time.sleep", lambda _: None)
+    return lambda *options: CliRunner().invoke(rebuild.rebuild, ["users", "--json", *options])
 
 
 def test_a_halted_projection_is_rebuilt_by_the_command_that_its_halt_names(
@@ -442,7 +443,7 @@ def test_yes_means_yes_where_documents_differ(shop: FakeShop, tool: Callable[...
 def test_a_comparison_holds_few_ids_even_where_all_differ(
     shop: FakeShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eventcore.rebuild.SCANNED", 2)
+    monkeypatch.setattr("eventcore.operate.rebuilding.SCANNED", 2)
     for document in documents(shop).values():
         document["name"] = "Mallory"
     build = rebuilt(shop)

@@ -5,12 +5,12 @@ from uuid import uuid4
 
 import pytest
 
-from eventcore.broker import Queue
+from eventcore.broker.port import Queue
 from eventcore.errors import BrokerAway
-from eventcore.event import NewEvent, from_message
 from eventcore.jsontext import parse
+from eventcore.model.event import NewEvent, from_message
 from eventcore.relay import Pump, pace
-from eventcore.store import PAGE, Stream
+from eventcore.store.port import PAGE, Stream
 from tests.fakes.broker import FakeBroker
 from tests.fakes.store import FakeStore
 

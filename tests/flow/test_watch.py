@@ -8,13 +8,13 @@ from threading import Event as Stop
 import pytest
 from prometheus_client import REGISTRY
 
-from eventcore.background import repeat
 from eventcore.errors import Misconfigured, ReadModelAway
-from eventcore.feed import StoreFeed
-from eventcore.observe import Health
-from eventcore.readmodel import Lease
-from eventcore.store import Progress
-from eventcore.watch import UNSWEPT, CheckpointWatch, LagWatch, LogWatch, watch
+from eventcore.observe.background import repeat
+from eventcore.observe.health import Health
+from eventcore.operate.watch import UNSWEPT, CheckpointWatch, LagWatch, LogWatch, watch
+from eventcore.readmodel.records import Lease
+from eventcore.store.feed import StoreFeed
+from eventcore.store.port import Progress
 from tests.fakes.shop import FakeShop
 from tests.fakes.store import FakeStore
 from user.projections import users
@@ -277,7 +277,7 @@ def test_an_unexpected_error_of_one_look_stops_neither_the_others_nor_the_next_t
 def test_a_background_thread_goes_on_after_an_unexpected_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("eventcore.background.PAUSE", 0.001)
+    monkeypatch.setattr("eventcore.observe.background.PAUSE", 0.001)
     stop, turns = Stop(), list[int]()
 
     def turn() -> None:

@@ -17,11 +17,11 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic_core.core_schema import ErrorType
 
 from eventcore.errors import CannotApply, OutcomeUnknown, StoreAway
-from eventcore.event import NewEvent
-from eventcore.inputs import VISIBLE, Input, problems_of, sentence
-from eventcore.projection import Document
-from eventcore.store import Stream
-from eventcore.web import create_app
+from eventcore.model.event import NewEvent
+from eventcore.model.projection import Document
+from eventcore.store.port import Stream
+from eventcore.web.app import create_app
+from eventcore.web.inputs import VISIBLE, Input, problems_of, sentence
 from tests.fakes.shop import TOKEN, FakeShop
 
 CALLS = [

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from eventcore.store import Postgres, connect
+from eventcore.store.connection import connect
+from eventcore.store.postgres import Postgres
 from local.processes import Servers, processes
 from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
 from local.shop import Shop

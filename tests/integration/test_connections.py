@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from eventcore.store import connect
+from eventcore.store.connection import connect
 from local.shop import Shop
 from tests.conftest import Databases
 from tests.integration.trouble import transaction

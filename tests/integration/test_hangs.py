@@ -16,18 +16,14 @@ from sqlalchemy import Engine
 
 from eventcore.command import Call, Handled, handle
 from eventcore.errors import Busy, OutcomeUnknown, ReadModelAway, StoreAway
-from eventcore.event import NewEvent
-from eventcore.readmodel import Mongo
+from eventcore.model.event import NewEvent
+from eventcore.readmodel.mongo import Mongo
 from eventcore.retry import FAILURES
 from eventcore.settings import Server
-from eventcore.store import (
-    Answer,
-    Idempotency,
-    Postgres,
-    RelaySession,
-    Stream,
-    connect,
-)
+from eventcore.store.connection import connect
+from eventcore.store.port import Answer, Idempotency, Stream
+from eventcore.store.postgres import Postgres
+from eventcore.store.relay_session import RelaySession
 from local.servers import MongoDB, PostgreSQL, free_port
 from tests.conftest import Databases
 from tests.integration.trouble import processes_of, stopped, transaction
@@ -36,7 +32,7 @@ from user.user import DECIDER, CreateUser
 
 @pytest.fixture
 def store(spare_databases: Databases, monkeypatch: pytest.MonkeyPatch) -> Iterator[Postgres]:
-    monkeypatch.setattr("eventcore.store.CALL_TIME", 0.5)
+    monkeypatch.setattr("eventcore.store.connection.CALL_TIME", 0.5)
     store = Postgres(spare_databases("spare", "service"), 1)
     yield store
     store.close()
@@ -151,7 +147,7 @@ def test_a_call_within_its_time_is_left_alone(postgres: PostgreSQL, store: Postg
 def test_a_relay_gives_up_a_server_that_hangs(
     postgres: PostgreSQL, spare_databases: Databases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eventcore.store.CALL_TIME", 0.5)
+    monkeypatch.setattr("eventcore.store.connection.CALL_TIME", 0.5)
     session = RelaySession(spare_databases("spare", "relay"), f"hangs {uuid4()}")
     with stopped({session._rows("select pg_backend_pid()")[0][0]}), pytest.raises(StoreAway):
         session.settled_event()
@@ -228,7 +224,7 @@ def test_after_a_restart_of_postgresql_nobody_is_refused(
 def test_a_caller_that_finds_all_connections_in_use_is_told_to_come_back(
     spare_databases: Databases, owner: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eventcore.store._Calls.PATIENCE", 0.1)
+    monkeypatch.setattr("eventcore.store.connection.Calls.PATIENCE", 0.1)
     store = Postgres(spare_databases("spare", "service"), 1)
     begin(store)
     with ThreadPoolExecutor(1) as threads, transaction(owner) as connection:

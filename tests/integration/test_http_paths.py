@@ -11,7 +11,7 @@ from urllib.parse import urljoin, urlsplit
 
 import pytest
 
-from eventcore.command import new_id
+from eventcore.ids import new_id
 from local.shop import Shop
 from tests.integration.wire import (
     LEAKS,

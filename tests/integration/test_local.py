@@ -17,7 +17,7 @@ import urllib3
 from pymongo import MongoClient, WriteConcern
 
 from eventcore.settings import Secret, Server
-from eventcore.store import connect
+from eventcore.store.connection import connect
 from local.child import CannotStart, accepts, is_free
 from local.clean import clean
 from local.demo import Demo

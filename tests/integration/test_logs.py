@@ -24,8 +24,10 @@ import pika
 import pytest
 import urllib3
 
-from eventcore.event import NewEvent
-from eventcore.store import Postgres, Stream, connect
+from eventcore.model.event import NewEvent
+from eventcore.store.connection import connect
+from eventcore.store.port import Stream
+from eventcore.store.postgres import Postgres
 from local.servers import MongoDB, PostgreSQL, RabbitMQ
 from local.shop import Shop
 from tests.conftest import Databases
@@ -324,7 +326,9 @@ def test_the_guides_lines_are_kept_as_messages(said: Said, process: str) -> None
 
 def spoken(code: str) -> list[Line]:
     """The lines of a process that runs `code` once its log is set up; nothing is on stderr."""
-    begin = "from eventcore import observe\nobserve.start_logging('shop', 'test', 'json', 'info')\n"
+    begin = (
+        "from eventcore.observe import logs\nlogs.start_logging('shop', 'test', 'json', 'info')\n"
+    )
     done = subprocess.run(
         [sys.executable, "-c", begin + code],
         capture_output=True,
@@ -370,7 +374,7 @@ def test_whatever_python_itself_would_print_is_a_line_like_any_other(
     assert part in line["message"] + line.get("exception", "")
 
 
-@pytest.mark.parametrize("background", ["", "observe.write_lines_in_background()\n"])
+@pytest.mark.parametrize("background", ["", "logs.write_lines_in_background()\n"])
 def test_lines_of_many_threads_are_each_there_once_and_in_order(background: str) -> None:
     lines = spoken(
         background + "import logging, threading\n"
@@ -387,8 +391,8 @@ def test_lines_of_many_threads_are_each_there_once_and_in_order(background: str)
 
 def test_lines_written_in_the_background_have_their_error_and_the_ids_of_their_request() -> None:
     [line] = spoken(
-        "observe.write_lines_in_background()\nimport logging\n"
-        "with observe.log_fields(request_id='r'):\n"
+        "logs.write_lines_in_background()\nimport logging\n"
+        "with logs.log_fields(request_id='r'):\n"
         "    try:\n        1 / 0\n    except ZeroDivisionError:\n"
         "        logging.getLogger('x').exception('odd %s', 'thing', extra={'id': 'i'})"
     )
@@ -398,10 +402,10 @@ def test_lines_written_in_the_background_have_their_error_and_the_ids_of_their_r
 
 def test_while_nobody_reads_a_process_that_logs_waits() -> None:
     program = (
-        "import logging\nfrom eventcore import observe\n"
-        "observe.WAITING_LINES = 10\n"
-        "observe.start_logging('shop', 'test', 'json', 'info')\n"
-        "observe.write_lines_in_background()\n"
+        "import logging\nfrom eventcore.observe import logs\n"
+        "logs.WAITING_LINES = 10\n"
+        "logs.start_logging('shop', 'test', 'json', 'info')\n"
+        "logs.write_lines_in_background()\n"
         "for n in range(5_000): logging.info('%s', n)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:

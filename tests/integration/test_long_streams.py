@@ -8,9 +8,11 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import Engine
 
-from eventcore.event import Event
+from eventcore.model.event import Event
 from eventcore.query import Views
-from eventcore.store import PAGE, Postgres, Stream, connect
+from eventcore.store.connection import connect
+from eventcore.store.port import PAGE, Stream
+from eventcore.store.postgres import Postgres
 from tests.conftest import Databases
 from tests.fakes.readmodel import FakeReadModel
 from user.projections.users import PROJECTION
@@ -26,7 +28,8 @@ from pathlib import Path
 from uuid import UUID
 from eventcore.command import Call, handle
 from eventcore.settings import Secret, Server
-from eventcore.store import Answer, Postgres
+from eventcore.store.port import Answer
+from eventcore.store.postgres import Postgres
 from user.user import DECIDER, ChangeUser
 
 host, port, name, user, password, stream = sys.argv[1:]

@@ -9,8 +9,9 @@ from uuid import UUID, uuid4
 
 import pika
 
-from eventcore.event import NewEvent
-from eventcore.store import Postgres, Stream
+from eventcore.model.event import NewEvent
+from eventcore.store.port import Stream
+from eventcore.store.postgres import Postgres
 from local.servers import MongoDB, RabbitMQ
 from local.shop import Shop
 from tests.conftest import Databases

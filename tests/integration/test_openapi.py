@@ -22,8 +22,8 @@ from schemathesis import Case
 from schemathesis.config import SchemathesisConfig
 from schemathesis.core.parameters import ParameterLocation
 
-from eventcore import openapi
-from eventcore.inputs import UUID_PATTERN
+from eventcore.web import openapi
+from eventcore.web.inputs import UUID_PATTERN
 from gateway.api import ABOUT
 from local.shop import Shop
 from tests.fakes.shop import FakeShop

@@ -12,9 +12,9 @@ from uuid import UUID, uuid4
 import pika
 import pytest
 
-from eventcore.event import NewEvent
-from eventcore.readmodel import Write
-from eventcore.store import Stream
+from eventcore.model.event import NewEvent
+from eventcore.readmodel.records import Write
+from eventcore.store.port import Stream
 from local.servers import RabbitMQ
 from local.shop import Shop
 from tests.integration.test_shop import (

@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import Engine
 
-from eventcore.store import connect
+from eventcore.store.connection import connect
 from local.servers import PostgreSQL
 from local.shop import Shop
 from tests.conftest import Databases

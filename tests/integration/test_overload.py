@@ -3,8 +3,8 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from eventcore.serving import PATIENCE
-from eventcore.store import connect
+from eventcore.store.connection import connect
+from eventcore.web.overload import PATIENCE
 from local.shop import Shop
 from tests.conftest import Databases
 from tests.integration.trouble import transaction

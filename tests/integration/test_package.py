@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 UV = shutil.which("uv") or str(Path(sys.executable).parent / "uv")
 
 USE = """
-import eventcore.serving, eventcore.relay, eventcore.projector, eventcore.web
-from eventcore.decider import Decider
+import eventcore.web.server, eventcore.relay, eventcore.project.projector
+from eventcore.model.decider import Decider
 assert Decider
 """
 
@@ -45,7 +45,7 @@ def test_the_wheel_has_eventcore_and_the_schema_and_no_service(wheel: Path) -> N
         schema = archive.read("eventcore/init.sql")
     assert schema == (ROOT / "init.sql").read_bytes()
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"eventcore"}
-    assert "eventcore/docs/page.html" in names
+    assert "eventcore/web/docs/page.html" in names
     assert "eventcore/py.typed" in names
 
 

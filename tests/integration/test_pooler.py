@@ -9,9 +9,11 @@ from uuid import uuid4
 
 import pytest
 
-from eventcore.event import NewEvent
+from eventcore.model.event import NewEvent
 from eventcore.settings import Server
-from eventcore.store import Answer, Idempotency, Postgres, RelaySession, Stream
+from eventcore.store.port import Answer, Idempotency, Stream
+from eventcore.store.postgres import Postgres
+from eventcore.store.relay_session import RelaySession
 from local.child import Child, is_free
 from local.packages import pgbouncer_program
 from local.servers import HOST, free_port

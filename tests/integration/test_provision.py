@@ -19,11 +19,13 @@ from pymongo.errors import OperationFailure
 from sqlalchemy.exc import DatabaseError
 
 from eventcore import __main__ as cli
-from eventcore.broker import DEAD_LETTERS, EXCHANGE, Queue, RabbitMQ
-from eventcore.provision import Limits, provision_broker
-from eventcore.readmodel import Mongo
+from eventcore.broker.port import Queue
+from eventcore.broker.rabbitmq import RabbitMQ
+from eventcore.broker.topology import DEAD_LETTERS, EXCHANGE
+from eventcore.operate.provision_broker import Limits, provision_broker
+from eventcore.readmodel.mongo import Mongo
 from eventcore.settings import Secret, Server
-from eventcore.store import connect
+from eventcore.store.connection import connect
 from local.processes import ROOT
 from local.servers import MongoDB, PostgreSQL, free_port
 from local.servers import RabbitMQ as Node

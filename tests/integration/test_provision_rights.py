@@ -9,10 +9,13 @@ from uuid import uuid4
 import pytest
 
 from eventcore.errors import Misconfigured
-from eventcore.event import NewEvent
-from eventcore.provision import LOGINS, provision_store, provision_store_monitor
+from eventcore.model.event import NewEvent
+from eventcore.operate.provision import LOGINS, provision_store, provision_store_monitor
 from eventcore.settings import Secret, Server
-from eventcore.store import LIMITS, Postgres, Stream, connect, migrate
+from eventcore.store.connection import LIMITS, connect
+from eventcore.store.migrate import migrate
+from eventcore.store.port import Stream
+from eventcore.store.postgres import Postgres
 from local.servers import PostgreSQL, free_port
 
 SCHEMA = Path(__file__).parents[2] / "init.sql"

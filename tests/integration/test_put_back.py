@@ -12,10 +12,14 @@ from uuid import uuid4
 import pytest
 
 from eventcore.errors import SequenceBehind, StoreAway, StoreRestored
-from eventcore.event import START, Mark, NewEvent
-from eventcore.provision import provision_store
+from eventcore.model.event import START, Mark, NewEvent
+from eventcore.operate.provision import provision_store
 from eventcore.settings import Server
-from eventcore.store import SCHEMA_VERSION, Postgres, RelaySession, Stream, connect, migrate
+from eventcore.store.connection import connect
+from eventcore.store.migrate import SCHEMA_VERSION, migrate
+from eventcore.store.port import Stream
+from eventcore.store.postgres import Postgres
+from eventcore.store.relay_session import RelaySession
 from local.processes import prepare_stores, store_login
 from local.secretfiles import secret_file
 from local.servers import PostgreSQL, free_port

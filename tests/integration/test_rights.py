@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from eventcore.settings import Server
-from eventcore.store import connect
+from eventcore.store.connection import connect
 from tests.conftest import Databases
 
 READ = "read events"

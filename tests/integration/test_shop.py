@@ -19,10 +19,13 @@ import urllib3
 
 from eventcore import jsontext
 from eventcore.errors import Away
-from eventcore.event import NewEvent, to_message
-from eventcore.projection import Document, Projection
-from eventcore.readmodel import Generation, Mongo, Parked, generation_of
-from eventcore.store import Postgres, Stream, connect
+from eventcore.model.event import NewEvent, to_message
+from eventcore.model.projection import Document, Projection
+from eventcore.readmodel.mongo import Mongo
+from eventcore.readmodel.records import Generation, Parked, generation_of
+from eventcore.store.connection import connect
+from eventcore.store.port import Stream
+from eventcore.store.postgres import Postgres
 from local.servers import MongoDB, PostgreSQL, RabbitMQ
 from local.shop import Shop
 from order.projections import orders

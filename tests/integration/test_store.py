@@ -14,20 +14,15 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from eventcore.broker import Message
 from eventcore.errors import Conflict, StoreAway
-from eventcore.event import Mark, NewEvent
+from eventcore.model.event import Mark, NewEvent
+from eventcore.model.message import Message
 from eventcore.relay import Pump
-from eventcore.store import (
-    SCHEMA_VERSION,
-    Answer,
-    Idempotency,
-    Postgres,
-    RelaySession,
-    Stream,
-    connect,
-    migrate,
-)
+from eventcore.store.connection import connect
+from eventcore.store.migrate import SCHEMA_VERSION, migrate
+from eventcore.store.port import Answer, Idempotency, Stream
+from eventcore.store.postgres import Postgres
+from eventcore.store.relay_session import RelaySession
 from tests.conftest import Databases
 from tests.integration.trouble import transaction
 

@@ -29,15 +29,11 @@ from hypothesis.stateful import (
 from sqlalchemy import Connection, Engine
 
 from eventcore.errors import Conflict, KeyReused
-from eventcore.event import START, Event, Mark, NewEvent
-from eventcore.store import (
-    Answer,
-    Idempotency,
-    Postgres,
-    RelaySession,
-    Stream,
-    connect,
-)
+from eventcore.model.event import START, Event, Mark, NewEvent
+from eventcore.store.connection import connect
+from eventcore.store.port import Answer, Idempotency, Stream
+from eventcore.store.postgres import Postgres
+from eventcore.store.relay_session import RelaySession
 from local.processes import prepare_stores, store_login
 from local.servers import PostgreSQL
 from tests.conftest import Databases

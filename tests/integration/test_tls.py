@@ -18,11 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from eventcore.broker import Queue
-from eventcore.broker import RabbitMQ as Broker
+from eventcore.broker.port import Queue
+from eventcore.broker.rabbitmq import RabbitMQ as Broker
 from eventcore.errors import BrokerAway, Misconfigured, ReadModelAway, StoreAway
-from eventcore.provision import _Management
-from eventcore.readmodel import Mongo
+from eventcore.operate.provision_broker import _Management
+from eventcore.readmodel.mongo import Mongo
 from eventcore.settings import (
     BrokerSettings,
     ReadModelSettings,
@@ -31,7 +31,7 @@ from eventcore.settings import (
     Settings,
     StoreSettings,
 )
-from eventcore.store import Postgres
+from eventcore.store.postgres import Postgres
 from local.child import Child
 from local.servers import RabbitMQ, free_port
 from tests.conftest import Databases

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from eventcore.command import new_id
+from eventcore.ids import new_id
 from local.inside import within
 from local.servers import MongoDB, PostgreSQL
 from local.shop import Shop

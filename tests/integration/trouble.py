@@ -10,10 +10,10 @@ from uuid import UUID, uuid4
 import pika
 from sqlalchemy import Connection, Engine
 
-from eventcore.command import read_pages
 from eventcore.errors import Conflict
-from eventcore.event import NewEvent
-from eventcore.store import Postgres, Stream
+from eventcore.model.event import NewEvent
+from eventcore.store.port import Stream, read_pages
+from eventcore.store.postgres import Postgres
 from local.servers import RabbitMQ
 from tests.conftest import Databases
 

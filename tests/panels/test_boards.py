@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from eventcore import observe
+from eventcore.observe import metrics as all_metrics
 from local.panels.alerts import alerts
 from local.panels.write import written
 from tests.panels.test_alerts import promtool
@@ -70,7 +70,7 @@ def metrics(promql: str) -> set[str]:
 def declared() -> dict[str, str]:
     """Our metrics as Prometheus has them, and the type of each."""
     families = [
-        each.describe()[0] for each in vars(observe).values() if hasattr(each, "_labelnames")
+        each.describe()[0] for each in vars(all_metrics).values() if hasattr(each, "_labelnames")
     ]
     return {
         f"{each.name}_total" if each.type == "counter" else each.name: each.type

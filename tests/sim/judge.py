@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from eventcore.decider import Decider
-from eventcore.event import Event, from_message
 from eventcore.jsontext import parse
-from eventcore.projection import Document, Projection, version_of
-from eventcore.store import Answer
+from eventcore.model.decider import Decider
+from eventcore.model.event import Event, from_message
+from eventcore.model.projection import Document, Projection, version_of
+from eventcore.store.port import Answer
 from tests.sim.world import Process, World
 
 TRIES = 4

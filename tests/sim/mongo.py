@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 from pymongo import DeleteOne, InsertOne, ReplaceOne, UpdateOne
 from pymongo.errors import AutoReconnect, BulkWriteError, DuplicateKeyError
 
-from eventcore.projection import Document
-from eventcore.readmodel import PROJECTED_AT, Mongo
+from eventcore.model.projection import Document
+from eventcore.readmodel.documents import PROJECTED_AT
+from eventcore.readmodel.mongo import Mongo
 from eventcore.retry import CircuitBreaker
 from eventcore.settings import Secret, Server
 from tests.sim.judge import Judge

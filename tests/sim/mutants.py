@@ -12,12 +12,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from eventcore import command, readmodel
-from eventcore.broker import ConfirmedPublisher, _Link
-from eventcore.projector import Folder, Projector, Sweep
-from eventcore.readmodel import Mongo
+from eventcore import command
+from eventcore.broker.link import Link
+from eventcore.broker.publisher import ConfirmedPublisher
+from eventcore.project.folder import Folder
+from eventcore.project.projector import Projector
+from eventcore.project.sweep import Sweep
+from eventcore.readmodel import mongo
+from eventcore.readmodel.mongo import Mongo
 from eventcore.relay import Pump
-from eventcore.store import Postgres, RelaySession, Settling
+from eventcore.store.postgres import Postgres
+from eventcore.store.relay_session import RelaySession
+from eventcore.store.settling import Settling
 from tests.contract.test_readmodel import (
     test_a_parked_stream_is_released_once_its_document_has_reached_everything,
 )
@@ -160,14 +166,14 @@ MUTANTS = (
     ),
     Mutant(
         "a refusal of the broker counts as a confirm",
-        _Link,
+        Link,
         "_on_answer",
         'if method.NAME == "Basic.Nack":',
         "if False:",
     ),
     Mutant(
         "messages are not mandatory",
-        _Link,
+        Link,
         "_publish",
         "mandatory=True",
         "mandatory=False",
@@ -189,16 +195,16 @@ MUTANTS = (
     # ── the projector ─────────────────────────────────────────────────────────────────────
     Mutant(
         "the guard is off",
-        readmodel,
-        "_operation",
+        mongo,
+        "to_operation",
         "    if write.replaces == 0:\n        return InsertOne(document)\n"
         '    return ReplaceOne({"_id": document["_id"], "version": write.replaces}, document)',
         '    return ReplaceOne({"_id": document["_id"]}, document, upsert=True)',
     ),
     Mutant(
         "the guard lets the same version again",
-        readmodel,
-        "_operation",
+        mongo,
+        "to_operation",
         '"version": write.replaces}',
         '"version": {"$lte": write.document["version"]}}',
     ),
@@ -206,7 +212,7 @@ MUTANTS = (
         "what a bulk did not do counts as done",
         Mongo,
         "write",
-        "_duplicates(error)\n        return False",
+        "duplicates_of(error)\n        return False",
         "return True",
     ),
     Mutant(
@@ -293,7 +299,7 @@ MUTANTS = (
         "a dead letter because the feed is away",
         Folder,
         "_fill",
-        'log.warning("Gaps left to the sweep", extra={**_some(last), "reason": str(away)})',
+        'log.warning("Gaps left to the sweep", extra={**some_of(last), "reason": str(away)})',
         "ahead |= dict.fromkeys(last, 0)",
     ),
     Mutant(

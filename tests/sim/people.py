@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from eventcore.decider import Decider
-from eventcore.event import Event
-from eventcore.projection import Document, Projection
+from eventcore.model.decider import Decider
+from eventcore.model.event import Event
+from eventcore.model.projection import Document, Projection
 from user.projections import users
 from user.user import (
     ChangeUser,

@@ -16,10 +16,15 @@ from uuid import UUID
 
 from eventcore import jsontext
 from eventcore.errors import FeedAway, StoreAway
-from eventcore.event import START, Event, Mark
-from eventcore.feed import HeadsPage, StoreFeed
+from eventcore.model.event import START, Event, Mark
 from eventcore.retry import CircuitBreaker
-from eventcore.store import Postgres, Progress, RelaySession, Settling, _Calls, _Stale, _to_error
+from eventcore.store.connection import Calls, _Stale
+from eventcore.store.feed import HeadsPage, StoreFeed
+from eventcore.store.port import Progress
+from eventcore.store.postgres import Postgres
+from eventcore.store.relay_session import RelaySession
+from eventcore.store.settling import Settling
+from eventcore.store.sqlstates import to_error
 from tests.sim.judge import Judge
 from tests.sim.world import Crash, Lock, Process, World
 
@@ -189,7 +194,7 @@ class FakePostgres:
         )
         if not free:
             self._roll_back(transaction)
-            raise _to_error("55P03", "canceling statement due to lock timeout")
+            raise to_error("55P03", "canceling statement due to lock timeout")
 
     def _go_on_alone(self, transaction: Transaction, steps: Iterator[str]) -> None:
         """The client is gone: the server finishes what it was told, or rolls it back."""
@@ -218,7 +223,7 @@ class FakePostgres:
                     known_digest, known = self.keys[key]
                     if known_digest != digest:
                         self._world.reach("a key comes with another request")
-                        raise _to_error("ES002", "this key stands for another request")
+                        raise to_error("ES002", "this key stands for another request")
                     self._world.reach("an append is answered by its key")
                     own.result = [(True, known, expected)]
                     return
@@ -226,7 +231,7 @@ class FakePostgres:
             if ids:
                 yield from self._lock(own, own.stream)
                 if len(self.streams.get(own.stream, ())) != expected:
-                    raise _to_error("ES001", f"conflict: {each} is not at version {expected}")
+                    raise to_error("ES001", f"conflict: {each} is not at version {expected}")
                 yield "pg row locked"
                 own.writes = True
                 self.open[own.name] = own
@@ -235,7 +240,7 @@ class FakePostgres:
                     own.positions.append(self.head)
                     yield "pg position drawn"
                 if clash := self.ids & set(ids):
-                    raise _to_error("23505", f"event ids {clash} are there already")
+                    raise to_error("23505", f"event ids {clash} are there already")
                 yield "pg inserted"
             self._commit(own, key, digest, answer, (types, schemas, data, metadata))
             own.result = [(False, None, expected + len(ids))]
@@ -399,7 +404,7 @@ class FakePostgres:
         known = self.checkpoints.get(name, START)
         marks = [Mark(position, event_id), *([known] if known.position else [])]
         if not self._has([m.position for m in marks], [m.event_id for m in marks]):
-            raise _to_error("ES005", "the log does not have the event of the checkpoint")
+            raise to_error("ES005", "the log does not have the event of the checkpoint")
         if position > known.position:
             self.checkpoints[name] = Mark(position, event_id)
             self._world.note(f"the relay's checkpoint is {position}")
@@ -430,7 +435,7 @@ def lost() -> StoreAway:
     return _Stale("the connection to PostgreSQL was lost")
 
 
-class SimCalls(_Calls):
+class SimCalls(Calls):
     """The real calls with their circuit breaker, on one simulated connection."""
 
     def __init__(self, server: FakePostgres, world: World, attempts: int) -> None:

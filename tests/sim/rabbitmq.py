@@ -12,15 +12,11 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-from eventcore.broker import (
-    DEAD_LETTERS,
-    EXCHANGE,
-    BatchConsumer,
-    ConfirmedPublisher,
-    Queue,
-    Topology,
-    _Link,
-)
+from eventcore.broker.consumer import BatchConsumer
+from eventcore.broker.link import Link
+from eventcore.broker.port import Queue
+from eventcore.broker.publisher import ConfirmedPublisher
+from eventcore.broker.topology import DEAD_LETTERS, EXCHANGE, Topology
 from eventcore.errors import BrokerAway
 from tests.sim.judge import Judge
 from tests.sim.world import Condition, Process, World
@@ -366,7 +362,7 @@ class Channel:
             self._unconfirmed[tag] = (stored, bool(queues))
 
 
-class SimLink(_Link):
+class SimLink(Link):
     """The real link, whose I/O is a simulated channel."""
 
     def __init__(self, parameters: Any, topology: Topology) -> None:

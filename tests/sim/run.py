@@ -12,16 +12,22 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
-from eventcore import broker, command, projector, readmodel, relay, retry, store
-from eventcore.broker import Queue
+from eventcore import command, ids, relay, retry
+from eventcore.broker import publisher
+from eventcore.broker.port import Queue
 from eventcore.command import Call
 from eventcore.errors import Away, Refused
-from eventcore.event import START
-from eventcore.observe import Health
-from eventcore.projector import Folder, Projector, Sweep
-from eventcore.readmodel import generation_of
+from eventcore.model.event import START
+from eventcore.observe.health import Health
+from eventcore.project import folder, projector
+from eventcore.project.folder import Folder
+from eventcore.project.projector import Projector
+from eventcore.project.sweep import Sweep
+from eventcore.readmodel import mongo
+from eventcore.readmodel.records import generation_of
 from eventcore.relay import Relay
-from eventcore.store import Answer, Idempotency
+from eventcore.store import connection, postgres
+from eventcore.store.port import Answer, Idempotency
 from tests.sim.judge import Issued, Judge
 from tests.sim.mongo import FakeMongo, SimDatetime, SimMongo, by_stream
 from tests.sim.people import DECIDER, FIXED, OLD, Marry, NumberEmail
@@ -98,7 +104,7 @@ class System:
             "projector-1": self._project,
         }
         world.on_death = self._died
-        command.new_id = self.new_id
+        vars(command)["new_id"] = self.new_id
 
     def new_id(self) -> UUID:
         """Ids that grow, and are the same for the same seed."""
@@ -511,17 +517,18 @@ def simulated(world: World) -> Iterator[None]:
         monotonic=_here(world.monotonic, real.monotonic), sleep=_here(world.sleep, real.sleep)
     )
     patches: list[tuple[Any, str, Any]] = [
-        (broker, "monotonic", world.monotonic),
+        (publisher, "monotonic", world.monotonic),
         (relay, "monotonic", world.monotonic),
         (projector, "monotonic", world.monotonic),
-        (projector, "sleep", world.sleep),
+        (folder, "sleep", world.sleep),
         (retry, "random", chance),
         (projector, "in_thread", _at_once),
         (command, "random", chance),
         (command, "time", SimpleNamespace(sleep=_anew(world))),
-        (command, "new_id", command.new_id),
-        (store, "time", time),
-        (readmodel, "datetime", SimDatetime),
+        (command, "new_id", ids.new_id),
+        (connection, "time", time),
+        (postgres, "time", time),
+        (mongo, "datetime", SimDatetime),
     ]
     before = [(module, name, getattr(module, name)) for module, name, _ in patches]
     level = logging.root.manager.disable

@@ -8,8 +8,8 @@ from datetime import datetime
 
 import pytest
 
-from eventcore.event import Event
-from eventcore.store import Store
+from eventcore.model.event import Event
+from eventcore.store.port import Store
 from tests.contract.test_readmodel import (  # noqa: F401
     test_a_checkpoint_begins_at_0_and_only_grows,
     test_a_checkpoint_remembers_the_log_it_was_folded_from_and_why_it_is_halted,

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
-from eventcore import store
+from eventcore.store import postgres
 from tests.sim.run import simulate, simulated
 from tests.sim.states import RARE
 from tests.sim.tally import tally
@@ -50,7 +50,7 @@ def test_another_seed_is_another_run() -> None:
 
 def test_a_real_thread_beside_a_simulation_keeps_real_time() -> None:
     """Such as the wake-up of a real store, which other tests have left running."""
-    world, module = World(0), cast("Any", store)
+    world, module = World(0), cast("Any", postgres)
     ended: list[float] = []
 
     def live() -> None:

@@ -277,7 +277,7 @@ def test_a_saved_file_restarts_the_process_in_its_place(
     deadline = monotonic() + 30
     while not title(url):
         assert monotonic() < deadline
-    web = code / "eventcore" / "web.py"
+    web = code / "eventcore" / "web" / "app.py"
     text = web.read_text()
     assert '"alive"' in text
     web.write_text(text.replace('"alive"', '"changed"'))

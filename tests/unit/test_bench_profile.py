@@ -7,13 +7,13 @@ from tests.bench.profile import shares, table
 
 def test_a_stack_counts_as_the_innermost_part_that_is_known(tmp_path: Path) -> None:
     (tmp_path / "stacks").write_text(
-        "run (gunicorn/app.py:1);append (eventcore/store.py:2);execute (sqlalchemy/x.py:3) 3\n"
-        "run (gunicorn/app.py:1);append (eventcore/store.py:2);sorted (heapq.py:3) 4\n"
+        "run (gunicorn/app.py:1);append (eventcore/store/x.py:2);execute (sqlalchemy/x.py:3) 3\n"
+        "run (gunicorn/app.py:1);append (eventcore/store/x.py:2);sorted (heapq.py:3) 4\n"
         "run (gunicorn/app.py:1) 2\n"
         "run (threading.py:1) 1\n"
     )
     assert shares(tmp_path / "stacks") == {
-        "store.py (ours)": 0.4,
+        "store (ours)": 0.4,
         "SQLAlchemy": 0.3,
         "gunicorn": 0.2,
         "the rest": 0.1,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from eventcore import jsontext
 from eventcore.errors import NotAnEvent
-from eventcore.event import Event, from_message, to_message
+from eventcore.model.event import Event, from_message, to_message
 
 prices = st.decimals(min_value=0, max_value=Decimal("9999999999.99"), places=2)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

@@ -7,10 +7,10 @@ from threading import Event as Stop
 
 import pytest
 
-from eventcore import observe
-from eventcore.broker import Publisher
+from eventcore.broker.port import Publisher
 from eventcore.errors import BrokerAway
-from eventcore.observe import STUCK, Health, Heart
+from eventcore.observe import probes
+from eventcore.observe.health import STUCK, Health, Heart
 from eventcore.relay import Pump, Relay
 from local.servers import free_port
 from tests.fakes.broker import FakeBroker
@@ -56,7 +56,7 @@ def clock() -> Clock:
 def heart(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Heart:
     """The process's own, with a clock that is moved by hand."""
     heart = Heart(clock)
-    for module in ("observe", "relay", "projector"):
+    for module in ("observe.health", "relay", "project.projector", "project.folder"):
         monkeypatch.setattr(f"eventcore.{module}.HEART", heart)
     return heart
 
@@ -77,10 +77,10 @@ def test_a_loop_that_has_not_come_round_for_too_long_is_stuck(clock: Clock, hear
 
 
 @pytest.fixture
-def probes(heart: Heart) -> Callable[[str], int]:
+def asked(heart: Heart) -> Callable[[str], int]:
     """The status of a probe of this process, which lacks everything."""
     port = free_port()
-    observe.serve_probes(observe.listen("", port), lambda: {"broker": "away"}, heart.stuck)
+    probes.serve_probes(probes.listen("", port), lambda: {"broker": "away"}, heart.stuck)
 
     def status(path: str) -> int:
         try:
@@ -94,12 +94,12 @@ def probes(heart: Heart) -> Callable[[str], int]:
 
 
 def test_the_three_probes_answer_three_questions(
-    clock: Clock, heart: Heart, probes: Callable[[str], int]
+    clock: Clock, heart: Heart, asked: Callable[[str], int]
 ) -> None:
     heart.beat()
-    assert [probes(each) for each in ("/healthz", "/livez", "/readyz")] == [200, 200, 503]
+    assert [asked(each) for each in ("/healthz", "/livez", "/readyz")] == [200, 200, 503]
     clock.now = STUCK + 1
-    assert [probes(each) for each in ("/healthz", "/livez", "/readyz")] == [200, 503, 503]
+    assert [asked(each) for each in ("/healthz", "/livez", "/readyz")] == [200, 503, 503]
 
 
 def away() -> Publisher:

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from eventcore import serving
 from eventcore.errors import Misconfigured
-from eventcore.observe import STUCK, listen
-from eventcore.serving import Liveness, Overload, answers
+from eventcore.observe.health import STUCK
+from eventcore.observe.probes import listen
+from eventcore.web import overload
+from eventcore.web.overload import Overload
+from eventcore.web.readiness import Liveness, answers
 from tests.beside import beside
 
 
@@ -66,7 +68,7 @@ def ask(behind: Callable[..., Iterable[bytes]], path: str = "/users", **more: An
 def test_a_request_beyond_the_permits_is_refused_after_a_moment(
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "PATIENCE", 0.01)
+    monkeypatch.setattr("eventcore.web.overload.PATIENCE", 0.01)
     overload = Overload(app, permits=2)
     with ThreadPoolExecutor(2) as callers:
         first = [callers.submit(ask, overload) for _ in range(2)]
@@ -78,7 +80,7 @@ def test_a_request_beyond_the_permits_is_refused_after_a_moment(
     assert ask(overload) == "200 OK"
 
 
-@pytest.mark.parametrize("path", serving.PROBES)
+@pytest.mark.parametrize("path", overload.PROBES)
 def test_a_probe_needs_no_permit(app: App, path: str) -> None:
     overload = Overload(app, permits=1)
     with ThreadPoolExecutor(2) as callers:

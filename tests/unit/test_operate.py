@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from eventcore.__main__ import main
 from eventcore.errors import Misconfigured
-from eventcore.operate import _settings
+from eventcore.operate.shared import command_settings
 from eventcore.settings import ProjectionSettings
 
 
@@ -31,4 +31,4 @@ def test_a_command_without_settings_says_whose_it_needs(monkeypatch: pytest.Monk
     with pytest.raises(
         Misconfigured, match=r"FEED_URL is not set.* pod of the process.*make shell"
     ):
-        _settings(ProjectionSettings, "lag")
+        command_settings(ProjectionSettings, "lag")

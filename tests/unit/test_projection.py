@@ -8,8 +8,8 @@ from uuid import UUID
 import pytest
 
 from eventcore.errors import CannotApply
-from eventcore.event import Event
-from eventcore.projection import Projection
+from eventcore.model.event import Event
+from eventcore.model.projection import Projection
 
 ID = UUID(int=1)
 

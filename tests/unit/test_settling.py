@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventcore.event import START, Mark
-from eventcore.store import Settling
+from eventcore.model.event import START, Mark
+from eventcore.store.settling import Settling
 
 
 def at(position: int, life: str = "first") -> Mark:

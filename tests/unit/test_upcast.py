@@ -7,10 +7,10 @@ from uuid import UUID
 
 import pytest
 
-from eventcore.decider import Decider
 from eventcore.errors import CannotApply, Misconfigured
-from eventcore.event import Event
-from eventcore.upcast import Upcasters
+from eventcore.model.decider import Decider
+from eventcore.model.event import Event
+from eventcore.model.upcast import Upcasters
 
 EVENT = Event(
     position=1,

@@ -5,8 +5,8 @@
 It needs to know that a user exists and nothing else, so it keeps nothing else.
 """
 
-from eventcore.event import Event
-from eventcore.projection import Document, Projection
+from eventcore.model.event import Event
+from eventcore.model.projection import Document, Projection
 
 
 def _created(_: Document, __: Event) -> Document:

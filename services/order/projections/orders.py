@@ -3,8 +3,8 @@
 {_id: the order's id, version, userId, item, price, status, placedAt}
 """
 
-from eventcore.event import Data, Event, to_timestamp
-from eventcore.projection import Document, Projection
+from eventcore.model.event import Data, Event, to_timestamp
+from eventcore.model.projection import Document, Projection
 
 
 def _placed(_: Document, event: Event) -> Document:

@@ -3,8 +3,8 @@
 {_id: the user's id, version, name, email}
 """
 
-from eventcore.event import Data, Event
-from eventcore.projection import Document, Projection
+from eventcore.model.event import Data, Event
+from eventcore.model.projection import Document, Projection
 
 
 def _created(_: Document, event: Event) -> Document:

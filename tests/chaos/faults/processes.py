@@ -12,9 +12,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from eventcore.event import NewEvent
-from eventcore.readmodel import generation_of
-from eventcore.store import Postgres, Stream
+from eventcore.model.event import NewEvent
+from eventcore.readmodel.records import generation_of
+from eventcore.store.port import Stream
+from eventcore.store.postgres import Postgres
 from local.processes import store_login
 from local.servers import free_port
 from tests.bench.machine import family

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import pika.exceptions
 
 from eventcore import jsontext
-from eventcore.broker import EXCHANGE
-from eventcore.event import Event, to_message
+from eventcore.broker.topology import EXCHANGE
+from eventcore.model.event import Event, to_message
 from tests.chaos.fault import Scene, Unmet, until
 from tests.chaos.system import PROJECTIONS
 from tests.chaos.truth import QUEUES, Log

@@ -1,0 +1,140 @@
+"""Publishing with confirms, in order."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import takewhile
+from time import monotonic
+
+import pika
+
+from eventcore.broker.link import Link
+from eventcore.broker.topology import EXCHANGE, Act, Topology
+from eventcore.errors import BrokerAway
+from eventcore.model.message import Message
+
+log = logging.getLogger(__name__)
+
+REPUBLISH_AFTER = (0.1, 0.5, 2.0)
+"""Seconds before each retry of a message that could not be routed."""
+
+
+class ConfirmedPublisher(Link):
+    """A Publisher. Messages are counted by their place: 0 for the first one."""
+
+    def __init__(
+        self, parameters: pika.ConnectionParameters, topology: Topology, window: int
+    ) -> None:
+        self._window = window
+        self._silence = parameters.blocked_connection_timeout
+        self._handed_over = 0
+        self._prefix = 0
+        self._moved_at = monotonic()
+        self._done: set[int] = set()
+        self._tags = 0
+        self._unconfirmed: dict[int, _Sent] = {}
+        self._came_back: set[str] = set()
+        self._astray: list[list[_Sent]] = [[] for _ in REPUBLISH_AFTER]
+        self.returned = 0
+        super().__init__(parameters, topology)
+
+    def publish(self, messages: Sequence[Message]) -> None:
+        start = 0
+        while start < len(messages):
+            count = self._wait_for_room(len(messages) - start)
+            batch = messages[start : start + count]
+            if self._handed_over == self._prefix:
+                self._moved_at = monotonic()
+            self._submit(partial(self._send_all, batch, self._handed_over))
+            self._handed_over += count
+            start += count
+
+    def confirmed(self) -> int:
+        self._check()
+        return self._prefix
+
+    def wait(self, more_than: int, timeout: float) -> int:
+        self._await(lambda: self._prefix > more_than, timeout)
+        return self.confirmed()
+
+    def _wait_for_room(self, wanted: int) -> int:
+        """Waits until the window has room for a good part of `wanted`; returns how much."""
+        enough = min(wanted, max(1, self._window // 2))
+        most = self._window - self._handed_over
+        while not self._await(lambda: most + self._prefix >= enough, 1):
+            self._check()
+        return min(wanted, most + self._prefix)
+
+    def _check(self) -> None:
+        """Raises the error that broke the link, or BrokerAway after too long a silence."""
+        super()._check()
+        waiting = self._handed_over > self._prefix
+        if waiting and monotonic() - self._moved_at > self._silence:
+            raise BrokerAway(f"RabbitMQ has confirmed nothing for {self._silence:.0f} s")
+
+    # ── in the I/O thread ─────────────────────────────────────────────────────────────────
+
+    def _send_all(self, messages: Sequence[Message], first: int) -> None:
+        for place, message in enumerate(messages, first):
+            self._send(_Sent(place, message))
+
+    def _send(self, sent: "_Sent") -> None:
+        self._tags += 1
+        self._unconfirmed[self._tags] = sent
+        message = sent.message
+        self._publish(EXCHANGE, message.routing_key, message, message.headers)
+
+    def _on_return(self, message_id: str) -> None:
+        """Notes that the confirm that follows does not count for this message."""
+        self._came_back.add(message_id)
+
+    def _on_confirm(self, tag: int, multiple: bool) -> None:
+        sent_before = takewhile(lambda each: each <= tag, self._unconfirmed)  # in order of sending
+        for each in list(sent_before) if multiple else (tag,):
+            sent = self._unconfirmed.pop(each)
+            if sent.message.id in self._came_back:
+                self._came_back.remove(sent.message.id)
+                self._try_again(sent)
+            else:
+                self._done.add(sent.place)
+        self._move_prefix()
+
+    def _move_prefix(self) -> None:
+        before = prefix = self._prefix
+        while prefix in self._done:
+            self._done.remove(prefix)
+            prefix += 1
+        if prefix > before:
+            self._moved_at = monotonic()
+            self._prefix = prefix
+
+    def _try_again(self, sent: "_Sent") -> None:
+        """Sends an unroutable message again, a little later, with the others of its try."""
+        self.returned += sent.tries == 0
+        if sent.tries == len(REPUBLISH_AFTER):
+            log.warning("Not routable, left to the sweep", extra={"event_id": sent.message.id})
+            self._done.add(sent.place)
+            return
+        waiting = self._astray[sent.tries]
+        if not waiting:
+            self._later(REPUBLISH_AFTER[sent.tries], partial(self._declare_and_send, waiting))
+        waiting.append(sent)
+
+    def _declare_and_send(self, waiting: list["_Sent"]) -> None:
+        def steps() -> Iterator[Act]:
+            yield from self._topology.steps(self._channel)
+            for sent in waiting:
+                self._send(replace(sent, tries=sent.tries + 1))
+            waiting.clear()
+
+        self._in_turn(steps())
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A message, its place among those that were published, and how often it came back."""
+
+    place: int
+    message: Message
+    tries: int = 0

@@ -1,0 +1,112 @@
+"""A projection: a named fold of events into the documents of a read model. Pure.
+
+A document belongs to one stream. Its `_id` is the aggregate's id, its `version` and `eventId`
+those of the last event folded into it; a step sets none of them.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeAlias
+
+from eventcore.errors import CannotApply
+from eventcore.model.event import Event, Json
+from eventcore.model.upcast import Upcaster, Upcasters
+
+Document: TypeAlias = dict[str, Json]
+
+Step: TypeAlias = Callable[[Document, Event], Document]
+"""A document and an event in, the next document out; before the first event it is empty."""
+
+
+def version_of(document: Document | None) -> int:
+    """The version of a document; 0 where there is none."""
+    version = document["version"] if document else 0
+    assert isinstance(version, int)
+    return version
+
+
+def event_id_of(document: Document | None) -> str:
+    """The id of the last event in a document; "" where there is none, or it was not kept yet."""
+    return str(document.get("eventId", "")) if document else ""
+
+
+_PROJECTORS = {"_id", "version", "eventId", "removed", "projectedAt"}
+"""The fields of a document that no step may change."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What a projector needs to know of one read model.
+
+    `steps` holds a step for each event type it folds, `ignores` the types it knows and
+    passes over. Any other type, and a schema version above those in `schema_versions`
+    (1 where none is given), cannot be applied and parks its stream.
+    """
+
+    name: str
+    aggregate_type: str
+    queue: str
+    collection: str
+    says: str
+    steps: Mapping[str, Step]
+    ignores: frozenset[str] = frozenset()
+    indexes: tuple[tuple[str, ...], ...] = ()
+    schema_versions: Mapping[str, int] = field(default_factory=dict)
+    upcasters: Mapping[tuple[str, int], Upcaster] | None = None
+
+    def __post_init__(self) -> None:
+        assert self._upcast  # a broken chain of upcasters must not start
+
+    @property
+    def binding(self) -> str:
+        """The routing keys its queue is bound with: every event of its streams."""
+        return f"{self.aggregate_type}.#"
+
+    def apply(self, document: Document | None, event: Event) -> Document:
+        """The document after `event`, which must be the next of its stream.
+
+        Raises CannotApply for a type or schema version that is unknown, and whatever a step raises.
+        """
+        version = version_of(document)
+        if event.version != version + 1:
+            raise CannotApply(f"version {event.version} does not follow version {version}")
+        document = document or {"_id": str(event.aggregate_id)}
+        if event.event_type not in self.ignores:
+            known = self._upcast(event)
+            fields = self.steps[known.event_type](document, known)
+            for name in _PROJECTORS & fields.keys():
+                if fields[name] != document.get(name):
+                    raise CannotApply(
+                        f"the step for {known.event_type} sets {name!r}, which is the projector's:"
+                        " return other fields"
+                    )
+            document = {**document, **fields}
+        return {**document, "version": event.version, "eventId": str(event.event_id)}
+
+    def skip(self, document: Document | None, event: Event) -> Document:
+        """The document after `event` is passed over: nothing of it but its version and id.
+
+        Where it was the first one, the document is removed: it is kept, and not shown.
+        """
+        return {
+            **(document or {"_id": str(event.aggregate_id), "removed": True}),
+            "version": event.version,
+            "eventId": str(event.event_id),
+        }
+
+    def fold(self, events: Iterable[Event], skipped: Collection[int] = ()) -> Document | None:
+        """The document after the events of one stream, from its first on; None without any.
+
+        The versions in `skipped` are passed over.
+        """
+        document = None
+        for event in events:
+            step = self.skip if event.version in skipped else self.apply
+            document = step(document, event)
+        return document
+
+    @cached_property
+    def _upcast(self) -> Upcasters:
+        versions = {kind: self.schema_versions.get(kind, 1) for kind in self.steps}
+        return Upcasters(versions, self.upcasters)

@@ -1,0 +1,157 @@
+"""The metrics of all processes. The only file that imports prometheus_client, with probes."""
+
+from functools import partial
+
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
+
+SECONDS = (
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10,
+)  # fmt: skip
+"""Bounds of what takes milliseconds when all is well, and seconds when it is not."""
+
+_store_gauge = partial(Gauge, labelnames=["store"])
+
+_projection_gauge = partial(Gauge, labelnames=["projection"])
+
+REQUESTS = Histogram(
+    "http_request_duration_seconds", "Time from a request's headers to its answer, by route",
+    ["method", "route", "status"], buckets=SECONDS,
+)  # fmt: skip
+
+APPENDED = Counter("eventstore_events_appended", "Events appended", ["event_type"])
+
+APPENDS = Histogram(
+    "eventstore_append_duration_seconds", "Time of an append, successful or not",
+    ["aggregate_type"], buckets=SECONDS,
+)  # fmt: skip
+
+CONFLICTS = Counter(
+    "eventstore_conflicts", "Appends refused because the stream had changed", ["aggregate_type"]
+)
+
+CONFLICTS_LOST = Counter(
+    "eventstore_conflicts_lost", "Commands refused after all retries", ["aggregate_type"]
+)
+
+HEAD = _store_gauge("eventstore_head_position", "Position of the last event")
+
+SETTLED = _store_gauge(
+    "eventstore_settled_position", "Position up to which nothing can still appear"
+)
+
+UNSETTLED = _store_gauge(
+    "eventstore_unsettled_seconds", "How long a writer holds the settled position back"
+)
+
+PUBLISHED = Counter("relay_events_confirmed", "Events confirmed by the broker", ["store"])
+
+RETURNED = Counter("relay_events_returned", "Events that the broker could not route", ["store"])
+
+CHECKPOINT = _store_gauge("relay_checkpoint_position", "Position up to which all is confirmed")
+
+RELAY_LAG = _store_gauge("relay_lag_events", "Positions settled and not confirmed; gaps count")
+
+RELAY_LAG_SECONDS = _store_gauge(
+    "relay_lag_seconds", "Age of the oldest event not confirmed; 0: there is none"
+)
+
+RELAY_HALTED = _store_gauge(
+    "relay_halted",
+    "1: nothing is published, since the log lacks the checkpoint's event; 0: it goes on",
+)
+
+RELAY_ACTIVE = _store_gauge("relay_active", "1: it holds the lock and relays; 0: it stands by")
+
+IN_FLIGHT = _store_gauge("relay_in_flight_events", "Events published and not confirmed yet")
+
+WINDOW = _store_gauge("relay_window_events", "Maximum number of unconfirmed events")
+
+CONFIRM_SECONDS = Histogram(
+    "relay_confirm_duration_seconds",
+    "Time from publishing a page to its last confirm",
+    ["store"],
+    buckets=SECONDS,
+)
+
+APPLIED = Counter("projection_events_applied", "Events folded into documents", ["projection"])
+
+BATCHES = Histogram(
+    "projection_batch_events", "Deliveries that were applied at once", ["projection"],
+    buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500),
+)  # fmt: skip
+
+BATCH_SECONDS = Histogram(
+    "projection_batch_duration_seconds", "Time of an attempt to apply and acknowledge a batch",
+    ["projection"], buckets=SECONDS,
+)  # fmt: skip
+
+READABLE = Histogram(
+    "projection_append_to_readable_seconds",
+    "Time from an event's append to the write of its document; two clocks, never below zero",
+    ["projection"], buckets=(*SECONDS, 30, 60, 300, 1800),
+)  # fmt: skip
+
+DUPLICATES = Counter("projection_events_duplicate", "Deliveries seen before", ["projection"])
+
+CAUGHT_UP = Counter(
+    "projection_events_caught_up",
+    "Events read from the feed because the broker had not delivered them",
+    ["projection"],
+)
+
+DEAD_LETTERS = Counter("projection_dead_letters", "Messages that are not events", ["projection"])
+
+PARKED = _projection_gauge("projection_parked_streams", "Parked streams")
+
+POSITION = _projection_gauge(
+    "projection_checkpoint_position", "Position up to which all is applied or parked"
+)
+
+GENERATION = _projection_gauge("projection_generation", "Number of the generation that serves")
+
+HALTED = _projection_gauge(
+    "projection_halted", "1: nothing is applied, since the log lacks folded events; 0: it goes on"
+)
+
+VERIFIED = _projection_gauge(
+    "projection_verified_timestamp_seconds", "When it was last compared with the log"
+)
+
+WRONG = _projection_gauge(
+    "projection_verified_wrong_streams", "Streams that the last comparison found wrong"
+)
+
+LAG = _projection_gauge(
+    "projection_lag_events",
+    "Positions from the oldest event neither applied nor parked to the settled one; gaps count",
+)
+
+LAG_SECONDS = _projection_gauge(
+    "projection_lag_seconds", "Age of the oldest event neither applied nor parked; 0: there is none"
+)
+
+STALENESS = _projection_gauge(
+    "projection_staleness_seconds",
+    "Age of the moment up to which all is known to be applied or parked; some sweeps at best",
+)
+
+UP = Gauge("dependency_up", "1: its last use succeeded; 0: it failed", ["server"])
+
+POOL_USED = Gauge("pool_connections_in_use", "Connections in use", ["server"])
+
+POOL_MAX = Gauge("pool_connections_max", "Connections that the pool may have", ["server"])
+
+BACKGROUND_ERRORS = Counter(
+    "background_errors", "Unexpected errors of background threads, which went on", ["thread"]
+)
+
+BUILD = Gauge(
+    "eventcore_build_info",
+    "1 for each process",
+    ["service", "process", "version", "revision"],
+)
+
+
+def render_metrics() -> tuple[bytes, str]:
+    """Renders all metrics of this process; the second item is their content type."""
+    return generate_latest(), CONTENT_TYPE_LATEST

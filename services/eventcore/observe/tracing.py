@@ -1,0 +1,302 @@
+"""Traces: one from the gateway to the read model, though half of it happens later.
+
+The context travels in an HTTP header, with the event in the store, and in the message's headers.
+The only file that imports OpenTelemetry: its API, which does nothing until there is an endpoint;
+then its SDK too.
+
+    gateway → service → INSERT          publish (relay) → process (projector) → MongoDB
+    └── child spans, as HTTP goes ──┘   └── children of the span that appended the event ──┘
+
+A relay and a projector work on many events at once. Each event has a span of its own there, in
+its own trace; the span of the work on several of them links to every one.
+
+A trace begins at the gateway, by ratio. A caller's context is linked to it and decides nothing;
+between the processes of the shop a context is trusted.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from socket import gethostname
+from threading import Thread
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, Span, SpanKind
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from eventcore.settings import Settings
+
+if TYPE_CHECKING:
+    from eventcore.model.event import Event
+    from eventcore.model.message import Message
+
+
+log = logging.getLogger(__name__)
+
+STOP_TIME = 2.0
+"""Seconds that the export of the last spans may take when a process ends."""
+
+QUIET = 60.0
+"""Seconds between two log lines that say that spans cannot be exported."""
+
+MOST_LINKS = 1000
+"""Maximum links of one span: more than a page or a batch has events."""
+
+EXPORT_DELAY = 500
+"""Milliseconds between exports."""
+
+EXPORT_SPANS = 64
+"""Maximum spans of one export. Encoding a large one holds the interpreter, and with it requests."""
+
+TRACEPARENT = re.compile("00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+"""A context in the form of W3C Trace Context."""
+
+REGULAR = ("/healthz", "/livez", "/readyz", "/metrics", "/internal/heads")
+"""Routes that are polled every few seconds: neither traced nor logged."""
+
+_CALLER = "shop.caller"
+"""Key of the WSGI environment: the headers of the caller's trace context."""
+
+_tracer = trace.get_tracer("eventcore")
+
+_propagator = TraceContextTextMapPropagator()
+
+_provider: Any = None
+
+_is_edge = False
+
+
+@dataclass
+class Published:
+    """Messages to publish, and the spans that end when they are confirmed."""
+
+    messages: "Sequence[Message]"
+    _spans: Sequence[Span] = ()
+
+    def end(self) -> None:
+        """Ends the spans: all messages are confirmed."""
+        for span in self._spans:
+            span.end()
+
+
+def start_tracing(settings: Settings) -> None:
+    """Traces from now on, if there is an endpoint. Call it in each process, after any fork."""
+    global _provider, _is_edge
+    if not settings.trace_endpoint:
+        return
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.instrumentation.psycopg2 import Psycopg2Instrumentor
+    from opentelemetry.instrumentation.pymongo import PymongoInstrumentor
+    from opentelemetry.instrumentation.urllib3 import URLLib3Instrumentor
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    _is_edge = settings.service == "gateway"
+    process = "service" if settings.process == "serve" else settings.process.replace(" ", "-")
+    resource: dict[str, str | int] = {
+        "service.name": "gateway" if _is_edge else f"{settings.service}-{process}",
+        "service.version": settings.version,
+        "host.name": gethostname(),
+        "process.pid": os.getpid(),
+    }
+    _provider = TracerProvider(
+        sampler=_sampler(settings.trace_ratio),
+        resource=Resource.create(resource),
+        span_limits=SpanLimits(max_links=MOST_LINKS),
+        shutdown_on_exit=False,
+    )
+    _limit_lines("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    exporter = OTLPSpanExporter(timeout=5)  # to OTEL_EXPORTER_OTLP_ENDPOINT
+    _provider.add_span_processor(
+        BatchSpanProcessor(
+            exporter, schedule_delay_millis=EXPORT_DELAY, max_export_batch_size=EXPORT_SPANS
+        )
+    )
+    trace.set_tracer_provider(_provider)
+    Psycopg2Instrumentor().instrument()
+    PymongoInstrumentor().instrument(request_hook=_name_operation)
+    URLLib3Instrumentor().instrument()
+    log.info("Tracing", extra={"endpoint": settings.trace_endpoint})
+
+
+def stop_tracing() -> None:
+    """Exports the last spans, for STOP_TIME seconds at most."""
+    if _provider:
+        last = Thread(target=_provider.shutdown, name="last spans", daemon=True)
+        last.start()
+        last.join(STOP_TIME)
+
+
+def trace_wsgi(application: Any) -> Any:
+    """The same WSGI application, with a span for each request that is not REGULAR."""
+    if _provider is None:
+        return application
+    from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
+
+    traced = OpenTelemetryMiddleware(application, request_hook=_link_caller)
+
+    def serve(environ: dict[str, Any], start_response: Any) -> Any:
+        if environ["PATH_INFO"].startswith(REGULAR):
+            return application(environ, start_response)
+        if _is_edge:
+            environ[_CALLER] = {
+                "traceparent": environ.pop("HTTP_TRACEPARENT", ""),
+                "tracestate": environ.pop("HTTP_TRACESTATE", ""),
+            }
+        return traced(environ, start_response)
+
+    return serve
+
+
+def _link_caller(span: Span, environ: dict[str, Any]) -> None:
+    caller = _propagator.extract(environ.get(_CALLER, {}), Context())
+    context = trace.get_current_span(caller).get_span_context()
+    if context.is_valid:
+        span.add_link(context)
+
+
+def name_request(method: str, route: str) -> None:
+    """Names the request's span after its route, as metrics do, once it is known."""
+    span = trace.get_current_span()
+    span.update_name(f"{method} {route}")
+    span.set_attribute("http.route", route)
+
+
+def current_traceparent() -> str | None:
+    """The current context in the form of W3C Trace Context; None without tracing."""
+    return _headers().get("traceparent")
+
+
+def _headers(context: Context | None = None) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    _propagator.inject(headers, context)
+    return headers
+
+
+@contextmanager
+def calling(method: str, url: str) -> Iterator[dict[str, str]]:
+    """A span for a request to another service, made within; yields the headers to send with it."""
+    attributes = {"http.request.method": method, "url.full": url}
+    with _tracer.start_as_current_span(method, kind=SpanKind.CLIENT, attributes=attributes):
+        yield _headers()
+
+
+def note_status(status: int) -> None:
+    """Adds the status of the answer to the span of `calling`."""
+    trace.get_current_span().set_attribute("http.response.status_code", status)
+
+
+def publishing(
+    exchange: str, events: "Sequence[Event]", messages: "Sequence[Message]"
+) -> Published:
+    """The messages of a page, with the context that each is to carry; `end` when confirmed."""
+    told, spans = [], []
+    for event, message in zip(events, messages, strict=True):
+        if context := _sampled(message):
+            span = _span("publish", SpanKind.PRODUCER, exchange, "send", message, context)
+            span.set_attribute("eventstore.aggregate_id", str(event.aggregate_id))
+            span.set_attribute("eventstore.position", event.position)
+            headers = {**message.headers, **_headers(trace.set_span_in_context(span))}
+            message = replace(message, headers=headers)
+            spans.append(span)
+        told.append(message)
+    return Published(told, spans)
+
+
+@contextmanager
+def processing(queue: str, messages: "Sequence[Message]") -> Iterator[None]:
+    """A span for each message of a batch, in the trace that it carries, and one for the work.
+
+    The work on several is a child of the first's span, linked with all, both ways.
+    """
+    spans = [
+        _span("process", SpanKind.CONSUMER, queue, "process", message, context)
+        for message in messages
+        if (context := _sampled(message))
+    ]
+    with ExitStack() as stack:
+        for span in spans:
+            stack.callback(span.end)
+        if spans:
+            stack.enter_context(trace.use_span(spans[0]))
+        if len(spans) > 1:
+            links = [Link(span.get_span_context()) for span in spans]
+            batch = _tracer.start_as_current_span("apply batch", links=links)
+            link = stack.enter_context(batch).get_span_context()
+            for span in spans[1:]:
+                span.add_link(link)
+        yield
+
+
+def _sampled(message: "Message") -> Context | None:
+    """The context that a message carries, if its trace is kept."""
+    if "traceparent" not in message.headers:
+        return None
+    context = _propagator.extract(message.headers, Context())
+    sampled = trace.get_current_span(context).get_span_context().trace_flags.sampled
+    return context if sampled else None
+
+
+def _span(
+    name: str, kind: SpanKind, destination: str, operation: str, message: "Message", parent: Context
+) -> Span:
+    """A span for one message, in the trace that it carries."""
+    attributes: Mapping[str, str | int] = {
+        "messaging.system": "rabbitmq",
+        "messaging.operation.name": name,
+        "messaging.operation.type": operation,
+        "messaging.destination.name": destination,
+        "messaging.message.id": message.id,
+        "messaging.message.body.size": len(message.body),
+        "messaging.rabbitmq.destination.routing_key": message.routing_key,
+    }
+    return _tracer.start_span(f"{name} {destination}", parent, kind, attributes)
+
+
+def _name_operation(span: Any, event: Any) -> None:
+    """Adds what the conventions require and the instrumentation of pymongo leaves out."""
+    span.set_attribute("db.operation.name", event.command_name)
+
+
+def _limit_lines(name: str) -> None:
+    """Lets one line in QUIET seconds pass, of many that say that a collector is away."""
+    quiet_until = 0.0
+
+    def is_due(_record: logging.LogRecord) -> bool:
+        nonlocal quiet_until
+        if is_due := monotonic() >= quiet_until:
+            quiet_until = monotonic() + QUIET
+        return is_due
+
+    logger = logging.getLogger(name)
+    logger.setLevel(logging.ERROR)
+    logger.addFilter(is_due)
+
+
+def _sampler(ratio: float) -> Any:
+    """Follows the parent; a request without one is kept by ratio, a poll of a server never."""
+    from opentelemetry.sdk.trace import sampling
+
+    by_ratio = sampling.TraceIdRatioBased(ratio)
+
+    class Requests(sampling.Sampler):
+        def should_sample(
+            self, parent_context: Any, trace_id: int, name: str, kind: Any = None,
+            attributes: Any = None, links: Any = None, trace_state: Any = None,
+        ) -> sampling.SamplingResult:  # fmt: skip
+            sampler = by_ratio if kind is SpanKind.SERVER else sampling.ALWAYS_OFF
+            return sampler.should_sample(
+                parent_context, trace_id, name, kind, attributes, links, trace_state
+            )
+
+        def get_description(self) -> str:
+            return f"Requests({by_ratio.get_description()})"
+
+    return sampling.ParentBased(Requests())

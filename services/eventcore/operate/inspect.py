@@ -1,0 +1,146 @@
+"""`metrics`, `trace`, `lag` and `verify`: look, and change nothing."""
+
+import random
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from http.client import HTTPConnection, HTTPException
+
+import click
+
+from eventcore import jsontext, settings
+from eventcore.errors import Away, Refused
+from eventcore.model.projection import Projection
+from eventcore.operate.history import find
+from eventcore.operate.shared import (
+    Row,
+    as_json,
+    command_settings,
+    open_projections,
+    service_module,
+    show,
+)
+from eventcore.operate.timeline import tell, timeline
+from eventcore.operate.verifying import Verifier, why_halted
+from eventcore.operate.watch import Behind
+from eventcore.query import Serving
+from eventcore.readmodel.mongo import Mongo
+from eventcore.readmodel.records import Verification
+from eventcore.store.http_feed import HttpFeed
+from eventcore.store.postgres import Postgres
+
+
+@click.command()
+@click.argument("beginnings", metavar="[BEGINNING]...", nargs=-1)
+def metrics(beginnings: tuple[str, ...]) -> None:
+    """Print the metrics of one process.
+
+    It is the process at METRICS_PORT. Prints all metrics, or those that begin so.
+    """
+    port = command_settings(settings.Settings, "metrics").metrics_port
+    try:
+        with closing(HTTPConnection("localhost", port, timeout=10)) as connection:
+            connection.request("GET", "/metrics")
+            text = connection.getresponse().read().decode()
+    except (OSError, HTTPException) as error:
+        raise Away(f"nothing serves metrics at METRICS_PORT: {error}") from error
+    for line in text.splitlines():
+        if not line.startswith("#") and (not beginnings or line.startswith(beginnings)):
+            click.echo(line)
+
+
+@click.command()
+@click.argument("wanted", metavar="ID")
+@as_json
+@click.option("--data", "with_data", is_flag=True, help="What is in the events and errors, too.")
+@click.option(
+    "--since", type=click.DateTime(["%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%d"]),
+    help="Look for a correlation id from then on, such as 2026-01-16T10:00:00Z.",
+)  # fmt: skip
+def trace(wanted: str, as_json: bool, with_data: bool, since: datetime | None) -> None:
+    """Print all that happened to ID, in order, with times.
+
+    ID is an aggregate's, such as an order's, or a correlation id. It is looked for in the store and
+    the read model of the SERVICE. Nothing of an event's data is printed, unless --data is given.
+    """
+    own = command_settings(settings.TraceSettings, "trace")
+    store, readmodel = Postgres(own.store, 1), Mongo(own.readmodel, 1)
+    since = since and (since if since.tzinfo else since.replace(tzinfo=UTC))
+    history = find(wanted, own.service, store, readmodel, service_module().PROJECTIONS, since)
+    if history.searched and not history.searched.is_whole:
+        click.echo(f"eventcore: {history.searched}", err=True)
+    if history.is_empty:
+        raise Refused(f"nothing is known of {wanted} in the service {own.service}")
+    for entry in timeline(history, with_data=with_data):
+        click.echo(jsontext.render(entry.as_json()) if as_json else tell(entry))
+
+
+@click.command()
+@as_json
+def lag(as_json: bool) -> None:
+    """Print how far the relay and the projections are behind.
+
+    The log is that of the feed's service. Lags are in positions, where gaps count, and in seconds.
+    """
+    readmodel, feed, projections = open_projections("lag")
+    log = feed.progress()
+    behind = max(0, log.settled - log.relayed)
+    of_log: Row = {"head": log.head, "settled": log.settled, "relayed": log.relayed}
+    show([{**of_log, "behind": behind, "halted": log.relay_halted}], as_json)
+    rows = [_lag(projection, readmodel, feed) for projection in projections]
+    show(rows, as_json, "This service folds no projection from that log.")
+
+
+def _lag(projection: Projection, readmodel: Mongo, feed: HttpFeed) -> Row:
+    generation = Serving(projection, readmodel).now()
+    checkpoint = readmodel.checkpoint(generation.name)
+    oldest, settled = Behind(projection, readmodel, feed, generation).oldest(checkpoint.position)
+    age = datetime.now(UTC) - oldest.recorded_at if oldest else timedelta()
+    return {
+        "projection": projection.name,
+        "generation": generation.number,
+        "checkpoint": checkpoint.position,
+        "behind": settled - oldest.position + 1 if oldest else 0,
+        "seconds": max(0.0, round(age.total_seconds(), 1)),
+        "parked": readmodel.count_parked(generation.name),
+        "halted": checkpoint.halted or why_halted(projection.name, checkpoint, feed),
+    }
+
+
+@click.command()
+@click.argument("projection_names", metavar="[PROJECTION]...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Every stream and every document.")
+@click.option("--sample", default=200, show_default=True, help="Streams taken by chance.")
+@as_json
+def verify(projection_names: Sequence[str], everything: bool, sample: int, as_json: bool) -> None:
+    """Compare projections with the log, all or those named.
+
+    Each stream's versions must have no gap, and its document must be what they fold to. Ends with
+    status 1 if anything is wrong; the result is a metric as well.
+    """
+    wrong: list[Row] = []
+    rows: list[Row] = []
+    readmodel, feed, projections = open_projections("verify", projection_names)
+    for projection in projections:
+        name, generation = projection.name, Serving(projection, readmodel).now()
+        verifier = Verifier(projection, readmodel, feed, generation, time.sleep)
+        found = verifier.run(None if everything else sample, random.SystemRandom())
+        wrong += [{"projection": name, "stream": w.stream, "what": w.what} for w in found.wrong]
+        row: Row = {
+            "projection": name,
+            "generation": generation.number,
+            "checked": found.checked,
+            "wrong": len(found.wrong),
+            "checkpoint": found.checkpoint.position,
+            "settled": found.log.settled,
+            "relayBehind": found.log.settled - found.log.relayed,
+        }
+        rows.append(row)
+        noted = Verification(name, datetime.now(UTC), found.checked, len(found.wrong))
+        readmodel.note_verification(noted)
+    if wrong:
+        show(wrong, as_json)
+    show(rows, as_json, "This service folds no projection from that log.")
+    sys.exit(1 if wrong else 0)

@@ -1,0 +1,135 @@
+"""`parked`: list, show, retry and skip parked streams."""
+
+import getpass
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import click
+
+from eventcore import settings
+from eventcore.errors import Refused
+from eventcore.model.projection import Projection
+from eventcore.operate.shared import (
+    Row,
+    as_json,
+    ask,
+    command_settings,
+    open_at,
+    projection_name,
+    service_module,
+    show,
+    yes,
+)
+from eventcore.project.folder import Folder
+from eventcore.query import Serving
+from eventcore.readmodel.mongo import Mongo
+from eventcore.readmodel.records import Parked, Skip
+
+
+@click.group()
+def parked() -> None:
+    """Look at, retry or skip streams that a projection has parked."""
+
+
+@parked.command(name="list")
+@as_json
+def parked_list(as_json: bool) -> None:
+    """List the parked streams: where each stopped, and why."""
+    own = command_settings(settings.ReadModelSettings, "parked list")
+    readmodel = Mongo(own.readmodel)
+    rows = [
+        _parked(projection, each)
+        for projection in service_module().PROJECTIONS
+        for each in readmodel.parked(Serving(projection, readmodel).now().name).values()
+    ]
+    show(rows, as_json, f"No parked streams in the service {own.service}.")
+
+
+@parked.command(name="show")
+@projection_name
+@click.argument("stream")
+@click.option("--data", is_flag=True, help="Also what the events say; it may be personal.")
+@as_json
+def parked_show(projection_name: str, stream: str, data: bool, as_json: bool) -> None:
+    """Show a parked stream, and its events since it stopped."""
+    folder = open_at(projection_name, "parked show")
+    found = _require_parked(folder, stream)
+    show([_parked(folder.projection, found)], as_json)
+    rows: list[Row] = [
+        {
+            "version": event.version,
+            "event": event.event_type,
+            "schemaVersion": event.schema_version,
+            "id": event.event_id,
+            "position": event.position,
+            "recordedAt": event.recorded_at.isoformat(),
+            **({"data": event.data} if data else {}),
+        }
+        for event in folder.feed.stream(stream, found.version - 1)
+    ]
+    show(rows, as_json, "The feed has no event of it from there on.")
+
+
+@parked.command(name="retry")
+@projection_name
+@click.argument("streams", metavar="[STREAM]...", nargs=-1)
+def parked_retry(projection_name: str, streams: Sequence[str]) -> None:
+    """Try parked streams again, all or those named.
+
+    A stream goes on where it stopped; one that still cannot be applied stays parked. Ends
+    with status 1 if any does.
+    """
+    folder = open_at(projection_name, "parked retry")
+    entries = folder.readmodel.parked(folder.generation.name, streams or None)
+    released = folder.retry(entries)
+    for stream in entries:
+        click.echo(f"{stream}: {'released' if stream in released else 'still parked'}")
+    if not entries:
+        click.echo(f"No parked streams in {projection_name}.")
+    sys.exit(0 if len(released) == len(entries) else 1)
+
+
+@parked.command(name="skip")
+@projection_name
+@click.argument("stream")
+@click.option("--why", required=True, help="The reason; it is kept.")
+@click.option("--who", default=getpass.getuser, help="Who decides this; it is kept.")
+@yes
+def parked_skip(projection_name: str, stream: str, why: str, who: str, yes: bool) -> None:
+    """Pass over the event that a stream stopped at, for good.
+
+    The stream goes on after it. The event stays in the log. A rebuild passes over it too. Where it
+    is the first of its stream, the document is not shown. Ends with status 1 if it stops again.
+    """
+    folder = open_at(projection_name, "parked skip")
+    found = _require_parked(folder, stream)
+    event = next(iter(folder.feed.stream(stream, found.version - 1)), None)
+    if event is None:
+        raise Refused(f"the log has no version {found.version} of {stream}")
+    version, name = event.version, folder.projection.name
+    ask(yes, f"Pass over {event.event_type}, version {version} of {stream}, in {name}, for good?")
+    now = datetime.now(UTC)
+    folder.readmodel.skip(Skip(name, stream, version, str(event.event_id), who, why, now))
+    folder.follow()
+    released = folder.retry({stream: found})
+    click.echo(f"{stream}: {'released' if released else 'parked again, further on'}")
+    sys.exit(0 if released else 1)
+
+
+def _require_parked(folder: Folder, stream: str) -> Parked:
+    found = folder.readmodel.parked(folder.generation.name, [stream]).get(stream)
+    if found is None:
+        raise Refused(f"{stream} is not parked in {folder.projection.name}")
+    return found
+
+
+def _parked(projection: Projection, parked: Parked) -> Row:
+    return {
+        "projection": projection.name,
+        "stream": parked.stream,
+        "version": parked.version,
+        "highest": parked.highest,
+        "when": parked.when.isoformat(),
+        "error": parked.error,
+    }

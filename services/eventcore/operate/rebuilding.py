@@ -1,0 +1,260 @@
+"""Rebuild: a projection is folded anew, from position 0, beside the generation that serves.
+
+    fold      the feed, page by page, into the documents of a new generation
+    catch up  by the ordinary sweep, to where the log was when that began
+    compare   with the generation that serves: counts, versions, digests
+    switch    in one step; queries have the old documents until then, and the new ones after it
+
+The old generation is kept, and can be gone back to: it catches up before it serves again. A
+projector that has not noticed the switch yet writes to the old one for a moment; the sweep of
+the new one brings what it lacks.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from heapq import merge
+from itertools import groupby
+from operator import itemgetter
+from time import monotonic
+from typing import TypeVar
+
+from eventcore.errors import CannotApply, Conflict, NotFound, Refused
+from eventcore.failpoints import reach
+from eventcore.model.event import Mark
+from eventcore.model.projection import Document, Projection, version_of
+from eventcore.operate.parity import Given, Pair, Parity, alike, digest_of, kind_of
+from eventcore.project.folded import by_stream
+from eventcore.project.folder import Folder
+from eventcore.project.sweep import Sweep
+from eventcore.readmodel.port import SCANNED, SLOTS, ReadModel
+from eventcore.readmodel.records import Generation, Write, generation_of
+from eventcore.retry import retry
+from eventcore.store.feed import SWEEP_RANGE, Feed
+
+Wait = Callable[[float], object]
+
+Result = TypeVar("Result")
+
+PATIENCE = 60.0
+"""Seconds that a server may be away before a rebuild gives up."""
+
+PART = SLOTS // 64
+"""Slots of the parked list that are read at once."""
+
+_ROUNDS = 10
+
+_NOTICED = 15
+
+
+@dataclass(eq=False)
+class Rebuild:
+    """One generation of a projection, on its way to serve. Raises Away, after some patience."""
+
+    projection: Projection
+    readmodel: ReadModel
+    feed: Feed
+    generation: Generation
+    holder: str
+    wait: Wait
+    lease_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        self._folder = Folder(self.projection, self.readmodel, self.feed, fixed=self.generation)
+        self._sweep = Sweep(self._folder, self.holder, self.lease_seconds)
+
+    def fold(self, tell: Callable[[int, int], None]) -> None:
+        """Folds the log as it is now; `tell` hears the position reached and the last one.
+
+        What cannot be applied is parked, as everywhere. Holds one page in memory.
+        """
+        self._patiently(self._folder.follow)
+        into, indexes = self.generation.collection, self.projection.indexes
+        self._patiently(self.readmodel.prepare, into, indexes)
+        position, until = 0, self._patiently(self.feed.progress).settled
+        renew_at, reached = monotonic(), Mark()
+        while position < until:
+            end = min(position + SWEEP_RANGE, until)
+            last = self._patiently(self._page, position, end)
+            position, reached = end, last or reached
+            if monotonic() >= renew_at:
+                self._patiently(self._reach, reached)
+                renew_at = monotonic() + self.lease_seconds / 10
+            tell(position, until)
+        self._patiently(self._reach, reached)
+
+    def catch_up(self) -> None:
+        """Sweeps until the generation is where the log was when this began."""
+        until, name = self._patiently(self.feed.progress).settled, self.generation.name
+        while self._patiently(self.readmodel.checkpoint, name).position < until:
+            if not self._patiently(self._sweep.run):
+                self.wait(0.05)
+
+    def compare(self) -> Parity:
+        """Compares all documents with those of the generation that serves.
+
+        What changes meanwhile is compared again, once both have caught up with it.
+        """
+        serving = self._serving()
+        parity = Parity()
+        for begin in range(0, SLOTS, PART):
+            slots, name = range(begin, begin + PART), self.generation.name
+            parked = self._patiently(self.readmodel.parked_in, name, slots)
+            before = self._patiently(self.readmodel.parked, serving.name, parked)
+            for stream in parked:
+                parity.note("parked" if stream in before else "parked_anew", stream)
+        unsure: list[str] = []
+        for stream, (old, new) in self._pairs(serving):
+            parity.serving += old is not None
+            parity.new += new is not None
+            parity.serving_digest += digest_of(old)
+            parity.new_digest += digest_of(new)
+            if alike(old, new):
+                parity.alike += 1
+            else:
+                unsure.append(stream)
+            if len(unsure) == SCANNED:
+                self._look_again(serving, unsure, parity)
+                unsure = []
+        self._look_again(serving, unsure, parity)
+        return parity
+
+    def switch(self) -> None:
+        """Lets this generation serve; sweeps it until every process has noticed.
+
+        The one that was kept before is dropped. Raises Conflict if another rebuild was faster.
+        """
+        name, number = self.projection.name, self.generation.number
+        known = self._patiently(self.readmodel.generations, name)
+        if not self.readmodel.switch(name, known.serving, number):
+            raise Conflict(f"another generation of {name} has begun to serve meanwhile")
+        reach("rebuild:switched")
+        if known.previous not in (0, number):
+            previous = generation_of(self.projection, known.previous)
+            self._patiently(self.readmodel.drop, previous)
+        for _ in range(_NOTICED):
+            self._patiently(self._sweep.run)
+            self.wait(0.2)
+        self._sweep.release()
+
+    def discard(self) -> None:
+        """Drops this generation, unless it serves: it may have begun to before something failed."""
+        if self._serving() != self.generation:
+            self.readmodel.drop(self.generation)
+
+    def _page(self, after: int, until: int) -> Mark | None:
+        """Folds a page; its last event."""
+        events = self.feed.between(after, until)
+        self._folder.apply(by_stream(events))
+        return events[-1].mark if events else None
+
+    def _reach(self, mark: Mark) -> None:
+        """Moves the checkpoint, and keeps the lease."""
+        name = self.generation.name
+        lease = self.readmodel.take_lease(name, self.holder, self.lease_seconds)
+        if lease is None:
+            raise Conflict(f"somebody else has begun to fold {name}")
+        self.readmodel.move_checkpoint(lease, mark, None)
+
+    def _serving(self) -> Generation:
+        known = self._patiently(self.readmodel.generations, self.projection.name)
+        return generation_of(self.projection, known.serving)
+
+    def _pairs(self, serving: Generation) -> Iterator[tuple[str, Pair]]:
+        """The documents of both generations, side by side, by id."""
+        by_id = itemgetter("_id")
+        olds = ((by_id(each), 0, each) for each in self._scan(serving.collection))
+        news = ((by_id(each), 1, each) for each in self._scan(self.generation.collection))
+        for stream, both in groupby(merge(olds, news, key=itemgetter(0)), key=itemgetter(0)):
+            found = {side: document for _, side, document in both}
+            yield stream, (found.get(0), found.get(1))
+
+    def _scan(self, collection: str) -> Iterator[Document]:
+        after = ""
+        while page := self._patiently(self.readmodel.scan, collection, after, SCANNED):
+            yield from page
+            after = str(page[-1]["_id"])
+
+    def _look_again(self, serving: Generation, unsure: list[str], parity: Parity) -> None:
+        """Notes those that are not alike after both have caught up either; not those parked."""
+        stopped = self._patiently(self.readmodel.parked, serving.name, unsure)
+        left = [stream for stream in unsure if stream not in stopped]
+        for round_ in range(_ROUNDS):
+            if not left:
+                return
+            self.catch_up()
+            olds, news = (
+                self._patiently(self.readmodel.find, each.collection, left)
+                for each in (serving, self.generation)
+            )
+            still = []
+            for stream in left:
+                old, new = olds.get(stream), news.get(stream)
+                if alike(old, new):
+                    parity.note("alike", stream)
+                elif round_ < _ROUNDS - 1 and version_of(old) != version_of(new):
+                    still.append(stream)
+                else:
+                    parity.note(kind_of(old, new), stream)
+            left = still
+            if left:
+                self.wait(0.2)
+
+    def _patiently(
+        self, act: Callable[Given, Result], *given: Given.args, **named: Given.kwargs
+    ) -> Result:
+        return retry(partial(act, *given, **named), PATIENCE, self.wait)
+
+
+def begin(
+    projection: Projection, readmodel: ReadModel, feed: Feed, holder: str, wait: Wait
+) -> Rebuild:
+    """A new generation, with nothing in it; what a rebuild that was killed left is dropped.
+
+    Raises Conflict while another one is under way, and Away.
+    """
+    known = readmodel.generations(projection.name)
+    for number in range(1, known.newest + 1):
+        if number not in (known.serving, known.previous):
+            left = generation_of(projection, number)
+            if readmodel.take_lease(left.name, holder, 5) is None:
+                raise Conflict(f"{projection.name} is being rebuilt already, as {left.name}")
+            readmodel.drop(left)
+    generation = generation_of(projection, readmodel.begin_generation(projection.name))
+    return Rebuild(projection, readmodel, feed, generation, holder, wait)
+
+
+def back(
+    projection: Projection, readmodel: ReadModel, feed: Feed, holder: str, wait: Wait
+) -> Rebuild:
+    """The generation that served before. Raises NotFound where none is kept, and Away."""
+    number = readmodel.generations(projection.name).previous
+    if not number:
+        raise NotFound(f"no generation of {projection.name} is kept beside the one that serves")
+    generation = generation_of(projection, number)
+    return Rebuild(projection, readmodel, feed, generation, holder, wait)
+
+
+def rebuild_stream(
+    projection: Projection, readmodel: ReadModel, feed: Feed, generation: Generation, stream: str
+) -> bool:
+    """Fold one stream anew and replace its document; False: it was right already.
+
+    Raises NotFound if the log has no such stream, Refused if it cannot be folded, and Away.
+    """
+    events = feed.stream(stream, after=0)
+    if not events:
+        raise NotFound(f"the log has no {projection.aggregate_type} {stream}")
+    skipped = [s.version for s in readmodel.skips(projection.name) if s.stream == stream]
+    try:
+        folded = projection.fold(events, skipped)
+    except Exception as error:
+        raise Refused(f"{stream} cannot be folded: {type(error).__name__}: {error}") from error
+    assert folded
+    for _ in range(_ROUNDS):
+        known = readmodel.find(generation.collection, [stream]).get(stream)
+        is_right = alike(known, folded)
+        if is_right or readmodel.write(generation.collection, [Write(folded, version_of(known))]):
+            readmodel.release(generation.name, {stream: version_of(folded)})
+            return not is_right
+    raise CannotApply(f"the document of {stream} kept changing; try again")

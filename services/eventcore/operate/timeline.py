@@ -1,0 +1,177 @@
+"""What happened to an id, in order; pure."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+from eventcore import jsontext
+from eventcore.ids import made_at
+from eventcore.model.event import Data, Event, Json, to_timestamp
+from eventcore.operate.history import History, Standing, as_uuid
+from eventcore.store.port import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Something that happened, or is so now (`at` is None); `gap` is since the one before."""
+
+    what: str
+    at: datetime | None
+    says: str
+    fields: Data
+    private: Data = field(default_factory=dict)
+    gap: timedelta | None = None
+
+    def as_json(self) -> dict[str, Json]:
+        """As one JSON object; times as RFC 3339, the gap in seconds."""
+        at = to_timestamp(self.at) if self.at else None
+        gap = None if self.gap is None else Decimal(f"{self.gap.total_seconds():.6f}")
+        return {"what": self.what, "at": at, "gapSeconds": gap, **self.fields, **self.private}
+
+
+Placed = tuple[datetime, Entry]
+"""An entry and the moment it stands at, which may be a little later than its own clock said."""
+
+
+def timeline(history: History, *, with_data: bool = False) -> list[Entry]:
+    """Everything that happened, in order, then what is so now.
+
+    An event's data, the text of an error, and who skipped an event and why are left out, unless
+    `with_data`.
+    """
+    events, progress = history.events, history.progress
+    placed = [
+        *_requests(events),
+        *((each.recorded_at, _appended(each, progress, with_data)) for each in events),
+    ]
+    now = []
+    for standing in history.standings:
+        own = [each for each in events if each.aggregate_id == standing.stream.aggregate_id]
+        placed += _projected(standing, own, with_data)
+        last = max((each.version for each in own), default=0)
+        if standing.written_at is None or standing.version < last:
+            now.append(_standing(standing, last))
+    if events:
+        now.append(_relay(history.service, progress))
+    placed.sort(key=lambda each: each[0])  # stable: at one moment, in the order of above
+    return [*_with_gaps(entry for _, entry in placed), *now]
+
+
+def _requests(events: Sequence[Event]) -> list[Placed]:
+    """The requests that caused these events; one whose id tells no time stands at its event."""
+    first: dict[str, Event] = {}
+    for event in events:
+        if cause := event.metadata.get("causationId"):
+            first.setdefault(str(cause), event)
+    placed = []
+    for request, event in first.items():
+        correlation = str(event.metadata.get("correlationId"))
+        made = made_at(as_uuid(request))
+        says = f"request {request} {'began' if made else 'came'}, correlation id {correlation}"
+        fields = {"requestId": request, "correlationId": correlation}
+        moment = min(made or event.recorded_at, event.recorded_at)
+        placed.append((moment, Entry("request", made, says, fields)))
+    return placed
+
+
+def _appended(event: Event, progress: Progress, with_data: bool) -> Entry:
+    relayed = event.position <= progress.relayed
+    says = (
+        f"{event.aggregate_type} {event.aggregate_id}: {event.event_type} appended,"
+        f" version {event.version}, position {event.position},"
+        f" {'relayed' if relayed else 'not relayed yet'}"
+    )
+    fields: Data = {
+        "stream": str(event.aggregate_id),
+        "aggregateType": event.aggregate_type,
+        "eventType": event.event_type,
+        "eventId": str(event.event_id),
+        "version": event.version,
+        "position": event.position,
+        "correlationId": event.metadata.get("correlationId"),
+        "causationId": event.metadata.get("causationId"),
+        "relayed": relayed,
+    }
+    private = {"data": event.data} if with_data else {}
+    return Entry("event", event.recorded_at, says, fields, private)
+
+
+def _projected(standing: Standing, events: Sequence[Event], with_data: bool) -> list[Placed]:
+    """What a projection did with a stream and when. MongoDB keeps milliseconds, and clocks
+    differ: a document does not stand before the event that it was made of.
+    """
+    name, stream, version = standing.projection, standing.stream, standing.version
+    place = _place(standing)
+    made_of = [each.recorded_at for each in events if each.version <= version]
+    placed = []
+    if version and (at := standing.written_at):
+        says = f"{name} wrote {stream} at version {version}"
+        placed.append((max([at, *made_of]), Entry("document", at, says, place)))
+    if parked := standing.parked:
+        error = parked.error if with_data else parked.error.split(":")[0]
+        says = (
+            f"{name} parked {stream} at version {parked.version}: {error};"
+            f" it is known to go to version {parked.highest}"
+        )
+        fields = {**place, "version": parked.version, "highest": parked.highest, "error": error}
+        placed.append((max([parked.when, *made_of]), Entry("parked", parked.when, says, fields)))
+    for skip in standing.skips:
+        says = f"{name} was told to skip version {skip.version} of {stream}"
+        private = {"who": skip.who, "why": skip.why} if with_data else {}
+        fields = {**place, "version": skip.version}
+        placed.append((skip.when, Entry("skipped", skip.when, says, fields, private)))
+    return placed
+
+
+def _place(standing: Standing) -> dict[str, Json]:
+    return {
+        "projection": standing.projection,
+        "stream": str(standing.stream.aggregate_id),
+        "aggregateType": standing.stream.aggregate_type,
+        "version": standing.version,
+    }
+
+
+def _standing(standing: Standing, last: int) -> Entry:
+    """A projection that has not come to the end of a stream, or not said when it did."""
+    has = f"is at version {standing.version}" if standing.version else "has no document"
+    of = f" of {last}" if last > standing.version > 0 else ""
+    says = f"{standing.projection} {has}{of}: {standing.stream}"
+    return Entry("standing", None, says, _place(standing))
+
+
+def _relay(store: str, progress: Progress) -> Entry:
+    says = (
+        f"relay of {store}: confirmed up to position {progress.relayed};"
+        f" the log has settled up to {progress.settled} and ends at {progress.head}"
+    )
+    position = {"relayed": progress.relayed, "settled": progress.settled, "head": progress.head}
+    return Entry("relay", None, says, {"store": store, **position})
+
+
+def _with_gaps(entries: Iterable[Entry]) -> list[Entry]:
+    """Each with the time since the one before; a clock that is behind makes none below zero."""
+    told: list[Entry] = []
+    before: datetime | None = None
+    for entry in entries:
+        gap = max(timedelta(), entry.at - before) if entry.at and before else None
+        told.append(replace(entry, gap=gap))
+        before = entry.at or before
+    return told
+
+
+def tell(entry: Entry) -> str:
+    """One line: when, how long after the one before, and what."""
+    at = to_timestamp(entry.at) if entry.at else ""
+    more = f", {jsontext.render(entry.private).decode()}" if entry.private else ""
+    return f"{at:27}  {_short(entry.gap):>10}  {entry.says}{more}"
+
+
+def _short(gap: timedelta | None) -> str:
+    if gap is None:
+        return ""
+    seconds = gap.total_seconds()
+    if seconds < 1:
+        return f"+{seconds * 1000:.1f} ms"
+    return f"+{seconds:.2f} s" if seconds < 60 else f"+{str(gap).split('.')[0]}"

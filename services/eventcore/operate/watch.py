@@ -1,0 +1,217 @@
+"""Lag of relays and projections, measured by the service, so that a stopped process is visible.
+
+A service has its log and its read models. Of a projection of another service's events it sees the
+checkpoint alone.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from threading import Event as Stop
+from threading import Thread
+from time import monotonic
+
+from eventcore.model.event import Event
+from eventcore.model.projection import Projection
+from eventcore.observe import metrics
+from eventcore.observe.background import repeat, surviving
+from eventcore.query import Serving
+from eventcore.readmodel.port import ReadModel
+from eventcore.readmodel.records import Checkpoint, Generation
+from eventcore.store.feed import Feed
+from eventcore.store.port import Store
+
+EVERY = 2.0
+"""Seconds between two looks; a metric is that old at most."""
+
+UNSWEPT = 5.0
+"""Seconds without a sweep after which the service looks for a projection's lag itself."""
+
+REST = 20
+"""Counting the parked list takes at most one part of the time in so many."""
+
+PAGES = 20
+"""Pages of heads that one look reads; the next look goes on there."""
+
+_ANY = 2**62
+"""A position past every feed's end."""
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _age(moment: datetime, now: datetime) -> float:
+    return max(0.0, (now - moment).total_seconds())
+
+
+@dataclass
+class LogWatch:
+    """A store's log and its relay: head, settled position, and what the relay has still to do."""
+
+    name: str
+    store: Store
+    clock: Callable[[], datetime] = _now
+    timer: Callable[[], float] = monotonic
+    _awaited: int = 0
+    _since: float = 0.0
+
+    def look(self) -> None:
+        """Look once, and set the metrics. Raises StoreAway."""
+        progress = self.store.progress(self.name)
+        if progress.settled >= self._awaited:
+            self._awaited, self._since = progress.head, self.timer()
+        held = self.timer() - self._since if progress.settled < self._awaited else 0.0
+        waiting = max(0, progress.settled - progress.relayed)
+        oldest = self.store.read_feed(progress.relayed, progress.settled, 1) if waiting else []
+        age = _age(oldest[0].recorded_at, self.clock()) if oldest else 0
+        metrics.HEAD.labels(self.name).set(progress.head)
+        metrics.SETTLED.labels(self.name).set(progress.settled)
+        metrics.UNSETTLED.labels(self.name).set(held)
+        metrics.CHECKPOINT.labels(self.name).set(progress.relayed)
+        metrics.RELAY_HALTED.labels(self.name).set(1 if progress.relay_halted else 0)
+        metrics.RELAY_LAG.labels(self.name).set(waiting if oldest else 0)
+        metrics.RELAY_LAG_SECONDS.labels(self.name).set(age)
+
+
+@dataclass
+class CheckpointWatch:
+    """A projection as its read model shows it: checkpoint, staleness, parked streams."""
+
+    projection: Projection
+    readmodel: ReadModel
+    clock: Callable[[], datetime] = _now
+    timer: Callable[[], float] = monotonic
+    _count_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._serving = Serving(self.projection, self.readmodel)
+
+    def look(self) -> None:
+        """Look once, and set the metrics. Raises ReadModelAway."""
+        name, generation = self.projection.name, self._serving.now()
+        checkpoint = self.readmodel.checkpoint(generation.name)
+        metrics.GENERATION.labels(name).set(generation.number)
+        metrics.POSITION.labels(name).set(checkpoint.position)
+        metrics.HALTED.labels(name).set(1 if checkpoint.halted else 0)
+        if checkpoint.covered_at:
+            metrics.STALENESS.labels(name).set(_age(checkpoint.covered_at, self.clock()))
+        if found := self.readmodel.verification(name):
+            metrics.VERIFIED.labels(name).set(found.when.timestamp())
+            metrics.WRONG.labels(name).set(found.wrong)
+        if (begun := self.timer()) >= self._count_at:
+            try:
+                metrics.PARKED.labels(name).set(self.readmodel.count_parked(generation.name))
+            finally:
+                self._count_at = self.timer() + REST * (self.timer() - begun)
+
+
+@dataclass
+class LagWatch:
+    """How far a projection is behind the feed: from the oldest event not applied nor parked.
+
+    While sweeps move the checkpoint the lag is 0, at no cost. Where they do not, heads are compared
+    with documents, each stretch of the feed until it has been seen applied once.
+    """
+
+    projection: Projection
+    readmodel: ReadModel
+    feed: Feed
+    clock: Callable[[], datetime] = _now
+    timer: Callable[[], float] = monotonic
+    _checkpoint: Checkpoint | None = None
+    _since: float = 0.0
+    _applied: int = 0
+
+    def __post_init__(self) -> None:
+        self._serving = Serving(self.projection, self.readmodel)
+
+    def look(self) -> None:
+        """Look once, and set the metrics. Raises Away."""
+        generation = self._serving.now()
+        checkpoint = self.readmodel.checkpoint(generation.name)
+        if checkpoint != self._checkpoint:
+            if self._checkpoint and checkpoint.position < self._checkpoint.position:
+                self._applied = 0  # it is being folded anew
+            self._checkpoint, self._since = checkpoint, self.timer()
+        if self.timer() - self._since < UNSWEPT:
+            self._tell(0, 0)
+            return
+        self._applied = max(self._applied, checkpoint.position)
+        behind = Behind(self.projection, self.readmodel, self.feed, generation)
+        for _ in range(PAGES):
+            oldest, reached, settled = behind.look(self._applied)
+            if oldest:
+                age = _age(oldest.recorded_at, self.clock())
+                self._tell(settled - oldest.position + 1, age)
+                return
+            self._applied = max(self._applied, reached)
+            if reached >= settled:
+                self._tell(0, 0)
+                return
+
+    def _tell(self, events: int, seconds: float) -> None:
+        metrics.LAG.labels(self.projection.name).set(events)
+        metrics.LAG_SECONDS.labels(self.projection.name).set(seconds)
+
+
+@dataclass(frozen=True)
+class Behind:
+    """Finds the oldest event that a generation has neither applied nor on a parked stream."""
+
+    projection: Projection
+    readmodel: ReadModel
+    feed: Feed
+    generation: Generation
+
+    def look(self, after: int) -> tuple[Event | None, int, int]:
+        """That event, in one page of the log above `after`; where the page ends; what is settled.
+
+        Raises Away.
+        """
+        page = self.feed.heads(after, _ANY)
+        until = page.end.position
+        return self._oldest(page.heads, after, until), until, page.settled.position
+
+    def oldest(self, after: int) -> tuple[Event | None, int]:
+        """That event anywhere above `after`, and what is settled. Raises Away."""
+        while True:
+            found, reached, settled = self.look(after)
+            if found or reached >= settled or reached == after:
+                return found, settled
+            after = reached
+
+    def _oldest(self, heads: Mapping[str, int], after: int, until: int) -> Event | None:
+        versions = self.readmodel.versions(self.generation.collection, heads)
+        behind = {stream for stream, head in heads.items() if versions.get(stream, 0) < head}
+        if behind:
+            behind -= set(self.readmodel.parked(self.generation.name, behind))
+        for event in self.feed.between(after, until) if behind else ():
+            stream = str(event.aggregate_id)
+            if stream in behind and event.version > versions.get(stream, 0):
+                return event
+        return None
+
+
+def watch(looks: Iterable[Callable[[], object]], stop: Stop, every: float = EVERY) -> Thread:
+    """Calls each of `looks` every few seconds, in a background thread, until `stop` is set."""
+    looks = tuple(looks)
+
+    def turn() -> None:
+        for look in looks:
+            with surviving("watch"):
+                look()
+
+    return repeat(turn, "watch", every, stop)
+
+
+def watch_service(
+    name: str, store: Store, readmodel: ReadModel, feed: Feed, projections: Iterable[Projection]
+) -> list[Callable[[], object]]:
+    """Returns the looks of a service: its log and relay, its read models, its own events' lag."""
+    looks: list[Callable[[], object]] = [LogWatch(name, store).look]
+    for projection in projections:
+        looks.append(CheckpointWatch(projection, readmodel).look)
+        if projection.aggregate_type == name:
+            looks.append(LagWatch(projection, readmodel, feed).look)
+    return looks

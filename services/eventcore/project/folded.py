@@ -1,0 +1,89 @@
+"""The result of folding events into the document of one stream."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from eventcore.errors import CannotApply
+from eventcore.model.event import Event
+from eventcore.model.projection import Document, event_id_of, version_of
+from eventcore.readmodel.records import Parked, Write
+
+NAMED = 5
+"""Streams that a log line about many of them names."""
+
+
+def by_stream(events: Iterable[Event]) -> dict[str, list[Event]]:
+    """Events by the stream that they belong to."""
+    streams: defaultdict[str, list[Event]] = defaultdict(list)
+    for event in events:
+        streams[str(event.aggregate_id)].append(event)
+    return streams
+
+
+@dataclass(slots=True)
+class Folded:
+    """The result of folding events into the document of one stream.
+
+    `known` is the last version of the events that follow the document without a gap; `beyond`
+    are the events after such a gap. `error` says why the event after the document, `failed`,
+    cannot be applied.
+    """
+
+    stream: str
+    before: Document | None
+    known: int
+    beyond: list[Event]
+    error: str = ""
+    failed: Event | None = None
+    applied: list[Event] = field(default_factory=list)
+    document: Document | None = None
+
+    def __post_init__(self) -> None:
+        self.document = self.before
+
+    @property
+    def version(self) -> int:
+        """The version of the document now."""
+        return version_of(self.document)
+
+    @property
+    def stopped_at(self) -> int:
+        """The version that cannot be applied, where there is an error."""
+        return self.version + 1
+
+    @property
+    def write(self) -> Write:
+        """The document in place of the one before."""
+        assert self.document
+        return Write(self.document, version_of(self.before))
+
+    def refuse(self, error: CannotApply) -> None:
+        """Takes back what was applied: the document cannot be stored."""
+        self.document, self.error = self.before, str(error)
+        self.applied.clear()
+
+
+def is_listed(new: Parked, entry: Parked | None) -> bool:
+    """Whether the parked list says so already."""
+    return entry is not None and entry.version == new.version and entry.highest >= new.highest
+
+
+def some_of(streams: Iterable[str]) -> dict[str, object]:
+    """How many streams, and the ids of a few."""
+    ids = list(streams)
+    return {"streams": len(ids), "ids": ",".join(ids[:NAMED])}
+
+
+def continues(document: Document | None, events: Sequence[Event]) -> bool:
+    """Whether these events and the document can be of one log, as far as their ids tell."""
+    ids = {version_of(document): event_id_of(document)}
+    for event in events:
+        known = ids.get(event.version) or str(event.event_id)
+        if known != str(event.event_id):
+            return False
+        ids[event.version] = known
+    return all(
+        event.previous is None or ids.get(event.version - 1, "") in ("", str(event.previous))
+        for event in events
+    )

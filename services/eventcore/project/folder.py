@@ -1,0 +1,319 @@
+"""Applies events to documents, fills gaps, parks what cannot be applied."""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from time import sleep
+from types import MappingProxyType
+
+from eventcore.errors import CannotApply, FeedAway, ReadModelAway
+from eventcore.failpoints import reach
+from eventcore.model.event import START, Event, ids_of
+from eventcore.model.projection import Document, Projection, event_id_of, version_of
+from eventcore.observe import metrics
+from eventcore.observe.health import HEART
+from eventcore.project.folded import Folded, continues, is_listed, some_of
+from eventcore.readmodel.port import ReadModel
+from eventcore.readmodel.records import Generation, Parked, generation_of
+from eventcore.retry import backoff
+from eventcore.store.feed import MANY, Feed
+from eventcore.store.port import PAGE
+
+log = logging.getLogger(__name__)
+
+REMEMBERED = 10_000
+"""Streams of which a projector remembers how far it has brought them: more than begin in the time
+between two sweeps, which then need not ask for them. They take 1.5 MB."""
+
+RACES = 20
+"""How often a batch is folded anew because another replica wrote one of its documents first."""
+
+
+@dataclass(eq=False)
+class Folder:
+    """Applies events to the documents of one projection, whatever order they come in.
+
+    They are those of the generation that serves, once `follow` was called; or of the `fixed` one.
+    """
+
+    projection: Projection
+    readmodel: ReadModel
+    feed: Feed
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    fixed: Generation | None = None
+
+    def __post_init__(self) -> None:
+        self.generation = self.fixed or generation_of(self.projection)
+        self._skips: frozenset[tuple[str, int]] = frozenset()
+        self._reached: OrderedDict[str, int] = OrderedDict()
+        self.furthest = START
+        """The event with the highest position that this process has folded into the generation."""
+
+    def follow(self) -> None:
+        """Goes over to the generation that serves now, and reads the skips.
+
+        Raises ReadModelAway.
+        """
+        name = self.projection.name
+        self._skips = frozenset((s.stream, s.version) for s in self.readmodel.skips(name))
+        serving = self.readmodel.generations(name).serving
+        if not self.fixed and serving != self.generation.number:
+            self.generation = generation_of(self.projection, serving)
+            self._reached.clear()
+            self.furthest = START
+            log.info("Another generation serves", extra={"projection": name, "generation": serving})
+
+    def has_reached(self, stream: str, version: int) -> bool:
+        """Whether this process itself has brought a stream's document to `version`."""
+        return self._reached.get(stream, 0) >= version
+
+    def apply(self, streams: Mapping[str, Sequence[Event]]) -> dict[str, int]:
+        """Applies events by stream, fills gaps from the feed, parks what cannot be applied.
+
+        On return each event is applied, or its stream is parked, or (the feed being away) it is
+        left to the sweep. Returns the streams whose events are ahead of the log, with the last
+        version of the log. Raises ReadModelAway; then some events may be applied, and it can be
+        called again.
+
+        The usual case costs no read: a stream that begins is written at once, since the guard
+        refuses it if a document is there; and the parked list is read only where a step fails.
+        """
+        known = [
+            stream
+            for stream, events in streams.items()
+            if stream in self._reached or not any(event.version == 1 for event in events)
+        ]
+        found = self.readmodel.find(self.generation.collection, known) if known else {}
+        folded = self._advance(streams, found)
+        last = {s: max(e.version for e in each.beyond) for s, each in folded.items() if each.beyond}
+        return self._fill(last) if last else {}
+
+    def _fill(self, last: Mapping[str, int]) -> dict[str, int]:
+        """Applies what the log has of streams with a gap, whose `last` version was delivered.
+
+        Returns the streams whose events are ahead of the log, as `apply` does.
+        """
+        ahead = dict[str, int]()
+        try:
+            for answer, folded in self._catch_up(last):
+                for stream, events in answer.items():
+                    end = events[-1].version if events else folded[stream].version
+                    if len(events) < PAGE and end < last[stream]:
+                        ahead[stream] = end
+                applied = sum(len(each.applied) for each in folded.values())
+                metrics.CAUGHT_UP.labels(self.projection.name).inc(applied)
+        except FeedAway as away:
+            log.warning("Gaps left to the sweep", extra={**some_of(last), "reason": str(away)})
+        return ahead
+
+    def retry(self, entries: Mapping[str, Parked]) -> set[str]:
+        """Tries parked streams again; returns those that are released, the others stay parked.
+
+        A stream is released once its document has reached everything that is known of it. Raises
+        ReadModelAway and FeedAway.
+        """
+        name, moved = self.generation.name, set[str]()
+        for _, folded in self._catch_up(entries, entries):
+            reached = {
+                stream: each.version
+                for stream, each in folded.items()
+                if not each.error and each.version >= entries[stream].version
+            }
+            if reached:
+                self.readmodel.release(name, reached)
+                moved |= reached.keys()
+        released = moved - self.readmodel.parked(name, moved).keys() if moved else set[str]()
+        if released:
+            told = {"projection": self.projection.name, **some_of(released)}
+            log.info("Streams released", extra=told)
+        return released
+
+    def _catch_up(
+        self, streams: Iterable[str], entries: Mapping[str, Parked] = MappingProxyType({})
+    ) -> Iterator[tuple[Mapping[str, Sequence[Event]], dict[str, Folded]]]:
+        """Applies what the log has of these streams, from the event of each document on.
+
+        Yields each page of the log, by stream, with its result. Raises ReadModelAway and FeedAway.
+        """
+        left = list(streams)
+        while left:
+            HEART.beat()
+            documents = self.readmodel.find(self.generation.collection, left[:MANY])
+            versions = {stream: version_of(documents.get(stream)) for stream in left[:MANY]}
+            answer = self.feed.streams({s: max(v - 1, 0) for s, v in versions.items()})
+            folded = self._advance(answer, documents, entries, is_log=True)
+            yield answer, folded
+            done = {s for s, each in folded.items() if each.error or len(answer[s]) < PAGE}
+            left = [stream for stream in left if stream not in done]
+
+    def renew(self, entries: Iterable[tuple[Parked, int]]) -> None:
+        """Notes how far parked streams are known to go; an entry never goes back."""
+        news = [replace(each, highest=to) for each, to in entries if to > each.highest]
+        if news:
+            self.readmodel.park(news)
+
+    def _advance(
+        self,
+        streams: Mapping[str, Sequence[Event]],
+        documents: Mapping[str, Document] | None = None,
+        entries: Mapping[str, Parked] = MappingProxyType({}),
+        is_log: bool = False,
+    ) -> dict[str, Folded]:
+        """Folds the events that follow each document without a gap, writes, and parks.
+
+        `documents` are those that are known; `entries` are those of the parked list. `is_log`: the
+        events come from the log itself, and from the document's last version on. Raises
+        ReadModelAway.
+        """
+        if not streams:
+            return {}
+        into = self.generation.collection
+        for attempt in range(RACES):
+            if documents is None:
+                documents = self.readmodel.find(into, streams)
+            folded = {
+                stream: self._fold(stream, documents.get(stream), events, is_log)
+                for stream, events in streams.items()
+            }
+            if self._write(folded.values()):
+                self._park(folded.values(), entries)
+                return folded
+            documents = None
+            sleep(backoff(attempt) / 50)  # a replica was faster with one of them
+        raise ReadModelAway(f"documents of {into} kept changing under {RACES} attempts")
+
+    def _fold(
+        self, stream: str, document: Document | None, events: Sequence[Event], is_log: bool
+    ) -> Folded:
+        if not continues(document, events):
+            return self._misfit(stream, document, events, is_log)
+        ordered, beyond = self._in_order(version_of(document), events)
+        if not is_log:
+            duplicates = len(events) - len(ordered) - len(beyond)
+            metrics.DUPLICATES.labels(self.projection.name).inc(duplicates)
+        result = Folded(stream, document, version_of(document) + len(ordered), beyond)
+        for event in ordered:
+            skipped = (stream, event.version) in self._skips
+            step = self.projection.skip if skipped else self.projection.apply
+            try:
+                result.document = step(result.document, event)
+            except Exception as error:  # noqa: BLE001 - whatever a step raises parks its stream
+                result.error, result.failed = f"{type(error).__name__}: {error}", event
+                break
+            result.applied.append(event)
+        return result
+
+    def _misfit(
+        self, stream: str, document: Document | None, events: Sequence[Event], is_log: bool
+    ) -> Folded:
+        """Asks the log itself, from the document's event on; the answer decides.
+
+        Events that are not the log's are left out then. A document that is not is parked.
+        """
+        version = version_of(document)
+        if not is_log:
+            return Folded(stream, document, max(version - 1, 0), list(events))
+        error = (
+            f"the document is of event {event_id_of(document)}, version {version}, which the log"
+            " does not have: it was put back. Fold the stream anew: python -m eventcore rebuild"
+            f" {self.projection.name} --stream {stream}"
+        )
+        return Folded(stream, document, version + 1, [], error)
+
+    def _in_order(self, after: int, events: Sequence[Event]) -> tuple[list[Event], list[Event]]:
+        """The events that follow version `after` without a gap, and those after the gap."""
+        later = {event.version: event for event in events if event.version > after}
+        ordered = []
+        while after + 1 in later:
+            after += 1
+            ordered.append(later.pop(after))
+        return ordered, list(later.values())
+
+    def _write(self, folded: Iterable[Folded]) -> bool:
+        """Writes all documents that changed; False if another replica was faster with any.
+
+        A document that cannot be stored stops its own stream: then each is written by itself.
+        """
+        changed = [each for each in folded if each.applied]
+        if not changed:
+            return True
+        into, complete = self.generation.collection, True
+        try:
+            complete = self.readmodel.write(into, [each.write for each in changed])
+        except CannotApply:
+            for each in changed:
+                try:
+                    complete &= self.readmodel.write(into, [each.write])
+                except CannotApply as error:
+                    each.refuse(error)
+        if complete:
+            self._note([each for each in changed if each.applied])
+        return complete
+
+    def _note(self, written: Sequence[Folded]) -> None:
+        """Notes and logs the events that are readable now, and counts how long each took."""
+        now, readable = self.clock(), metrics.READABLE.labels(self.projection.name)
+        logs = log.isEnabledFor(logging.INFO)  # a rebuild logs none of its events
+        metrics.APPLIED.labels(self.projection.name).inc(sum(len(each.applied) for each in written))
+        for each in written:
+            self._remember(each.stream, each.version)
+            last = each.applied[-1].mark
+            self.furthest = max(self.furthest, last, key=lambda mark: mark.position)
+            for event in each.applied:
+                readable.observe(max(0.0, (now - event.recorded_at).total_seconds()))
+                if logs:
+                    at = {"id": each.stream, "version": event.version}
+                    log.info(self.projection.says, extra={**at, **ids_of(event)})
+
+    def _remember(self, stream: str, version: int) -> None:
+        self._reached[stream] = version
+        self._reached.move_to_end(stream)
+        if len(self._reached) > REMEMBERED:
+            self._reached.popitem(last=False)
+
+    def _park(self, folded: Iterable[Folded], entries: Mapping[str, Parked]) -> None:
+        """Parks the streams that stopped, in bulk, but those that are on the list already.
+
+        `entries` are those of the list, where they are known.
+        """
+        stopped = {each.stream: each for each in folded if each.error}
+        if not stopped:
+            return
+        known = entries or self.readmodel.parked(self.generation.name, stopped)
+        wanted = [self._entry(each) for each in stopped.values()]
+        news = [each for each in wanted if not is_listed(each, known.get(each.stream))]
+        if news:
+            reach("projector:parking")
+            if new := self.readmodel.park(news):
+                self._tell_parked([stopped[stream] for stream in new])
+        for each in wanted:
+            self._remember(each.stream, each.highest)
+
+    def _entry(self, stopped: Folded) -> Parked:
+        return Parked(
+            generation=self.generation.name,
+            stream=stopped.stream,
+            version=stopped.stopped_at,
+            highest=stopped.known,
+            error=stopped.error[:500],
+            when=self.clock(),
+        )
+
+    def _tell_parked(self, parked: Sequence[Folded]) -> None:
+        """Logs one line for all that are parked now, about the first; at DEBUG one for each."""
+        many = some_of(each.stream for each in parked) if len(parked) > 1 else {}
+        for number, each in enumerate(parked):
+            told = {
+                "projection": self.projection.name,
+                "id": each.stream,
+                "version": each.stopped_at,
+                "error": each.error,
+            }
+            if each.failed:
+                told |= {"event_type": each.failed.event_type, **ids_of(each.failed)}
+            if number:
+                log.debug("Stream parked", extra=told)
+            else:
+                log.error("Streams parked" if many else "Stream parked", extra={**told, **many})

@@ -1,0 +1,258 @@
+"""The projector: deliveries to documents, each event once, in the order of its stream.
+
+    guard     a document knows the version and the id of its last event; event n is applied only
+              onto n-1, and only if that is the event before it in the log
+    catch up  what is missing in between is fetched from the owner's feed
+    park      a stream whose next event cannot be applied is set aside, alone
+    sweep     every few seconds, who holds the lease compares the feed with the documents,
+              catches up what the broker lost, and moves the checkpoint
+    halt      the checkpoint, and the furthest event that was folded, must be in the log; else it
+              is another log, or was put back, and nothing is applied until a rebuild
+
+The broker makes it fast, the sweep makes it sure: a delivery that cannot be dealt with now
+may be acknowledged, since the checkpoint is not past it. Replicas need not agree on
+anything but the guard.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from threading import Event as Stop
+from threading import Thread
+from time import monotonic
+from typing import TypeVar
+
+from eventcore import jsontext
+from eventcore.broker.port import Consumer, Delivery
+from eventcore.errors import Away, BrokerAway, FeedAway, NotAnEvent, ReadModelAway, StoreRestored
+from eventcore.failpoints import reach
+from eventcore.model.event import Event, from_message
+from eventcore.observe import metrics
+from eventcore.observe.health import HEART, Health
+from eventcore.observe.tracing import processing
+from eventcore.project.folded import by_stream
+from eventcore.project.folder import Folder
+from eventcore.project.sweep import Sweep
+from eventcore.retry import backoff
+
+Result = TypeVar("Result")
+
+ALONE = 0.5
+"""Seconds between two sweeps while the broker is away: less than an order waits for its user."""
+
+SILENT = 3
+"""Sweeps that bring something, with no delivery between them, until the queue is opened anew."""
+
+log = logging.getLogger(__name__)
+
+
+def in_thread(act: Callable[[], Result], name: str) -> "Future[Result]":
+    """Runs `act` in a daemon thread, which does not keep the process from ending."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(act())
+        except BaseException as error:  # noqa: BLE001 - raised by the future
+            future.set_exception(error)
+
+    Thread(target=run, name=name, daemon=True).start()
+    return future
+
+
+def _close(opened: "Future[Consumer]") -> None:
+    """Closes a consumer that was opened too late."""
+    if opened.exception() is None:
+        opened.result().close()
+
+
+@dataclass(eq=False)
+class Projector:
+    """Consumes one queue into one projection, and sweeps; as many replicas as are needed."""
+
+    folder: Folder
+    sweeping: Sweep
+    open_consumer: Callable[[], Consumer]
+    health: Health
+    batch: int
+    sweep_interval: float
+
+    def __post_init__(self) -> None:
+        self._name = self.folder.projection.name
+        self._consumer: Consumer | None = None
+        self._opening: Future[Consumer] | None = None
+        self._connect_at = 0.0
+        self._failures = 0
+        self._silent = 0
+        self._halted = False
+        for counter in (
+            metrics.APPLIED,
+            metrics.DUPLICATES,
+            metrics.CAUGHT_UP,
+            metrics.DEAD_LETTERS,
+        ):
+            counter.labels(self._name)  # 0 from the start, or nobody sees the first rise
+
+    def run(self, stop: Stop) -> None:
+        """Projects until `stop` is set, whatever servers come and go meanwhile."""
+        self._until_done(self._prepare, stop)
+        sweep_at = monotonic()
+        while not stop.is_set():
+            HEART.beat()
+            self.consume(stop, wait=max(0.0, min(0.25, sweep_at - monotonic())))
+            if monotonic() >= sweep_at and not stop.is_set():
+                more = self.sweep()
+                pause = self.sweep_interval if self._consumer else min(self.sweep_interval, ALONE)
+                sweep_at = monotonic() + (0 if more else pause)
+        self.disconnect()
+        self.sweeping.release()
+
+    def handle(self, deliveries: Sequence[Delivery], consumer: Consumer) -> None:
+        """Applies a batch and acknowledges it whole; raises ReadModelAway, BrokerAway."""
+        messages = [delivery.message for delivery in deliveries]
+        traced = processing(self.folder.projection.queue, messages)
+        with metrics.BATCH_SECONDS.labels(self._name).time(), traced:
+            self._handle(deliveries, consumer)
+        metrics.BATCHES.labels(self._name).observe(len(deliveries))
+
+    def _handle(self, deliveries: Sequence[Delivery], consumer: Consumer) -> None:
+        reach("projector:delivered")
+        carried: list[tuple[Event, Delivery]] = []
+        unreadable: list[tuple[Delivery, str]] = []
+        for delivery in deliveries:
+            try:
+                carried.append((self._read(delivery), delivery))
+            except NotAnEvent as error:
+                unreadable.append((delivery, str(error)))
+        # While halted, an event is left to a later sweep or to the rebuild: it may be one that the
+        # log has lost.
+        streams = {} if self._halted else by_stream(event for event, _ in carried)
+        ahead = self.folder.apply(streams)
+        for event, delivery in carried:
+            if event.version > ahead.get(str(event.aggregate_id), event.version):
+                unreadable.append((delivery, f"version {event.version} is ahead of the log"))
+        for delivery, reason in unreadable:  # only now: while MongoDB is away, all this is repeated
+            self._dead_letter(delivery, consumer, reason)
+        reach("projector:written")
+        consumer.acknowledge(deliveries[-1])
+        reach("projector:acknowledged")
+
+    def _read(self, delivery: Delivery) -> Event:
+        try:
+            event = from_message(jsontext.parse(delivery.message.body))
+        except ValueError as error:
+            raise NotAnEvent(str(error)) from error
+        if event.aggregate_type != self.folder.projection.aggregate_type:
+            raise NotAnEvent(f"an event of {event.aggregate_type} has no place in this queue")
+        return event
+
+    def _dead_letter(self, delivery: Delivery, consumer: Consumer, reason: str) -> None:
+        log.error(
+            "Failed to parse message",
+            extra={"projection": self._name, "id": delivery.message.id, "error": reason},
+        )
+        consumer.dead_letter(delivery, reason)
+        metrics.DEAD_LETTERS.labels(self._name).inc()
+
+    def _prepare(self) -> None:
+        self.folder.follow()
+        into, readmodel = self.folder.generation, self.folder.readmodel
+        readmodel.prepare(into.collection, self.folder.projection.indexes)
+        self._halted = bool(readmodel.checkpoint(into.name).halted)
+
+    def consume(self, stop: Stop, wait: float) -> None:
+        """Takes what is there and applies it; without a broker lets `wait` pass."""
+        try:
+            consumer = self._connected(wait)
+            if consumer is None:
+                if self._opening is None:
+                    stop.wait(wait or 0.01)
+                return
+            if deliveries := consumer.take(self.batch, wait):
+                self._silent = 0
+                self._until_done(partial(self.handle, deliveries, consumer), stop, consumer)
+        except BrokerAway as away:
+            self.health.lacks("broker", str(away))
+            self.disconnect()
+            self._connect_at = monotonic() + backoff(self._failures)
+            self._failures += 1
+
+    def _connected(self, wait: float) -> Consumer | None:
+        """The consumer, or None while there is none.
+
+        It is opened beside the loop, since a broker that does not even refuse takes seconds, in
+        which sweeps must go on.
+        """
+        if self._consumer is None and self._opening is None and monotonic() >= self._connect_at:
+            self._opening = in_thread(self.open_consumer, "opening")
+        if self._opening is not None:
+            try:
+                self._consumer = self._opening.result(timeout=max(wait, 0.05))
+            except TimeoutError:
+                return None
+            self._opening = None
+            self._failures = 0
+            self.health.well("broker")
+        return self._consumer
+
+    def disconnect(self) -> None:
+        """Closes the connection to the broker; the next `consume` opens another."""
+        if self._opening is not None:
+            self._opening.add_done_callback(_close)
+            self._opening = None
+        if self._consumer is not None:
+            self._consumer.close()
+            self._consumer = None
+
+    def _until_done(
+        self, act: Callable[[], object], stop: Stop, consumer: Consumer | None = None
+    ) -> None:
+        """Retries in place while the read model is away; `consumer` takes no more meanwhile."""
+        failures = 0
+        while not stop.is_set():
+            HEART.beat()
+            try:
+                act()
+                self.health.well("readmodel")
+                if consumer:
+                    consumer.resume()
+                return
+            except ReadModelAway as away:
+                self.health.lacks("readmodel", str(away))
+                if consumer:
+                    consumer.pause()
+                stop.wait(backoff(failures))
+                failures += 1
+
+    def sweep(self) -> bool:
+        """Sweeps one page; True if more is to be swept at once."""
+        try:
+            more = self.sweeping.run()
+            self._halted = False
+        except StoreRestored as restored:
+            if not self._halted:
+                log.error("Projection halted", extra={"reason": str(restored)})
+            self._halted = True
+            self.health.lacks("feed", str(restored))
+            return False
+        except Away as away:
+            self.health.lacks("feed" if isinstance(away, FeedAway) else "readmodel", str(away))
+            return False
+        self.health.well("feed")
+        self.health.well("readmodel")
+        self._notice_silence()
+        return more
+
+    def _notice_silence(self) -> None:
+        """Opens the queue anew where sweeps bring all, deliveries nothing, and nobody says why.
+
+        A broker may lose a consumer without a word, while its connection lives and is quiet.
+        """
+        if self.sweeping.caught_up and self._consumer:
+            self._silent += 1
+        if self._silent == SILENT:
+            log.warning("Nothing is delivered", extra={"projection": self._name})
+            self._silent = 0
+            self.disconnect()

@@ -1,0 +1,118 @@
+"""The records that a projector keeps beside its documents."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeVar
+
+from eventcore.model.event import START, Mark
+from eventcore.model.projection import Document, Projection
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A document that replaces the one at version `replaces` (0: there is none yet)."""
+
+    document: Document
+    replaces: int
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One build of a projection: it has documents, a checkpoint and a parked list of its own.
+
+    Other generations are folded beside the one that serves, and may take its place.
+    """
+
+    projection: str
+    number: int
+    collection: str
+
+    @property
+    def name(self) -> str:
+        """What its checkpoint and its parked list are kept under."""
+        return self.projection if self.number == 1 else f"{self.projection}.{self.number}"
+
+
+def generation_of(projection: Projection, number: int = 1) -> Generation:
+    """A generation of a projection; the first has its collection's plain name."""
+    collection = projection.collection if number == 1 else f"{projection.collection}.{number}"
+    return Generation(projection.name, number, collection)
+
+
+@dataclass(frozen=True, slots=True)
+class Generations:
+    """The numbers of a projection's generations; `previous` served before (0: none is kept)."""
+
+    serving: int = 1
+    previous: int = 0
+    newest: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Up to `position`, where `event_id` is, every event is applied or parked.
+
+    That had settled at `covered_at`. `furthest` is the furthest event that a delivery has brought.
+    `store_epoch` names the life of the log that the generation is folded from; "": not yet known.
+    `halted` says why nothing more is applied: the log is not the one it was folded from.
+    """
+
+    position: int = 0
+    covered_at: datetime | None = None
+    store_epoch: str = ""
+    halted: str = ""
+    event_id: str = ""
+    furthest: Mark = START
+
+    @property
+    def marks(self) -> tuple[Mark, Mark]:
+        """The events that the log must have."""
+        return Mark(self.position, self.event_id), self.furthest
+
+
+@dataclass(frozen=True, slots=True)
+class Lease(Checkpoint):
+    """A generation's checkpoint, and the right to move it, until someone has a higher epoch."""
+
+    generation: str = ""
+    holder: str = ""
+    epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A stream that one generation has set aside at `version`; `highest` is known to exist."""
+
+    generation: str
+    stream: str
+    version: int
+    highest: int
+    error: str
+    when: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """The decision that a projection passes over one event, for good: by whom, why and when."""
+
+    projection: str
+    stream: str
+    version: int
+    event_id: str
+    who: str
+    why: str
+    when: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What a comparison of a projection with the log found, and when: streams."""
+
+    projection: str
+    when: datetime
+    checked: int
+    wrong: int
+
+
+Record = TypeVar("Record", Generations, Parked, Skip, Verification)
+"""A record that is kept beside the documents, field by field."""

@@ -1,0 +1,182 @@
+"""The ports of the event store, and the values that go through them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+from eventcore.model.event import Data, Event, Mark, NewEvent
+
+PAGE = 500  # events in one page of a stream or of the feed
+
+SPAN = 1000  # positions that one page of changed streams covers, unless there is a larger gap
+
+EXPIRED_AT_ONCE = 1000  # expired idempotency keys that one statement deletes at most
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """All events of one aggregate."""
+
+    aggregate_type: str
+    aggregate_id: UUID
+
+    def __str__(self) -> str:
+        return f"{self.aggregate_type} {self.aggregate_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a command was answered, kept under its idempotency key."""
+
+    status: int
+    body: Data | str
+    headers: Data
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """The key that a command came with, and the hash of the request it stands for."""
+
+    key: str
+    request_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """The stream's version after an append, or the answer an earlier one was given."""
+
+    version: int
+    replayed: Answer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a log goes: its last event, the settled one, and what the broker has confirmed.
+
+    Positions; `event_id` is the id of the settled event, `epoch` the name of the log's life, which
+    `begin_epoch` changes. `relay_halted` says why the relay must not go on from its checkpoint.
+    """
+
+    head: int
+    settled: int
+    relayed: int
+    epoch: str
+    event_id: str = ""
+    relay_halted: str = ""
+
+    @property
+    def mark(self) -> Mark:
+        """The settled event."""
+        return Mark(self.settled, self.event_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """The last version of each stream that changed within a page of the log, and its last event."""
+
+    heads: dict[str, int]
+    end: Mark
+
+
+class Store(Protocol):
+    """The port that services use; every method may raise StoreAway."""
+
+    def append(
+        self,
+        stream: Stream,
+        expected_version: int,
+        events: Sequence[NewEvent],
+        metadata: Data,
+        idempotency: Idempotency | None = None,
+        answer: Answer | None = None,
+    ) -> Appended:
+        """Append `events` to `stream`, which must be at `expected_version` (0: new).
+
+        One transaction, one round trip, with the answer recorded under the key. A key that
+        is known already appends nothing and brings its answer. Raises Conflict, KeyReused,
+        StoreAway, Busy: nothing was written. A commit whose answer was lost is found again by its
+        event ids; raises OutcomeUnknown where that takes too long.
+        """
+
+    def recorded_answer(self, idempotency: Idempotency) -> Answer | None:
+        """The answer under a key, if there is one; raises KeyReused for another request's."""
+
+    def read_stream(self, stream: Stream, after: int = 0, limit: int = PAGE) -> list[Event]:
+        """Up to `limit` events with a version above `after`, oldest first."""
+
+    def clock(self) -> datetime:
+        """The time of the database's clock."""
+
+    def settled(self) -> int:
+        """The position up to which nothing can still appear."""
+
+    def progress(self, relay: str) -> Progress:
+        """How far the log goes now, and how far `relay` has come; does not wait for writers."""
+
+    def read_feed(self, after: int, until: int, limit: int = PAGE) -> list[Event]:
+        """Events of all streams by position, above `after`, up to the settled `until`."""
+
+    def read_correlated(self, correlation_id: str, after: int, until: int) -> list[Event]:
+        """The events with a correlation id, by position, above `after` and up to `until`.
+
+        Each event between them is looked at, so they must not be far apart.
+        """
+
+    def read_changes(
+        self, aggregate_type: str, after: int, until: int, settled: Mark, marks: Sequence[Mark]
+    ) -> Changes | None:
+        """The streams that changed above `after`, in a page of SPAN positions up to `until`.
+
+        None: the log does not have one of `marks`. All of it is one statement: the page is of the
+        log that was looked at. `until` is at most `settled`; raises StoreAway if that is gone.
+        """
+
+
+class RelayStore(Protocol):
+    """The port that a relay uses: one session, which holds the relay's lock while it lives."""
+
+    @property
+    def head(self) -> int:
+        """The position of the last event, as `settled_event` saw it."""
+
+    def lock(self) -> bool:
+        """Whether this session is now the one relay of the store."""
+
+    def checkpoint(self) -> Mark:
+        """The event up to which everything is confirmed; position 0 at first."""
+
+    def move_checkpoint(self, mark: Mark) -> None:
+        """Record that everything up to an event is confirmed. Raises StoreRestored."""
+
+    def settled_event(self) -> Mark:
+        """The event up to which nothing can still appear; does not wait for more."""
+
+    def read_page(self, after: Mark, until: Mark, limit: int = PAGE) -> list[Event]:
+        """Events above `after`, up to the settled `until`, by position.
+
+        Raises StoreRestored if the log does not have both events.
+        """
+
+    def expire_idempotency_keys(self) -> int:
+        """Deletes up to EXPIRED_AT_ONCE keys that are older than 24 hours, and counts them."""
+
+    def wait(self, timeout: float) -> None:
+        """Return when something was appended, or after `timeout` seconds."""
+
+    def close(self) -> None: ...
+
+
+def read_pages(
+    store: Store, stream: Stream, after: int = 0, until: int | None = None
+) -> Iterator[list[Event]]:
+    """Reads the events of a stream above version `after`, up to `until`, one page in memory."""
+    while until is None or after < until:
+        limit = PAGE if until is None else min(PAGE, until - after)
+        page = store.read_stream(stream, after, limit)
+        if page:
+            yield page
+            after = page[-1].version
+        if len(page) < limit:
+            return

@@ -1,0 +1,207 @@
+"""The event store on PostgreSQL: append, read a stream, read the feed.
+
+The schema and its functions are `init.sql`; this file calls them, matches their SQLSTATEs
+and keeps the one algorithm that is ours: settling. The only file that imports SQLAlchemy.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from eventcore import jsontext
+from eventcore.errors import Away, Conflict, KeyReused, OutcomeUnknown, StoreAway
+from eventcore.failpoints import reach
+from eventcore.model.event import Data, Event, Mark, NewEvent
+from eventcore.retry import backoff
+from eventcore.settings import Server
+from eventcore.store.connection import Calls
+from eventcore.store.migrate import require_schema
+from eventcore.store.port import (
+    PAGE,
+    SPAN,
+    Answer,
+    Appended,
+    Changes,
+    Idempotency,
+    Progress,
+    Stream,
+)
+from eventcore.store.rows import (
+    APPEND,
+    CHANGES,
+    CORRELATED,
+    HOLDS,
+    PROGRESS,
+    SETTLE,
+    STREAM,
+    mark_columns,
+    observe_log,
+    read_page,
+    relay_halted,
+    to_answer,
+    to_event,
+)
+from eventcore.store.settling import Settling
+from eventcore.store.wakeup import Wakeup
+
+RETRY_FOR = 3.0  # seconds after which an append whose answer was lost is not tried again
+
+
+class Postgres:
+    """A Store on one database, over at most `connections` + 1 connections.
+
+    Reads and writes have a connection pool and a circuit breaker each, so that reads go on while
+    the server accepts no writes. Nothing is opened before the first call. `settled` waits up to
+    `patience` seconds for the writers it sees, then answers with what is known.
+    """
+
+    def __init__(self, server: Server, connections: int, patience: float = 0.25) -> None:
+        for_reads = max(1, connections // 3)
+        for_writes = connections + 1 - for_reads  # one of them sends the wake-up
+        self._reads = Calls("reads", server, for_reads, "any", attempts=2)
+        self._writes = Calls("writes", server, for_writes, "read-write", attempts=1)
+        self._settling = Settling()
+        self._settling_lock = threading.Lock()
+        self._patience = patience
+        self._wakeup = Wakeup(lambda: self._write("notify events"))
+
+    def append(
+        self,
+        stream: Stream,
+        expected_version: int,
+        events: Sequence[NewEvent],
+        metadata: Data,
+        idempotency: Idempotency | None = None,
+        answer: Answer | None = None,
+    ) -> Appended:
+        if not events and idempotency is None:
+            return Appended(expected_version)
+        values = (
+            stream.aggregate_type,
+            str(stream.aggregate_id),
+            expected_version,
+            [str(e.event_id) for e in events],
+            [e.event_type for e in events],
+            [e.schema_version for e in events],
+            [jsontext.render(e.data).decode() for e in events],
+            jsontext.render(metadata).decode(),
+            idempotency.key if idempotency else None,
+            idempotency.request_hash if idempotency else None,
+            jsontext.render(answer).decode() if idempotency and answer else None,
+        )
+        deadline, losses = time.monotonic() + RETRY_FOR, 0
+        while True:
+            try:
+                appended = self._append(values, bool(losses))
+                break
+            except Away as away:
+                if away.outcome_known and not losses:
+                    raise
+                if losses and time.monotonic() > deadline:
+                    raise OutcomeUnknown(
+                        f"PostgreSQL's answer was lost: {stream} may have been written, or may"
+                        " still be. Repeat the request with the same Idempotency-Key, or look"
+                        " whether it is there before you repeat it without one.",
+                        stream.aggregate_id,
+                    ) from away
+            time.sleep(backoff(losses))
+            losses += 1
+        if not appended.replayed:
+            self._wakeup.ring()
+        return appended
+
+    def _append(self, values: tuple[Any, ...], outcome_unknown: bool) -> Appended:
+        """Appends once; `outcome_unknown`: an earlier attempt may have been committed."""
+        reach("append:begin")
+        _, _, expected_version, event_ids, *_ = values
+        try:
+            replayed, recorded, version = self._write(APPEND, values)[0]
+        except Conflict:
+            if outcome_unknown and self._rows(HOLDS, (event_ids[0],)):
+                return Appended(expected_version + len(event_ids))
+            raise
+        reach("append:committed")
+        return Appended(version, to_answer(recorded) if replayed else None)
+
+    def recorded_answer(self, idempotency: Idempotency) -> Answer | None:
+        rows = self._rows(
+            "select request_hash, answer::text from idempotency_keys"
+            " where key = %s and recorded_at > clock_timestamp() - interval '24 hours'",
+            (idempotency.key,),
+        )
+        if not rows:
+            return None
+        request_hash, recorded = rows[0]
+        if request_hash != idempotency.request_hash:
+            raise KeyReused("this Idempotency-Key was used for another request")
+        return to_answer(recorded)
+
+    def read_stream(self, stream: Stream, after: int = 0, limit: int = PAGE) -> list[Event]:
+        values = (stream.aggregate_type, str(stream.aggregate_id), after, limit)
+        return [to_event(row, previous) for *row, previous in self._rows(STREAM, values)]
+
+    def clock(self) -> datetime:
+        now: datetime = self._rows("select clock_timestamp()", ())[0][0]
+        return now
+
+    def settled(self) -> int:
+        deadline = time.monotonic() + self._patience
+        wanted = 0
+        while True:
+            with self._settling_lock:  # observations must come in the order they were made
+                [head] = observe_log(self._settling, self._rows, SETTLE)
+                position = self._settling.mark.position
+            wanted = min(wanted, head) if wanted else head
+            if position >= wanted or time.monotonic() > deadline:
+                return position
+            time.sleep(0.005)
+
+    def progress(self, relay: str) -> Progress:
+        with self._settling_lock:
+            found = observe_log(self._settling, self._rows, PROGRESS, relay)
+            settled = self._settling.mark
+        head, position, event_id, is_there, epoch = found
+        halted = "" if is_there else relay_halted(Mark(position, event_id))
+        return Progress(head, settled.position, position, epoch, settled.event_id, halted)
+
+    def read_feed(self, after: int, until: int, limit: int = PAGE) -> list[Event]:
+        return read_page(self._rows, (), after, until, limit) or []
+
+    def read_correlated(self, correlation_id: str, after: int, until: int) -> list[Event]:
+        return [to_event(row) for row in self._rows(CORRELATED, (after, until, correlation_id))]
+
+    def read_changes(
+        self, aggregate_type: str, after: int, until: int, settled: Mark, marks: Sequence[Mark]
+    ) -> Changes | None:
+        looked_at = (*mark_columns(marks), *mark_columns([settled]))
+        rows = self._rows(CHANGES, (*looked_at, after, until, SPAN, aggregate_type, after))
+        same, is_settled, position, event_id, *_ = rows[0]
+        if not is_settled:
+            raise StoreAway("the log was put back while it was read; nothing was lost, try again")
+        if not same:
+            return None
+        heads = {str(stream): version for *_, stream, version in rows if version}
+        return Changes(heads, Mark(position or 0, event_id or ""))
+
+    def require_schema(self) -> None:
+        """Raises StoreAway while the schema does not fit; see the function `require_schema`."""
+        require_schema(self._rows)
+
+    def require_writable(self) -> None:
+        """Raises StoreAway while the server accepts no writes."""
+        if self._write("show transaction_read_only")[0][0] == "on":
+            self._writes.close()
+            raise StoreAway("PostgreSQL accepts no writes: it is read-only")
+
+    def close(self) -> None:
+        """Closes all idle connections; the next call opens new ones."""
+        self._reads.close()
+        self._writes.close()
+
+    def _rows(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:
+        return self._reads.run(statement, values)
+
+    def _write(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:
+        return self._writes.run(statement, values)

@@ -1,0 +1,112 @@
+"""The SQL statements of the store, and their rows as values."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+from uuid import UUID
+
+from eventcore import jsontext
+from eventcore.model.event import Event, Mark
+from eventcore.store.port import Answer
+from eventcore.store.settling import Settling
+
+EVENT_COLUMNS = (
+    "position, event_id, aggregate_type, aggregate_id, version, event_type,"
+    " schema_version, data::text, metadata::text, recorded_at"
+)
+
+SETTLE = "select head, event_id::text, holders, same from settle(%s::bigint[], %s::uuid[])"
+
+PROGRESS = (
+    "select s.head, s.event_id::text, s.holders, s.same,"
+    " coalesce(c.position, 0), c.event_id::text,"
+    " c.name is null or log_has(array[c.position], array[c.event_id]),"
+    " (select epoch::text from store_epochs order by number desc limit 1)"
+    " from settle(%s::bigint[], %s::uuid[]) s left join checkpoints c on c.name = %s"
+)
+
+CHANGES = (
+    "select l.same, l.settled, e.ends_at, e.event_id::text, h.aggregate_id, h.version"
+    " from (select log_has(%s::bigint[], %s::uuid[]) as same,"
+    "              log_has(%s::bigint[], %s::uuid[]) as settled) l"
+    " left join lateral page_end(%s, %s, %s) e on l.same and l.settled"
+    " left join lateral read_heads(%s, %s, e.ends_at) h on true"
+)
+
+CORRELATED = (
+    f"select {EVENT_COLUMNS} from events"  # nosec B608
+    " where position > %s and position <= %s"
+    " and metadata->>'correlationId' = %s order by position"
+)
+
+_PREVIOUS = (
+    "(select p.event_id from events p where p.aggregate_type = f.aggregate_type"
+    " and p.aggregate_id = f.aggregate_id and p.version = f.version - 1)"
+)  # the id of the event before an event in its stream
+
+STREAM = (
+    f"select {EVENT_COLUMNS}, coalesce(lag(event_id) over (order by version), {_PREVIOUS})"  # nosec B608
+    " from read_stream(%s, %s::uuid, %s, %s) f order by version"
+)
+
+READ_PAGE = (
+    f"select l.same, {EVENT_COLUMNS}, {_PREVIOUS}"  # nosec B608
+    " from (select log_has(%s::bigint[], %s::uuid[]) as same) l"
+    " left join lateral read_feed(%s, %s, %s) f on l.same order by f.position"
+)
+
+HOLDS = "select 1 from events where event_id = %s::uuid"
+
+APPEND = (
+    "select replayed, answer, version from append_events("
+    "%s, %s::uuid, %s, %s::uuid[], %s::text[], %s::int[], %s::text[], %s::jsonb, %s, %s, %s::jsonb)"
+)
+
+
+def to_answer(text: str) -> Answer:
+    return Answer(**jsontext.parse(text))
+
+
+def to_event(row: Sequence[Any], previous: UUID | None = None) -> Event:
+    *place, data, metadata, recorded_at = row
+    parsed = jsontext.parse(data), jsontext.parse(metadata)
+    return Event(*place, *parsed, recorded_at, previous)  # type: ignore[call-arg]
+
+
+Rows = Callable[[str, tuple[object, ...]], list[Any]]
+
+
+def observe_log(settling: Settling, rows: Rows, statement: str, *values: object) -> list[Any]:
+    """Observes the log by a statement that begins with what `settle()` answers.
+
+    Returns the head's position, then what else the statement answers.
+    """
+    known = mark_columns([settling.mark, settling.watched])
+    head, event_id, holders, same, *more = rows(statement, (*known, *values))[0]
+    settling.observe(Mark(head, event_id or ""), holders, same)
+    return [head, *more]
+
+
+def mark_columns(marks: Sequence[Mark]) -> tuple[list[int], list[str]]:
+    """Marks as two arrays; those without an id are left out."""
+    known = [mark for mark in marks if mark.event_id]
+    return [mark.position for mark in known], [mark.event_id for mark in known]
+
+
+def read_page(
+    rows: Rows, marks: Sequence[Mark], after: int, until: int, limit: int
+) -> list[Event] | None:
+    """A page of the feed; None if the log does not have all of `marks`."""
+    found = rows(READ_PAGE, (*mark_columns(marks), after, until, limit))
+    if not found[0][0]:
+        return None
+    return [to_event(row, previous) for _, *row, previous in found if row[0]]
+
+
+def relay_halted(checkpoint: Mark) -> str:
+    """Why a relay publishes nothing, and what to do."""
+    return (
+        f"the relay's checkpoint is event {checkpoint.event_id} at position {checkpoint.position},"
+        " which this log does not have there: it is another log, or was put back. Nothing is"
+        " published until the right database is back, or until its owner says that this is the"
+        " right one: select begin_epoch('why'); then the whole log is published again"
+    )

@@ -1,0 +1,58 @@
+"""PostgreSQL's errors, by SQLSTATE, as ours."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg2
+from sqlalchemy.exc import DBAPIError
+
+from eventcore.errors import (
+    Conflict,
+    KeyReused,
+    Misconfigured,
+    SequenceBehind,
+    StoreAway,
+    StoreRestored,
+    StoreSlow,
+)
+
+READ_ONLY = "25006"
+
+CURED_BY_A_NEW_CONNECTION = {READ_ONLY, "25P03", "57P01", "57P02", "57P03", "57P05"}
+
+_SLOW = StoreSlow, "PostgreSQL did not answer in time: {}"
+
+_FORBIDDEN = StoreAway, "PostgreSQL does not let us: {}"
+
+_UNREACHABLE = StoreAway, "PostgreSQL cannot be reached: {}"
+
+_ERRORS: dict[str, tuple[type[Exception], str]] = {
+    "ES001": (Conflict, "{}"),
+    "ES002": (KeyReused, "this Idempotency-Key was used for another request"),
+    "ES004": (SequenceBehind, "{}"),
+    "ES005": (StoreRestored, "{}: it is another log, or was put back"),
+    READ_ONLY: (StoreAway, "PostgreSQL accepts no writes: {}"),
+    **dict.fromkeys(("57014", "55P03", "53300", "40001", "40P01"), _SLOW),
+    **dict.fromkeys(("42501", "42883", "28P01", "28000", "3D000"), _FORBIDDEN),
+    **dict.fromkeys(("08", "25", "53", "57", "58"), _UNREACHABLE),
+}
+"""Errors and their texts by SQLSTATE, or by its class."""
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turns the driver's errors into ours, by SQLSTATE."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise to_error(getattr(error.orig, "pgcode", None), str(error.orig)) from error
+    except psycopg2.Error as error:
+        raise to_error(error.pgcode, str(error)) from error
+
+
+def to_error(sqlstate: str | None, text: str) -> Exception:
+    reason = next(iter(text.strip().splitlines()), "no reason given")
+    state = sqlstate or "08"
+    refused = Misconfigured, f"PostgreSQL refused a statement of ours ({state}): {{}}"
+    kind, says = _ERRORS.get(state) or _ERRORS.get(state[:2], refused)
+    return kind(says.format(reason))

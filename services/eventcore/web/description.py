@@ -1,0 +1,41 @@
+"""/openapi.json and /docs."""
+
+from collections.abc import Callable
+
+from flask import Blueprint, Response, redirect, render_template, request
+from werkzeug.wrappers import Response as AnyResponse
+
+_PAGE_POLICY = (
+    "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; script-src 'self'"
+)
+
+
+def description_pages(title: str, document: Callable[[], bytes]) -> Blueprint:
+    """/openapi.json, and /docs: a page to try the calls, which loads nothing from elsewhere."""
+    pages = Blueprint(
+        "docs", __name__, static_folder="docs", static_url_path="/docs", template_folder="docs"
+    )
+
+    @pages.get("/openapi.json")
+    def openapi_json() -> Response:
+        response = Response(document(), mimetype="application/json")
+        response.headers["Cache-Control"] = "no-cache"
+        response.add_etag()
+        response.make_conditional(request)
+        return response
+
+    @pages.get("/docs")
+    def docs() -> Response:
+        response = Response(render_template("page.html", title=title), mimetype="text/html")
+        response.headers["Content-Security-Policy"] = _PAGE_POLICY
+        return response
+
+    @pages.get("/")
+    def home() -> AnyResponse:
+        return redirect("docs")
+
+    @pages.get("/docs/")
+    def docs_with_slash() -> AnyResponse:
+        return redirect("../docs")
+
+    return pages

@@ -1,0 +1,115 @@
+"""The feed that a service serves to projectors, under /internal. The gateway does not route it."""
+
+import hmac
+from collections.abc import Iterable
+from typing import Annotated
+
+from flask import Blueprint, Response, request
+from pydantic import BeforeValidator, Field
+from werkzeug.datastructures import WWWAuthenticate
+from werkzeug.exceptions import Unauthorized
+
+from eventcore.model.event import Event, Json, Mark, to_message, to_timestamp
+from eventcore.settings import Secret
+from eventcore.store.feed import MANY, StoreFeed
+from eventcore.web.inputs import DIGITS, Id, QueryInput
+from eventcore.web.request import query_values
+from eventcore.web.routes import json_response
+
+_Position = Annotated[int, Field(ge=0, lt=2**63), DIGITS]
+
+_List = BeforeValidator(lambda text: tuple(text.split(",")) if text else ())
+
+
+class _StreamQuery(QueryInput):
+    stream: Id
+    after: _Position = 0
+
+
+class _StreamsQuery(QueryInput):
+    ids: Annotated[tuple[Id, ...], Field(min_length=1, max_length=MANY), _List]
+    after: Annotated[tuple[_Position, ...], _List] = ()
+
+
+class _RangeQuery(QueryInput):
+    after: _Position = 0
+    until: _Position = 0
+
+
+class _HeadsQuery(_RangeQuery):
+    marks: Annotated[
+        tuple[Annotated[tuple[_Position, Id], BeforeValidator(lambda each: each.split(":"))], ...],
+        Field(max_length=MANY),
+        _List,
+    ] = ()
+
+
+def _messages(events: Iterable[Event]) -> Json:
+    return tuple(to_message(event) for event in events)
+
+
+def feed_routes(feed: StoreFeed, token: Secret) -> Blueprint:
+    """Builds the routes of the feed, for callers that send its token."""
+    routes = Blueprint("feed", __name__, url_prefix="/internal")
+
+    @routes.before_request
+    def authorize() -> None:
+        given = request.headers.get("Authorization", "").encode()
+        if not hmac.compare_digest(given, f"Bearer {token.read()}".encode()):
+            raise Unauthorized(
+                "The feed is for projectors, which know its token.",
+                www_authenticate=WWWAuthenticate("bearer", {"realm": "feed"}),
+            )
+
+    @routes.get("/events")
+    def events() -> Response:
+        asked = _StreamQuery.model_validate(query_values())
+        return json_response({"events": _messages(feed.stream(asked.stream, asked.after))})
+
+    @routes.get("/streams")
+    def streams() -> Response:
+        asked = _StreamsQuery.model_validate(query_values())
+        after = [*asked.after, *[0] * len(asked.ids)]
+        found = feed.streams(dict(zip(asked.ids, after, strict=False)))
+        return json_response({"streams": {each: _messages(found[each]) for each in found}})
+
+    @routes.get("/feed")
+    def between() -> Response:
+        asked = _RangeQuery.model_validate(query_values())
+        return json_response({"events": _messages(feed.between(asked.after, asked.until))})
+
+    @routes.get("/heads")
+    def heads() -> Response:
+        asked = _HeadsQuery.model_validate(query_values())
+        page = feed.heads(asked.after, asked.until, [Mark(*each) for each in asked.marks])
+        changed: Json = tuple({"id": id, "version": version} for id, version in page.heads.items())
+        return json_response(
+            {
+                "heads": changed,
+                "until": page.end.position,
+                "settled": page.settled.position,
+                "head": page.head,
+                "epoch": page.epoch,
+                "at": to_timestamp(page.at) if page.at else None,
+                "eventId": page.end.event_id,
+                "settledEventId": page.settled.event_id,
+                "same": page.same,
+            }
+        )
+
+    @routes.get("/log")
+    def log() -> Response:
+        log = feed.progress()
+        return json_response(
+            {
+                "aggregateType": feed.aggregate_type,
+                "head": log.head,
+                "settled": log.settled,
+                "relayed": log.relayed,
+                "epoch": log.epoch,
+                "eventId": log.event_id,
+                "relayHalted": log.relay_halted,
+            }
+        )
+
+    return routes

@@ -1,0 +1,110 @@
+"""Errors as problem details (RFC 9457)."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flask import Flask, Response, has_request_context, request
+from pydantic import ValidationError
+from werkzeug.exceptions import HTTPException, InternalServerError
+
+from eventcore import errors, jsontext
+from eventcore.web.correlation import IDS, Ids
+from eventcore.web.inputs import problems_of
+from eventcore.web.request import BODY_LIMIT
+
+log = logging.getLogger(__name__)
+
+_AWAY = "Not available now"
+
+_STATUS: Sequence[tuple[type[errors.Error], int, str, str]] = (
+    (errors.NotFound, 404, "Not found", ""),
+    (errors.Invalid, 422, "Invalid request", ""),
+    (errors.Conflict, 409, "Conflict", ""),
+    (errors.StaleVersion, 412, "Stale version", ""),
+    (errors.KeyReused, 422, "Idempotency-Key reused", "This Idempotency-Key was used for another "
+     "request. Send a new request with a new key; repeat one with the same path, body and caller."),
+    (errors.OutcomeUnknown, 504, "Outcome unknown", "The event store did not confirm this in time: "
+     "it is not known whether it was done. The id is {error.aggregate_id}; read it to find out. To "
+     "repeat this is safe with the same Idempotency-Key; without a key it may be done twice."),
+    (errors.NotYet, 503, _AWAY, ""),
+    (errors.Busy, 503, _AWAY, ""),
+    (errors.StoreAway, 503, _AWAY, "The event store is not available. {then}"),
+    (errors.ReadModelAway, 503, _AWAY, "The read model is not available. {then}"),
+    (errors.Away, 503, _AWAY, "A server is not available. {then}"),
+    (errors.CannotApply, 503, "Cannot be read yet", "The stream has an event that this version of "
+     "the service cannot read. Nothing was lost, and its history can be read. Try again when the "
+     "service has been updated."),
+)  # fmt: skip
+"""The one table that turns errors into HTTP: class, status, title, and a detail where the error's
+own text may name servers. That text is in the log, under the request's id."""
+
+_HTTP: Mapping[int, str] = {
+    400: "The request cannot be read.",
+    404: "There is no such call. /docs lists all calls.",
+    405: "This path does not take this method. The header Allow names those that it takes.",
+    413: f"The body is over {BODY_LIMIT // 1024} KiB.",
+}
+"""Details of Werkzeug's exceptions."""
+
+
+def add_error_handlers(app: Flask) -> None:
+    @app.errorhandler(errors.Error)
+    def known(error: errors.Error) -> Response:
+        found = next((row for row in _STATUS if isinstance(error, row[0])), None)
+        if found is None:
+            return unknown(error)
+        _, status, title, detail = found
+        is_query = request.method in ("GET", "HEAD")
+        then = "Try again." if is_query else "Nothing was written; try again."
+        detail = detail.format(error=error, then=then) or str(error)
+        response = problem(status, getattr(error, "title", title), detail, error.code)
+        if status > 500:
+            log.warning(title, extra={"code": error.code, "reason": str(error)})
+        if status == 503:
+            response.headers["Retry-After"] = str(getattr(error, "retry_after", 30))
+        if isinstance(error, errors.StaleVersion):
+            response.headers["ETag"] = f'"{error.tag}"'
+        return response
+
+    @app.errorhandler(ValidationError)
+    def invalid(error: ValidationError) -> Response:
+        found = problems_of(error)
+        fields = "1 field" if len(found) == 1 else f"{len(found)} fields"
+        detail = f"The request has {fields} that cannot be accepted. See errors."
+        return problem(422, "Invalid request", detail, "invalid", errors=found)
+
+    @app.errorhandler(HTTPException)
+    def http(error: HTTPException) -> Response:
+        code = error.code or 500
+        is_ours = error.description != type(error).description  # given to abort()
+        detail = error.description if is_ours else _HTTP.get(code, f"{error.name}.")
+        response = problem(code, error.name, detail or error.name, f"http-{code}")
+        for name, value in error.get_headers():
+            if name not in ("Content-Type", "Content-Length"):
+                response.headers[name] = value
+        return response
+
+    @app.errorhandler(InternalServerError)
+    def failed(error: InternalServerError) -> Response:
+        return unknown(error.original_exception or error)
+
+    @app.errorhandler(Exception)
+    def unknown(error: BaseException) -> Response:
+        log.error("Unexpected error", exc_info=error)
+        detail = "Something unexpected happened. The logs have it under this request's id."
+        return problem(500, "Internal error", detail, "internal")
+
+
+def problem(status: int, title: str, detail: str, code: str, **more: Any) -> Response:
+    """Makes a problem details answer (RFC 9457)."""
+    ids: Ids | None = request.environ.get(IDS) if has_request_context() else None
+    body = {
+        "type": f"urn:problem:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "requestId": ids.request_id if ids else "",
+        **more,
+    }
+    return Response(jsontext.render(body), status, mimetype="application/problem+json")

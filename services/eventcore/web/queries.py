@@ -1,0 +1,91 @@
+"""The routes that every read model has: a document, now or as it was, and its history."""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+
+from eventcore.command import tag_of
+from eventcore.errors import Invalid
+from eventcore.model.event import Data
+from eventcore.model.projection import Document, version_of
+from eventcore.query import Views
+from eventcore.web.inputs import DIGITS, TIME, QueryInput
+from eventcore.web.routes import Incoming, Reply, Routes
+
+_MOST = 2**53
+"""Bound of versions: every reader of JSON has exact integers up to here."""
+
+
+class AsOf(QueryInput):
+    """Asks for the state as it was: after a version, or at a moment."""
+
+    version: Annotated[int, Field(ge=1, lt=_MOST), DIGITS] | None = Field(
+        None, description="The state after this event."
+    )
+    at: Annotated[datetime, TIME] | None = Field(
+        None, description="The state at this moment (RFC 3339, with an offset from UTC)."
+    )
+
+    def is_past(self) -> bool:
+        """Whether the past is asked for; raises Invalid for a question with two answers."""
+        if self.version is not None and self.at is not None:
+            raise Invalid("Ask for a version or for a moment, not for both.")
+        return self.version is not None or self.at is not None
+
+
+class Page(QueryInput):
+    """A page of a stream's history."""
+
+    after: Annotated[int, Field(ge=0, lt=_MOST), DIGITS] = Field(
+        0, description="Events above this version."
+    )
+    limit: Annotated[int, Field(ge=1, le=500), DIGITS] = Field(
+        100, description="How many events at most."
+    )
+
+
+class HistoryEntry(BaseModel):
+    """One event of a stream."""
+
+    eventId: str
+    eventType: str
+    version: int
+    recordedAt: str
+    correlationId: str | None
+    causationId: str | None
+    data: dict[str, Any]
+
+
+class History(BaseModel):
+    """A page of the events of one stream, oldest first."""
+
+    events: list[HistoryEntry]
+    next: int | None = Field(description="The `after` of the next page; null: there is none.")
+
+
+def add_queries(
+    route: Routes,
+    path: str,
+    history_path: str,
+    views: Views,
+    shown: Callable[[Document], Data],
+    model: type[BaseModel],
+) -> None:
+    """Adds the two queries of a read model: its documents, and their histories."""
+    name = views.projection.aggregate_type
+
+    @route("GET", path, f"The {name}, now or as it was", {200: model}, query=AsOf)
+    def get(incoming: Incoming[None, AsOf]) -> Reply:
+        asked = incoming.query
+        if asked.is_past():
+            document = views.as_it_was(incoming.id, asked.version, asked.at)
+        else:
+            document = views.current(incoming.id)
+        tag = tag_of(version_of(document), str(document.get("eventId", "")))
+        return Reply(shown(document), version=tag)
+
+    @route("GET", history_path, f"The {name}'s events, oldest first", {200: History}, query=Page)
+    def history(incoming: Incoming[None, Page]) -> Reply:
+        return Reply(views.history(incoming.id, incoming.query.after, incoming.query.limit))

@@ -1,0 +1,99 @@
+"""One HTTP request: its body, query, ids and conditions."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from uuid import UUID
+
+from flask import request
+from werkzeug.exceptions import (
+    BadRequest,
+    PreconditionFailed,
+    RequestEntityTooLarge,
+    UnsupportedMediaType,
+)
+
+from eventcore import errors, jsontext
+from eventcore.command import Call
+from eventcore.store.port import Idempotency
+from eventcore.web.correlation import IDS, Ids
+from eventcore.web.inputs import UUID_PATTERN
+from eventcore.web.openapi import Operation
+
+BODY_LIMIT = 64 * 1024
+"""Largest request body, in bytes."""
+
+
+def read_body() -> bytes:
+    """Reads the body; raises RequestEntityTooLarge."""
+    text = request.get_data()
+    if len(text) > BODY_LIMIT:
+        raise RequestEntityTooLarge
+    return text
+
+
+def path_id(path: Mapping[str, str]) -> UUID:
+    for text in path.values():
+        if not re.fullmatch(UUID_PATTERN, text):
+            raise errors.NotFound(f"{text[:80]!r} is not an id. Ids are UUIDs, as POST gave them.")
+        return UUID(text)
+    return UUID(int=0)
+
+
+def query_values() -> dict[str, str]:
+    """The parameters of the query string; raises Invalid for one that is repeated."""
+    for name, given in request.args.lists():
+        if len(given) > 1:
+            raise errors.Invalid(f"The parameter {name[:80]!r} was given more than once.")
+    return request.args.to_dict()
+
+
+def parse_body(text: bytes, operation: Operation) -> object:
+    if not text and not operation.body_required:
+        return {}
+    if not text.strip():
+        raise BadRequest("The body is empty. Send a JSON object.")
+    if request.mimetype != "application/json":
+        raise UnsupportedMediaType("The body must be JSON, with Content-Type: application/json.")
+    try:
+        return jsontext.parse(text, unique_keys=True)
+    except ValueError as error:
+        raise BadRequest(f"The body cannot be read: {error}.") from error
+
+
+def to_call(text: bytes, operation: Operation) -> Call:
+    if operation.has_id and request.headers.get("If-None-Match", "").strip() == "*":
+        raise PreconditionFailed(
+            "If-None-Match: * asks that there is nothing yet; this call changes what exists."
+            " Nothing was written. Leave the header out, or send If-Match."
+        )
+    ids: Ids = request.environ[IDS]
+    metadata = {"correlationId": ids.correlation_id, "causationId": ids.request_id}
+    if ids.traceparent:
+        metadata["traceparent"] = ids.traceparent
+    return Call(metadata=metadata, idempotency=_idempotency(text), if_match=_if_match())
+
+
+def _idempotency(text: bytes) -> Idempotency | None:
+    """The key, bound to method, path, caller and body."""
+    key = request.headers.get("Idempotency-Key")
+    if key is None:
+        return None
+    if not re.fullmatch("[!-~]{1,255}", key):
+        raise BadRequest("Idempotency-Key must be 1 to 255 visible ASCII characters.")
+    caller = request.headers.get("Authorization", "")
+    parts = (request.method, request.full_path, caller)
+    digest = hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape"))
+    digest.update(b"\n" + text)
+    return Idempotency(key, digest.hexdigest())
+
+
+def _if_match() -> tuple[str, ...]:
+    """The versions that If-Match allows; none: any. Weak tags count: the version is in them."""
+    given = request.headers.get("If-Match")
+    if given is None or given.strip() == "*":
+        return ()
+    tags = [re.fullmatch(r'(?:W/)?"([^"]*)"', tag.strip()) for tag in given.split(",")]
+    if not all(tags):
+        raise BadRequest("If-Match must be an ETag as it was answered, in double quotes.")
+    return tuple(tag[1].split("-")[0] for tag in tags if tag)
