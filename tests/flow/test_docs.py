@@ -137,6 +137,21 @@ def test_every_tool_is_in_the_table() -> None:
     assert sorted(tools - told) == []
 
 
+def test_every_file_of_the_architecture_is_there_and_every_package_is_named() -> None:
+    page = (DOCS / "architecture.md").read_text()
+    services, core = ROOT / "services", ROOT / "services" / "eventcore"
+    named = set(re.findall(r"`([a-z_/]+(?:\.py|/))`", page))
+    assert len(named) > 20
+    missing = [
+        each for each in sorted(named) if not ((core / each).exists() or (services / each).exists())
+    ]
+    assert [
+        each for each in missing if each not in ("user.py", "order.py", "api.py", "main.py")
+    ] == []
+    packages = {each.parent.name for each in core.glob("*/__init__.py")}
+    assert {each for each in packages if f"`{each}/`" not in page} == set()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_target_that_a_page_names_exists(page: Path) -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M))
