@@ -428,7 +428,8 @@ def next_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
         place.write_text(script)
     store = copy / "services/eventcore/store/migrate.py"
     code = store.read_text()
-    store.write_text(code.replace(f"VERSION = {SCHEMA_VERSION}\n", f"VERSION = {then}\n"))
+    assert f"VERSION = {SCHEMA_VERSION} " in code
+    store.write_text(code.replace(f"VERSION = {SCHEMA_VERSION} ", f"VERSION = {then} "))
     chart = copy / "charts/shop/Chart.yaml"
     chart.write_text(chart.read_text().replace('appVersion: "0.1.0"', 'appVersion: "0.2.0"'))
     run(str(copy / "local/make-images"), timeout=600)

@@ -121,11 +121,11 @@ MUTANTS = (
         "a key is recorded in a transaction of its own",
         Postgres,
         "_append",
-        "replayed, recorded, version = self._write(_APPEND, values)[0]",
-        "row = self._write(_APPEND, (*values[:8], None, None, None))[0]\n"
+        "replayed, recorded, version = self._write(APPEND, values)[0]",
+        "row = self._write(APPEND, (*values[:8], None, None, None))[0]\n"
         "        replayed, recorded, version = row\n"
         "        if values[8]:\n"
-        "            self._write(_APPEND, (*values[:2], row[2], [], [], [], [], *values[7:]))",
+        "            self._write(APPEND, (*values[:2], row[2], [], [], [], [], *values[7:]))",
     ),
     # ── the feed and the relay ────────────────────────────────────────────────────────────
     Mutant(
