@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What surrounds a command: who asked, under which ids and on which condition."""
+    """The context of a command: its ids, its idempotency key and its condition."""
 
     metadata: Data
     idempotency: Idempotency | None = None
@@ -112,7 +112,7 @@ def handle(
 
 
 def answered_before(store: Store, call: Call) -> Handled | None:
-    """What the command with this call's key was answered, if it was; raises KeyReused, StoreAway.
+    """The earlier answer under this call's key, if there is one; raises KeyReused, StoreAway.
 
     An append finds that out by itself. So it is asked only before anybody waits or is told that
     something cannot be done: the same request, earlier, may be why.

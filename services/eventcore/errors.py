@@ -1,8 +1,8 @@
 """The tree of everything that can go wrong, with a public code for each.
 
 Refused: the command cannot be done. Away: a server cannot be reached now; nothing was lost. The
-others speak of one message, one event, or of settings. `web.py` turns them into HTTP, in one
-table; nothing else knows status codes.
+others concern one message, one event, or settings. `web/problems.py` turns them into HTTP, in
+one table; nothing else knows status codes.
 """
 
 from uuid import UUID

@@ -1,4 +1,4 @@
-"""What queries share: the document as it is, the document as it was, and the history.
+"""The queries of a read model: the document as it is, the document as it was, and the history.
 
 A document is what its projection folds, wherever it comes from: the read model, or, where
 that has none (yet) or is away, the stream itself. So an answered write is never a 404.

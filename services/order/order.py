@@ -1,4 +1,4 @@
-"""What an order is: events, state, commands and the rules between them. Pure."""
+"""An order: events, state, commands and the rules between them. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -63,7 +63,7 @@ OrderCommand: TypeAlias = PlaceOrder | CancelOrder
 
 
 def decide(command: OrderCommand, order: Order | None) -> Sequence[OrderEvent]:
-    """What happens; cancelling what is cancelled is nothing new."""
+    """The new events; cancelling a cancelled order makes none."""
     match command:
         case PlaceOrder(user_id, item, price):
             if order is not None:

@@ -27,7 +27,7 @@ class NewUser(Input):
 
 
 class UserChange(Input):
-    """What to change; what is left out stays as it is."""
+    """The fields to change; a field that is left out stays as it is."""
 
     name: Name | None = None
     email: Email | None = None

@@ -1,4 +1,4 @@
-"""What a user is: events, state, commands and the rules between them. Pure."""
+"""A user: events, state, commands and the rules between them. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -61,7 +61,7 @@ UserCommand: TypeAlias = CreateUser | ChangeUser
 
 
 def decide(command: UserCommand, user: User | None) -> Sequence[UserEvent]:
-    """What happens: one event for each thing that differs, none if nothing does."""
+    """The new events: one for each field that differs, none if none does."""
     match command:
         case CreateUser(name, email):
             if user is not None:

@@ -116,7 +116,7 @@ class FakePostgres:
             self._roll_back(transaction)
 
     def execute(self, session: Session, statement: str, values: tuple[Any, ...]) -> Rows:
-        """Carry out one statement of store.py; raises what the driver's errors become."""
+        """Carry out one statement of the store; raises what the driver's errors become."""
         name, act = self._act(statement)
         self._world.point(f"pg {name}")
         if self._world.now < self.away_until or not session.open:

@@ -104,7 +104,7 @@ class System:
             "projector-1": self._project,
         }
         world.on_death = self._died
-        vars(command)["new_id"] = self.new_id
+        command.new_id = self.new_id  # type: ignore[attr-defined]
 
     def new_id(self) -> UUID:
         """Ids that grow, and are the same for the same seed."""
@@ -317,7 +317,7 @@ class Client:
 
 
 def _serve(own: SimStore, issued: Issued) -> command.Handled:
-    """A request as web.py serves one: the command, and its key where that is refused."""
+    """A request as the web layer serves one: the command, and its key where that is refused."""
     digest = f"{issued.stream} {issued.command}"
     idempotency = Idempotency(issued.key, digest) if issued.key else None
     call = Call({"commandId": issued.id}, idempotency)

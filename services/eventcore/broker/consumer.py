@@ -1,4 +1,4 @@
-"""Consuming in batches."""
+"""Takes deliveries in batches, and dead-letters those that are not events."""
 
 from collections import deque
 from collections.abc import Iterator

@@ -1,4 +1,7 @@
-"""A connection to RabbitMQ with a thread for its I/O."""
+"""A connection to RabbitMQ, whose I/O loop runs in a thread of its own.
+
+So heartbeats are served while the caller works.
+"""
 
 import ssl
 import threading

@@ -1,4 +1,8 @@
-"""Publishing with confirms, in order."""
+"""Publishing with confirms, in order.
+
+Source: RabbitMQ's guide on publisher confirms. Confirms may arrive out of order, and for many
+messages at once; an unroutable mandatory message is returned before it is confirmed.
+"""
 
 import logging
 from collections.abc import Iterator, Sequence

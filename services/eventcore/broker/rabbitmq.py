@@ -1,6 +1,9 @@
-"""The broker on RabbitMQ."""
+"""RabbitMQ as a broker: opens publishers, consumers and dead letters.
 
-import logging
+None of them reconnects: after BrokerAway the caller closes it and opens another, which declares
+the topology again.
+"""
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,8 +17,6 @@ from eventcore.broker.publisher import ConfirmedPublisher
 from eventcore.broker.topology import Topology
 from eventcore.settings import Server
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, slots=True)
 class RabbitMQ:
@@ -28,15 +29,15 @@ class RabbitMQ:
     name: str
     blocked_timeout: float = BLOCKED_TIMEOUT
 
-    def publisher(self, queues: Sequence[Queue], window: int) -> "ConfirmedPublisher":
+    def publisher(self, queues: Sequence[Queue], window: int) -> ConfirmedPublisher:
         """A publisher that has up to `window` messages unconfirmed."""
         return ConfirmedPublisher(self._parameters(), Topology(queues), window)
 
-    def consumer(self, queue: Queue, prefetch: int) -> "BatchConsumer":
+    def consumer(self, queue: Queue, prefetch: int) -> BatchConsumer:
         """A consumer that has up to `prefetch` deliveries unacknowledged."""
         return BatchConsumer(self._parameters(), Topology([queue]), queue, prefetch)
 
-    def dead_letters(self, queue: Queue) -> "DeadLetters":
+    def dead_letters(self, queue: Queue) -> DeadLetters:
         """The dead letters of a queue; opens nothing yet."""
         return DeadLetters(self._parameters(), queue)
 

@@ -1,4 +1,8 @@
-"""Exchanges and queues, and how they are declared."""
+"""Exchanges and quorum queues, and how they are declared.
+
+Limits of queues (bytes, deliveries) are policies of the virtual host, which `provision` sets, so
+that they can change under an existing queue.
+"""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence

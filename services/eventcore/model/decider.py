@@ -1,4 +1,4 @@
-"""What an aggregate is: its events, its state, and two pure functions. Pure.
+"""An aggregate: its events, its state, and two pure functions. Pure.
 
     decide   a command and the state in, new events out; an empty list where there is
              nothing new to say; raises Refused where a rule forbids it

@@ -37,7 +37,7 @@ _PROJECTORS = {"_id", "version", "eventId", "removed", "projectedAt"}
 
 @dataclass(frozen=True)
 class Projection:
-    """What a projector needs to know of one read model.
+    """One read model: its steps by event type, its queue and its collection.
 
     `steps` holds a step for each event type it folds, `ignores` the types it knows and
     passes over. Any other type, and a schema version above those in `schema_versions`

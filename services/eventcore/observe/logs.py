@@ -53,7 +53,7 @@ def start_logging(
         stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # in no line
-    logging.getLogger("pika").setLevel(logging.CRITICAL)  # broker.py logs the same in one line
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # the broker logs the same in one line
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     logging.getLogger("pymongo").setLevel(logging.WARNING)  # below, it logs whole documents
     logging.captureWarnings(True)
@@ -98,7 +98,7 @@ def write_lines_in_background() -> None:
 
 
 def _log_uncaught(error: BaseException | None) -> None:
-    """What nobody has caught is a line like any other."""
+    """Logs an uncaught exception as an ordinary line."""
     if isinstance(error, KeyboardInterrupt):
         return
     logging.getLogger("eventcore").critical("Uncaught exception", exc_info=error)

@@ -1,4 +1,4 @@
-"""The metrics of all processes. The only file that imports prometheus_client, with probes."""
+"""The metrics of all processes, each declared once."""
 
 from functools import partial
 

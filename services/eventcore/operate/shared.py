@@ -1,4 +1,4 @@
-"""What the tools share: settings, questions, tables."""
+"""Settings, questions and tables, shared by the tools."""
 
 import importlib
 import json

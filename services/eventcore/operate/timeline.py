@@ -1,4 +1,4 @@
-"""What happened to an id, in order; pure."""
+"""The history of an id as a timeline, in text or JSON; pure."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -98,7 +98,7 @@ def _appended(event: Event, progress: Progress, with_data: bool) -> Entry:
 
 
 def _projected(standing: Standing, events: Sequence[Event], with_data: bool) -> list[Placed]:
-    """What a projection did with a stream and when. MongoDB keeps milliseconds, and clocks
+    """The acts of a projection on a stream, with times. MongoDB keeps milliseconds, and clocks
     differ: a document does not stand before the event that it was made of.
     """
     name, stream, version = standing.projection, standing.stream, standing.version

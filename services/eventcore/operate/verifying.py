@@ -39,7 +39,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What was found: how many streams were compared, and which are wrong."""
+    """The result of a comparison: the number of streams, and the wrong ones."""
 
     generation: Generation
     checked: int
@@ -101,7 +101,7 @@ class Verifier:
                 return
 
     def _still_wrong(self, findings: list[Finding], applied: int) -> list[Finding]:
-        """Those that are wrong when they are looked at again, and late ones that stay so."""
+        """Looks again; returns the streams that are still wrong, and late ones that stay so."""
         wrong: list[Finding] = []
         for _ in range(LOOKS - 1):
             if not findings:

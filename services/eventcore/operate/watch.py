@@ -165,16 +165,15 @@ class Behind:
     generation: Generation
 
     def look(self, after: int) -> tuple[Event | None, int, int]:
-        """That event, in one page of the log above `after`; where the page ends; what is settled.
-
-        Raises Away.
+        """The oldest such event in one page of the log above `after`; where the page ends; and
+        what is settled. Raises Away.
         """
         page = self.feed.heads(after, _ANY)
         until = page.end.position
         return self._oldest(page.heads, after, until), until, page.settled.position
 
     def oldest(self, after: int) -> tuple[Event | None, int]:
-        """That event anywhere above `after`, and what is settled. Raises Away."""
+        """The oldest such event anywhere above `after`, and what is settled. Raises Away."""
         while True:
             found, reached, settled = self.look(after)
             if found or reached >= settled or reached == after:

@@ -126,7 +126,7 @@ class ReadModel(Protocol):
         """Keep what a comparison found, in place of what the one before found."""
 
     def verification(self, projection: str) -> Verification | None:
-        """What the last comparison found; None: there was none."""
+        """The result of the last comparison; None: there was none."""
 
     def ping(self) -> None:
         """Return if the server answers."""

@@ -29,7 +29,7 @@ class Generation:
 
     @property
     def name(self) -> str:
-        """What its checkpoint and its parked list are kept under."""
+        """The name under which its checkpoint and its parked list are kept."""
         return self.projection if self.number == 1 else f"{self.projection}.{self.number}"
 
 
@@ -106,7 +106,7 @@ class Skip:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What a comparison of a projection with the log found, and when: streams."""
+    """The result of a comparison of a projection with the log, in streams, and its time."""
 
     projection: str
     when: datetime

@@ -1,6 +1,6 @@
-"""The owner's feed, from its store and over HTTP. The only client of `/internal`.
+"""The port of the owner's feed, and the feed on the owner's own store.
 
-A projector has no PostgreSQL credentials: it asks the owner for what the broker has not brought.
+A projector has no PostgreSQL credentials: it asks the owner for events that the broker has lost.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -52,7 +52,7 @@ def halted_by(projection: str, position: int, epoch: str, page: HeadsPage) -> st
 
 
 class Feed(Protocol):
-    """What a projector may ask the owner; every method may raise FeedAway."""
+    """The port through which a projector asks the owner; every method may raise FeedAway."""
 
     def stream(self, aggregate_id: str, after: int) -> list[Event]:
         """Events of one stream above version `after`, oldest first: all, or a page of them."""

@@ -1,4 +1,4 @@
-"""The feed of another service, over HTTP."""
+"""The feed of another service, over HTTP: the only client of `/internal`."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -75,7 +75,7 @@ class HttpFeed:
         )
 
     def aggregate_type(self) -> str:
-        """What the owner's streams are about. Raises FeedAway."""
+        """The aggregate type of the owner's streams. Raises FeedAway."""
         return str(self._get("log")["aggregateType"])
 
     def _events(self, what: str, **query: str | int) -> list[Event]:

@@ -28,7 +28,7 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a command was answered, kept under its idempotency key."""
+    """The answer to a command, kept under its idempotency key."""
 
     status: int
     body: Data | str

@@ -1,7 +1,7 @@
 """The event store on PostgreSQL: append, read a stream, read the feed.
 
-The schema and its functions are `init.sql`; this file calls them, matches their SQLSTATEs
-and keeps the one algorithm that is ours: settling. The only file that imports SQLAlchemy.
+The schema and its functions are `init.sql`; this file calls them. Connections are in
+`connection`, statements in `rows`, errors in `sqlstates`.
 """
 
 import threading

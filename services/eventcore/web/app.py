@@ -4,7 +4,6 @@ A route declares its input and its answers once; the declaration validates reque
 OpenAPI document. Views, error handlers, hooks and extensions are Flask's own.
 """
 
-import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -21,8 +20,6 @@ from eventcore.web.description import description_pages
 from eventcore.web.problems import add_error_handlers
 from eventcore.web.request import BODY_LIMIT
 from eventcore.web.routes import Route, to_view
-
-log = logging.getLogger(__name__)
 
 
 def create_app(

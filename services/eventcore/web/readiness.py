@@ -28,7 +28,7 @@ class Readiness:
         self._checked_at = 0.0
 
     def missing(self) -> Mapping[str, str]:
-        """What does not work, with the reason; looks once a second at most."""
+        """The servers that do not work, with reasons; looks once a second at most."""
         with self._lock:
             if time.monotonic() - self._checked_at > 1:
                 self._look()

@@ -1,4 +1,4 @@
-"""Routes: what each takes, answers and does."""
+"""Routes of a service: validated request in, answer out."""
 
 import hashlib
 from collections.abc import Callable, Mapping

@@ -1,7 +1,4 @@
-"""A service under gunicorn: its listener, its limits, its readiness, its metrics port.
-
-The only file that imports gunicorn.
-"""
+"""A service under gunicorn: its listener, its limits, its metrics port."""
 
 import importlib
 import logging
