@@ -9,6 +9,7 @@ import pytest
 
 from eventcore.model.event import Event
 from eventcore.model.projection import Document
+from eventcore.settings import SOCKET_THREADS
 from tests.chaos.checker import (
     Finding,
     Recovery,
@@ -195,18 +196,22 @@ def test_a_recovery_that_is_late_or_does_not_come_is_seen() -> None:
 
 
 def test_whatever_is_held_in_the_end_and_was_not_before_has_leaked() -> None:
-    before = Resources({"relay": 90}, {"relay": 20}, {"relay": 5}, {"u": 3}, 2, 0, 0)
+    threads = {"relay": 5, "gateway": 9}
+    before = Resources({"relay": 90}, {"relay": 20}, threads, {"u": 3}, 2, 0, 0)
     assert at_baseline(before, before).wrong == []
     for after in (
         replace(before, memory={"relay": 190}),
         replace(before, descriptors={"relay": 90}),
         replace(before, threads={"relay": 40}),
+        replace(before, threads={"gateway": SOCKET_THREADS + 20}),
         replace(before, sessions={"u": 40}),
         replace(before, locks=3),
         replace(before, stuck=1),
         replace(before, queued=1),
     ):
         assert kinds(at_baseline(before, after)) == {"I leaked"}
+    full_pool = replace(before, threads={"gateway": SOCKET_THREADS + 10})
+    assert at_baseline(before, full_pool).wrong == []
 
 
 def test_an_id_is_compared_as_it_was_answered() -> None:
