@@ -186,6 +186,15 @@ def template(
     )
 
 
+def notes(given: Object | None = None) -> str:
+    """The notes that `helm install` prints. Helm 3 cannot print them without a cluster."""
+    done, said = helm(
+        "install", "shop", str(CHART), "--dry-run=client", f"--namespace={NAMESPACE}", given=given
+    )
+    assert done, said
+    return said.rpartition("\nNOTES:\n")[2]
+
+
 def parse(text: str) -> tuple[Object, ...]:
     """The objects of a rendering. Raises AssertionError for a key that is there twice."""
     return tuple(each for each in yaml.load_all(text, _Loader) if each)

@@ -74,7 +74,7 @@ def test_without_either_nobody_is_told() -> None:
 
 
 def test_an_annotation_of_yours_wins() -> None:
-    given = {"defaults": {"podAnnotations": {"prometheus.io/scrape": "false"}}}
+    given = {"defaults": {"extra": {"podAnnotations": {"prometheus.io/scrape": "false"}}}}
     assert annotations(render(given=given).pod("gateway"))["prometheus.io/scrape"] == "false"
 
 

@@ -29,6 +29,7 @@ OPEN = [
     r"(.*\.)?(podAnnotations|podLabels|serviceAnnotations|nodeSelector|annotations)",
     r"commonLabels|commonAnnotations",
     r".*\.(affinity|behavior|podSecurityContext|securityContext)",  # Kubernetes checks them
+    r".*\.extra\.pod",
     r".*\.resources\.(requests|limits)",
     r".*\.auth\.(secretKeys|users|passwords)",  # by login
     r"postgres\.parameters",
@@ -60,7 +61,11 @@ CHANGED: list[tuple[str, Any]] = [
     (r".*serviceType", "NodePort"),
     (r".*\.size", "9Gi"),
     (r".*\.(requests|limits)\.\w+", "123Mi"),
-    (r".*\.extraEnv", [{"name": "THREADS", "value": "8"}]),
+    (r".*\.extra\.env", [{"name": "THREADS", "value": "8"}]),
+    (r".*\.extra\.envFrom", [{"secretRef": {"name": "changed"}}]),
+    (r".*\.extra\.(volumes|volumeMounts|initContainers|containers)", [{"name": "changed"}]),
+    (r".*\.extra\.pod", {"runtimeClassName": "changed"}),
+    (r"mongodb\.args", ["--ipv6"]),
     (r".*\.tolerations", [{"operator": "Exists"}]),
     (r".*\.affinity", {"podAffinity": {}}),
     (r".*\.behavior", {"scaleDown": {"stabilizationWindowSeconds": 60}}),

@@ -63,7 +63,7 @@ annotations:
 {{- $root := index . 0 -}}{{- $image := index . 1 -}}
 {{- $registry := (($root.Values.global).imageRegistry) | default $image.registry -}}
 {{- with $registry }}{{ . }}/{{ end -}}{{ index . 2 }}
-{{- with index . 4 }}@{{ . }}{{ else }}:{{ $image.tag | default (index . 3) }}{{ end -}}
+{{- with index . 4 }}@{{ . }}{{ else }}:{{ include "shop.text" ($image.tag | default (index . 3)) }}{{ end -}}
 {{- end -}}
 
 {{- define "shop.processImage" -}}
@@ -88,14 +88,84 @@ capabilities: {drop: [ALL]}
 readOnlyRootFilesystem: true
 {{- end -}}
 
-{{/* (list UID) */}}
+{{/* (list $ UID). OpenShift gives each namespace user ids of its own, and refuses all others. */}}
 {{- define "shop.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: {{ index . 0 }}
-runAsGroup: {{ index . 0 }}
-fsGroup: {{ index . 0 }}
+{{- if not ((index . 0).Values.global).openshift }}
+runAsUser: {{ index . 1 }}
+runAsGroup: {{ index . 1 }}
+fsGroup: {{ index . 1 }}
+{{- end }}
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{/*
+The `extra` block of values, which every workload takes, in four parts: what a pod begins with, its labels
+and annotations, what its main containers add, and its further containers and volumes.
+
+The first lines of a pod's spec, from a dict: `root`, `extra`, the image's `uid`, the values of its placement
+as `where`, and the name of a service `account` of the chart's own whose token it needs.
+*/}}
+{{- define "shop.pod" -}}
+{{- $extra := .extra -}}
+{{- include "shop.pullSecrets" .root }}
+{{- with $extra.serviceAccountName | default .account }}
+serviceAccountName: {{ . }}
+{{- end }}
+automountServiceAccountToken: {{ or $extra.automountServiceAccountToken (hasKey . "account") }}
+enableServiceLinks: false
+securityContext:
+  {{- include "shop.overlay" (list (fromYaml (include "shop.podSecurity" (list .root .uid))) $extra.podSecurityContext) | nindent 2 }}
+{{- include "shop.placement" (list .where) }}
+{{- with $extra.pod }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* A pod's metadata: (list EXTRA LABELS ANNOTATIONS). Labels of the chart win, since selectors name them. */}}
+{{- define "shop.podMetadata" -}}
+{{- $extra := index . 0 -}}
+labels:
+  {{- toYaml (merge (dict) (index . 1) $extra.podLabels) | nindent 2 }}
+{{- with merge (dict) $extra.podAnnotations (index . 2) }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* The security context of a container: (list EXTRA) */}}
+{{- define "shop.security" -}}
+securityContext:
+  {{- include "shop.overlay" (list (fromYaml (include "shop.containerSecurity" .)) (index . 0).securityContext) | nindent 2 }}
+{{- end -}}
+
+{{/* Lists of a container or a pod, each as text or as values, as one: (list NAME LIST...). Nothing if all are empty. */}}
+{{- define "shop.lists" -}}
+{{- $text := "" -}}
+{{- range rest . -}}
+{{- if kindIs "string" . }}{{ $text = printf "%s\n%s" $text (trim .) }}{{ else if . }}{{ $text = printf "%s\n%s" $text (toYaml .) }}{{ end -}}
+{{- end -}}
+{{- with trim $text -}}
+{{ first $ }}:
+  {{- . | nindent 2 }}
+{{- end -}}
+{{- end -}}
+
+{{/* A quantity of memory in bytes, such as 512Mi; nothing if there is none. */}}
+{{- define "shop.bytes" -}}
+{{- with . -}}
+{{- $text := include "shop.text" . -}}
+{{- $units := dict "" 1 "k" 1000 "M" 1000000 "G" 1000000000 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
+{{- $unit := regexFind "[A-Za-z]*$" $text -}}
+{{- if not (hasKey $units $unit) }}{{ fail (printf "resources.limits.memory is %s: write it in Ki, Mi or Gi." $text) }}{{ end -}}
+{{- mulf (regexFind "^[0-9.]+" $text | float64) (index $units $unit) | floor | printf "%.0f" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A value as text; a whole number without an exponent, which Helm would give it from a million on. */}}
+{{- define "shop.text" -}}
+{{- if and (kindIs "float64" .) (eq (floor .) .) }}{{ printf "%.0f" . }}{{ else }}{{ toString . }}{{ end -}}
 {{- end -}}
 
 {{/* Where a pod may run: (list WHERE), for all that values offer in the usual words. */}}
@@ -108,14 +178,16 @@ seccompProfile: {type: RuntimeDefault}
 {{- end }}
 {{- end -}}
 
-{{/* One map over another, key by key, false and 0 included: (list BELOW ABOVE) */}}
+{{/* One map over another, key by key, false and 0 included; null removes a key: (list BELOW ABOVE) */}}
 {{- define "shop.overlay" -}}
 {{- $result := deepCopy (index . 0) -}}
 {{- range $key, $value := index . 1 -}}
 {{- $below := get $result $key -}}
 {{- if and (kindIs "map" $value) (kindIs "map" $below) -}}
 {{- $_ := set $result $key (fromYaml (include "shop.overlay" (list $below $value))) -}}
-{{- else if not (kindIs "invalid" $value) -}}
+{{- else if kindIs "invalid" $value -}}
+{{- $_ := unset $result $key -}}
+{{- else -}}
 {{- $_ := set $result $key $value -}}
 {{- end -}}
 {{- end -}}
@@ -277,7 +349,7 @@ The exporters and the bundled stack that there are, with what each needs: a serv
 {{- if and (index . 1) (index . 2) }}
   valueFrom: {secretKeyRef: {name: {{ index . 1 }}, key: {{ index . 2 }}}}
 {{- else }}
-  value: {{ index . 3 | toString | quote }}
+  value: {{ include "shop.text" (index . 3) | quote }}
 {{- end }}
 {{- end -}}
 
@@ -389,7 +461,7 @@ password is told in another way.
 {{- define "shop.bundled.labels" -}}
 {{ include "shop.selectorLabels" (list . .Chart.Name) }}
 app.kubernetes.io/part-of: shop
-app.kubernetes.io/version: {{ .Values.image.tag | default .Chart.AppVersion | quote }}
+app.kubernetes.io/version: {{ include "shop.text" (.Values.image.tag | default .Chart.AppVersion) | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
@@ -438,24 +510,14 @@ volumeClaimTemplates:
 {{/* The pod's labels and annotations: (list $ CONFIG [METRICS-PORT]); a changed CONFIG rolls it */}}
 {{- define "shop.bundled.podMetadata" -}}
 {{- $ := index . 0 -}}
-labels:
-  {{- include "shop.bundled.labels" $ | nindent 2 }}
-annotations:
-  checksum/config: {{ index . 1 | sha256sum | trunc 16 }}
-  {{- $scraped := gt (len .) 2 | ternary (include "shop.scraped" (list $ (last .))) "{}" | fromYaml }}
-  {{- with merge (dict) ($.Values.podAnnotations | default dict) $scraped }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
+{{- $annotations := gt (len .) 2 | ternary (include "shop.scraped" (list $ (last .))) "{}" | fromYaml -}}
+{{- $_ := set $annotations "checksum/config" (index . 1 | sha256sum | trunc 16) -}}
+{{- include "shop.podMetadata" (list $.Values.extra (include "shop.bundled.labels" $ | fromYaml) $annotations) }}
 {{- end -}}
 
 {{- define "shop.bundled.pod" -}}
-{{- include "shop.pullSecrets" . }}
-automountServiceAccountToken: false
-enableServiceLinks: false
+{{- include "shop.pod" (dict "root" . "extra" .Values.extra "uid" 999 "where" .Values) }}
 terminationGracePeriodSeconds: {{ .Values.terminationGracePeriodSeconds }}
-securityContext:
-  {{- include "shop.podSecurity" (list 999) | nindent 2 }}
-{{- include "shop.placement" (list .Values) }}
 {{- end -}}
 
 {{- define "shop.bundled.image" -}}
@@ -463,8 +525,11 @@ image: {{ include "shop.image" (list . .Values.image .Values.image.repository .C
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 resources:
   {{- toYaml .Values.resources | nindent 2 }}
-securityContext:
-  {{- include "shop.containerSecurity" . | nindent 2 }}
+{{ include "shop.security" (list .Values.extra) }}
+{{- with .Values.extra.envFrom }}
+envFrom:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end -}}
 
 {{/* The volumes that hold data and the administrator's password, as the file `admin`. */}}

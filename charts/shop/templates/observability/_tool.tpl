@@ -6,6 +6,7 @@ path and port of its `probe`, `env`, `mounts` and `volumes` as text, `config` th
 */}}
 {{- define "shop.tool" -}}
 {{- $ := index . 0 -}}{{- $name := index . 1 -}}{{- $values := index . 2 -}}{{- $more := index . 3 -}}
+{{- $extra := $values.extra -}}
 {{- $annotations := merge (dict) ($more.annotations | default dict) ($.Values.commonAnnotations | default dict) -}}
 {{- with $more.config }}{{ $_ := set $annotations "checksum/config" (sha256sum . | trunc 16) }}{{ end -}}
 apiVersion: apps/v1
@@ -21,22 +22,12 @@ spec:
       {{- include "shop.selectorLabels" (list $ $name) | nindent 6 }}
   template:
     metadata:
-      labels:
-        {{- include "shop.labels" (list $ $name) | nindent 8 }}
-      {{- with $annotations }}
-      annotations:
-        {{- toYaml . | nindent 8 }}
-      {{- end }}
+      {{- include "shop.podMetadata" (list $extra (include "shop.labels" (list $ $name) | fromYaml) $annotations) | nindent 6 }}
     spec:
-      {{- include "shop.pullSecrets" $ | nindent 6 }}
-      {{- with $more.account }}
-      serviceAccountName: {{ . }}
-      {{- end }}
-      automountServiceAccountToken: {{ hasKey $more "account" }}
-      enableServiceLinks: false
-      securityContext:
-        {{- include "shop.podSecurity" (list $more.uid) | nindent 8 }}
-      {{- include "shop.placement" (list $.Values.defaults) | nindent 6 }}
+      {{- $pod := dict "root" $ "extra" $extra "uid" $more.uid "where" $.Values.defaults }}
+      {{- with $more.account }}{{ $_ := set $pod "account" . }}{{ end }}
+      {{- include "shop.pod" $pod | nindent 6 }}
+      {{- include "shop.lists" (list "initContainers" $extra.initContainers) | nindent 6 }}
       containers:
         - name: {{ $name }}
           image: {{ include "shop.image" (list $ $values.image $values.image.repository $values.image.tag $values.image.digest) }}
@@ -47,10 +38,8 @@ spec:
             - {{ . | quote }}
             {{- end }}
           {{- end }}
-          {{- with $more.env }}
-          env:
-            {{- . | nindent 12 }}
-          {{- end }}
+          {{- include "shop.lists" (list "env" ($more.env | default "") $extra.env) | nindent 10 }}
+          {{- include "shop.lists" (list "envFrom" $extra.envFrom) | nindent 10 }}
           ports:
             {{- range $port, $number := $more.ports }}
             - {name: {{ $port }}, containerPort: {{ $number }}}
@@ -72,16 +61,12 @@ spec:
             failureThreshold: 6
           resources:
             {{- toYaml $values.resources | nindent 12 }}
-          securityContext:
-            {{- include "shop.containerSecurity" $ | nindent 12 }}
-          {{- with $more.mounts }}
-          volumeMounts:
-            {{- . | nindent 12 }}
-          {{- end }}
-      {{- with $more.volumes }}
-      volumes:
-        {{- . | nindent 8 }}
-      {{- end }}
+          {{- include "shop.security" (list $extra) | nindent 10 }}
+          {{- include "shop.lists" (list "volumeMounts" ($more.mounts | default "") $extra.volumeMounts) | nindent 10 }}
+        {{- with $extra.containers }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+      {{- include "shop.lists" (list "volumes" ($more.volumes | default "") $extra.volumes) | nindent 6 }}
 {{- with $more.serves }}
 ---
 apiVersion: v1
