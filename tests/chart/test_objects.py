@@ -241,6 +241,20 @@ def test_the_charts_schema_is_the_one_at_the_root() -> None:
         ({"postgres": {"enabled": False}}, "postgres.enabled is false: say where it is"),
         ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs"),
         ({"processes": {"gateway": {"keda": {"enabled": True}}}}, "processes.gateway.queue"),
+        (
+            {"defaults": {"autoscaling": {"enabled": True}}},
+            "may open 256 connections to PostgreSQL, which takes 200",
+        ),
+        (
+            {
+                "postgres": {"external": {"host": "away", "maxConnections": 70}, "enabled": False},
+            },
+            "Raise postgres.external.maxConnections, or lower maxReplicas or THREADS.",
+        ),
+        (
+            {"processes": {"user-service": {"extra": {"env": [{"name": "THREADS", "value": "99"}]}}}},
+            "user-service 2 pods of 100",
+        ),
     ],
 )
 def test_values_that_do_not_go_together_are_refused_in_a_sentence(

@@ -226,6 +226,27 @@ def test_two_releases_with_long_names_have_names_of_their_own_that_fit() -> None
     assert len({repr(each) for each in selectors}) == len(selectors)
 
 
+def test_names_fit_and_differ_where_both_parts_are_long() -> None:
+    one = {"service": "user", "run": "project users", "feed": "user", "queue": "q"}
+    long = "a-projector-of-the-longest-name"
+    serving = {"service": "user", "run": "serve", "port": 4000}
+    given = {
+        "processes": {
+            f"{long[:-1]}a": one,
+            f"{long[:-1]}b": one | {"queue": "r", "keda": {"enabled": True}},
+            f"{long[:-3]}api": serving,
+        },
+        "rebuild": {"projections": ["known-users", "users"]},
+    }
+    chart = render(release="shop-production-eu-central-1-blue", given=given)
+    found = [(each["kind"], each["metadata"]["name"]) for each in chart.objects]
+    assert len(set(found)) == len(found)
+    assert all(len(name) <= (52 if kind == "CronJob" else 63) for kind, name in found)
+    assert all(len(text) <= 63 for text in _label_values(chart.objects))
+    assert len(chart.of("CronJob")) == 5
+    assert len(chart.of("Job")) == 1 + 4, "setup, and a rebuild by each of four projectors"
+
+
 def names(chart: Render) -> set[tuple[str, str]]:
     """Kind and name of each object."""
     return {(each["kind"], each["metadata"]["name"]) for each in chart.objects}

@@ -72,6 +72,7 @@ CHANGED: list[tuple[str, Any]] = [
     (r".*\.(podSecurityContext|securityContext)", {"runAsUser": 12345}),
     (r".*\.topologySpreadConstraints", [{"maxSkew": 2}]),
     (r".*\.(extraIngress|extraEgress)", [{"ports": [{"port": 1}]}]),
+    (r"postgres\.external\.maxConnections", 100),
     (r"networkPolicy\.\w+From|networkPolicy\.dns|.*\.peers", [PEER]),
     (r".*\.calls", ["user-service"]),
     (r"processes\.gateway\.service", "order"),
@@ -129,6 +130,8 @@ UNSCALED = {
 
 SCALED = {"processes": {name: {"keda": {"enabled": True}} for name in PROJECTORS}}
 
+ROOMY = {"postgres": {"parameters": {"max_connections": 1000}}}
+
 OBSERVED = {"observability": {"enabled": True}}
 
 WITHIN: list[tuple[str, Object]] = [
@@ -141,8 +144,8 @@ WITHIN: list[tuple[str, Object]] = [
     (r"\w+\.external\.tls\.enabled", PLAIN),
     (r"\w+\.external\.(host|adminUser)", BARE),
     (r"\w+\.external\..*", EXTERNAL),
-    (r".*\.autoscaling\.enabled", {}),
-    (r".*\.autoscaling\..*", {"defaults": {"autoscaling": {"enabled": True}}}),
+    (r".*\.autoscaling\.enabled", ROOMY),
+    (r".*\.autoscaling\..*", over(ROOMY, {"defaults": {"autoscaling": {"enabled": True}}})),
     (r"defaults\.keda\.enabled", UNSCALED),
     (r".*\.keda\..*|.*\.queue|networkPolicy\.managementFrom", SCALED),
     (r".*\.pdb\..*", {"defaults": {"replicas": 2}}),
@@ -303,6 +306,40 @@ def test_one_more_process_is_one_more_entry() -> None:
     secrets = {each["metadata"]["name"]: each for each in objects if each["kind"] == "Secret"}
     assert "mailer" in secrets["shop-rabbitmq"]["data"]
     assert "mailer" in secrets["shop-mongodb"]["data"]
+
+
+def test_a_number_of_a_million_stays_a_number() -> None:
+    """Helm reads every number as a float, and would print it with an exponent."""
+    given: Object = {
+        "postgres": {"parameters": {"max_connections": 2000000}},
+        "defaults": {"env": {"QUEUE_BYTES": 536870912}},
+        "setup": {"env": {"QUEUE_BYTES": 536870912}},
+        "processes": {"user-projector": {"keda": {"enabled": True}, "env": {"BATCH": 1234567}}},
+        "rebuild": {"projections": ["orders"]},
+        "observability": {"enabled": True},
+        "image": {"tag": 20261127},
+    }
+    small = r"processes\..*\.port|.*[pP]ort|.*maxConnections|.*\.enabled|.*\.external\..*"
+    for path, value in leaves(documented()):
+        if type(value) is int and not re.fullmatch(small, name(path)):
+            given = over(given, at(path, 1234567))
+    given = over(given, {"defaults": {"autoscaling": {"maxReplicas": 1}, "replicas": 3}})
+    done, text = template(given=over(PLANTED, given))
+    assert done, text
+    assert 'value: "536870912"' in text
+    assert "--sample=1234567" in text
+    assert "max_traces: 1234567" in text
+    assert "image: shop-user:20261127" in text
+    rendered = "\n".join(line for line in text.splitlines() if '"expr"' not in line)
+    assert not re.findall(r"\b[0-9.]+e\+[0-9]+", rendered)
+
+
+@pytest.mark.parametrize("place", ["image", "postgres.image", "exporters.mongodb.image"])
+def test_a_tag_may_be_a_number(place: str) -> None:
+    given = at((*place.split("."), "tag"), 18)
+    done, text = template(given=over(OBSERVED, given))
+    assert done, text
+    assert re.search(r"image: \S+:18\n", text)
 
 
 def name(path: Path) -> str:

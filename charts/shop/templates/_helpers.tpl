@@ -5,7 +5,18 @@
 {{- end -}}
 
 {{- define "shop.short" -}}
-{{- if gt (len .) 36 -}}{{ trunc 27 . | trimSuffix "-" }}-{{ sha256sum . | trunc 8 }}{{- else -}}{{ . }}{{- end -}}
+{{- include "shop.cut" (list . 36) -}}
+{{- end -}}
+
+{{/* An object's name: (list $ COMPONENT [LENGTH]); 63 at most, since Services and labels end there, and 52 for a CronJob. */}}
+{{- define "shop.name" -}}
+{{- include "shop.cut" (list (printf "%s-%s" (include "shop.fullname" (index . 0)) (index . 1)) (gt (len .) 2 | ternary (last .) 63)) -}}
+{{- end -}}
+
+{{/* A name of this length at most, its own by a hash of the whole: (list NAME LENGTH) */}}
+{{- define "shop.cut" -}}
+{{- $name := index . 0 -}}{{- $length := int (index . 1) -}}
+{{- if gt (len $name) $length -}}{{ trunc (sub $length 9 | int) $name | trimSuffix "-" }}-{{ sha256sum $name | trunc 8 }}{{- else -}}{{ $name }}{{- end -}}
 {{- end -}}
 
 {{/*
@@ -269,6 +280,43 @@ users has a name of yours. (list $ "postgres")
 {{- if and (not $server.auth.users) (or $server.enabled $server.external.secretKeys.adminPassword $server.auth.passwords.admin $server.auth.secretKeys.admin) }}yes{{ end -}}
 {{- end -}}
 
+{{/*
+Refuses more connections than PostgreSQL takes: the pools of all replicas that there may be, one more of each
+Deployment while it rolls, and those of setup and the exporter.
+*/}}
+{{- define "shop.connections" -}}
+{{- $postgres := .Values.postgres -}}{{- $most := int $postgres.external.maxConnections -}}{{- $reserved := 3 -}}
+{{- $where := "postgres.external.maxConnections" -}}
+{{- if $postgres.enabled -}}
+{{- $most = int (include "shop.text" ($postgres.parameters.max_connections | default 100)) -}}
+{{- $reserved = int (include "shop.text" ($postgres.parameters.superuser_reserved_connections | default 3)) -}}
+{{- $where = "postgres.parameters.max_connections" -}}
+{{- end -}}
+{{- if $most -}}
+{{- $sum := 0 -}}{{- $parts := list -}}
+{{- range $name := (fromJson (include "shop.processNames" .)).names -}}
+{{- $process := fromYaml (include "shop.process" (list $ $name)) -}}
+{{- if (fromJson (include "shop.needs" (list $name $process))).postgres -}}
+{{- $pods := $process.replicas -}}
+{{- if $process.autoscaling.enabled }}{{ $pods = $process.autoscaling.maxReplicas }}{{ else if $process.keda.enabled }}{{ $pods = $process.keda.maxReplicas }}{{ end -}}
+{{- $each := 1 -}}
+{{- if eq $process.run "serve" -}}
+{{- $threads := get $process.env "THREADS" | default 16 -}}
+{{- range $process.extra.env }}{{ if eq .name "THREADS" }}{{ $threads = .value }}{{ end }}{{ end -}}
+{{- $each = add1 (int (include "shop.text" $threads)) -}}
+{{- end -}}
+{{- $sum = add $sum (mul (add1 (int $pods)) $each) -}}
+{{- $parts = append $parts (printf "%s %d pods of %d" $name (add1 (int $pods)) (int $each)) -}}
+{{- end -}}
+{{- end -}}
+{{- if .Values.setup.enabled }}{{ $sum = add $sum (mul 2 (len (fromJson (include "shop.logins" .)).services)) }}{{ end -}}
+{{- if include "shop.exported" (list . "postgres") }}{{ $sum = add $sum 2 }}{{ end -}}
+{{- if gt (int (add $sum $reserved)) $most -}}
+{{- fail (printf "The pods may open %d connections to PostgreSQL, which takes %d and reserves %d of them (%s; one pod of each is counted for a rolling update). Raise %s, or lower maxReplicas or THREADS." (int $sum) $most $reserved (join ", " $parts) $where) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* How a Prometheus finds what to scrape. In `global`, since the servers' own charts must know it as well. */}}
 {{- define "shop.scrape" -}}
 {{- $scrape := (.Values.global).scrape | default "annotations" -}}
@@ -517,7 +565,7 @@ volumeClaimTemplates:
 
 {{- define "shop.bundled.pod" -}}
 {{- include "shop.pod" (dict "root" . "extra" .Values.extra "uid" 999 "where" .Values) }}
-terminationGracePeriodSeconds: {{ .Values.terminationGracePeriodSeconds }}
+terminationGracePeriodSeconds: {{ int .Values.terminationGracePeriodSeconds }}
 {{- end -}}
 
 {{- define "shop.bundled.image" -}}

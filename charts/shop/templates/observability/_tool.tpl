@@ -12,7 +12,7 @@ path and port of its `probe`, `env`, `mounts` and `volumes` as text, `config` th
 apiVersion: apps/v1
 kind: Deployment
 metadata:
-  {{- include "shop.metadata" (list $ $name (printf "%s-%s" (include "shop.fullname" $) $name)) | nindent 2 }}
+  {{- include "shop.metadata" (list $ $name (include "shop.name" (list $ $name))) | nindent 2 }}
 spec:
   revisionHistoryLimit: 3
   strategy:
@@ -72,7 +72,7 @@ spec:
 apiVersion: v1
 kind: Service
 metadata:
-  {{- include "shop.metadata" (list $ $name (printf "%s-%s" (include "shop.fullname" $) $name)) | nindent 2 }}
+  {{- include "shop.metadata" (list $ $name (include "shop.name" (list $ $name))) | nindent 2 }}
 spec:
   selector:
     {{- include "shop.selectorLabels" (list $ $name) | nindent 4 }}
@@ -89,7 +89,7 @@ spec:
 apiVersion: v1
 kind: ConfigMap
 metadata:
-  {{- include "shop.metadata" (list $ (index . 1) (printf "%s-%s" (include "shop.fullname" $) (index . 1))) | nindent 2 }}
+  {{- include "shop.metadata" (list $ (index . 1) (include "shop.name" (list $ (index . 1)))) | nindent 2 }}
 data:
   {{- range $name, $text := index . 2 }}
   {{ $name }}: |
