@@ -51,6 +51,9 @@ LOGINS = {
 }
 """Every login of the system, by server; those of `feed` are the services' tokens."""
 
+GENERATING: Object = {"auth": {"generate": "always"}}
+"""Values by which a rendering without a cluster makes passwords."""
+
 PLANTED: Object = {
     place: {"auth": {"passwords": {login: f"Planted.{place}.{login}" for login in logins}}}
     for place, logins in LOGINS.items()
@@ -171,7 +174,10 @@ def template(
     chart: Path = CHART,
     operator: bool = True,
 ) -> tuple[bool, str]:
-    """`helm template`, of a set of values by its name and of `given` over it."""
+    """`helm template`, of a set of values by its name and of `given` over it.
+
+    Passwords that are not given are made, as a cluster's first installation does.
+    """
     file = VALUES[values]
     return helm(
         "template",
@@ -182,12 +188,13 @@ def template(
         *([OPERATOR] if operator else []),
         *([f"--values={file}"] if file else []),
         program=program,
-        given=given,
+        given=over(GENERATING, given or {}),
     )
 
 
 def notes(given: Object | None = None) -> str:
     """The notes that `helm install` prints. Helm 3 cannot print them without a cluster."""
+    given = over(GENERATING, given or {})
     done, said = helm(
         "install", "shop", str(CHART), "--dry-run=client", f"--namespace={NAMESPACE}", given=given
     )

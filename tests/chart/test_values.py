@@ -40,7 +40,7 @@ OPEN = [
 UNCHECKED = [r"global\..*"]
 """Values whose type is not checked: parents give `global` what they like."""
 
-UNUSED: dict[str, str] = {}
+UNUSED = {"auth.generate": "it decides whether a rendering without passwords is refused"}
 """Values that change nothing that is rendered, each with the reason why."""
 
 PEER = {"podSelector": {"matchLabels": {"app": "changed"}}}
@@ -82,6 +82,7 @@ CHANGED: list[tuple[str, Any]] = [
     (r"processes\..*\.run", "project changed"),
     (r"processes\.order-projector\.feed", "user"),
     (r"processes\..*\.feed", "order"),
+    (r"auth\.generate", "never"),
     (r".*ttlSecondsAfterFinished", 60),
     (r"ingress\.paths", ["/changed"]),
     (r"httpRoute\.parentRefs", [{"name": "changed"}]),

@@ -459,9 +459,31 @@ password is told in another way.
 {{- ternary "/" (.Values.rabbitmq.external.vhost | default "/") .Values.rabbitmq.enabled -}}
 {{- end -}}
 
-{{/* A password, as a Secret has it: the one given, the one held, or a new one. (list GIVEN HELD KEY) */}}
+{{/*
+A password, as a Secret has it: the one given, the one held, or a new one: (list $ GIVEN HELD SECRET KEY). A new one
+needs a cluster that can be asked for the one it holds, or the data would be kept under a password that nobody has.
+*/}}
 {{- define "shop.password" -}}
-{{- with get (index . 0) (index . 2) }}{{ b64enc . }}{{ else }}{{ get (index . 1) (index . 2) | default (randAlphaNum 32 | b64enc) }}{{ end -}}
+{{- $root := index . 0 -}}{{- $secret := index . 3 -}}{{- $key := index . 4 -}}
+{{- with get (index . 1) $key | default "" -}}
+{{ b64enc . }}
+{{- else with get (index . 2) $key | default "" -}}
+{{ . }}
+{{- else -}}
+{{- $generate := $root.Values.auth.generate -}}
+{{- if or (eq $generate "never") (and (eq $generate "auto") (not (include "shop.online" $root))) -}}
+{{- fail (printf "There is no password %s for the Secret %s, and this rendering cannot ask the cluster whether it holds one. Argo CD, Flux and `helm template` would make new passwords each time, and lock the data up. Make the Secrets yourself and name them in postgres.auth.existingSecret, rabbitmq.auth.existingSecret, mongodb.auth.existingSecret and feed.auth.existingSecret (k8s/gitops has examples), or give passwords as values. For a rendering to look at: --set auth.generate=always." $key $secret) -}}
+{{- end -}}
+{{ randAlphaNum 32 | b64enc }}
+{{- end -}}
+{{- end -}}
+
+{{/*
+Whether the cluster can be asked. Its own namespace is what a user with few rights may read; one that is still to be
+made belongs to a user who may read `default`.
+*/}}
+{{- define "shop.online" -}}
+{{- if lookup "v1" "Namespace" "" .Release.Namespace }}yes{{ else if lookup "v1" "Namespace" "" "default" }}yes{{ end -}}
 {{- end -}}
 
 {{/* A password as a source of a projected volume: (list $ SERVER LOGIN PATH) */}}
