@@ -13,7 +13,7 @@ import click
 import urllib3
 
 from tests.e2e.load import steady_load
-from tests.e2e.release import INGRESS, Release, run
+from tests.e2e.release import INGRESS, Release, build_stand_ins, run
 
 ROUNDS = 5
 
@@ -91,6 +91,7 @@ def longest_gap(release: Release, prober: Prober, process: str, *how: str) -> fl
 def main(rounds: int) -> None:
     """Measure and print; seconds, medians with the least and the most."""
     release, prober = Release("shop", "shop-bench"), Prober()
+    build_stand_ins()
     run("kubectl", "create", "namespace", release.namespace)
     try:
         began = time.monotonic()

@@ -268,6 +268,13 @@ def test_the_charts_version_is_the_projects() -> None:
     assert f"ARG VERSION={tag}\n" in dockerfile
 
 
+def test_an_image_tells_its_process_the_version_and_revision_it_was_built_of() -> None:
+    dockerfile = (ROOT / "services" / "Dockerfile").read_text()
+    _, run = dockerfile.split(" AS run\n")
+    assert {"VERSION", "REVISION"} <= variables()
+    assert "ENV VERSION=${VERSION} REVISION=${REVISION}\n" in run
+
+
 def _images(kind: str) -> set[str]:
     return {pod.spec["containers"][0]["image"] for pod in render().pods if pod.kind == kind}
 

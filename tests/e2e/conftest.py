@@ -5,7 +5,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.e2e.release import Release, run
+from tests.e2e.release import Release, build_stand_ins, run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stand_ins() -> None:
+    """The images that this cluster cannot pull."""
+    build_stand_ins()
 
 
 @pytest.fixture(scope="session")

@@ -44,6 +44,30 @@ def await_that(holds: Callable[[], object], seconds: float, what: str) -> float:
     return time.monotonic() - began
 
 
+def image_tag(root: Path = ROOT) -> str:
+    """The tag of the images that `make images` builds from a folder."""
+    return run(str(root / "local/image-tag")).strip()
+
+
+def build_stand_ins() -> None:
+    """On a cluster that builds its images itself and pulls none: the servers' images by the
+    names that the chart gives them.
+    """
+    if builder := os.environ.get("LOCAL_CLUSTER"):
+        folder = Path(__file__).parent / "standins"
+        for name, tag in (
+            ("mongo", "mongo:7.0"),
+            ("rabbitmq", "rabbitmq:4.2-management"),
+            ("postgres", "postgres:17"),
+        ):
+            run(builder, "build", str(folder / f"{name}.Dockerfile"), str(folder), tag)
+
+
+def _settings(chart: Path) -> list[str]:
+    tag = image_tag(chart.parents[1])
+    return ["--set=ingress.enabled=true", f"--set-string=image.tag={tag}"]
+
+
 @dataclass(frozen=True)
 class Release:
     """A release of the chart in a namespace."""
@@ -70,13 +94,13 @@ class Release:
         """helm install, until all of it is ready; seconds it took."""
         began = time.monotonic()
         wait = ("--wait", "--timeout=5m")
-        self._helm("install", self.name, str(chart), *wait, *arguments)
+        self._helm("install", self.name, str(chart), *wait, *_settings(chart), *arguments)
         return time.monotonic() - began
 
     def upgrade(self, *arguments: str, chart: Path = CHART) -> None:
         """helm upgrade to these values and no older ones, until all of it is ready."""
         wait = ("--reset-values", "--wait", "--timeout=5m")
-        self._helm("upgrade", self.name, str(chart), *wait, *arguments)
+        self._helm("upgrade", self.name, str(chart), *wait, *_settings(chart), *arguments)
 
     def rollback(self) -> None:
         """helm rollback to the revision before, until all of it is ready."""
@@ -113,11 +137,14 @@ class Release:
         return {each["metadata"]["name"]: each["metadata"]["generation"] for each in found}
 
     def restarts(self) -> dict[str, int]:
-        """How often a container of each pod that is to stay was started again."""
+        """How often a container of each pod that is to stay was started again, init containers
+        included.
+        """
         return {
             pod["metadata"]["name"]: sum(
                 container["restartCount"]
-                for container in pod["status"].get("containerStatuses", [])
+                for kind in ("initContainerStatuses", "containerStatuses")
+                for container in pod["status"].get(kind, [])
             )
             for pod in self.get("pods")
             if "deletionTimestamp" not in pod["metadata"]

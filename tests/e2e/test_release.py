@@ -17,7 +17,7 @@ import urllib3
 
 from eventcore.store.migrate import SCHEMA_VERSION
 from tests.e2e.load import steady_load
-from tests.e2e.release import INGRESS, ROOT, SERVERS, Release, await_that, run
+from tests.e2e.release import INGRESS, ROOT, SERVERS, Release, await_that, image_tag, run
 from tests.graph import GRAPH
 
 pytestmark = pytest.mark.timeout(900)
@@ -75,7 +75,7 @@ def test_a_pod_that_is_not_restricted_is_refused(release: Release) -> None:
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": "privileged"},
-        "spec": {"containers": [{"name": "any", "image": "shop-user:0.1.0"}]},
+        "spec": {"containers": [{"name": "any", "image": f"shop-user:{image_tag()}"}]},
     }
     refused = subprocess.run(
         ["kubectl", "--namespace", release.namespace, "apply", "--filename", "-"],
@@ -189,7 +189,7 @@ def imitation(component: str) -> dict[str, object]:
     }
     container = {
         "name": "imitation",
-        "image": "shop-user:0.1.0",
+        "image": f"shop-user:{image_tag()}",
         "command": ["sleep", "300"],
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -405,7 +405,9 @@ def test_an_autoscaler_owns_the_number_of_its_pods_through_upgrades(release: Rel
 
 @pytest.fixture(scope="module")
 def next_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Version 0.2.0: images and a chart with one more step of the schema, which the code needs."""
+    """The next code of the same version: its schema has one more step, which it needs. Its images
+    have a tag of their own.
+    """
     copy = tmp_path_factory.mktemp("next")
     for each in ("services", "charts", "local"):
         shutil.copytree(ROOT / each, copy / each, ignore=shutil.ignore_patterns("__pycache__"))
@@ -430,8 +432,6 @@ def next_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     code = store.read_text()
     assert f"VERSION = {SCHEMA_VERSION} " in code
     store.write_text(code.replace(f"VERSION = {SCHEMA_VERSION} ", f"VERSION = {then} "))
-    chart = copy / "charts/shop/Chart.yaml"
-    chart.write_text(chart.read_text().replace('appVersion: "0.1.0"', 'appVersion: "0.2.0"'))
     run(str(copy / "local/make-images"), timeout=600)
     return copy / "charts/shop"
 
@@ -451,7 +451,20 @@ def test_an_upgrade_across_a_migration_and_its_rollback_lose_nothing(
         for deployment in release.get("deployments")
         for container in deployment["spec"]["template"]["spec"]["containers"]
     }
-    assert images == {"shop-gateway:0.2.0", "shop-user:0.2.0", "shop-order:0.2.0"}
+    tag = image_tag(next_version.parents[1])
+    assert tag != image_tag()
+    assert images == {f"shop-{service}:{tag}" for service in ("gateway", "user", "order")}
+    said = release.kubectl(
+        "exec",
+        "deployment/shop-gateway",
+        "--",
+        "python",
+        "-m",
+        "eventcore",
+        "metrics",
+        "eventcore_build_info",
+    )
+    assert tag in said
     # back to the old code, which now meets the newer schema
     unharmed(release, release.rollback, say)
     assert schema() == SCHEMA_VERSION + 1

@@ -1,5 +1,6 @@
 """What a machine lacks for a cluster is said in one sentence, with how to get it."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ALWAYS = ("bash", "dirname", "env", "git", "grep", "mktemp", "rm", "sed", "echo")
+ALWAYS = ("bash", "dirname", "env", "find", "git", "grep", "mktemp", "rm", "sed", "sort", "echo")
 
 
 @pytest.fixture
@@ -85,6 +86,56 @@ def test_images_are_built_by_docker_and_brought_into_kind(machine: Path) -> None
     assert lines[-1] == (
         "kind load docker-image --name shop shop-gateway:9.9.9 shop-user:9.9.9 shop-order:9.9.9"
     )
+
+
+def test_changed_code_is_another_tag_which_is_built_and_deployed(
+    machine: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    copy, log = tmp_path_factory.mktemp("copy"), machine / "log"
+    for each in ("services", "local", "charts/shop"):
+        shutil.copytree(ROOT / each, copy / each, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "init.sql", copy)
+    for program in ("docker", "kubectl", "helm"):
+        put(machine, program, f'echo "{program} $*" >> {log}')
+
+    def deployed() -> str:
+        log.write_text("")
+        for script in ("local/make-images", "local/deploy"):
+            subprocess.run([str(copy / script)], env={"PATH": str(machine)}, check=True)
+        lines = log.read_text().splitlines()
+        (tag,) = {tag for line in lines for tag in re.findall(r"image\.tag=(\S+)", line)}
+        built = [line for line in lines if line.startswith("docker build")]
+        assert len(built) == 3
+        assert all(f":{tag} " in line and f"--build-arg VERSION={tag} " in line for line in built)
+        return str(tag)
+
+    first = deployed()
+    assert first.startswith("0.1.0-")
+    (copy / "services/user/__pycache__").mkdir()
+    (copy / "services/user/__pycache__/x.pyc").touch()
+    (copy / "charts/shop/README.md").write_text("no part of an image")
+    assert deployed() == first
+    with (copy / "services/user/user.py").open("a") as code:
+        code.write("# changed\n")
+    assert deployed() != first
+
+
+def test_the_tag_is_the_version_that_is_asked_for(machine: Path) -> None:
+    log = machine / "log"
+    put(machine, "kubectl", "exit 0")
+    put(machine, "helm", f'echo "$*" >> {log}')
+    subprocess.run(
+        [str(ROOT / "local/deploy")], env={"PATH": str(machine), "VERSION": "9.9.9"}, check=True
+    )
+    assert "--set-string image.tag=9.9.9" in log.read_text()
+
+
+def test_a_deployment_that_fails_shows_its_pods(machine: Path) -> None:
+    log = machine / "log"
+    put(machine, "kubectl", f'echo "$*" >> {log}')
+    put(machine, "helm", "exit 1")
+    assert "docs/troubleshooting.md" in said(machine, "local/deploy")
+    assert log.read_text().splitlines()[-1] == "--namespace shop get pods"
 
 
 def test_dashboards_come_along_where_they_are_asked_for(machine: Path) -> None:
