@@ -89,7 +89,8 @@ def test_pods_with_all_of_it_are_valid(kubernetes: str) -> None:
 
 def test_annotations_and_labels_for_all_reach_jobs_and_their_pods() -> None:
     given = over(
-        EVERYTHING, {"commonLabels": {"team": "x"}, "commonAnnotations": {"example.com/mesh": "off"}}
+        EVERYTHING,
+        {"commonLabels": {"team": "x"}, "commonAnnotations": {"example.com/mesh": "off"}},
     )
     for pod in render(given=given).pods:
         if pod.kind != "StatefulSet":  # a server has its own, in `extra`

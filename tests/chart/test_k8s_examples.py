@@ -108,7 +108,7 @@ def test_kind_maps_the_ports_that_the_docs_name_to_those_of_the_ingress() -> Non
     assert {each["listenAddress"] for each in node["extraPortMappings"]} == {"127.0.0.1"}
     ports = traefik("traefik-values.yaml")["ports"]
     assert sorted(mapped.values()) == sorted(each["hostPort"] for each in ports.values())
-    docs = ROOT / "charts/shop/templates/NOTES.txt", K8S / "README.md", K8S / "kind.yaml"
+    docs = ROOT / "local/cluster-up", K8S / "README.md", K8S / "kind.yaml"
     said = " ".join(file.read_text() for file in docs)
     assert {int(port) for port in re.findall(r"localhost:(8\d+)", said)} == set(mapped)
 

@@ -17,6 +17,7 @@ from tests.chart.render import (
     Object,
     Render,
     masked,
+    notes,
     render,
     template,
     title,
@@ -149,12 +150,40 @@ def test_the_examples_hold_what_they_are_examples_of() -> None:
     assert len(render("ha").of("PodDisruptionBudget")) == 8
     assert len(render("keda").of("ScaledObject")) == 3
     assert not render("external").of("StatefulSet")
+    assert not render().of("Ingress"), "it would take paths of the cluster's whole default ingress"
     assert not render("minimal").of("Ingress", "NetworkPolicy", "Pod")
     assert not render("prepared").of("Job")
     assert render("httproute").of("HTTPRoute")
     assert not render("httproute").of("Ingress")
     assert render("ingress-tls").of("Ingress")[0]["spec"]["tls"]
     assert not render("existing-secrets").of("Secret")
+
+
+def test_an_ingress_has_a_rule_for_each_host_and_one_certificate() -> None:
+    (ingress,) = render("ingress-tls").of("Ingress")
+    hosts = ["shop.example", "www.shop.example"]
+    assert [rule["host"] for rule in ingress["spec"]["rules"]] == hosts
+    assert ingress["spec"]["tls"] == [{"secretName": "shop-gateway-tls", "hosts": hosts}]
+    (ingress,) = render(given={"ingress": {"enabled": True}}).of("Ingress")
+    assert ["host" in rule for rule in ingress["spec"]["rules"]] == [False]
+
+
+def test_the_notes_always_give_a_way_that_works_and_no_address_that_is_not_there() -> None:
+    forward = "port-forward service/shop-gateway 3000:3000"
+    plain = notes()
+    assert forward in plain
+    assert "ingress" not in plain
+    assert "make images" in plain
+    unnamed = notes({"ingress": {"enabled": True}, "image": {"registry": "registry.example"}})
+    assert forward in unnamed
+    assert "get ingress shop-gateway" in unnamed
+    assert "localhost:8080" not in unnamed
+    assert "make images" not in unnamed
+    hosts = {"enabled": True, "hosts": ["a.example", "b.example"], "tls": {"enabled": True}}
+    named = notes({"ingress": hosts})
+    assert forward in named
+    assert "https://a.example/docs" in named
+    assert "https://b.example/docs" in named
 
 
 def test_a_rolling_update_never_takes_a_pod_away_before_its_successor_is_ready(
@@ -252,7 +281,11 @@ def test_the_charts_schema_is_the_one_at_the_root() -> None:
             "Raise postgres.external.maxConnections, or lower maxReplicas or THREADS.",
         ),
         (
-            {"processes": {"user-service": {"extra": {"env": [{"name": "THREADS", "value": "99"}]}}}},
+            {
+                "processes": {
+                    "user-service": {"extra": {"env": [{"name": "THREADS", "value": "99"}]}}
+                }
+            },
             "user-service 2 pods of 100",
         ),
     ],

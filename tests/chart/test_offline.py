@@ -22,7 +22,9 @@ GITOPS = ROOT / "k8s" / "gitops"
 
 def rendered(given: Object | None = None, program: str = HELMS[0]) -> tuple[bool, str]:
     """`helm template` as it is."""
-    return helm("template", "shop", str(CHART), "--kube-version=1.34.0", program=program, given=given)
+    return helm(
+        "template", "shop", str(CHART), "--kube-version=1.34.0", program=program, given=given
+    )
 
 
 @pytest.mark.parametrize("program", HELMS)

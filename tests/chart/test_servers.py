@@ -1,4 +1,4 @@
-"""The bundled servers: they start on every machine, know their limits, and are of one release line."""
+"""The bundled servers start on every machine, know their limits and are of one release line."""
 
 import json
 import re
@@ -37,7 +37,8 @@ def configuration(given: Object | None = None) -> str:
 
 def setting(name: str, text: str) -> str:
     """The value of a setting of rabbitmq.conf; the last one counts."""
-    return re.findall(rf"(?m)^{re.escape(name)} = (.*)$", text)[-1]
+    *_, last = re.finditer(rf"(?m)^{re.escape(name)} = (.*)$", text)
+    return last[1]
 
 
 @pytest.mark.parametrize("name", SERVERS)
@@ -149,10 +150,14 @@ def test_rabbitmqs_alarm_answers_a_flood_before_its_limit_does(tmp_path: Path) -
         channel = connection.channel()
         channel.queue_declare("flood", durable=True, arguments={"x-queue-type": "quorum"})
         channel.confirm_delivery()
-        message = b"x" * 2**18
-        with pytest.raises(pika.exceptions.ConnectionBlockedTimeout):
+
+        def flood() -> None:
+            message = b"x" * 2**18
             for _ in range(8 * int(limit) // len(message)):
                 channel.basic_publish("", "flood", message)
+
+        with pytest.raises(pika.exceptions.ConnectionBlockedTimeout):
+            flood()
         seen = status(broker)
         assert seen["alarms"]
         assert seen["memory"]["total"]["rss"] < limit
