@@ -270,6 +270,7 @@ def test_the_charts_schema_is_the_one_at_the_root() -> None:
         ({"postgres": {"enabled": False}}, "postgres.enabled is false: say where it is"),
         ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs"),
         ({"processes": {"gateway": {"keda": {"enabled": True}}}}, "processes.gateway.queue"),
+        ({"rabbitmq": {"resources": {"limits": {"memory": "512e6"}}}}, "write it in Ki, Mi or Gi"),
         (
             {"defaults": {"autoscaling": {"enabled": True}}},
             "may open 256 connections to PostgreSQL, which takes 200",

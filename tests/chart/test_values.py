@@ -40,7 +40,10 @@ OPEN = [
 UNCHECKED = [r"global\..*"]
 """Values whose type is not checked: parents give `global` what they like."""
 
-UNUSED = {"auth.generate": "it decides whether a rendering without passwords is refused"}
+UNUSED = {
+    "auth.generate": "it decides whether a rendering without passwords is refused",
+    "postgres.external.maxConnections": "it decides whether values that ask for more are refused",
+}
 """Values that change nothing that is rendered, each with the reason why."""
 
 PARTS = 6
@@ -75,7 +78,6 @@ CHANGED: list[tuple[str, Any]] = [
     (r".*\.(podSecurityContext|securityContext)", {"runAsUser": 12345}),
     (r".*\.topologySpreadConstraints", [{"maxSkew": 2}]),
     (r".*\.(extraIngress|extraEgress)", [{"ports": [{"port": 1}]}]),
-    (r"postgres\.external\.maxConnections", 100),
     (r"networkPolicy\.\w+From|networkPolicy\.dns|.*\.peers", [PEER]),
     (r".*\.calls", ["user-service"]),
     (r"processes\.gateway\.service", "order"),
@@ -156,6 +158,7 @@ WITHIN: list[tuple[str, Object]] = [
     (r".*\.keda\..*|.*\.queue|networkPolicy\.managementFrom", SCALED),
     (r".*\.pdb\..*", {"defaults": {"replicas": 2}}),
     (r"ingress\.enabled", {}),
+    (r"ingress\.tls\.enabled", {"ingress": {"enabled": True}}),
     (r"ingress\..*", {"ingress": {"enabled": True, "tls": {"enabled": True}}}),
     (r"rebuild\.(?!projections).*", {"rebuild": {"projections": ["orders"]}}),
     (r"httpRoute\.enabled", {"httpRoute": {"parentRefs": [{"name": "public"}]}}),

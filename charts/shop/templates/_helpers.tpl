@@ -168,9 +168,9 @@ securityContext:
 {{- with . -}}
 {{- $text := include "shop.text" . -}}
 {{- $units := dict "" 1 "k" 1000 "M" 1000000 "G" 1000000000 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
-{{- $unit := regexFind "[A-Za-z]*$" $text -}}
-{{- if not (hasKey $units $unit) }}{{ fail (printf "resources.limits.memory is %s: write it in Ki, Mi or Gi." $text) }}{{ end -}}
-{{- mulf (regexFind "^[0-9.]+" $text | float64) (index $units $unit) | floor | printf "%.0f" -}}
+{{- $unit := regexFind "[A-Za-z]*$" $text -}}{{- $number := trimSuffix $unit $text -}}
+{{- if not (and (hasKey $units $unit) (regexMatch "^[0-9.]+$" $number)) }}{{ fail (printf "resources.limits.memory is %s: write it in Ki, Mi or Gi." $text) }}{{ end -}}
+{{- mulf (float64 $number) (index $units $unit) | floor | printf "%.0f" -}}
 {{- end -}}
 {{- end -}}
 
