@@ -103,6 +103,9 @@ def test_rabbitmq_has_room_beside_its_alarm_and_its_log() -> None:
     log = int(setting("raft.wal_max_size_bytes", text))
     assert alarm + 2 * log < limit
     assert 3 * log < limit, "as RabbitMQ's documentation on quorum queues asks"
+    share = f"{round(100 * alarm / limit)} %"
+    for page in ("docs/runbooks/ShopRabbitAlarm.md", "charts/shop/charts/rabbitmq/values.yaml"):
+        assert share in (ROOT / page).read_text(), page
 
 
 def test_a_line_of_yours_follows_the_charts_own() -> None:
