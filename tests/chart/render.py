@@ -192,11 +192,17 @@ def template(
     )
 
 
-def notes(given: Object | None = None) -> str:
+def notes(given: Object | None = None, values: str = "default") -> str:
     """The notes that `helm install` prints. Helm 3 cannot print them without a cluster."""
-    given = over(GENERATING, given or {})
+    file = VALUES[values]
     done, said = helm(
-        "install", "shop", str(CHART), "--dry-run=client", f"--namespace={NAMESPACE}", given=given
+        "install",
+        "shop",
+        str(CHART),
+        "--dry-run=client",
+        f"--namespace={NAMESPACE}",
+        *([f"--values={file}"] if file else []),
+        given=over(GENERATING, given or {}),
     )
     assert done, said
     return said.rpartition("\nNOTES:\n")[2]

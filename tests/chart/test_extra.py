@@ -6,8 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.chart.render import HELMS, KUBERNETES, Object, Render, over, render
+from tests.chart.render import CHART, HELMS, KUBERNETES, Object, Render, over, render
 from tests.chart.test_render import invalid
 from tests.chart.values import at, documented, maps
 
@@ -85,6 +86,17 @@ def test_pods_with_all_of_it_are_valid(kubernetes: str) -> None:
         if (said := invalid(each, kubernetes))
     ]
     assert not wrong
+
+
+def test_the_example_of_the_charts_page_renders() -> None:
+    _, section = (CHART / "README.md").read_text().split("## Clusters that differ\n")
+    lines = section.split("\n## ")[0].splitlines()
+    given = yaml.safe_load("\n".join(line for line in lines if line.startswith("    ")))
+    chart = render(given=given)
+    gateway = chart.pod("gateway")
+    assert gateway.spec["serviceAccountName"] == "shop"
+    assert "fsGroup" not in gateway.spec["securityContext"]
+    assert chart.pod("setup").annotations["sidecar.istio.io/inject"] == "false"
 
 
 def test_annotations_and_labels_for_all_reach_jobs_and_their_pods() -> None:

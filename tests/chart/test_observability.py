@@ -15,11 +15,10 @@ from tests.chart.render import (
     CHART,
     EXPORTERS,
     STACK,
-    VALUES,
     Object,
     Pod,
     Render,
-    helm,
+    notes,
     render,
     template,
 )
@@ -421,23 +420,14 @@ def test_prometheus_forgets_before_its_volume_is_full() -> None:
 def test_the_notes_name_services_and_ports_that_are_there() -> None:
     for values, parts in (("observability", ("grafana", "prometheus", "jaeger")), ("default", ())):
         chart = render(values)
-        said = notes(values)
+        said = notes(values=values)
         forwarded = re.findall(r"port-forward service/shop-(\w+) (\d+):(\d+) .*:(\d+)$", said, re.M)
         assert [part for part, *_ in forwarded] == list(parts)
         for part, mine, port, shown in forwarded:
             assert mine == shown
             ports = chart.named("Service")[f"shop-{part}"]["spec"]["ports"]
             assert int(port) in [each["port"] for each in ports]
-    assert 'the label grafana_dashboard: "1"' in notes("default")
-
-
-def notes(values: str) -> str:
-    """What Helm says in the end of an installation; Helm 4 must be asked to render it."""
-    file = VALUES[values]
-    arguments = ["install", "shop", str(CHART), "--dry-run=client"]
-    done, said = helm(*arguments, *([f"--values={file}"] if file else []))
-    assert done, said
-    return said.rpartition("NOTES:")[2]
+    assert 'the label grafana_dashboard: "1"' in notes()
 
 
 def test_prometheus_takes_its_configuration(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 import urllib3
 
 from eventcore.store.migrate import SCHEMA_VERSION
+from tests.chart.test_pods import quantity
 from tests.e2e.load import steady_load
 from tests.e2e.release import INGRESS, ROOT, SERVERS, Release, await_that, image_tag, run
 from tests.graph import GRAPH
@@ -62,6 +63,17 @@ def test_the_guides_six_requests_are_answered_through_the_ingress(release: Relea
 
 def test_helm_test_plays_the_journey_inside_the_cluster(release: Release) -> None:
     assert "The journey is whole" in release.test()
+
+
+def test_rabbitmq_knows_the_limit_of_its_container(release: Release) -> None:
+    (pod,) = release.get("pods", "--selector=app.kubernetes.io/component=rabbitmq")
+    limit = quantity(pod["spec"]["containers"][0]["resources"]["limits"]["memory"])
+    login = urllib3.make_headers(basic_auth=f"admin:{release.password('rabbitmq')}")
+    with release.port("service/shop-rabbitmq", 15672) as port:
+        (node,) = urllib3.request(
+            "GET", f"http://127.0.0.1:{port}/api/nodes", headers=login, timeout=10
+        ).json()
+    assert node["mem_limit"] < limit / 2
 
 
 def test_neither_probes_nor_metrics_nor_the_feed_pass_the_ingress(release: Release) -> None:
