@@ -1,15 +1,14 @@
 """One command: read its stream, fold, decide, append; again on a conflict."""
 
 import logging
-import random
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TypeVar
 from uuid import UUID
 
+from eventcore.clock import SYSTEM_CLOCK, Clock
 from eventcore.errors import Conflict, NotFound, StaleVersion
 from eventcore.ids import new_id
 from eventcore.model.decider import Decider
@@ -85,6 +84,8 @@ def handle(
     answer: Callable[[State, int], Answer],
     *,
     creates: bool = False,
+    clock: Clock = SYSTEM_CLOCK,
+    new_id: Callable[[], UUID] = new_id,
 ) -> Handled:
     """Carries out `command`, exactly once where the call has an idempotency key.
 
@@ -98,7 +99,7 @@ def handle(
     for attempt in range(ATTEMPTS):
         try:
             with nullcontext() if creates else _one_at_a_time((id(store), aggregate_id)):
-                return _once(store, decider, stream, command, call, answer, creates)
+                return _once(store, decider, stream, command, call, answer, creates, new_id)
         except Conflict as conflict:
             CONFLICTS.labels(decider.aggregate_type).inc()
             log.info("conflict, deciding again", extra={"stream": str(stream), "attempt": attempt})
@@ -107,7 +108,7 @@ def handle(
                 raise Conflict(
                     f"{stream} is being changed by others; nothing was written"
                 ) from conflict
-            time.sleep(random.uniform(0, 0.002 * 2**attempt))  # full jitter, 0.25 s at most
+            clock.sleep(clock.uniform(0, 0.002 * 2**attempt))  # full jitter, 0.25 s at most
     raise AssertionError("unreachable")
 
 
@@ -129,6 +130,7 @@ def _once(
     call: Call,
     answer: Callable[[State, int], Answer],
     creates: bool,
+    new_id: Callable[[], UUID],
 ) -> Handled:
     state, version, tag = decider.initial, 0, ""
     if not creates:

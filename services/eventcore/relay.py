@@ -10,11 +10,11 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from threading import Event as Stop
-from time import monotonic
 
 from eventcore import jsontext
 from eventcore.broker.port import Publisher
 from eventcore.broker.topology import EXCHANGE
+from eventcore.clock import SYSTEM_CLOCK, Clock
 from eventcore.errors import Away, StoreRestored
 from eventcore.failpoints import reach
 from eventcore.model.event import Event, Mark, to_message
@@ -53,11 +53,13 @@ class Relay:
         open_store: Callable[[], RelayStore],
         open_publisher: Callable[[], Publisher],
         health: Health,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._name = store_name
         self._open_store = open_store
         self._open_publisher = open_publisher
         self._health = health
+        self._clock = clock
         self._halted = False
 
     def run(self, stop: Stop) -> None:
@@ -74,7 +76,7 @@ class Relay:
                     log.error("Relay halted", extra={"store": self._name, "reason": str(away)})
                     self._halted = True
                 self._health.lacks(part, str(away))
-                stop.wait(backoff(failures))
+                stop.wait(backoff(failures, self._clock))
                 failures += 1
 
     def _with_store(self, stop: Stop) -> None:
@@ -96,13 +98,16 @@ class Relay:
             publisher = held.enter_context(closing(self._open_publisher()))
             self._health.well("broker")
             log.info("Relaying", extra={"store": self._name, "from": checkpoint.position})
-            Pump(self._name, store, publisher).run(stop)
+            Pump(self._name, store, publisher, self._clock).run(stop)
 
 
 class Pump:
     """The relay's work on connections that hold: feed in, messages out, checkpoint after."""
 
-    def __init__(self, name: str, store: RelayStore, publisher: Publisher) -> None:
+    def __init__(
+        self, name: str, store: RelayStore, publisher: Publisher, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
+        self._monotonic = clock.monotonic
         self._name = name
         self._store = store
         self._publisher = publisher
@@ -117,12 +122,12 @@ class Pump:
     def run(self, stop: Stop) -> None:
         """Pump until stopped, then wait shortly for what is in flight, and save."""
         idle = 0
-        expire_at = monotonic()
+        expire_at = self._monotonic()
         while not stop.is_set():
             HEART.beat()
-            if monotonic() >= expire_at:
+            if self._monotonic() >= expire_at:
                 more = self._store.expire_idempotency_keys() == EXPIRED_AT_ONCE
-                expire_at = monotonic() + (EXPIRE_AGAIN if more else EXPIRE_EVERY)
+                expire_at = self._monotonic() + (EXPIRE_AGAIN if more else EXPIRE_EVERY)
             sent = self.turn()
             if sent:
                 idle = 0
@@ -132,15 +137,15 @@ class Pump:
                 idle = 0
                 self._collect(wait=0.02)
                 continue
-            if monotonic() - self._saved_at > SAVE_EVERY:
+            if self._monotonic() - self._saved_at > SAVE_EVERY:
                 self.save()
             if self._store.head > self._sent.position:
                 self._store.wait(0.003)  # a writer that drew a position is still at work
             else:
                 self._store.wait(POLLS[min(idle, len(POLLS) - 1)])
                 idle += 1
-        deadline = monotonic() + 5
-        while self._in_flight and monotonic() < deadline:
+        deadline = self._monotonic() + 5
+        while self._in_flight and self._monotonic() < deadline:
             self._collect(wait=0.1)
         self.save()
 
@@ -154,7 +159,7 @@ class Pump:
         page = self._store.read_page(self._sent, settled)
         if page:
             reach("relay:read")
-            began = monotonic()
+            began = self._monotonic()
             published = publishing(EXCHANGE, page, [to_broker(event) for event in page])
             self._publisher.publish(published.messages)
             reach("relay:published")
@@ -162,7 +167,7 @@ class Pump:
             self._in_flight.extend(event.mark for event in page)
             self._sent = page[-1].mark
         self._collect(wait=0)
-        if monotonic() - self._saved_at > SAVE_EVERY:
+        if self._monotonic() - self._saved_at > SAVE_EVERY:
             self.save()
         return len(page)
 
@@ -172,7 +177,7 @@ class Pump:
             reach("relay:confirmed")
             self._store.move_checkpoint(self._checkpoint)
             reach("relay:saved")
-            self._saved, self._saved_at = self._checkpoint, monotonic()
+            self._saved, self._saved_at = self._checkpoint, self._monotonic()
 
     def _collect(self, wait: float) -> None:
         if wait:
@@ -183,7 +188,7 @@ class Pump:
             self._checkpoint = self._in_flight.popleft()
         while self._pages and self._pages[0][0] <= self._checkpoint.position:
             _, began, published = self._pages.popleft()
-            CONFIRM_SECONDS.labels(self._name).observe(monotonic() - began)
+            CONFIRM_SECONDS.labels(self._name).observe(self._monotonic() - began)
             published.end()
         IN_FLIGHT.labels(self._name).set(len(self._in_flight))
         PUBLISHED.labels(self._name).inc(confirmed - self._confirmed)

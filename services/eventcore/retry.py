@@ -3,13 +3,13 @@
 Libraries that are maintained hold a lock around the call, or count errors that are answers.
 """
 
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from eventcore.clock import SYSTEM_CLOCK, Clock
 from eventcore.errors import Away
 
 Done = TypeVar("Done")
@@ -19,9 +19,9 @@ FAILURES = 3  # consecutive calls that must fail before a circuit breaker opens
 PAUSE = 1.0  # seconds that it stays open before it lets one call through as a probe
 
 
-def backoff(failures: int) -> float:
+def backoff(failures: int, clock: Clock = SYSTEM_CLOCK) -> float:
     """Seconds to wait after this many consecutive failures; jittered, so that replicas spread."""
-    return DELAYS[min(failures, len(DELAYS) - 1)] * random.uniform(0.75, 1.25)
+    return DELAYS[min(failures, len(DELAYS) - 1)] * clock.uniform(0.75, 1.25)
 
 
 def retry(

@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from time import monotonic
 from typing import Any
 from uuid import uuid4
 
@@ -16,6 +15,7 @@ import pytest
 from pymongo import ASCENDING, MongoClient
 from pymongo.monitoring import CommandListener, CommandStartedEvent
 
+from eventcore.clock import Clock
 from eventcore.errors import CannotApply
 from eventcore.model.event import START, Mark
 from eventcore.model.projection import Document
@@ -161,23 +161,19 @@ def test_a_lease_has_one_holder_until_it_runs_out_or_is_released(readmodel: Read
 
 
 def test_a_holder_with_a_wrong_clock_does_not_keep_a_lease_longer_than_others(
-    mongodb: MongoDB, monkeypatch: pytest.MonkeyPatch
+    mongodb: MongoDB,
 ) -> None:
-    class AnHourAhead(datetime):
-        @classmethod
-        def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
-            return datetime.now(UTC) + timedelta(hours=1)
-
-    mongo = Mongo(mongodb.login(f"contract_{uuid4().hex[:12]}"))
-    with monkeypatch.context() as wrong:
-        wrong.setattr("eventcore.readmodel.mongo.datetime", AnHourAhead)
-        assert mongo.take_lease("p", "dead", 0.2)
-        assert mongo.take_lease("p", "other", 5) is None
+    login = mongodb.login(f"contract_{uuid4().hex[:12]}")
+    ahead = Mongo(login, clock=Clock(now=lambda: datetime.now(UTC) + timedelta(hours=1)))
+    mongo = Mongo(login)
+    assert ahead.take_lease("p", "dead", 0.2)
+    assert ahead.take_lease("p", "other", 5) is None
     deadline = time.monotonic() + 10
     while not (lease := mongo.take_lease("p", "other", 5)):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert lease.epoch == 2
+    ahead.close()
     mongo.close()
 
 
@@ -334,20 +330,20 @@ def test_threads_that_begin_together_share_one_client(mongodb: MongoDB, _time: i
     assert found == [{}] * 64
 
 
-def test_a_new_password_in_its_file_is_noticed_soon(
-    mongodb: MongoDB, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_new_password_in_its_file_is_noticed_soon(mongodb: MongoDB, tmp_path: Path) -> None:
     login = mongodb.login("noticed")
     (file := tmp_path / "password").write_text(login.password.read())
-    mongo = Mongo(replace(login, password=Secret(file=file)))
+    passed = 0.0
+    clock = Clock(monotonic=lambda: time.monotonic() + passed)
+    mongo = Mongo(replace(login, password=Secret(file=file)), clock=clock)
     mongo.ping()
     first = mongo._connected()
     file.write_text("new")
     assert mongo._connected() is first  # the file is not read at each call
-    monkeypatch.setattr("eventcore.readmodel.mongo.monotonic", lambda: monotonic() + 1.1)
+    passed = 1.1
     second = mongo._connected()
     assert second is not first
-    monkeypatch.setattr("eventcore.readmodel.mongo.monotonic", lambda: monotonic() + 3)
+    passed = 3.0
     assert mongo._connected() is second
     mongo.close()
 

@@ -1,8 +1,7 @@
 """The whole shop in one process, on fakes: services, relays and projectors, one step at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from threading import Event as Stop
 from typing import Any
 
@@ -10,6 +9,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from eventcore.broker.port import Queue
+from eventcore.clock import SYSTEM_CLOCK, Clock
 from eventcore.model.projection import Projection
 from eventcore.observe.health import Health
 from eventcore.project.folder import Folder
@@ -46,7 +46,7 @@ def projector(
     readmodel: FakeReadModel,
     store: FakeStore,
     broker: FakeBroker,
-    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    clock: Clock = SYSTEM_CLOCK,
 ) -> Projector:
     """A projector on fakes, that asks its feed straight from the owner's store."""
     feed = StoreFeed(store, projection.aggregate_type)

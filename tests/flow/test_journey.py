@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from eventcore import jsontext
+from eventcore.clock import Clock
 from eventcore.errors import NotYet
 from eventcore.ids import new_id
 from eventcore.readmodel.records import Write
@@ -295,7 +296,7 @@ def test_a_cache_whose_clock_is_ahead_calls_no_new_user_unknown(shop: FakeShop) 
         return datetime.now(UTC) + timedelta(hours=1)
 
     ahead = projector(
-        known_users.PROJECTION, shop.readmodel, shop.user_store, shop.broker, clock=early
+        known_users.PROJECTION, shop.readmodel, shop.user_store, shop.broker, Clock(now=early)
     )
     ahead.sweep()  # what has settled at this one
     ahead.sweep()  # is covered by this one

@@ -16,7 +16,6 @@ from pymongo.errors import AutoReconnect, BulkWriteError, DuplicateKeyError
 from eventcore.model.projection import Document
 from eventcore.readmodel.documents import PROJECTED_AT
 from eventcore.readmodel.mongo import Mongo
-from eventcore.retry import CircuitBreaker
 from eventcore.settings import Secret, Server
 from tests.sim.judge import Judge
 from tests.sim.world import Crash, World
@@ -24,22 +23,6 @@ from tests.sim.world import Crash, World
 Result = TypeVar("Result")
 
 NOWHERE = Server("nowhere", 0, "nothing", "nobody", Secret(""))
-
-
-class _AnyDatetime(type):
-    def __instancecheck__(cls, value: object) -> bool:
-        return isinstance(value, datetime)
-
-
-class SimDatetime(datetime, metaclass=_AnyDatetime):
-    """Stands for datetime, with a `now` that is simulated."""
-
-    world: World
-
-    @classmethod
-    def now(cls, tz: Any = None) -> Any:
-        """The simulated moment, in UTC."""
-        return cls.world.clock()
 
 
 class FakeMongo:
@@ -134,9 +117,8 @@ class SimMongo(Mongo):
     """The real read model, on simulated collections."""
 
     def __init__(self, server: FakeMongo) -> None:
-        super().__init__(NOWHERE)
+        super().__init__(NOWHERE, clock=server.world.clock)
         self._fake = server
-        self._circuit = CircuitBreaker(server.world.monotonic)
 
     def _of(self, collection: str) -> Any:
         return FakeCollection(self._fake, collection)
@@ -310,7 +292,7 @@ class FakeCollection:
     def _computed(self, stages: Sequence[Mapping[str, Any]], document: Document) -> Document:
         """What a pipeline of one $set makes of a document, by the server's clock."""
         [stage] = stages
-        given = {**document, "$NOW": self._server.world.clock()}
+        given = {**document, "$NOW": self._server.world.utc()}
         return {name: value_of(wanted, given) for name, wanted in stage["$set"].items()}
 
     def _put(self, document: Document) -> None:

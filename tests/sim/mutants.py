@@ -34,7 +34,7 @@ from tests.flow.test_projector import (
 from tests.sim.judge import Judge
 from tests.sim.mongo import FakeMongo, SimMongo
 from tests.sim.people import DECIDER, FIXED
-from tests.sim.run import simulate, simulated
+from tests.sim.run import simulate
 from tests.sim.world import World
 
 
@@ -73,8 +73,7 @@ class Mutant:
 def _on_simulated_mongodb(test: Callable[[SimMongo], object]) -> None:
     """A test of the read model's contract, in a world without faults."""
     world = World(0)
-    with simulated(world):
-        test(SimMongo(FakeMongo(world, Judge(world, FIXED, DECIDER), "users")))
+    test(SimMongo(FakeMongo(world, Judge(world, FIXED, DECIDER), "users")))
 
 
 MUTANTS = (

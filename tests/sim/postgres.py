@@ -146,7 +146,7 @@ class FakePostgres:
             ("select position, event_id::text from checkpoints", "checkpoint", self._checkpoint),
             ("select move_checkpoint", "move checkpoint", self._move_checkpoint),
             ("select expire_idempotency_keys", "expire", self._expire),
-            ("select clock_timestamp", "clock", lambda *_: [(self._world.clock(),)]),
+            ("select clock_timestamp", "clock", lambda *_: [(self._world.utc(),)]),
             ("notify events", "notify", self._notify),
             ("listen events", "listen", lambda *_: []),
         ):
@@ -282,7 +282,7 @@ class FakePostgres:
                 schemas[place],
                 data[place],
                 metadata,
-                self._world.clock(),
+                self._world.utc(),
             )
             self.rows[position] = row
             self.ids.add(ids[place])
@@ -441,7 +441,7 @@ class SimCalls(Calls):
     def __init__(self, server: FakePostgres, world: World, attempts: int) -> None:
         self._server = server
         self._session: Session | None = None
-        self._circuit = CircuitBreaker(world.monotonic)
+        self._circuit = CircuitBreaker(world.clock.monotonic)
         self._attempts = attempts
 
     def _once(self, statement: str, values: tuple[object, ...]) -> Rows:
@@ -464,6 +464,7 @@ class SimStore(Postgres):
         self._settling = Settling()
         self._settling_lock = Lock(world)  # type: ignore[assignment]
         self._patience = patience
+        self._clock = world.clock
         self._wakeup = SimpleNamespace(ring=self._ring)  # type: ignore[assignment]
         self._world = world
 
@@ -505,7 +506,7 @@ class SimFeed:
     """The owner's feed, which may be away by itself."""
 
     def __init__(self, store: SimStore, world: World, judge: Judge, aggregate_type: str) -> None:
-        self._feed = StoreFeed(store, aggregate_type, world.clock)
+        self._feed = StoreFeed(store, aggregate_type, world.utc)
         self._world = world
         self._judge = judge
         self.away_until = 0.0

@@ -418,7 +418,12 @@ class SimBroker:
         self, queue: Queue, window: int, may_publish: Callable[[], bool]
     ) -> ConfirmedPublisher:
         """A publisher that a relay uses while it `may_publish`."""
-        return SimPublisher(self._parameters(may_publish), Topology([queue]), window)
+        return SimPublisher(
+            self._parameters(may_publish),
+            Topology([queue]),
+            window,
+            self.server.world.clock.monotonic,
+        )
 
     def consumer(self, queue: Queue, prefetch: int) -> BatchConsumer:
         """A consumer."""

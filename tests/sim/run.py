@@ -1,35 +1,27 @@
 """One simulation: processes, clients and faults by one seed, then a drain, then the verdict."""
 
 import logging
-import time as real
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from threading import get_ident
-from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
-from eventcore import command, ids, relay, retry
-from eventcore.broker import publisher
+from eventcore import command
 from eventcore.broker.port import Queue
 from eventcore.command import Call
 from eventcore.errors import Away, Refused
 from eventcore.model.event import START
 from eventcore.observe.health import Health
-from eventcore.project import folder, projector
 from eventcore.project.folder import Folder
 from eventcore.project.projector import Projector
 from eventcore.project.sweep import Sweep
-from eventcore.readmodel import mongo
 from eventcore.readmodel.records import generation_of
-from eventcore.relay import Relay
-from eventcore.store import connection, postgres
+from eventcore.relay import Relay, to_broker
 from eventcore.store.port import Answer, Idempotency
 from tests.sim.judge import Issued, Judge
-from tests.sim.mongo import FakeMongo, SimDatetime, SimMongo, by_stream
+from tests.sim.mongo import FakeMongo, SimMongo, by_stream
 from tests.sim.people import DECIDER, FIXED, OLD, Marry, NumberEmail
 from tests.sim.postgres import FakePostgres, SimFeed, SimRelaySession, SimStore
 from tests.sim.rabbitmq import FakeRabbit, SimBroker, Stored
@@ -60,13 +52,13 @@ class Result:
 
 def simulate(seed: int, tells: Callable[[str], object] | None = None) -> Result:
     """Run one seed to its end."""
-    world = World(seed, tells=tells)
-    with simulated(world):
-        system = System(world)
-        try:
-            system.run()
-        finally:
-            world.end()
+    world, level = World(seed, tells=tells), logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        System(world).run()
+    finally:
+        world.end()
+        logging.disable(level)
     return Result(
         seed,
         world.steps,
@@ -104,7 +96,6 @@ class System:
             "projector-1": self._project,
         }
         world.on_death = self._died
-        command.new_id = self.new_id  # type: ignore[attr-defined]
 
     def new_id(self) -> UUID:
         """Ids that grow, and are the same for the same seed."""
@@ -213,6 +204,7 @@ class System:
             open_store,
             lambda: publishers.publisher(QUEUE, self._window, may_publish),
             Health(),
+            self.world.clock,
         ).run(process.stop)
 
     def _project(self, process: Process) -> None:
@@ -229,6 +221,7 @@ class System:
             Health(),
             batch=self._batch,
             sweep_interval=SWEEP,
+            open_beside=_at_once,
         ).run(process.stop)
 
 
@@ -265,7 +258,7 @@ class Client:
             return
         issued.tries += 1
         try:
-            handled = _serve(own, issued)
+            handled = self._serve(own, issued)
         except Refused:
             self._told(issued, "refused")
         except Away as away:
@@ -277,6 +270,32 @@ class Client:
                 self._world.reach("a command that is sent again gets its first answer")
             issued.answer = handled.answer
             self._told(issued, "acknowledged")
+
+    def _serve(self, own: SimStore, issued: Issued) -> command.Handled:
+        """A request as the web layer serves one: the command, and its key where that is refused."""
+        digest = f"{issued.stream} {issued.command}"
+        idempotency = Idempotency(issued.key, digest) if issued.key else None
+        call = Call({"commandId": issued.id}, idempotency)
+        try:
+            return command.handle(
+                own,
+                DECIDER,
+                issued.stream,
+                issued.command,
+                call,
+                lambda _, version: Answer(200, {"id": str(issued.stream), "version": version}, {}),
+                creates=issued.creates,
+                clock=replace(self._world.clock, sleep=self._sleep_after_conflict),
+                new_id=self._system.new_id,
+            )
+        except Refused:
+            if earlier := command.answered_before(own, call):
+                return earlier
+            raise
+
+    def _sleep_after_conflict(self, seconds: float) -> None:
+        self._world.reach("a command is decided anew after a conflict")
+        self._world.sleep(seconds)
 
     def _told(self, issued: Issued, outcome: str) -> None:
         issued.outcome = outcome
@@ -314,27 +333,6 @@ class Client:
                 f"c{place}", stream, ChangeUser(f"name {place}", f"{place}@example.com"), key
             )
         return Issued(f"c{place}", stream, ChangeUser(name=f"name {place % 4}"), key)
-
-
-def _serve(own: SimStore, issued: Issued) -> command.Handled:
-    """A request as the web layer serves one: the command, and its key where that is refused."""
-    digest = f"{issued.stream} {issued.command}"
-    idempotency = Idempotency(issued.key, digest) if issued.key else None
-    call = Call({"commandId": issued.id}, idempotency)
-    try:
-        return command.handle(
-            own,
-            DECIDER,
-            issued.stream,
-            issued.command,
-            call,
-            lambda _, version: Answer(200, {"id": str(issued.stream), "version": version}, {}),
-            creates=issued.creates,
-        )
-    except Refused:
-        if earlier := command.answered_before(own, call):
-            return earlier
-        raise
 
 
 class Harm:
@@ -472,7 +470,7 @@ class Harm:
         if not judge.log:
             return
         event = judge.log[self._world.random.choice(sorted(judge.log))]
-        message, version = relay.to_broker(event), 70 + self._injected
+        message, version = to_broker(event), 70 + self._injected
         body = message.body.replace(b'"version":%d' % event.version, b'"version":%d' % version)
         self._world.reach("a message is ahead of the log")
         judge.ahead.add(self._inject(body))
@@ -508,59 +506,8 @@ def _rates(world: World) -> dict[str, float]:
     return chosen or {"crash": 0.005}
 
 
-@contextmanager
-def simulated(world: World) -> Iterator[None]:
-    """Real code sees simulated time and chance, and no thread is started."""
-    SimDatetime.world = world
-    chance = SimpleNamespace(uniform=world.random.uniform)
-    time = SimpleNamespace(
-        monotonic=_here(world.monotonic, real.monotonic), sleep=_here(world.sleep, real.sleep)
-    )
-    patches: list[tuple[Any, str, Any]] = [
-        (publisher, "monotonic", world.monotonic),
-        (relay, "monotonic", world.monotonic),
-        (projector, "monotonic", world.monotonic),
-        (folder, "sleep", world.sleep),
-        (retry, "random", chance),
-        (projector, "in_thread", _at_once),
-        (command, "random", chance),
-        (command, "time", SimpleNamespace(sleep=_anew(world))),
-        (command, "new_id", ids.new_id),
-        (connection, "time", time),
-        (postgres, "time", time),
-        (mongo, "datetime", SimDatetime),
-    ]
-    before = [(module, name, getattr(module, name)) for module, name, _ in patches]
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        for module, name, value in patches:
-            setattr(module, name, value)
-        yield
-    finally:
-        for module, name, value in before:
-            setattr(module, name, value)
-        logging.disable(level)
-
-
-def _here(simulated: Callable[..., Any], otherwise: Callable[..., Any]) -> Callable[..., Any]:
-    """Simulated in this thread; another, such as a real store's wake-up, keeps real time."""
-    home = get_ident()
-    return lambda *given: (simulated if get_ident() == home else otherwise)(*given)
-
-
-def _anew(world: World) -> Callable[[float], None]:
-    """A command sleeps only before it is decided anew."""
-
-    def sleep(seconds: float) -> None:
-        world.reach("a command is decided anew after a conflict")
-        world.sleep(seconds)
-
-    return sleep
-
-
-def _at_once(act: Callable[[], Any], name: str) -> "Future[Any]":
-    """Do it here: to open a connection takes one step."""
+def _at_once(act: Callable[[], Any], _name: str) -> "Future[Any]":
+    """Opens a connection in one step of the simulation."""
     future: Future[Any] = Future()
     try:
         future.set_result(act())

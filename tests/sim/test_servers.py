@@ -3,7 +3,6 @@
 Fixtures of these names stand for the real server's; nothing is running, so nothing interrupts.
 """
 
-from collections.abc import Iterator
 from datetime import datetime
 
 import pytest
@@ -47,17 +46,16 @@ from tests.sim.judge import Judge
 from tests.sim.mongo import FakeMongo, SimMongo
 from tests.sim.people import DECIDER, FIXED
 from tests.sim.postgres import FakePostgres, SimStore
-from tests.sim.run import simulated
 from tests.sim.world import World
 
 
 class Ticking(World):
     """A world whose time goes on, though nothing happens in it."""
 
-    def clock(self) -> datetime:
+    def utc(self) -> datetime:
         """A little later each time."""
         self.now += 0.02
-        return super().clock()
+        return super().utc()
 
 
 class Unconcerned(Judge):
@@ -67,10 +65,8 @@ class Unconcerned(Judge):
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
-    world = Ticking(0)
-    with simulated(world):
-        yield world
+def world() -> World:
+    return Ticking(0)
 
 
 @pytest.fixture

@@ -3,16 +3,11 @@
 import os
 import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
 
-from eventcore.store import postgres
-from tests.sim.run import simulate, simulated
+from tests.sim.run import simulate
 from tests.sim.states import RARE
 from tests.sim.tally import tally
-from tests.sim.world import Process, Stop, World
 
 SEEDS = int(os.environ.get("SIM_SEEDS", "200"))
 """How many to run; 10,000 must reach every rare state."""
@@ -46,23 +41,3 @@ def test_a_seed_is_the_same_run_every_time_in_any_process() -> None:
 
 def test_another_seed_is_another_run() -> None:
     assert len({simulate(seed).trace_hash for seed in range(20)}) == 20
-
-
-def test_a_real_thread_beside_a_simulation_keeps_real_time() -> None:
-    """Such as the wake-up of a real store, which other tests have left running."""
-    world, module = World(0), cast("Any", postgres)
-    ended: list[float] = []
-
-    def live() -> None:
-        with ThreadPoolExecutor(1) as pool:
-            real = time.monotonic()
-            pool.submit(module.time.sleep, 0.01).result()
-            ended.append(pool.submit(module.time.monotonic).result() - real)
-        module.time.sleep(30)
-
-    with simulated(world):
-        world.start(Process("lives-1", 1, live, Stop(world)))
-        world.run(lambda: False, 60)
-    assert world.wrong == []
-    assert 0.01 <= ended[0] < 10
-    assert world.now >= 30

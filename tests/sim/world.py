@@ -16,6 +16,7 @@ from threading import Event
 
 from greenlet import getcurrent, greenlet
 
+from eventcore.clock import Clock
 from tests.sim.states import DEATHS
 
 EPOCH = datetime(2026, 1, 16, 10, tzinfo=UTC)
@@ -76,6 +77,7 @@ class World:
         self.running: Process | None = None
         self.processes: list[Process] = []
         self.on_death: Callable[[Process], None] = lambda _: None
+        self.clock = Clock(lambda: self.now, self.sleep, self.utc, self.random.uniform)
         self._due: list[tuple[float, int, Callable[[], object]]] = []
         self._number = 0
         self._hub = getcurrent()
@@ -87,13 +89,9 @@ class World:
         """A digest of every step so far."""
         return self._hash.hexdigest()
 
-    def clock(self) -> datetime:
-        """The moment it is."""
+    def utc(self) -> datetime:
+        """Returns the simulated time."""
         return EPOCH + timedelta(seconds=self.now)
-
-    def monotonic(self) -> float:
-        """Seconds since the beginning."""
-        return self.now
 
     def note(self, text: str) -> None:
         """Put a line into the trace."""

@@ -5,7 +5,7 @@ messages at once; an unroutable mandatory message is returned before it is confi
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
@@ -28,13 +28,18 @@ class ConfirmedPublisher(Link):
     """A Publisher. Messages are counted by their place: 0 for the first one."""
 
     def __init__(
-        self, parameters: pika.ConnectionParameters, topology: Topology, window: int
+        self,
+        parameters: pika.ConnectionParameters,
+        topology: Topology,
+        window: int,
+        timer: Callable[[], float] = monotonic,
     ) -> None:
+        self._timer = timer
         self._window = window
         self._silence = parameters.blocked_connection_timeout
         self._handed_over = 0
         self._prefix = 0
-        self._moved_at = monotonic()
+        self._moved_at = self._timer()
         self._done: set[int] = set()
         self._tags = 0
         self._unconfirmed: dict[int, _Sent] = {}
@@ -49,7 +54,7 @@ class ConfirmedPublisher(Link):
             count = self._wait_for_room(len(messages) - start)
             batch = messages[start : start + count]
             if self._handed_over == self._prefix:
-                self._moved_at = monotonic()
+                self._moved_at = self._timer()
             self._submit(partial(self._send_all, batch, self._handed_over))
             self._handed_over += count
             start += count
@@ -74,7 +79,7 @@ class ConfirmedPublisher(Link):
         """Raises the error that broke the link, or BrokerAway after too long a silence."""
         super()._check()
         waiting = self._handed_over > self._prefix
-        if waiting and monotonic() - self._moved_at > self._silence:
+        if waiting and self._timer() - self._moved_at > self._silence:
             raise BrokerAway(f"RabbitMQ has confirmed nothing for {self._silence:.0f} s")
 
     # ── in the I/O thread ─────────────────────────────────────────────────────────────────
@@ -110,7 +115,7 @@ class ConfirmedPublisher(Link):
             self._done.remove(prefix)
             prefix += 1
         if prefix > before:
-            self._moved_at = monotonic()
+            self._moved_at = self._timer()
             self._prefix = prefix
 
     def _try_again(self, sent: "_Sent") -> None:

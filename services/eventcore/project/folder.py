@@ -2,12 +2,11 @@
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from time import sleep
 from types import MappingProxyType
 
+from eventcore.clock import SYSTEM_CLOCK, Clock
 from eventcore.errors import CannotApply, FeedAway, ReadModelAway
 from eventcore.failpoints import reach
 from eventcore.model.event import START, Event, ids_of
@@ -41,7 +40,7 @@ class Folder:
     projection: Projection
     readmodel: ReadModel
     feed: Feed
-    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    clock: Clock = SYSTEM_CLOCK
     fixed: Generation | None = None
 
     def __post_init__(self) -> None:
@@ -181,7 +180,9 @@ class Folder:
                 self._park(folded.values(), entries)
                 return folded
             documents = None
-            sleep(backoff(attempt) / 50)  # a replica was faster with one of them
+            self.clock.sleep(
+                backoff(attempt, self.clock) / 50
+            )  # a replica was faster with one of them
         raise ReadModelAway(f"documents of {into} kept changing under {RACES} attempts")
 
     def _fold(
@@ -254,7 +255,7 @@ class Folder:
 
     def _note(self, written: Sequence[Folded]) -> None:
         """Notes and logs the events that are readable now, and counts how long each took."""
-        now, readable = self.clock(), metrics.READABLE.labels(self.projection.name)
+        now, readable = self.clock.now(), metrics.READABLE.labels(self.projection.name)
         logs = log.isEnabledFor(logging.INFO)  # a rebuild logs none of its events
         metrics.APPLIED.labels(self.projection.name).inc(sum(len(each.applied) for each in written))
         for each in written:
@@ -298,7 +299,7 @@ class Folder:
             version=stopped.stopped_at,
             highest=stopped.known,
             error=stopped.error[:500],
-            when=self.clock(),
+            when=self.clock.now(),
         )
 
     def _tell_parked(self, parked: Sequence[Folded]) -> None:

@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from functools import partial
 from threading import Event as Stop
 from threading import Thread
-from time import monotonic
-from typing import TypeVar
 
 from eventcore import jsontext
 from eventcore.broker.port import Consumer, Delivery
@@ -37,8 +35,6 @@ from eventcore.project.folder import Folder
 from eventcore.project.sweep import Sweep
 from eventcore.retry import backoff
 
-Result = TypeVar("Result")
-
 ALONE = 0.5
 """Seconds between two sweeps while the broker is away: less than an order waits for its user."""
 
@@ -48,9 +44,9 @@ SILENT = 3
 log = logging.getLogger(__name__)
 
 
-def in_thread(act: Callable[[], Result], name: str) -> "Future[Result]":
+def in_thread(act: Callable[[], Consumer], name: str) -> "Future[Consumer]":
     """Runs `act` in a daemon thread, which does not keep the process from ending."""
-    future: Future[Result] = Future()
+    future: Future[Consumer] = Future()
 
     def run() -> None:
         try:
@@ -78,9 +74,11 @@ class Projector:
     health: Health
     batch: int
     sweep_interval: float
+    open_beside: Callable[[Callable[[], Consumer], str], Future[Consumer]] = in_thread
 
     def __post_init__(self) -> None:
         self._name = self.folder.projection.name
+        self._clock = self.folder.clock
         self._consumer: Consumer | None = None
         self._opening: Future[Consumer] | None = None
         self._connect_at = 0.0
@@ -98,14 +96,14 @@ class Projector:
     def run(self, stop: Stop) -> None:
         """Projects until `stop` is set, whatever servers come and go meanwhile."""
         self._until_done(self._prepare, stop)
-        sweep_at = monotonic()
+        sweep_at = self._clock.monotonic()
         while not stop.is_set():
             HEART.beat()
-            self.consume(stop, wait=max(0.0, min(0.25, sweep_at - monotonic())))
-            if monotonic() >= sweep_at and not stop.is_set():
+            self.consume(stop, wait=max(0.0, min(0.25, sweep_at - self._clock.monotonic())))
+            if self._clock.monotonic() >= sweep_at and not stop.is_set():
                 more = self.sweep()
                 pause = self.sweep_interval if self._consumer else min(self.sweep_interval, ALONE)
-                sweep_at = monotonic() + (0 if more else pause)
+                sweep_at = self._clock.monotonic() + (0 if more else pause)
         self.disconnect()
         self.sweeping.release()
 
@@ -176,7 +174,7 @@ class Projector:
         except BrokerAway as away:
             self.health.lacks("broker", str(away))
             self.disconnect()
-            self._connect_at = monotonic() + backoff(self._failures)
+            self._connect_at = self._clock.monotonic() + backoff(self._failures, self._clock)
             self._failures += 1
 
     def _connected(self, wait: float) -> Consumer | None:
@@ -185,8 +183,9 @@ class Projector:
         It is opened beside the loop, since a broker that does not even refuse takes seconds, in
         which sweeps must go on.
         """
-        if self._consumer is None and self._opening is None and monotonic() >= self._connect_at:
-            self._opening = in_thread(self.open_consumer, "opening")
+        is_due = self._clock.monotonic() >= self._connect_at
+        if self._consumer is None and self._opening is None and is_due:
+            self._opening = self.open_beside(self.open_consumer, "opening")
         if self._opening is not None:
             try:
                 self._consumer = self._opening.result(timeout=max(wait, 0.05))
@@ -223,7 +222,7 @@ class Projector:
                 self.health.lacks("readmodel", str(away))
                 if consumer:
                     consumer.pause()
-                stop.wait(backoff(failures))
+                stop.wait(backoff(failures, self._clock))
                 failures += 1
 
     def sweep(self) -> bool:

@@ -165,7 +165,7 @@ class Sweep:
 
     def _tell_lag(self, settled: int, oldest: Event | None) -> None:
         """Sets the lag: from the oldest event that should be applied by now, None: all are."""
-        age = (self.folder.clock() - oldest.recorded_at).total_seconds() if oldest else 0.0
+        age = (self.folder.clock.now() - oldest.recorded_at).total_seconds() if oldest else 0.0
         metrics.LAG.labels(self._name).set(settled - oldest.position + 1 if oldest else 0)
         metrics.LAG_SECONDS.labels(self._name).set(max(0.0, age))
 

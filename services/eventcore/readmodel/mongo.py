@@ -16,8 +16,7 @@ Prices are kept as Decimal128, exactly. A majority acknowledges every write, in 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from time import monotonic
+from datetime import datetime
 from typing import Any
 
 from pymongo import ASCENDING, DESCENDING, MongoClient, ReturnDocument, errors
@@ -25,6 +24,7 @@ from pymongo.operations import DeleteOne, InsertOne, UpdateOne
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
+from eventcore.clock import SYSTEM_CLOCK, Clock
 from eventcore.errors import ReadModelAway
 from eventcore.model.event import START, Mark
 from eventcore.model.projection import Document, version_of
@@ -70,14 +70,15 @@ PARKED_AT_ONCE = 200
 class Mongo:
     """A ReadModel on one MongoDB database. Nothing is opened before the first call."""
 
-    def __init__(self, server: Server, connections: int = 20) -> None:
+    def __init__(self, server: Server, connections: int = 20, clock: Clock = SYSTEM_CLOCK) -> None:
         self._server = server
         self._connections = connections
+        self._clock = clock
         self._database: Any = None
         self._password = ""  # nosec B105
         self._look_at = 0.0
         self._connecting = threading.Lock()
-        self._circuit = CircuitBreaker()
+        self._circuit = CircuitBreaker(clock.monotonic)
         self._in_use = POOL_USED.labels("MongoDB")
 
     def find(self, collection: str, ids: Iterable[str]) -> dict[str, Document]:
@@ -109,7 +110,7 @@ class Mongo:
             return [without_bookkeeping(each) for each in found.sort("_id", ASCENDING).limit(limit)]
 
     def write(self, collection: str, writes: Sequence[Write]) -> bool:
-        now = datetime.now(UTC)
+        now = self._clock.now()
         operations = [to_operation(write, now) for write in writes]
         try:
             with self._reaching():
@@ -334,14 +335,14 @@ class Mongo:
     def _connected(self) -> Any:
         """The database; soon after the password in its file has changed, of a new client."""
         database = self._database
-        if database is None or monotonic() > self._look_at:
+        if database is None or self._clock.monotonic() > self._look_at:
             with self._connecting:  # threads that begin together share a client
                 password = self._server.password.read()
                 if self._database is None or password != self._password:
                     self.close()
                     self._database, self._password = self._open(password), password
                 database = self._database
-                self._look_at = monotonic() + NOTICED
+                self._look_at = self._clock.monotonic() + NOTICED
         return database
 
     def _open(self, password: str) -> Any:

@@ -5,12 +5,12 @@ The schema and its functions are `init.sql`; this file calls them. Connections a
 """
 
 import threading
-import time
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 from eventcore import jsontext
+from eventcore.clock import SYSTEM_CLOCK, Clock
 from eventcore.errors import Away, Conflict, KeyReused, OutcomeUnknown, StoreAway
 from eventcore.failpoints import reach
 from eventcore.model.event import Data, Event, Mark, NewEvent
@@ -57,7 +57,13 @@ class Postgres:
     `patience` seconds for the writers it sees, then answers with what is known.
     """
 
-    def __init__(self, server: Server, connections: int, patience: float = 0.25) -> None:
+    def __init__(
+        self,
+        server: Server,
+        connections: int,
+        patience: float = 0.25,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
         for_reads = max(1, connections // 3)
         for_writes = connections + 1 - for_reads  # one of them sends the wake-up
         self._reads = Calls("reads", server, for_reads, "any", attempts=2)
@@ -65,6 +71,7 @@ class Postgres:
         self._settling = Settling()
         self._settling_lock = threading.Lock()
         self._patience = patience
+        self._clock = clock
         self._wakeup = Wakeup(lambda: self._write("notify events"))
 
     def append(
@@ -91,7 +98,7 @@ class Postgres:
             idempotency.request_hash if idempotency else None,
             jsontext.render(answer).decode() if idempotency and answer else None,
         )
-        deadline, losses = time.monotonic() + RETRY_FOR, 0
+        deadline, losses = self._clock.monotonic() + RETRY_FOR, 0
         while True:
             try:
                 appended = self._append(values, bool(losses))
@@ -99,14 +106,14 @@ class Postgres:
             except Away as away:
                 if away.outcome_known and not losses:
                     raise
-                if losses and time.monotonic() > deadline:
+                if losses and self._clock.monotonic() > deadline:
                     raise OutcomeUnknown(
                         f"PostgreSQL's answer was lost: {stream} may have been written, or may"
                         " still be. Repeat the request with the same Idempotency-Key, or look"
                         " whether it is there before you repeat it without one.",
                         stream.aggregate_id,
                     ) from away
-            time.sleep(backoff(losses))
+            self._clock.sleep(backoff(losses, self._clock))
             losses += 1
         if not appended.replayed:
             self._wakeup.ring()
@@ -147,16 +154,16 @@ class Postgres:
         return now
 
     def settled(self) -> int:
-        deadline = time.monotonic() + self._patience
+        deadline = self._clock.monotonic() + self._patience
         wanted = 0
         while True:
             with self._settling_lock:  # observations must come in the order they were made
                 [head] = observe_log(self._settling, self._rows, SETTLE)
                 position = self._settling.mark.position
             wanted = min(wanted, head) if wanted else head
-            if position >= wanted or time.monotonic() > deadline:
+            if position >= wanted or self._clock.monotonic() > deadline:
                 return position
-            time.sleep(0.005)
+            self._clock.sleep(0.005)
 
     def progress(self, relay: str) -> Progress:
         with self._settling_lock:
