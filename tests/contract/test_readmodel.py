@@ -112,6 +112,15 @@ def test_one_that_was_too_late_does_not_hold_the_others_up(readmodel: ReadModel)
     assert readmodel.versions("things", ["a", "b", "c"]) == {"a": 1, "b": 2, "c": 1}
 
 
+def test_one_that_was_too_late_does_not_hold_hundreds_up(readmodel: ReadModel) -> None:
+    write(readmodel, "s1", 1)
+    ids = [f"s{number}" for number in range(180)]
+    assert (
+        readmodel.write("things", [Write({"_id": each, "version": 1}, 0) for each in ids]) is False
+    )
+    assert readmodel.versions("things", ids) == dict.fromkeys(ids, 1)
+
+
 def test_what_cannot_be_stored_is_said(readmodel: ReadModel) -> None:
     with pytest.raises(CannotApply):
         write(readmodel, "a", 1, number=2**70)

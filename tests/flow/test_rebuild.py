@@ -192,10 +192,12 @@ def test_mongodb_may_be_away_for_a_moment_while_the_one_before_is_dropped(
             raise ReadModelAway("a test said so")
         drop(generation)
 
-    build = rebuilt(shop)
+    build, said = rebuilt(shop), list[str]()
+    build.say = said.append
     monkeypatch.setattr(shop.readmodel, "drop", away_at_first)
     build.switch()
     assert [each.number for each in tries] == [1, 1]
+    assert said == ["Waiting: a test said so"]
     assert shop.readmodel.generations("users").serving == 3
 
 

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from uuid import uuid4
 
 import click
@@ -55,7 +56,8 @@ def rebuild(
         click.echo(f"{previous.name} is deleted.")
         return
     begin = rebuilding.back if rollback else rebuilding.begin
-    build = begin(projection, readmodel, feed, str(uuid4()), time.sleep)
+    say = partial(click.echo, err=True)
+    build = begin(projection, readmodel, feed, str(uuid4()), time.sleep, say)
     new, old = build.generation.name, generation_of(projection, generations.serving).name
     switched = False
     try:

@@ -11,7 +11,7 @@ the new one brings what it lacks.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from heapq import merge
 from itertools import groupby
@@ -33,6 +33,8 @@ from eventcore.retry import retry
 from eventcore.store.feed import SWEEP_RANGE, Feed
 
 Wait = Callable[[float], object]
+
+Say = Callable[[str], None]
 
 Result = TypeVar("Result")
 
@@ -57,6 +59,7 @@ class Rebuild:
     generation: Generation
     holder: str
     wait: Wait
+    say: Say = field(default=lambda _: None)
     lease_seconds: float = 30.0
 
     def __post_init__(self) -> None:
@@ -203,15 +206,17 @@ class Rebuild:
     def _patiently(
         self, act: Callable[Given, Result], *given: Given.args, **named: Given.kwargs
     ) -> Result:
-        return retry(partial(act, *given, **named), PATIENCE, self.wait)
+        return retry(partial(act, *given, **named), PATIENCE, self.wait, self.say)
 
 
 def begin(
-    projection: Projection, readmodel: ReadModel, feed: Feed, holder: str, wait: Wait
-) -> Rebuild:
+    projection: Projection, readmodel: ReadModel, feed: Feed, holder: str, wait: Wait,
+    say: Say = lambda _: None,
+) -> Rebuild:  # fmt: skip
     """A new generation, with nothing in it; what a rebuild that was killed left is dropped.
 
-    Raises Conflict while another one is under way, and Away.
+    `say` gets each new reason for which the rebuild waits. Raises Conflict while another one is
+    under way, and Away.
     """
     known = readmodel.generations(projection.name)
     for number in range(1, known.newest + 1):
@@ -221,18 +226,19 @@ def begin(
                 raise Conflict(f"{projection.name} is being rebuilt already, as {left.name}")
             readmodel.drop(left)
     generation = generation_of(projection, readmodel.begin_generation(projection.name))
-    return Rebuild(projection, readmodel, feed, generation, holder, wait)
+    return Rebuild(projection, readmodel, feed, generation, holder, wait, say)
 
 
 def back(
-    projection: Projection, readmodel: ReadModel, feed: Feed, holder: str, wait: Wait
-) -> Rebuild:
+    projection: Projection, readmodel: ReadModel, feed: Feed, holder: str, wait: Wait,
+    say: Say = lambda _: None,
+) -> Rebuild:  # fmt: skip
     """The generation that served before. Raises NotFound where none is kept, and Away."""
     number = readmodel.generations(projection.name).previous
     if not number:
         raise NotFound(f"no generation of {projection.name} is kept beside the one that serves")
     generation = generation_of(projection, number)
-    return Rebuild(projection, readmodel, feed, generation, holder, wait)
+    return Rebuild(projection, readmodel, feed, generation, holder, wait, say)
 
 
 def rebuild_stream(

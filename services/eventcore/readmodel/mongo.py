@@ -60,11 +60,8 @@ from eventcore.settings import Server
 NOTICED = 1.0
 """Seconds after which a new password in its file has been noticed."""
 
-IDS_AT_ONCE = 50
-"""Ids in one `$in`; on the server of `make run` a longer one takes longer than several."""
-
-PARKED_AT_ONCE = 200
-"""Entries of the parked list in one write, so that a slow server answers in time."""
+AT_ONCE = 50
+"""Documents that one request reads or writes, so that a slow server answers in time."""
 
 
 class Mongo:
@@ -110,15 +107,16 @@ class Mongo:
             return [without_bookkeeping(each) for each in found.sort("_id", ASCENDING).limit(limit)]
 
     def write(self, collection: str, writes: Sequence[Write]) -> bool:
-        now = self._clock.now()
-        operations = [to_operation(write, now) for write in writes]
-        try:
-            with self._reaching():
-                result = self._of(collection).bulk_write(operations, ordered=False)
-        except errors.BulkWriteError as error:
-            duplicates_of(error)
-            return False
-        return bool(result.inserted_count + result.matched_count == len(operations))
+        now, written = self._clock.now(), 0
+        for begin in range(0, len(writes), AT_ONCE):
+            operations = [to_operation(write, now) for write in writes[begin : begin + AT_ONCE]]
+            try:
+                with self._reaching():
+                    result = self._of(collection).bulk_write(operations, ordered=False)
+                written += result.inserted_count + result.matched_count
+            except errors.BulkWriteError as error:
+                duplicates_of(error)
+        return written == len(writes)
 
     def prepare(self, collection: str, indexes: Sequence[Sequence[str]]) -> None:
         with self._reaching():
@@ -229,8 +227,8 @@ class Mongo:
 
     def park(self, entries: Sequence[Parked]) -> list[str]:
         new = list[str]()
-        for begin in range(0, len(entries), PARKED_AT_ONCE):
-            some = entries[begin : begin + PARKED_AT_ONCE]
+        for begin in range(0, len(entries), AT_ONCE):
+            some = entries[begin : begin + AT_ONCE]
             known = self._park([InsertOne(to_stored(each)) for each in some])  # most are new
             if known and self._park([to_renewal(some[number]) for number in known]):
                 raise ReadModelAway("another replica parks the same streams")
@@ -317,8 +315,8 @@ class Mongo:
             among = self._of(collection)
             if of_majority:
                 among = among.with_options(read_concern=ReadConcern("majority"))
-            for begin in range(0, len(wanted), IDS_AT_ONCE):
-                some = wanted[begin : begin + IDS_AT_ONCE]
+            for begin in range(0, len(wanted), AT_ONCE):
+                some = wanted[begin : begin + AT_ONCE]
                 which = some[0] if len(some) == 1 else {"$in": some}
                 found += among.find({"_id": which}, fields)
         return found
