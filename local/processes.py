@@ -73,7 +73,7 @@ def store_login(postgres: Server, service: str, purpose: str, secrets: Path) -> 
 def prepare_stores(postgres: Server, secrets: Path, services: Sequence[str] = SERVICES) -> None:
     """Make the event stores and their logins, and apply init.sql; changes nothing twice.
 
-    Raises StoreAway, Misconfigured.
+    Raises StoreUnavailable, Misconfigured.
     """
     for service in services:
         logins = [f"{service}_{purpose}" for purpose in LOGINS]
@@ -84,7 +84,7 @@ def prepare_stores(postgres: Server, secrets: Path, services: Sequence[str] = SE
 def limit_all_queues(management: Server) -> None:
     """Sets the limits of all queues, as `provision` does; `management` is RabbitMQ's API.
 
-    Raises BrokerAway.
+    Raises BrokerUnavailable.
     """
     for service in SERVICES:
         queues = [each.queue for each in PROJECTIONS[service]]

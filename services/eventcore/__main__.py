@@ -20,15 +20,15 @@ import click
 from eventcore import settings
 from eventcore.broker.port import Queue
 from eventcore.broker.rabbitmq import RabbitMQ
-from eventcore.errors import Away, Misconfigured, Refused
-from eventcore.observe.health import HEART, Health
+from eventcore.errors import Misconfigured, Refused, Unavailable
+from eventcore.observe.health import HEARTBEAT, Health
 from eventcore.observe.logs import start, start_logging
 from eventcore.observe.metrics import WINDOW
 from eventcore.observe.probes import listen, serve_probes
 from eventcore.observe.tracing import start_tracing, stop_tracing
 from eventcore.operate import provision as provisioning
 from eventcore.operate import provision_broker
-from eventcore.operate.shared import open_folder, projection_named, service_module
+from eventcore.operate.shared import open_applier, projection_named, service_module
 from eventcore.operate.tools import TOOLS
 from eventcore.project.projector import Projector
 from eventcore.project.sweep import Sweep
@@ -84,12 +84,12 @@ def project(name: str) -> None:
     projection = projection_named(name)
     health = Health("broker", "readmodel", "feed")
     stop = _start(own, health.missing)
-    folder = open_folder(own, projection)
+    applier = open_applier(own, projection)
     broker = RabbitMQ(own.broker, name=f"{projection.name}-projector")
     queue = Queue(projection.queue, projection.binding)
     Projector(
-        folder,
-        Sweep(folder, str(uuid4()), own.lease),
+        applier,
+        Sweep(applier, str(uuid4()), own.lease),
         lambda: broker.consumer(queue, prefetch=own.batch),
         health,
         batch=own.batch,
@@ -144,7 +144,7 @@ def provision(
         return {each: settings.Secret(file=passwords / server / each) for each in logins}
 
     def do(what: str, act: Callable[..., None], *arguments: object) -> None:
-        retry(partial(act, *arguments), wait, say=click.echo)
+        retry(partial(act, *arguments), wait, on_wait=click.echo)
         click.echo(f"{what} are there.")
 
     if own.store:
@@ -184,7 +184,7 @@ def _start(own: settings.Settings, missing: Callable[[], Any]) -> Stop:
     start(own)
     start_tracing(own)
     atexit.register(stop_tracing)
-    serve_probes(listen(own.host, own.metrics_port), missing, HEART.stuck)
+    serve_probes(listen(own.host, own.metrics_port), missing, HEARTBEAT.stuck)
     stop = Stop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -213,6 +213,6 @@ for tool in TOOLS:
 if __name__ == "__main__":
     try:
         main()
-    except (Misconfigured, Away, Refused) as problem:
+    except (Misconfigured, Unavailable, Refused) as problem:
         _say(str(problem))
         sys.exit(1)

@@ -20,7 +20,7 @@ State = TypeVar("State")
 
 Command = TypeVar("Command")
 
-Fact = TypeVar("Fact")
+DomainEvent = TypeVar("DomainEvent")
 
 ATTEMPTS = 8  # how often a command is decided while others keep changing its stream first
 
@@ -77,7 +77,7 @@ def _one_at_a_time(stream: object) -> Iterator[None]:
 
 def handle(
     store: Store,
-    decider: Decider[Command, State, Fact],
+    decider: Decider[Command, State, DomainEvent],
     aggregate_id: UUID,
     command: Command,
     call: Call,
@@ -91,9 +91,9 @@ def handle(
 
     `answer` makes the answer from the new state and version; its ETag is added. A command that
     `creates` has an id of its own making, so there is no stream to read. Raises NotFound,
-    StaleVersion, Conflict, KeyReused, whatever `decide` refuses, StoreAway and Busy; then
-    nothing was written. What is refused may have been carried out before: see answered_before.
-    Raises OutcomeUnknown where it is not known whether it was written.
+    StaleVersion, Conflict, KeyReused, whatever `decide` refuses, StoreUnavailable and Overloaded;
+    then nothing was written. What is refused may have been carried out before: see
+    answered_before. Raises OutcomeUnknown where it is not known whether it was written.
     """
     stream = Stream(decider.aggregate_type, aggregate_id)
     for attempt in range(ATTEMPTS):
@@ -113,10 +113,10 @@ def handle(
 
 
 def answered_before(store: Store, call: Call) -> Handled | None:
-    """The earlier answer under this call's key, if there is one; raises KeyReused, StoreAway.
+    """The earlier answer under this call's key, if there is one.
 
-    An append finds that out by itself. So it is asked only before anybody waits or is told that
-    something cannot be done: the same request, earlier, may be why.
+    An append finds that out by itself, so this is needed only before a request waits or is
+    refused: the same request, earlier, may be the reason. Raises KeyReused, StoreUnavailable.
     """
     earlier = store.recorded_answer(call.idempotency) if call.idempotency else None
     return Handled(earlier, replayed=True) if earlier else None
@@ -124,7 +124,7 @@ def answered_before(store: Store, call: Call) -> Handled | None:
 
 def _once(
     store: Store,
-    decider: Decider[Command, State, Fact],
+    decider: Decider[Command, State, DomainEvent],
     stream: Stream,
     command: Command,
     call: Call,
@@ -145,10 +145,10 @@ def _once(
             " Nothing was written. Read it again, then repeat the change.",
             tag,
         )
-    facts = decider.decide(command, state)
-    events = [decider.to_new_event(fact, new_id()) for fact in facts]
-    for fact in facts:
-        state = decider.evolve(state, fact)
+    decided = decider.decide(command, state)
+    events = [decider.to_new_event(event, new_id()) for event in decided]
+    for event in decided:
+        state = decider.evolve(state, event)
     if events:
         tag = tag_of(version + len(events), events[-1].event_id)
     given = answer(state, version + len(events))
@@ -157,10 +157,10 @@ def _once(
         appended = store.append(stream, version, events, call.metadata, call.idempotency, given)
     if appended.replayed:
         return Handled(appended.replayed, replayed=True)
-    for event in events:
-        APPENDED.labels(event.event_type).inc()
+    for new in events:
+        APPENDED.labels(new.event_type).inc()
         log.info(
-            f"{stream.aggregate_type.title()} Event [{event.event_type}] saved to Postgres",
-            extra={"id": str(stream.aggregate_id), "event_id": str(event.event_id)},
+            f"{stream.aggregate_type.title()} Event [{new.event_type}] saved to Postgres",
+            extra={"id": str(stream.aggregate_id), "event_id": str(new.event_id)},
         )
     return Handled(given)

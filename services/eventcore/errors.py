@@ -1,7 +1,7 @@
 """The tree of everything that can go wrong, with a public code for each.
 
-Refused: the command cannot be done. Away: a server cannot be reached now; nothing was lost. The
-others concern one message, one event, or settings. `web/problems.py` turns them into HTTP, in
+Refused: the command cannot be done. Unavailable: a server cannot be reached now; nothing was lost.
+The others concern one message, one event, or settings. `web/problems.py` turns them into HTTP, in
 one table; nothing else knows status codes.
 """
 
@@ -53,7 +53,7 @@ class KeyReused(Refused, code="key-reused"):
     """An `Idempotency-Key` that stands for another request."""
 
 
-class Away(Error, code="away"):
+class Unavailable(Error, code="away"):
     """A server that cannot be reached now. Retry after `retry_after` seconds.
 
     `unreachable`: nothing came back at all; else it answered that it cannot do it now.
@@ -65,17 +65,17 @@ class Away(Error, code="away"):
     outcome_known = True
 
 
-class StoreAway(Away, code="store-away"):
+class StoreUnavailable(Unavailable, code="store-away"):
     """PostgreSQL cannot be reached, or does not answer within its time limit."""
 
 
-class StoreSlow(StoreAway):
+class StoreSlow(StoreUnavailable):
     """PostgreSQL answered that it could not do it within its time limit, or has no room."""
 
     unreachable = False
 
 
-class OutcomeUnknown(StoreAway, code="outcome-unknown"):
+class OutcomeUnknown(StoreUnavailable, code="outcome-unknown"):
     """The answer to an append was lost: the command may be carried out already, or later.
 
     Without an Idempotency-Key a repeat may do it twice. `aggregate_id` names the stream to look at.
@@ -88,37 +88,37 @@ class OutcomeUnknown(StoreAway, code="outcome-unknown"):
         self.aggregate_id = aggregate_id
 
 
-class SequenceBehind(StoreAway):
+class SequenceBehind(StoreUnavailable):
     """The store would draw positions that its log has already: it was put back in part."""
 
     unreachable = False
 
 
-class ReadModelAway(Away, code="read-model-away"):
+class ReadModelUnavailable(Unavailable, code="read-model-away"):
     """MongoDB cannot be reached, or does not answer within its time limit."""
 
 
-class BrokerAway(Away, code="broker-away"):
+class BrokerUnavailable(Unavailable, code="broker-away"):
     """RabbitMQ cannot be reached, or the connection to it was lost."""
 
 
-class FeedAway(Away, code="feed-away"):
+class FeedUnavailable(Unavailable, code="feed-away"):
     """The service that owns a feed cannot be reached."""
 
 
-class StoreRestored(Away, code="store-restored"):
+class StoreRestored(Unavailable, code="store-restored"):
     """The log lacks an event that its reader has seen: it is another one, or was put back."""
 
     unreachable = False
 
 
-class NotYet(Away, code="not-yet"):
+class NotYet(Unavailable, code="not-yet"):
     """Data that another service writes has not arrived here yet."""
 
     unreachable = False
 
 
-class Busy(Away, code="busy"):
+class Overloaded(Unavailable, code="busy"):
     """So many callers wait already that one more would not be served in time."""
 
     retry_after = 1

@@ -10,15 +10,15 @@ from datetime import datetime
 from time import monotonic
 from uuid import UUID
 
-from eventcore.errors import Away, CannotApply, NotFound, ReadModelAway
+from eventcore.errors import CannotApply, NotFound, ReadModelUnavailable, Unavailable
 from eventcore.model.event import Data, Event, Json, to_timestamp
 from eventcore.model.projection import Document, Projection, version_of
 from eventcore.readmodel.port import ReadModel
 from eventcore.readmodel.records import Generation, generation_of
 from eventcore.store.port import Store, Stream, read_pages
 
-NOTICED = 1.0
-"""Seconds after which a process has noticed that another generation serves."""
+GENERATION_TTL = 1.0
+"""Seconds for which a process caches which generation serves."""
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ class Serving:
         self._asked_at = float("-inf")
 
     def now(self) -> Generation:
-        """The generation; raises ReadModelAway."""
-        if monotonic() - self._asked_at > NOTICED:
+        """The generation; raises ReadModelUnavailable."""
+        if monotonic() - self._asked_at > GENERATION_TTL:
             number = self._readmodel.generations(self._projection.name).serving
             self._known = generation_of(self._projection, number)
             self._asked_at = monotonic()
@@ -51,12 +51,12 @@ class Views:
         self._serving = Serving(projection, readmodel)
 
     def current(self, aggregate_id: UUID) -> Document:
-        """The document now; raises NotFound, or StoreAway where only the stream could tell."""
+        """The document now. Raises NotFound; StoreUnavailable where only the stream could tell."""
         try:
             collection = self._serving.now().collection
             document = self._readmodel.find(collection, [str(aggregate_id)]).get(str(aggregate_id))
-        except ReadModelAway as away:
-            log.warning("Answered from the stream", extra={"reason": str(away)})
+        except ReadModelUnavailable as error:
+            log.warning("Answered from the stream", extra={"reason": str(error)})
             document = None
         if document is None:
             return self.as_it_was(aggregate_id)
@@ -108,7 +108,7 @@ class Views:
         """The document after the events that `read` reads; skips are asked for where it fails."""
         try:
             return self.projection.fold(read())
-        except Away:
+        except Unavailable:
             raise
         except Exception as error:
             skips = self._readmodel.skips(self.projection.name)

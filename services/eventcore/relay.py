@@ -15,11 +15,11 @@ from eventcore import jsontext
 from eventcore.broker.port import Publisher
 from eventcore.broker.topology import EXCHANGE
 from eventcore.clock import SYSTEM_CLOCK, Clock
-from eventcore.errors import Away, StoreRestored
+from eventcore.errors import StoreRestored, Unavailable
 from eventcore.failpoints import reach
 from eventcore.model.event import Event, Mark, to_message
 from eventcore.model.message import Message
-from eventcore.observe.health import HEART, Health
+from eventcore.observe.health import HEARTBEAT, Health
 from eventcore.observe.metrics import CONFIRM_SECONDS, IN_FLIGHT, PUBLISHED, RELAY_ACTIVE, RETURNED
 from eventcore.observe.tracing import Published, publishing
 from eventcore.retry import backoff
@@ -27,7 +27,8 @@ from eventcore.store.port import EXPIRED_AT_ONCE, PAGE, RelayStore
 
 log = logging.getLogger(__name__)
 
-POLLS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)  # seconds after which an idle relay looks for itself
+POLL_DELAYS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+"""Seconds between two polls of an idle relay; the last one repeats."""
 
 SAVE_EVERY = 0.2  # seconds between two moves of the checkpoint while there is work
 
@@ -36,7 +37,7 @@ EXPIRE_EVERY = 60.0  # seconds between two rounds of deleting expired idempotenc
 EXPIRE_AGAIN = 0.2  # seconds until the next statement of a round: 5,000 keys a second
 
 
-def pace(events: int) -> float:
+def gather_delay(events: int) -> float:
     """Seconds to let the next events gather after so many; 0 after a full page: more waits.
 
     A turn costs the same for one event as for ten, here, in PostgreSQL and in every projector.
@@ -66,16 +67,16 @@ class Relay:
         """Relay until `stop` is set, whatever servers come and go meanwhile."""
         failures = 0
         while not stop.is_set():
-            HEART.beat()
+            HEARTBEAT.beat()
             try:
                 self._with_store(stop)
                 failures = 0
-            except Away as away:
-                part = "broker" if away.code == "broker-away" else "store"
-                if isinstance(away, StoreRestored) and not self._halted:  # logged once
-                    log.error("Relay halted", extra={"store": self._name, "reason": str(away)})
+            except Unavailable as error:
+                part = "broker" if error.code == "broker-away" else "store"
+                if isinstance(error, StoreRestored) and not self._halted:  # logged once
+                    log.error("Relay halted", extra={"store": self._name, "reason": str(error)})
                     self._halted = True
-                self._health.lacks(part, str(away))
+                self._health.mark_down(part, str(error))
                 stop.wait(backoff(failures, self._clock))
                 failures += 1
 
@@ -84,19 +85,19 @@ class Relay:
         active.set(0)
         with closing(self._open_store()) as store, ExitStack() as held:
             while not store.lock():
-                HEART.beat()
-                self._health.well("store")
-                self._health.well("broker")  # a standby is ready to take over
+                HEARTBEAT.beat()
+                self._health.mark_up("store")
+                self._health.mark_up("broker")  # a standby is ready to take over
                 if stop.wait(1.0):
                     return
             checkpoint = store.checkpoint()
             store.read_page(checkpoint, checkpoint)  # raises StoreRestored if it is not there
             self._halted = False
-            self._health.well("store")
+            self._health.mark_up("store")
             active.set(1)
             held.callback(active.set, 0)
             publisher = held.enter_context(closing(self._open_publisher()))
-            self._health.well("broker")
+            self._health.mark_up("broker")
             log.info("Relaying", extra={"store": self._name, "from": checkpoint.position})
             Pump(self._name, store, publisher, self._clock).run(stop)
 
@@ -124,29 +125,29 @@ class Pump:
         idle = 0
         expire_at = self._monotonic()
         while not stop.is_set():
-            HEART.beat()
+            HEARTBEAT.beat()
             if self._monotonic() >= expire_at:
                 more = self._store.expire_idempotency_keys() == EXPIRED_AT_ONCE
                 expire_at = self._monotonic() + (EXPIRE_AGAIN if more else EXPIRE_EVERY)
             sent = self.turn()
             if sent:
                 idle = 0
-                stop.wait(pace(sent))
+                stop.wait(gather_delay(sent))
                 continue
             if self._in_flight:
                 idle = 0
-                self._collect(wait=0.02)
+                self._collect_confirms(wait=0.02)
                 continue
             if self._monotonic() - self._saved_at > SAVE_EVERY:
                 self.save()
             if self._store.head > self._sent.position:
                 self._store.wait(0.003)  # a writer that drew a position is still at work
             else:
-                self._store.wait(POLLS[min(idle, len(POLLS) - 1)])
+                self._store.wait(POLL_DELAYS[min(idle, len(POLL_DELAYS) - 1)])
                 idle += 1
         deadline = self._monotonic() + 5
         while self._in_flight and self._monotonic() < deadline:
-            self._collect(wait=0.1)
+            self._collect_confirms(wait=0.1)
         self.save()
 
     def turn(self) -> int:
@@ -166,7 +167,7 @@ class Pump:
             self._pages.append((page[-1].position, began, published))
             self._in_flight.extend(event.mark for event in page)
             self._sent = page[-1].mark
-        self._collect(wait=0)
+        self._collect_confirms(wait=0)
         if self._monotonic() - self._saved_at > SAVE_EVERY:
             self.save()
         return len(page)
@@ -179,7 +180,7 @@ class Pump:
             reach("relay:saved")
             self._saved, self._saved_at = self._checkpoint, self._monotonic()
 
-    def _collect(self, wait: float) -> None:
+    def _collect_confirms(self, wait: float) -> None:
         if wait:
             confirmed = self._publisher.wait(self._confirmed, wait)
         else:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from eventcore.clock import SYSTEM_CLOCK, Clock
-from eventcore.errors import Away
+from eventcore.errors import Unavailable
 
 Done = TypeVar("Done")
 
@@ -25,25 +25,25 @@ def backoff(failures: int, clock: Clock = SYSTEM_CLOCK) -> float:
 
 
 def retry(
-    act: Callable[[], Done],
+    action: Callable[[], Done],
     patience: float,
     wait: Callable[[float], object] = time.sleep,
-    say: Callable[[str], None] = lambda _: None,
+    on_wait: Callable[[str], None] = lambda _: None,
 ) -> Done:
-    """Calls `act` until it returns, with backoff while a server is unavailable.
+    """Calls `action` until it returns, with backoff while a server is unavailable.
 
-    Raises Away once `patience` seconds have passed; `say` gets each new reason for waiting.
+    Raises Unavailable once `patience` seconds have passed; `on_wait` gets each new reason.
     """
     deadline, failures, said = time.monotonic() + patience, 0, ""
     while True:
         try:
-            return act()
-        except Away as away:
+            return action()
+        except Unavailable as error:
             if time.monotonic() > deadline:
                 raise
-            if str(away) != said:
-                said = str(away)
-                say(f"Waiting: {said}")
+            if str(error) != said:
+                said = str(error)
+                on_wait(f"Waiting: {said}")
         wait(backoff(failures))
         failures += 1
 
@@ -60,7 +60,7 @@ class CircuitBreaker:
         self._lock = threading.Lock()
         self._failures = 0
         self._open_until = 0.0
-        self._reason: Away | None = None
+        self._reason: Unavailable | None = None
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -69,9 +69,9 @@ class CircuitBreaker:
             self._enter()
         try:
             yield
-        except Away as away:
-            if away.unreachable:
-                self._fail(away)
+        except Unavailable as error:
+            if error.unreachable:
+                self._fail(error)
             raise
         except Exception:
             self._succeed()
@@ -87,11 +87,11 @@ class CircuitBreaker:
                 raise type(self._reason)(str(self._reason))
             self._open_until = self._timer() + PAUSE  # this call is the probe; the others wait
 
-    def _fail(self, away: Away) -> None:
+    def _fail(self, error: Unavailable) -> None:
         with self._lock:
             self._failures += 1
             if self._failures >= FAILURES:
-                self._reason = away
+                self._reason = error
                 self._open_until = self._timer() + PAUSE
 
     def _succeed(self) -> None:

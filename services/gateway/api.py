@@ -10,10 +10,10 @@ from flask import Flask, Response, request
 from werkzeug.routing import BaseConverter
 
 from eventcore.web import openapi
-from eventcore.web.correlation import IDS
+from eventcore.web.correlation import REQUEST_CONTEXT
 from eventcore.web.problems import problem
 from eventcore.web.request import read_body
-from gateway.forward import SAFE, Answer, Upstream, UpstreamAway
+from gateway.forward import SAFE, Answer, Upstream, UpstreamUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class _Id(BaseConverter):
 def add_forwarding(app: Flask, upstreams: Mapping[str, Upstream]) -> None:
     """Adds all of ROUTES to the application."""
     app.url_map.converters["id"] = _Id
-    app.register_error_handler(UpstreamAway, _away)
+    app.register_error_handler(UpstreamUnavailable, _unavailable)
     for service, paths in ROUTES.items():
         for path in paths:  # without methods, a rule takes them all
             rule = path.replace("{id}", "<id:id>")
@@ -85,7 +85,7 @@ def _view(upstream: Upstream) -> Callable[..., Response]:
         headers = {
             name: request.headers[name] for name in REQUEST_HEADERS if name in request.headers
         }
-        ids = request.environ[IDS]
+        ids = request.environ[REQUEST_CONTEXT]
         headers |= {"X-Request-ID": ids.request_id, "X-Correlation-ID": ids.correlation_id}
         query = quote(request.query_string, safe=_VISIBLE)
         target = f"{request.path}?{query}" if query else request.path
@@ -103,7 +103,7 @@ def _response(answer: Answer) -> Response:
     return response
 
 
-def _away(error: UpstreamAway) -> Response:
+def _unavailable(error: UpstreamUnavailable) -> Response:
     """Says whether the request may have been done."""
     log.warning("Service away", extra={"code": error.code, "reason": str(error)[:300]})
     if error.status == 503:
@@ -128,7 +128,7 @@ class Description:
         self._known: dict[str, Answer] = {}
 
     def __call__(self) -> bytes:
-        """The document; raises UpstreamAway until every service has answered once."""
+        """The document; raises UpstreamUnavailable until every service has answered once."""
         for service in self._upstreams:
             self._refresh(service)
         return _merged(*(self._known[service].body for service in self._upstreams))
@@ -140,14 +140,14 @@ class Description:
         )
         try:
             answer = self._upstreams[service].call("GET", "/openapi.json", headers=headers)
-        except UpstreamAway:
+        except UpstreamUnavailable:
             if known is None:
                 raise
             return
         if answer.status == 200:
             self._known[service] = answer
         elif known is None:
-            raise UpstreamAway(f"{service} answered {answer.status} for its description")
+            raise UpstreamUnavailable(f"{service} answered {answer.status} for its description")
 
 
 @lru_cache(maxsize=1)

@@ -10,7 +10,7 @@ from threading import BoundedSemaphore
 from time import monotonic
 from urllib.parse import urlsplit
 
-from eventcore.errors import Away, Busy
+from eventcore.errors import Overloaded, Unavailable
 from eventcore.observe.tracing import calling, note_status
 from eventcore.retry import CircuitBreaker
 
@@ -30,7 +30,7 @@ PATIENCE = 1.0
 SAFE = ("GET", "HEAD", "OPTIONS")
 
 
-class UpstreamAway(Away):
+class UpstreamUnavailable(Unavailable):
     """A service did not answer. `status` 503: nothing was sent; 502, 504: it may have been done."""
 
     code = "upstream-away"
@@ -69,7 +69,7 @@ class Upstream:
     def call(
         self, method: str, target: str, body: bytes = b"", headers: Mapping[str, str] | None = None
     ) -> Answer:
-        """Sends a request and reads the answer; raises UpstreamAway, Busy.
+        """Sends a request and reads the answer; raises UpstreamUnavailable, Overloaded.
 
         A request whose connection was lost is sent again, once, if it is safe or carries an
         Idempotency-Key, which every command honours.
@@ -82,36 +82,36 @@ class Upstream:
                     connection = self._kept() or self._connect()
                 except OSError as error:
                     if is_last:
-                        raise UpstreamAway(f"not reached: {error}") from error
+                        raise UpstreamUnavailable(f"not reached: {error}") from error
                     continue
                 try:
                     return self._send(
                         connection, method, target, body, {**given, **context}, deadline
                     )
                 except TimeoutError as error:
-                    raise UpstreamAway(f"no answer within {ANSWER_TIME:g} s", 504) from error
+                    raise UpstreamUnavailable(f"no answer within {ANSWER_TIME:g} s", 504) from error
                 except (OSError, HTTPException) as error:
                     is_repeatable = method in SAFE or "Idempotency-Key" in given
                     if is_last or not is_repeatable or not isinstance(error, ConnectionError):
-                        raise UpstreamAway(f"no answer: {error!r}", 502) from error
+                        raise UpstreamUnavailable(f"no answer: {error!r}", 502) from error
             raise AssertionError("the last try returns or raises")
 
     @contextmanager
     def _permit(self) -> Iterator[None]:
-        """Raises Busy if all permits are taken and the service is slow to answer.
+        """Raises Overloaded if all permits are taken and the service is slow to answer.
 
         A healthy service under load gives permits back all the time, so calls wait for one, unless
         none was taken or given back for PATIENCE, or the last call was not answered.
         """
         patience = self._moved_at + PATIENCE - monotonic() if self._answers else 0.0
         if not self._permits.acquire(timeout=max(0.0, patience)):
-            raise Busy("The service is slow to answer. Nothing was sent to it; try again.")
+            raise Overloaded("The service is slow to answer. Nothing was sent to it; try again.")
         try:
             self._moved_at = monotonic()
             yield
             self._moved_at = monotonic()
             self._answers = True
-        except UpstreamAway:
+        except UpstreamUnavailable:
             self._answers = False
             raise
         finally:

@@ -10,17 +10,17 @@ from collections import Counter, OrderedDict
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from eventcore.errors import Busy, Invalid, NotYet
+from eventcore.errors import Invalid, NotYet, Overloaded
 from eventcore.ids import made_at
 from eventcore.query import Serving
 from eventcore.readmodel.port import ReadModel
 from order.projections.known_users import PROJECTION
 
-REMEMBERED = 10_000
+REMEMBERED_USERS = 10_000
 """User ids kept in memory, so that their orders are taken while MongoDB is away."""
 
-FUTURE = timedelta(days=1)
-"""Further ahead of this service's clock no id was made; less far a clock may be wrong."""
+CLOCK_TOLERANCE = timedelta(days=1)
+"""Maximum difference between the clock of an id and this service's clock."""
 
 FIRST, LAST = 0.01, 0.1
 """Seconds before a waiting request looks at the cache for the first time, and at most later."""
@@ -43,34 +43,34 @@ class Customers:
         self._waiters = waiters
         self._remembered: OrderedDict[str, None] = OrderedDict()
         self._awaited: Counter[str] = Counter()
-        self._looked_at = 0.0
-        self._looking = threading.Lock()
+        self._loaded_at = 0.0
+        self._load_lock = threading.Lock()
         self._lock = threading.Lock()
 
     def knows(self, user_id: str) -> bool:
-        """Whether the user may order, as far as the cache goes; raises ReadModelAway."""
+        """Whether the user may order, as far as the cache goes; raises ReadModelUnavailable."""
         return self._is_remembered(user_id) or self._is_known(user_id)
 
     def wait_for(self, user_id: str) -> None:
         """Return once a user who is not known yet may order, within the wait.
 
-        Raises Invalid ("User unknown"), Busy if too many wait already, NotYet where the cache is
-        behind, and ReadModelAway.
+        Raises Invalid ("User unknown"), Overloaded if too many wait already, NotYet where the
+        cache is behind, and ReadModelUnavailable.
         """
-        if self._is_nobodys(user_id):
+        if self._cannot_exist(user_id):
             raise Invalid(
                 f"There is no user {user_id}. Create one with POST /users, then order.",
                 "User unknown",
             )
         with self._lock:
             if self._awaited.total() >= self._waiters:
-                raise Busy("Too many orders wait for users who are not known yet. Try again.")
+                raise Overloaded("Too many orders wait for users who are not known yet. Try again.")
             self._awaited[user_id] += 1
         deadline, delay = time.monotonic() + self._wait, FIRST
         try:
             while (begun := time.monotonic()) < deadline:
                 time.sleep(min(delay, deadline - begun))
-                if self._has_come(user_id, begun):
+                if self._is_known_since(user_id, begun):
                     return
                 delay = min(2 * delay, LAST)
         finally:
@@ -81,20 +81,20 @@ class Customers:
             " behind. Nothing was written; try again."
         )
 
-    def _has_come(self, user_id: str, since: float) -> bool:
+    def _is_known_since(self, user_id: str, since: float) -> bool:
         """Whether the user is known by now; one look after `since` serves all who wait."""
-        with self._looking:
-            if self._looked_at < since:
-                self._looked_at = time.monotonic()
+        with self._load_lock:
+            if self._loaded_at < since:
+                self._loaded_at = time.monotonic()
                 with self._lock:
                     awaited = list(self._awaited)
-                self._look(awaited)
+                self._load_known(awaited)
         return self._is_remembered(user_id)
 
-    def _is_nobodys(self, user_id: str) -> bool:
+    def _cannot_exist(self, user_id: str) -> bool:
         """Whether the cache would know this user if there were one, or nobody can have the id."""
         made = made_at(UUID(user_id))
-        if made is None or made > datetime.now(UTC) + FUTURE:
+        if made is None or made > datetime.now(UTC) + CLOCK_TOLERANCE:
             return True
         covered_at = self._readmodel.checkpoint(self._serving.now().name).covered_at
         if covered_at is None or min(covered_at, datetime.now(UTC)) <= made + self._margin:
@@ -102,17 +102,17 @@ class Customers:
         return not self._is_known(user_id)  # it may have come since we looked
 
     def _is_known(self, user_id: str) -> bool:
-        self._look([user_id])
+        self._load_known([user_id])
         return self._is_remembered(user_id)
 
-    def _look(self, user_ids: list[str]) -> None:
-        """Remembers those of these users whom the cache has."""
+    def _load_known(self, user_ids: list[str]) -> None:
+        """Remembers which of these users the cache has."""
         known = self._readmodel.versions(self._serving.now().collection, user_ids)
         with self._lock:
             for user_id in known:
                 self._remembered[user_id] = None
                 self._remembered.move_to_end(user_id)
-            while len(self._remembered) > REMEMBERED:
+            while len(self._remembered) > REMEMBERED_USERS:
                 self._remembered.popitem(last=False)
 
     def _is_remembered(self, user_id: str) -> bool:

@@ -36,8 +36,8 @@ def create_app(settings: Settings) -> Flask:
     readmodel = Mongo(settings.readmodel, settings.threads)
     readiness = Readiness(store, readmodel)
     feed = StoreFeed(store, "order")
-    looks = watch_service("order", store, readmodel, feed, PROJECTIONS)
-    watch([readiness.missing, *looks], Stop())
+    updates = watch_service("order", store, readmodel, feed, PROJECTIONS)
+    watch([readiness.missing, *updates], Stop())
     customers = Customers(
         readmodel,
         wait=settings.known_user_wait,

@@ -89,5 +89,5 @@ def evolve(order: Order | None, event: OrderEvent) -> Order | None:
 
 
 DECIDER: Decider[OrderCommand, Order | None, OrderEvent] = Decider(
-    aggregate_type="order", facts=OrderEvent, initial=None, decide=decide, evolve=evolve
+    aggregate_type="order", events=OrderEvent, initial=None, decide=decide, evolve=evolve
 )

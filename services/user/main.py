@@ -33,8 +33,8 @@ def create_app(settings: Settings) -> Flask:
     readmodel = Mongo(settings.readmodel, settings.threads)
     readiness = Readiness(store, readmodel)
     feed = StoreFeed(store, "user")
-    looks = watch_service("user", store, readmodel, feed, PROJECTIONS)
-    watch([readiness.missing, *looks], Stop())
+    updates = watch_service("user", store, readmodel, feed, PROJECTIONS)
+    watch([readiness.missing, *updates], Stop())
     app = create_web_app(
         TITLE,
         routes(store, Views(users.PROJECTION, readmodel, store)).all,

@@ -94,5 +94,5 @@ def evolve(user: User | None, event: UserEvent) -> User | None:
 
 
 DECIDER: Decider[UserCommand, User | None, UserEvent] = Decider(
-    aggregate_type="user", facts=UserEvent, initial=None, decide=decide, evolve=evolve
+    aggregate_type="user", events=UserEvent, initial=None, decide=decide, evolve=evolve
 )

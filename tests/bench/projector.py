@@ -14,7 +14,7 @@ from eventcore.broker.port import Queue
 from eventcore.broker.rabbitmq import RabbitMQ
 from eventcore.model.projection import Projection
 from eventcore.observe.health import Health
-from eventcore.project.folder import Folder
+from eventcore.project.applier import EventApplier
 from eventcore.project.projector import Projector
 from eventcore.project.sweep import Sweep
 from eventcore.readmodel.mongo import Mongo
@@ -77,10 +77,10 @@ class Projecting:
 
     def _projector(self, projection: Projection, readmodel: Mongo, broker: RabbitMQ) -> Projector:
         feed = StoreFeed(self._backlog.store, "order")
-        folder = Folder(projection, readmodel, feed)
+        applier = EventApplier(projection, readmodel, feed)
         return Projector(
-            folder,
-            Sweep(folder, "bench", 60),
+            applier,
+            Sweep(applier, "bench", 60),
             lambda: broker.consumer(QUEUE, BATCH),
             Health(),
             batch=BATCH,

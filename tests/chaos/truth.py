@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from eventcore import jsontext
-from eventcore.errors import Away
+from eventcore.errors import Unavailable
 from eventcore.model.event import Event
 from eventcore.model.projection import Document, Projection
 from tests.bench.machine import family
@@ -104,7 +104,7 @@ def converged(
                 parked = model.parked(name if number == 1 else f"{name}.{number}")
                 found = documents(system, projection, service, ids)
                 finding = folded(projection, events, found, skips, parked)
-            except Away as away:
+            except Unavailable as away:
                 finding = Finding("E", wrong=[f"E cannot be looked at: {away}"])
             findings[projection.name] = finding
             if not finding.wrong or time.monotonic() > deadline:

@@ -22,7 +22,7 @@ import pytest
 from eventcore.broker import rabbitmq
 from eventcore.broker.port import Consumer, Delivery, Publisher, Queue
 from eventcore.broker.topology import EXCHANGE
-from eventcore.errors import BrokerAway
+from eventcore.errors import BrokerUnavailable
 from eventcore.model.message import Message
 from eventcore.settings import Secret, Server
 from local.servers import RabbitMQ as Node
@@ -261,13 +261,13 @@ def take(consumer: Consumer, count: int, seconds: float = 10) -> list[Delivery]:
     return taken
 
 
-def raises_soon(act: Callable[[], object]) -> BrokerAway:
+def raises_soon(act: Callable[[], object]) -> BrokerUnavailable:
     """What happened to the connection is known a moment later."""
     until = monotonic() + 10
     while monotonic() < until:
         try:
             act()
-        except BrokerAway as away:
+        except BrokerUnavailable as away:
             return away
     raise AssertionError("it went on as if nothing had happened")
 
@@ -331,7 +331,7 @@ def test_a_silent_broker_is_given_one_window_and_then_is_away(
 ) -> None:
     site.fall_silent()
     publisher.publish(messages(site.queue, WINDOW))
-    with pytest.raises(BrokerAway):
+    with pytest.raises(BrokerUnavailable):
         publisher.publish(messages(site.queue, 1))
 
 
@@ -361,9 +361,9 @@ def test_a_publisher_whose_connection_is_cut_says_so(site: Site, publisher: Publ
     publish(publisher, messages(site.queue, 1))
     site.cut()
     raises_soon(publisher.confirmed)
-    with pytest.raises(BrokerAway):
+    with pytest.raises(BrokerUnavailable):
         publisher.publish(messages(site.queue, 1))
-    with pytest.raises(BrokerAway):
+    with pytest.raises(BrokerUnavailable):
         publisher.wait(0, timeout=5)
 
 
@@ -379,7 +379,7 @@ def test_after_a_cut_another_publisher_can_be_opened(
 
 def test_a_closed_publisher_publishes_nothing(site: Site, publisher: Publisher) -> None:
     publisher.close()
-    with pytest.raises(BrokerAway):
+    with pytest.raises(BrokerUnavailable):
         publisher.publish(messages(site.queue, 1))
     publisher.close()
 
@@ -461,7 +461,7 @@ def test_what_was_not_acknowledged_comes_again_after_a_cut(
     assert not any(delivery.redelivered for delivery in taken)
     site.cut()
     raises_soon(lambda: consumer.take(1, wait=0.1))
-    with pytest.raises(BrokerAway):
+    with pytest.raises(BrokerUnavailable):
         consumer.acknowledge(taken[-1])
     consumer.close()
     again = take(opened(site.broker.consumer(site.queue, prefetch=100)), 3)
@@ -590,7 +590,9 @@ def test_an_exchange_that_differs_is_named(real: RealSite, rabbitmq: Node) -> No
     real.channel.exchange_delete(EXCHANGE)
     real.channel.exchange_declare(EXCHANGE, "fanout", durable=True)
     try:
-        with pytest.raises(BrokerAway, match=f"inequivalent arg 'type' for exchange '{EXCHANGE}'"):
+        with pytest.raises(
+            BrokerUnavailable, match=f"inequivalent arg 'type' for exchange '{EXCHANGE}'"
+        ):
             real.broker.publisher([real.queue], WINDOW)
     finally:
         real.channel.exchange_delete(EXCHANGE)
@@ -609,13 +611,13 @@ def test_queues_are_durable_quorum_queues_without_limits_of_their_own(
 def test_nobody_there_is_away(real: RealSite) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with pytest.raises(BrokerAway, match="refused"):
+    with pytest.raises(BrokerUnavailable, match="refused"):
         rabbitmq_at(replace(real.server, port=port)).publisher([real.queue], WINDOW)
 
 
 def test_a_wrong_password_is_away(real: RealSite) -> None:
     wrong = replace(real.server, password=Secret("wrong"))
-    with pytest.raises(BrokerAway, match="ACCESS_REFUSED"):
+    with pytest.raises(BrokerUnavailable, match="ACCESS_REFUSED"):
         rabbitmq_at(wrong).publisher([real.queue], WINDOW)
 
 
@@ -623,7 +625,7 @@ def test_a_password_is_read_again_at_each_connect(real: RealSite, tmp_path: Any)
     file = tmp_path / "password"
     file.write_text("wrong")
     broker = rabbitmq_at(replace(real.server, password=Secret(file=file)))
-    with pytest.raises(BrokerAway):
+    with pytest.raises(BrokerUnavailable):
         broker.publisher([real.queue], WINDOW)
     file.write_text(real.server.password.read())
     broker.publisher([real.queue], WINDOW).close()
@@ -632,7 +634,7 @@ def test_a_password_is_read_again_at_each_connect(real: RealSite, tmp_path: Any)
 def test_a_server_that_answers_nothing_is_away_within_its_limit(real: RealSite) -> None:
     real.fall_silent()
     started = monotonic()
-    with pytest.raises(BrokerAway):
+    with pytest.raises(BrokerUnavailable):
         real.broker.publisher([real.queue], WINDOW)
     assert monotonic() - started < 15
 
@@ -661,7 +663,7 @@ def test_close_leaves_neither_thread_nor_socket(real: RealSite, harm: str) -> No
         "none": lambda: None,
         "cut": real.cut,
         "silence": real.fall_silent,
-        "nack": partial(publisher._break, BrokerAway("refused")),
+        "nack": partial(publisher._break, BrokerUnavailable("refused")),
         "deleted": lambda: real.delete(real.queue.name),
     }
     do_harm[harm]()

@@ -7,7 +7,7 @@ from itertools import takewhile
 from random import Random
 
 from eventcore.broker.port import Consumer, Delivery, Publisher, Queue
-from eventcore.errors import BrokerAway
+from eventcore.errors import BrokerUnavailable
 from eventcore.model.message import Message
 
 
@@ -85,9 +85,9 @@ class FakeBroker:
         Random(seed).shuffle(self.queues[queue])
 
     def check(self) -> None:
-        """Raise BrokerAway while it is away."""
+        """Raise BrokerUnavailable while it is away."""
         if self.away:
-            raise BrokerAway("RabbitMQ cannot be reached: a test said so")
+            raise BrokerUnavailable("RabbitMQ cannot be reached: a test said so")
 
     def _connect(self, new: "FakePublisher | FakeConsumer", queues: Sequence[Queue]) -> None:
         self.check()
@@ -135,13 +135,13 @@ class FakePublisher:
 
     def _wait_in_vain(self) -> None:
         if self._unconfirmed == self._window:
-            raise BrokerAway("RabbitMQ has confirmed nothing for long: a test said so")
+            raise BrokerUnavailable("RabbitMQ has confirmed nothing for long: a test said so")
         self._unconfirmed += 1
 
     def _check(self) -> None:
         self._broker.check()
         if self._closed:
-            raise BrokerAway("the connection to RabbitMQ was lost: a test said so")
+            raise BrokerUnavailable("the connection to RabbitMQ was lost: a test said so")
 
 
 class FakeConsumer:
@@ -204,7 +204,7 @@ class FakeConsumer:
     def _check(self) -> None:
         self._broker.check()
         if self._closed:
-            raise BrokerAway("the connection to RabbitMQ was lost: a test said so")
+            raise BrokerUnavailable("the connection to RabbitMQ was lost: a test said so")
 
 
 def _matches(binding: Sequence[str], key: Sequence[str]) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from zlib import crc32
 
-from eventcore.errors import CannotApply, ReadModelAway
+from eventcore.errors import CannotApply, ReadModelUnavailable
 from eventcore.model.event import Mark
 from eventcore.model.projection import Document, version_of
 from eventcore.readmodel.port import SLOTS, ReadModel
@@ -247,7 +247,7 @@ class FakeReadModel:
 
     def _check(self) -> None:
         if self.away:
-            raise ReadModelAway("MongoDB cannot be reached: a test said so")
+            raise ReadModelUnavailable("MongoDB cannot be reached: a test said so")
 
 
 _is_a_read_model: ReadModel = FakeReadModel()

@@ -12,7 +12,7 @@ from eventcore.broker.port import Queue
 from eventcore.clock import SYSTEM_CLOCK, Clock
 from eventcore.model.projection import Projection
 from eventcore.observe.health import Health
-from eventcore.project.folder import Folder
+from eventcore.project.applier import EventApplier
 from eventcore.project.projector import Projector
 from eventcore.project.sweep import Sweep
 from eventcore.query import Views
@@ -50,11 +50,11 @@ def projector(
 ) -> Projector:
     """A projector on fakes, that asks its feed straight from the owner's store."""
     feed = StoreFeed(store, projection.aggregate_type)
-    folder = Folder(projection, readmodel, feed, clock)
+    applier = EventApplier(projection, readmodel, feed, clock)
     queue = Queue(projection.queue, projection.binding)
     return Projector(
-        folder,
-        Sweep(folder, "holder", lease_seconds=5),
+        applier,
+        Sweep(applier, "holder", lease_seconds=5),
         lambda: broker.consumer(queue, 300),
         Health(),
         batch=300,

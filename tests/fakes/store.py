@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from eventcore import jsontext
-from eventcore.errors import Conflict, KeyReused, StoreAway, StoreRestored
+from eventcore.errors import Conflict, KeyReused, StoreRestored, StoreUnavailable
 from eventcore.model.event import Data, Event, Mark, NewEvent
 from eventcore.store.port import (
     PAGE,
@@ -175,7 +175,7 @@ class FakeStore:
 
     def _check(self) -> None:
         if self.away:
-            raise StoreAway("PostgreSQL cannot be reached: a test said so")
+            raise StoreUnavailable("PostgreSQL cannot be reached: a test said so")
 
 
 def _stream_of(event: Event) -> Stream:

@@ -7,10 +7,10 @@ import pytest
 from flask.testing import FlaskClient
 
 from eventcore import jsontext
-from eventcore.errors import FeedAway
+from eventcore.errors import FeedUnavailable
 from eventcore.model.event import NewEvent
 from eventcore.settings import Secret
-from eventcore.store.feed import MANY, whole
+from eventcore.store.feed import MANY, read_whole_streams
 from eventcore.store.http_feed import HttpFeed
 from eventcore.store.port import PAGE, Stream
 from tests.fakes.shop import TOKEN, FakeShop
@@ -29,7 +29,7 @@ class Feed(HttpFeed):
         headers = {"Authorization": f"Bearer {TOKEN}"}
         answer = self._client.get(f"/internal/{what}", query_string=query, headers=headers)
         if answer.status_code != 200:
-            raise FeedAway(answer.text)
+            raise FeedUnavailable(answer.text)
         return jsontext.parse(answer.data)
 
 
@@ -53,7 +53,7 @@ def test_many_streams_come_whole_whatever_their_length(shop: FakeShop) -> None:
         lengthen(shop, user_id, length)
     nobody = str(uuid4())
     feed = Feed(shop.users)
-    found = whole(feed, [*users, nobody])
+    found = read_whole_streams(feed, [*users, nobody])
     assert [len(found[user_id]) for user_id in users] == [length + 1 for length in lengths]
     assert found[nobody] == []
     assert {each: feed.stream(each, 0) for each in found} == found
@@ -75,7 +75,7 @@ def test_streams_come_from_the_version_that_is_asked_for(shop: FakeShop) -> None
 
 
 def test_more_than_many_are_refused(shop: FakeShop) -> None:
-    with pytest.raises(FeedAway, match=str(MANY)):
+    with pytest.raises(FeedUnavailable, match=str(MANY)):
         Feed(shop.users).streams({str(uuid4()): 0 for _ in range(MANY + 1)})
 
 

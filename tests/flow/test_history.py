@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from eventcore import jsontext
-from eventcore.errors import ReadModelAway, StoreAway
+from eventcore.errors import ReadModelUnavailable, StoreUnavailable
 from eventcore.ids import made_at, new_id
 from eventcore.model.event import NewEvent
 from eventcore.operate.history import History, find
@@ -216,8 +216,8 @@ def test_the_order_service_knows_a_user_by_its_cache(shop: FakeShop) -> None:
 def test_a_server_that_is_away_is_named(shop: FakeShop) -> None:
     user_id = shop.create_user()
     shop.readmodel.away = True
-    with pytest.raises(ReadModelAway, match="MongoDB"):
+    with pytest.raises(ReadModelUnavailable, match="MongoDB"):
         user_history(shop, user_id)
     shop.user_store.away = True
-    with pytest.raises(StoreAway, match="PostgreSQL"):
+    with pytest.raises(StoreUnavailable, match="PostgreSQL"):
         user_history(shop, user_id)

@@ -308,7 +308,7 @@ def test_a_cache_whose_clock_is_ahead_calls_no_new_user_unknown(shop: FakeShop) 
 def test_a_clock_that_was_an_hour_ahead_and_is_right_again_calls_no_new_user_unknown(
     shop: FakeShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    feed = shop.projectors["known-users"].folder.feed
+    feed = shop.projectors["known-users"].applier.feed
     with monkeypatch.context() as patch:
         patch.setattr(feed, "_clock", lambda: datetime.now(UTC) + timedelta(hours=1))
         patch.setattr(shop.user_store, "clock", lambda: datetime.now(UTC) + timedelta(hours=1))
@@ -335,7 +335,7 @@ def test_one_clock_that_stays_ahead_covers_no_moment_to_come(
     def early() -> datetime:
         return datetime.now(UTC) + timedelta(hours=1)
 
-    feed = shop.projectors["known-users"].folder.feed
+    feed = shop.projectors["known-users"].applier.feed
     target, name = (feed, "_clock") if ahead == "service" else (shop.user_store, "clock")
     monkeypatch.setattr(target, name, early)
     shop.sweep(["known-users"])

@@ -6,7 +6,7 @@ import pytest
 from flask import Flask
 from prometheus_client import REGISTRY
 
-from eventcore.errors import Conflict, StoreAway
+from eventcore.errors import Conflict, StoreUnavailable
 from eventcore.observe import metrics
 from eventcore.web.app import create_app
 from gateway.api import ROUTES, add_forwarding
@@ -78,7 +78,7 @@ def test_a_command_that_fails_is_counted_with_the_time_that_it_took(
 
     def fail(*_: object) -> None:
         now[0] += 3
-        raise StoreAway("nobody is there")
+        raise StoreUnavailable("nobody is there")
 
     monkeypatch.setattr("eventcore.web.correlation.perf_counter", lambda: now[0])
     monkeypatch.setattr(shop.user_store, "append", fail)

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventcore.broker.port import Consumer
-from eventcore.errors import BrokerAway, FeedAway
+from eventcore.errors import BrokerUnavailable, FeedUnavailable
 from eventcore.model.event import Event, Mark, NewEvent
 from eventcore.model.message import Message
 from eventcore.model.projection import Document, Projection
 from eventcore.observe.health import Health
-from eventcore.project.folder import Folder
-from eventcore.project.projector import SILENT
+from eventcore.project.applier import EventApplier
+from eventcore.project.projector import STALLED_SWEEPS
 from eventcore.relay import to_broker
 from eventcore.settings import Secret
 from eventcore.store.http_feed import HttpFeed
@@ -145,9 +145,9 @@ def test_a_gap_while_the_feed_is_away_is_left_to_the_sweep_and_others_go_on(
     del shop.broker.queues[USERS][0]
 
     def away(after: object) -> dict[str, list[object]]:
-        raise FeedAway("a test said so")
+        raise FeedUnavailable("a test said so")
 
-    feed = shop.projectors["users"].folder.feed
+    feed = shop.projectors["users"].applier.feed
     feed.streams = away  # type: ignore[method-assign, assignment]
     shop.consume()
     assert other in shop.readmodel.collections["users"]
@@ -179,11 +179,11 @@ def test_after_the_fix_a_parked_stream_goes_on_where_it_stopped(shop: FakeShop) 
     poison(shop, user_id)
     poison(shop, user_id, "USER_NAME_CHANGED", {"name": "Eve"})
     shop.settle()
-    folder = shop.projectors["users"].folder
+    applier = shop.projectors["users"].applier
     entries = shop.readmodel.parked("users")
-    assert folder.retry(entries) == set()
+    assert applier.retry(entries) == set()
     fixed = replace(users.PROJECTION, ignores=frozenset({"USER_MARRIED"}))
-    assert Folder(fixed, shop.readmodel, folder.feed).retry(entries) == {user_id}
+    assert EventApplier(fixed, shop.readmodel, applier.feed).retry(entries) == {user_id}
     assert shop.readmodel.parked("users") == {}
     assert shop.readmodel.collections["users"][user_id]["name"] == "Eve"
     assert shop.readmodel.collections["users"][user_id]["version"] == 3
@@ -332,7 +332,7 @@ def test_two_replicas_that_fold_the_same_events_write_each_once(shop: FakeShop) 
         nonlocal raced
         if not raced:
             raced = True
-            twin.folder.apply({user_id: shop.user_store.log[:2]})
+            twin.applier.apply({user_id: shop.user_store.log[:2]})
         return original(collection, writes)  # type: ignore[arg-type]
 
     shop.readmodel.write = second_comes_first  # type: ignore[method-assign]
@@ -361,7 +361,7 @@ def test_sweeps_go_on_while_a_broker_that_does_not_even_refuse_is_waited_for(
 
     def open_consumer() -> Consumer:
         refused.wait(30)
-        raise BrokerAway("RabbitMQ did not answer")
+        raise BrokerUnavailable("RabbitMQ did not answer")
 
     lonely = projector(users.PROJECTION, shop.readmodel, shop.user_store, shop.broker)
     lonely.open_consumer = open_consumer
@@ -385,7 +385,7 @@ def test_a_consumer_that_the_broker_has_forgotten_without_a_word_is_opened_anew(
 ) -> None:
     user_id = shop.create_user()
     shop.broker.forget(USERS)
-    for number in range(SILENT):
+    for number in range(STALLED_SWEEPS):
         shop.users.put(f"/users/{user_id}", json={"name": f"Ada {number}"})
         shop.settle()
         assert shop.broker.queues[USERS]
@@ -488,14 +488,14 @@ def test_the_checkpoint_does_not_pass_a_stream_that_is_neither_applied_nor_parke
     fresh = projector(users.PROJECTION, shop.readmodel, shop.user_store, shop.broker)
 
     def away(after: object) -> dict[str, list[object]]:
-        raise FeedAway("a test said so")
+        raise FeedUnavailable("a test said so")
 
-    fresh.folder.feed.streams = away  # type: ignore[method-assign, assignment]
+    fresh.applier.feed.streams = away  # type: ignore[method-assign, assignment]
     shop.readmodel.release_lease("users", "holder")
     fresh.sweep()
     fresh.sweep()
     assert shop.readmodel.checkpoint("users").position == 1
-    del fresh.folder.feed.streams
+    del fresh.applier.feed.streams
     fresh.sweep()
     assert shop.readmodel.collections["users"][user_id]["version"] == 2
     assert shop.readmodel.checkpoint("users").position == 2
@@ -552,13 +552,13 @@ def test_streams_of_one_batch_are_parked_at_once_and_logged_once(
 def test_a_sweep_looks_at_a_part_of_a_long_parked_list_and_tries_each_entry_once(
     shop: FakeShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eventcore.project.sweep.TOUR", 20)
+    monkeypatch.setattr("eventcore.project.sweep.SCANNED_PER_SWEEP", 20)
     streams = long_list(shop, 300)
     shop.sweep(["users"])
     again = projector(users.PROJECTION, shop.readmodel, shop.user_store, shop.broker)
     again.health = Health("feed")
     shop.readmodel.release_lease("users", "holder")
-    asked = Counted(again.folder.feed, "streams")
+    asked = Counted(again.applier.feed, "streams")
     writes = Counted(shop.readmodel, "park", "release", "write")
     tried: list[str] = []
     sweeps = 0
@@ -585,7 +585,7 @@ def test_a_sweep_looks_at_a_part_of_a_long_parked_list_and_tries_each_entry_once
 def test_after_a_fix_a_long_parked_list_is_released_and_others_go_on_meanwhile(
     shop: FakeShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eventcore.project.sweep.TOUR", 20)
+    monkeypatch.setattr("eventcore.project.sweep.SCANNED_PER_SWEEP", 20)
     streams = long_list(shop, 100)
     shop.sweep(["users"])
     fixed = replace(users.PROJECTION, ignores=frozenset({"USER_MARRIED"}))
@@ -615,7 +615,7 @@ def test_the_gaps_of_a_batch_cost_one_question_for_many(shop: FakeShop) -> None:
     for user_id in people:
         shop.users.put(f"/users/{user_id}", json={"name": "Eva"})
     shop.relay()
-    asked = Counted(shop.projectors["users"].folder.feed, "streams")
+    asked = Counted(shop.projectors["users"].applier.feed, "streams")
     shop.consume(["users"])
     assert len(asked.calls) == 3
     documents = shop.readmodel.collections["users"]
@@ -655,14 +655,14 @@ def test_an_owner_that_never_answers_holds_a_batch_up_once_and_other_streams_go_
         shop.users.put(f"/users/{user_id}", json={"name": "Eva"})
     other = shop.post(shop.users, "/users", {"name": "Bob", "email": "b@b"})["userId"]
     shop.relay()
-    folder = shop.projectors["users"].folder
-    owner, folder.feed = folder.feed, HttpFeed(silent_owner, Secret(""), timeout=0.2)
+    applier = shop.projectors["users"].applier
+    owner, applier.feed = applier.feed, HttpFeed(silent_owner, Secret(""), timeout=0.2)
     began = monotonic()
     shop.consume(["users"])
     assert monotonic() - began < 1.5
     assert other in shop.readmodel.collections["users"]
     assert not shop.broker.queues[f"{USERS}.dead-letters"]
-    folder.feed = owner
+    applier.feed = owner
     shop.sweep(["users"])
     assert_converged(shop)
 
@@ -671,7 +671,7 @@ def test_after_some_calls_without_an_answer_the_next_ones_fail_at_once(silent_ow
     feed = HttpFeed(silent_owner, Secret(""), timeout=0.2)
     began = monotonic()
     for _ in range(50):
-        with pytest.raises(FeedAway):
+        with pytest.raises(FeedUnavailable):
             feed.stream("x", 0)
     assert monotonic() - began < 3
 

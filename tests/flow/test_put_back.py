@@ -14,7 +14,7 @@ from eventcore.errors import StoreRestored
 from eventcore.model.event import START, Event, Mark
 from eventcore.observe.health import Health
 from eventcore.operate.verifying import Verifier
-from eventcore.project.folder import Folder
+from eventcore.project.applier import EventApplier
 from eventcore.project.sweep import Sweep
 from eventcore.readmodel.records import generation_of
 from eventcore.relay import Pump, Relay, to_broker
@@ -66,8 +66,8 @@ def halted(shop: FakeShop) -> str:
 
 def sweep_of(shop: FakeShop, holder: str) -> Sweep:
     feed = StoreFeed(shop.user_store, "user")
-    folder = Folder(USERS, shop.readmodel, feed)
-    return Sweep(folder, holder, 5)
+    applier = EventApplier(USERS, shop.readmodel, feed)
+    return Sweep(applier, holder, 5)
 
 
 # ── projections ───────────────────────────────────────────────────────────────────────────

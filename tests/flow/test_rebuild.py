@@ -10,14 +10,14 @@ from uuid import UUID, uuid4
 import pytest
 from click.testing import CliRunner, Result
 
-from eventcore.errors import Conflict, NotFound, ReadModelAway, Refused
+from eventcore.errors import Conflict, NotFound, ReadModelUnavailable, Refused
 from eventcore.model.event import NewEvent
 from eventcore.model.projection import Document, Projection
 from eventcore.operate import rebuild
 from eventcore.operate.parity import Parity
-from eventcore.operate.rebuilding import Rebuild, back, begin, rebuild_stream
+from eventcore.operate.rebuilding import Rebuild, begin, rebuild_stream, rollback
 from eventcore.operate.verifying import Verified, Verifier
-from eventcore.project.folder import Folder
+from eventcore.project.applier import EventApplier
 from eventcore.readmodel.records import Generation, Parked, Skip, Write, generation_of
 from eventcore.store.feed import StoreFeed
 from eventcore.store.port import Progress, Stream
@@ -135,7 +135,7 @@ def test_going_back_catches_up_first(shop: FakeShop) -> None:
     rebuilt(shop).switch()
     shop.sweep()
     shop.create_user("Zoe")
-    build = back(USERS, shop.readmodel, feed(shop), "rebuilder", lambda _: None)
+    build = rollback(USERS, shop.readmodel, feed(shop), "rebuilder", lambda _: None)
     build.catch_up()
     assert build.compare().agrees
     build.switch()
@@ -146,7 +146,7 @@ def test_going_back_catches_up_first(shop: FakeShop) -> None:
 
 def test_there_is_no_going_back_where_nothing_is_kept(shop: FakeShop) -> None:
     with pytest.raises(NotFound):
-        back(USERS, shop.readmodel, feed(shop), "rebuilder", lambda _: None)
+        rollback(USERS, shop.readmodel, feed(shop), "rebuilder", lambda _: None)
 
 
 def test_two_rebuilds_at_once_are_refused_and_one_that_was_killed_leaves_nothing(
@@ -189,7 +189,7 @@ def test_mongodb_may_be_away_for_a_moment_while_the_one_before_is_dropped(
     def away_at_first(generation: Generation) -> None:
         tries.append(generation)
         if len(tries) == 1:
-            raise ReadModelAway("a test said so")
+            raise ReadModelUnavailable("a test said so")
         drop(generation)
 
     build, said = rebuilt(shop), list[str]()
@@ -318,7 +318,7 @@ def test_verification_of_everything_finds_a_document_that_belongs_to_no_stream(
 
 
 def test_a_checkpoint_that_moves_on_during_a_verification_is_not_wrong(shop: FakeShop) -> None:
-    class Busy(StoreFeed):
+    class Overloaded(StoreFeed):
         """A log that goes on, with its projection, as soon as it is asked how far it goes."""
 
         def progress(self) -> Progress:
@@ -327,7 +327,7 @@ def test_a_checkpoint_that_moves_on_during_a_verification_is_not_wrong(shop: Fak
             shop.sweep(["users"])
             return told
 
-    busy = Busy(shop.user_store, "user")
+    busy = Overloaded(shop.user_store, "user")
     generation = generation_of(USERS)
     verifier = Verifier(USERS, shop.readmodel, busy, generation, lambda _: None)
     assert verifier.run(None, Random(1)).wrong == ()
@@ -408,8 +408,8 @@ def test_a_rebuild_makes_a_halted_projection_go_on(shop: FakeShop) -> None:
 def tool(shop: FakeShop, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """The command `rebuild users`, with more options, on the shop's fakes."""
 
-    def at(*_: object) -> Folder:
-        return Folder(USERS, shop.readmodel, feed(shop))
+    def at(*_: object) -> EventApplier:
+        return EventApplier(USERS, shop.readmodel, feed(shop))
 
     monkeypatch.setattr("eventcore.operate.rebuild.open_at", at)
     monkeypatch.setattr("eventcore.operate.rebuild.time.sleep", lambda _: None)
@@ -450,13 +450,13 @@ def test_a_comparison_holds_few_ids_even_where_all_differ(
         document["name"] = "Mallory"
     build = rebuilt(shop)
     held: list[int] = []
-    look_again = build._look_again
+    look_again = build._compare_again
 
     def noted(serving: Generation, unsure: list[str], parity: Parity) -> None:
         held.append(len(unsure))
         look_again(serving, unsure, parity)
 
-    monkeypatch.setattr(build, "_look_again", noted)
+    monkeypatch.setattr(build, "_compare_again", noted)
     parity = build.compare()
     assert parity.different == 5
     assert max(held) == 2

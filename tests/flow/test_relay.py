@@ -6,10 +6,10 @@ from uuid import uuid4
 import pytest
 
 from eventcore.broker.port import Queue
-from eventcore.errors import BrokerAway
+from eventcore.errors import BrokerUnavailable
 from eventcore.jsontext import parse
 from eventcore.model.event import NewEvent, from_message
-from eventcore.relay import Pump, pace
+from eventcore.relay import Pump, gather_delay
 from eventcore.store.port import PAGE, Stream
 from tests.fakes.broker import FakeBroker
 from tests.fakes.store import FakeStore
@@ -55,7 +55,7 @@ def test_after_a_lost_connection_it_goes_on_from_the_checkpoint(store: FakeStore
     first.save()
     store.append(Stream("user", uuid4()), 0, [NewEvent(uuid4(), "USER_CREATED", 1, {})], {})
     broker.away = True
-    with pytest.raises(BrokerAway):
+    with pytest.raises(BrokerUnavailable):
         first.turn()
     assert store.checkpoint().position == 3
     broker.away = False
@@ -91,4 +91,4 @@ def test_after_few_events_the_next_ones_are_let_gather_for_a_moment(
 
 
 def test_after_a_full_page_the_next_one_is_read_at_once() -> None:
-    assert pace(PAGE) == 0
+    assert gather_delay(PAGE) == 0

@@ -8,10 +8,10 @@ from threading import Event as Stop
 import pytest
 from prometheus_client import REGISTRY
 
-from eventcore.errors import Misconfigured, ReadModelAway
+from eventcore.errors import Misconfigured, ReadModelUnavailable
 from eventcore.observe.background import repeat
 from eventcore.observe.health import Health
-from eventcore.operate.watch import UNSWEPT, CheckpointWatch, LagWatch, LogWatch, watch
+from eventcore.operate.watch import SWEEP_OVERDUE, CheckpointWatch, LagWatch, LogWatch, watch
 from eventcore.readmodel.records import Lease
 from eventcore.store.feed import StoreFeed
 from eventcore.store.port import Progress
@@ -69,9 +69,9 @@ def lag_watch(shop: FakeShop, clock: Clock) -> LagWatch:
 
 def unswept(watch: LagWatch, clock: Clock) -> None:
     """No sweep for so long that the watch looks itself."""
-    watch.look()
-    clock.wait(UNSWEPT)
-    watch.look()
+    watch.update()
+    clock.wait(SWEEP_OVERDUE)
+    watch.update()
 
 
 def new_user(shop: FakeShop) -> str:
@@ -92,13 +92,13 @@ def test_lag_grows_while_nothing_is_applied_and_nothing_more_comes(
     clock.wait(7)
     shop.user_store.now = clock.now
     new_user(shop)
-    watch.look()
+    watch.update()
     assert lag() == (2, 7)
     clock.wait(60)
-    watch.look()
+    watch.update()
     assert lag() == (2, 67)
     shop.settle()
-    watch.look()
+    watch.update()
     assert lag() == (0, 0)
 
 
@@ -112,8 +112,8 @@ def test_while_sweeps_go_on_the_watch_asks_for_no_more_than_the_checkpoint(
         shop.readmodel.checkpoints["users"] = (
             Lease(generation="users", holder="holder", epoch=1), clock.now, clock.now
         )  # fmt: skip
-        watch.look()
-        clock.wait(UNSWEPT - 1)
+        watch.update()
+        clock.wait(SWEEP_OVERDUE - 1)
     assert lag() == (0, 0)
 
 
@@ -142,7 +142,7 @@ def test_lag_is_from_the_oldest_event_that_lacks_even_if_later_ones_are_applied(
     shop.settle()
     del shop.readmodel.collections["users"][first]
     unswept(watch, clock)
-    assert lag() == (2, 5 + UNSWEPT)
+    assert lag() == (2, 5 + SWEEP_OVERDUE)
 
 
 def test_a_parked_stream_does_not_count_as_lag(shop: FakeShop, clock: Clock) -> None:
@@ -156,7 +156,7 @@ def test_a_parked_stream_does_not_count_as_lag(shop: FakeShop, clock: Clock) -> 
     assert shop.readmodel.parked("users")
     unswept(watch, clock)
     assert lag() == (0, 0)
-    CheckpointWatch(users.PROJECTION, shop.readmodel, clock).look()
+    CheckpointWatch(users.PROJECTION, shop.readmodel, clock).update()
     assert value("projection_parked_streams", projection="users") == 1
 
 
@@ -177,7 +177,7 @@ def test_what_was_seen_applied_is_not_compared_again(
 
     monkeypatch.setattr(shop.readmodel, "versions", noted)
     new = new_user(shop)
-    watch.look()
+    watch.update()
     assert asked == [[new]]
 
 
@@ -192,7 +192,7 @@ def test_a_projection_that_is_folded_anew_is_compared_from_the_beginning(
     shop.readmodel.collections.clear()
     shop.readmodel.checkpoints.clear()
     unswept(watch, clock)
-    assert lag() == (1, 2 * UNSWEPT)
+    assert lag() == (1, 2 * SWEEP_OVERDUE)
 
 
 def test_staleness_is_the_age_of_what_the_sweep_has_covered(shop: FakeShop, clock: Clock) -> None:
@@ -202,7 +202,7 @@ def test_staleness_is_the_age_of_what_the_sweep_has_covered(shop: FakeShop, cloc
     covered = shop.readmodel.checkpoint("users").covered_at
     assert covered
     clock.now = covered + timedelta(seconds=90)
-    CheckpointWatch(users.PROJECTION, shop.readmodel, clock).look()
+    CheckpointWatch(users.PROJECTION, shop.readmodel, clock).update()
     assert value("projection_staleness_seconds", projection="users") == 90
     assert value("projection_checkpoint_position", projection="users") == 1
 
@@ -211,12 +211,12 @@ def test_the_relays_lag_is_seen_while_it_is_stopped(shop: FakeShop, clock: Clock
     watch = LogWatch("user", shop.user_store, clock, clock.seconds)
     new_user(shop)
     clock.wait(30)
-    watch.look()
+    watch.update()
     assert value("relay_lag_events", store="user") == 1
     assert value("relay_lag_seconds", store="user") == 30
     assert value("eventstore_unsettled_seconds", store="user") == 0
     shop.relay()
-    watch.look()
+    watch.update()
     assert value("relay_lag_events", store="user") == 0
     assert value("relay_lag_seconds", store="user") == 0
     assert value("relay_checkpoint_position", store="user") == 1
@@ -235,21 +235,21 @@ def test_a_writer_that_does_not_commit_shows_for_how_long_it_holds_the_feed_back
 
     store = Held()
     watch = LogWatch("user", store, clock, clock.seconds)
-    watch.look()
+    watch.update()
     clock.wait(12)
-    watch.look()
+    watch.update()
     assert value("eventstore_unsettled_seconds", store="user") == 12
     store.stuck = False
-    watch.look()
+    watch.update()
     assert value("eventstore_unsettled_seconds", store="user") == 0
 
 
 def test_health_is_a_metric() -> None:
     health = Health("store", "readmodel")
     assert value("dependency_up", server="PostgreSQL") == 0
-    health.well("store")
+    health.mark_up("store")
     assert value("dependency_up", server="PostgreSQL") == 1
-    health.lacks("store", str(ReadModelAway("gone")))
+    health.mark_down("store", str(ReadModelUnavailable("gone")))
     assert value("dependency_up", server="PostgreSQL") == 0
 
 
@@ -304,7 +304,7 @@ def test_counting_a_long_parked_list_takes_a_small_part_of_the_time(
     monkeypatch.setattr(shop.readmodel, "count_parked", count)
     watch = CheckpointWatch(users.PROJECTION, shop.readmodel, clock, clock.seconds)
     while clock.seconds() < 100:
-        watch.look()
+        watch.update()
         clock.wait(2)
     assert len(counts) <= 6
     assert value("projection_parked_streams", projection="users") == 20_000

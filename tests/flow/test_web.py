@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic_core.core_schema import ErrorType
 
-from eventcore.errors import CannotApply, OutcomeUnknown, StoreAway
+from eventcore.errors import CannotApply, OutcomeUnknown, StoreUnavailable
 from eventcore.model.event import NewEvent
 from eventcore.model.projection import Document
 from eventcore.store.port import Stream
@@ -269,7 +269,7 @@ def test_no_address_of_a_server_is_in_an_answer(
     shop: FakeShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise StoreAway('connection to "10.2.3.4", port 5432 failed: user "user_service"')
+        raise StoreUnavailable('connection to "10.2.3.4", port 5432 failed: user "user_service"')
 
     for name in ("append", "read_stream", "recorded_answer"):
         monkeypatch.setattr(shop.user_store, name, fail)

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Engine
 
 from eventcore.command import Call, Handled, handle
-from eventcore.errors import Busy, OutcomeUnknown, ReadModelAway, StoreAway
+from eventcore.errors import OutcomeUnknown, Overloaded, ReadModelUnavailable, StoreUnavailable
 from eventcore.model.event import NewEvent
 from eventcore.readmodel.mongo import Mongo
 from eventcore.retry import FAILURES
@@ -57,7 +57,7 @@ def soon(what: Callable[[], Any], seconds: float) -> None:
         try:
             what()
             return
-        except StoreAway:
+        except StoreUnavailable:
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
@@ -133,7 +133,7 @@ def test_a_command_that_was_never_sent_is_known_to_have_written_nothing(
     nowhere = replace(spare_databases("spare", "service"), port=free_port())
     store = Postgres(nowhere, 1)
     for _ in range(FAILURES + 1):
-        with pytest.raises(StoreAway) as caught:
+        with pytest.raises(StoreUnavailable) as caught:
             create(store, None)
         assert caught.value.outcome_known
     store.close()
@@ -149,7 +149,7 @@ def test_a_relay_gives_up_a_server_that_hangs(
 ) -> None:
     monkeypatch.setattr("eventcore.store.connection.CALL_TIME", 0.5)
     session = RelaySession(spare_databases("spare", "relay"), f"hangs {uuid4()}")
-    with stopped({session._rows("select pg_backend_pid()")[0][0]}), pytest.raises(StoreAway):
+    with stopped({session._rows("select pg_backend_pid()")[0][0]}), pytest.raises(StoreUnavailable):
         session.settled_event()
     session.close()
 
@@ -167,11 +167,11 @@ def test_while_the_server_is_read_only_reads_go_on_and_writes_come_back_by_thems
     try:
         store._writes.close()
         for _ in range(2 * FAILURES):
-            with pytest.raises(StoreAway) as caught:
+            with pytest.raises(StoreUnavailable) as caught:
                 begin(store)
             assert caught.value.outcome_known
             assert len(store.read_stream(stream)) == 1
-        with pytest.raises(StoreAway, match="read-only"):
+        with pytest.raises(StoreUnavailable, match="read-only"):
             store.require_writable()
     finally:
         with administrator.connect() as connection:
@@ -186,12 +186,12 @@ def test_a_connection_to_a_server_that_became_read_only_is_given_up(
 ) -> None:
     """As after a failover behind an address that keeps its connections."""
     store._write("set default_transaction_read_only = on")
-    with pytest.raises(StoreAway, match="accepts no writes") as caught:
+    with pytest.raises(StoreUnavailable, match="accepts no writes") as caught:
         begin(store)
     assert caught.value.outcome_known
     begin(store)
     store._write("set default_transaction_read_only = on")
-    with pytest.raises(StoreAway, match="read-only"):
+    with pytest.raises(StoreUnavailable, match="read-only"):
         store.require_writable()
     store.require_writable()
 
@@ -224,7 +224,7 @@ def test_after_a_restart_of_postgresql_nobody_is_refused(
 def test_a_caller_that_finds_all_connections_in_use_is_told_to_come_back(
     spare_databases: Databases, owner: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eventcore.store.connection.Calls.PATIENCE", 0.1)
+    monkeypatch.setattr("eventcore.store.connection.ConnectionPool.PATIENCE", 0.1)
     store = Postgres(spare_databases("spare", "service"), 1)
     begin(store)
     with ThreadPoolExecutor(1) as threads, transaction(owner) as connection:
@@ -233,7 +233,7 @@ def test_a_caller_that_finds_all_connections_in_use_is_told_to_come_back(
         waiting = "select count(*) from pg_locks where not granted"
         while not connection.exec_driver_sql(waiting).scalar_one():
             time.sleep(0.01)
-        with pytest.raises(Busy, match="nothing was written"):
+        with pytest.raises(Overloaded, match="nothing was written"):
             begin(store)
         connection.exec_driver_sql("rollback")
         assert held.result()
@@ -292,12 +292,12 @@ def test_while_postgresql_is_gone_callers_are_told_at_once(spare_databases: Data
         nowhere = replace(spare_databases("spare", "service"), port=silent.getsockname()[1])
         store = Postgres(nowhere, 4)
         for _ in range(FAILURES):
-            with pytest.raises(StoreAway):
+            with pytest.raises(StoreUnavailable):
                 store.settled()
         began = time.monotonic()
 
         def ask(_: int) -> str:
-            with pytest.raises(StoreAway) as caught:
+            with pytest.raises(StoreUnavailable) as caught:
                 store.read_stream(Stream("thing", uuid4()))
             return str(caught.value)
 
@@ -313,11 +313,11 @@ def test_while_mongodb_is_gone_callers_are_told_at_once(mongodb: MongoDB) -> Non
     login: Server = replace(mongodb.login("hangs"), port=free_port())
     readmodel = Mongo(login)
     for _ in range(FAILURES):
-        with pytest.raises(ReadModelAway):
+        with pytest.raises(ReadModelUnavailable):
             readmodel.ping()
     began = time.monotonic()
     for _ in range(20):
-        with pytest.raises(ReadModelAway):
+        with pytest.raises(ReadModelUnavailable):
             readmodel.find("things", ["a"])
     assert time.monotonic() - began < 4  # two or three of them were let through to try
     readmodel.close()
@@ -326,7 +326,7 @@ def test_while_mongodb_is_gone_callers_are_told_at_once(mongodb: MongoDB) -> Non
 def test_what_comes_back_is_used_within_a_moment(postgres: PostgreSQL, store: Postgres) -> None:
     postgres.stop()
     for _ in range(FAILURES + 2):
-        with pytest.raises(StoreAway):
+        with pytest.raises(StoreUnavailable):
             store.settled()
     postgres.start()
     soon(store.settled, 10)

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from eventcore.errors import SequenceBehind, StoreAway, StoreRestored
+from eventcore.errors import SequenceBehind, StoreRestored, StoreUnavailable
 from eventcore.model.event import START, Mark, NewEvent
 from eventcore.operate.provision import provision_store
 from eventcore.settings import Server
@@ -147,7 +147,7 @@ def until(holds: Callable[[], bool], seconds: float = 30) -> None:
         try:
             if holds():
                 return
-        except (StoreAway, StoreRestored):
+        except (StoreUnavailable, StoreRestored):
             pass
         assert time.monotonic() < deadline
         time.sleep(0.05)

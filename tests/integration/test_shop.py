@@ -18,7 +18,7 @@ import pytest
 import urllib3
 
 from eventcore import jsontext
-from eventcore.errors import Away
+from eventcore.errors import Unavailable
 from eventcore.model.event import NewEvent, to_message
 from eventcore.model.projection import Document, Projection
 from eventcore.readmodel.mongo import Mongo
@@ -161,7 +161,7 @@ class Truth:
         model = self.models[projection.aggregate_type]
         try:
             found = model.find(self.serving(projection).collection, expected)
-        except Away:
+        except Unavailable:
             return expected
         return {key: each for key, each in expected.items() if found.get(key) != each}
 

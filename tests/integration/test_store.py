@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from eventcore.errors import Conflict, StoreAway
+from eventcore.errors import Conflict, StoreUnavailable
 from eventcore.model.event import Mark, NewEvent
 from eventcore.model.message import Message
 from eventcore.relay import Pump
@@ -346,7 +346,7 @@ def test_a_commit_whose_answer_was_lost_is_found_again(
         result = write(statement, values)
         if not lost:
             lost.append(statement)
-            away = StoreAway("the connection broke after the commit")
+            away = StoreUnavailable("the connection broke after the commit")
             away.outcome_known = False
             raise away
         return result
@@ -436,7 +436,7 @@ def test_an_older_schema_is_refused_until_init_sql_is_applied(
     with connect(spare_databases("other", "owner")).connect() as connection:
         connection.exec_driver_sql(change)
         try:
-            with pytest.raises(StoreAway, match=r"apply init\.sql"):
+            with pytest.raises(StoreUnavailable, match=r"apply init\.sql"):
                 store.require_schema()
         finally:
             connection.exec_driver_sql(undo)

@@ -20,7 +20,12 @@ import pytest
 
 from eventcore.broker.port import Queue
 from eventcore.broker.rabbitmq import RabbitMQ as Broker
-from eventcore.errors import BrokerAway, Misconfigured, ReadModelAway, StoreAway
+from eventcore.errors import (
+    BrokerUnavailable,
+    Misconfigured,
+    ReadModelUnavailable,
+    StoreUnavailable,
+)
 from eventcore.operate.provision_broker import _Management
 from eventcore.readmodel.mongo import Mongo
 from eventcore.settings import (
@@ -227,7 +232,7 @@ def _use_mongodb(server: Server) -> None:
 
 
 USES = {"POSTGRES": _use_postgres, "RABBITMQ": _use_rabbitmq, "MONGODB": _use_mongodb}
-AWAY = (StoreAway, BrokerAway, ReadModelAway)
+AWAY = (StoreUnavailable, BrokerUnavailable, ReadModelUnavailable)
 
 READ_AS: Mapping[str, tuple[str, type[Settings]]] = {
     "POSTGRES": ("store", StoreSettings),
@@ -338,7 +343,7 @@ def test_setup_verifies_rabbitmqs_management_api_too(
     if known:
         assert _Management(admin).has("vhosts/%2F")
     else:
-        with pytest.raises(BrokerAway, match=r"(?i)certificate"):
+        with pytest.raises(BrokerUnavailable, match=r"(?i)certificate"):
             _Management(admin).has("vhosts/%2F")
 
 

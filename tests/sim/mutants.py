@@ -15,7 +15,7 @@ from typing import Any
 from eventcore import command
 from eventcore.broker.link import Link
 from eventcore.broker.publisher import ConfirmedPublisher
-from eventcore.project.folder import Folder
+from eventcore.project.applier import EventApplier
 from eventcore.project.projector import Projector
 from eventcore.project.sweep import Sweep
 from eventcore.readmodel import mongo
@@ -159,9 +159,10 @@ MUTANTS = (
     Mutant(
         "the relay's checkpoint is at the highest confirm",
         ConfirmedPublisher,
-        "_move_prefix",
-        "while prefix in self._done:\n        self._done.remove(prefix)",
-        "while self._done and prefix <= max(self._done):\n        self._done.discard(prefix)",
+        "_advance_prefix",
+        "while prefix in self._confirmed_places:\n        self._confirmed_places.remove(prefix)",
+        "while self._confirmed_places and prefix <= max(self._confirmed_places):\n"
+        "        self._confirmed_places.discard(prefix)",
     ),
     Mutant(
         "a refusal of the broker counts as a confirm",
@@ -181,8 +182,8 @@ MUTANTS = (
         "a message that came back counts as confirmed",
         ConfirmedPublisher,
         "_on_confirm",
-        "self._try_again(sent)",
-        "self._done.add(sent.place)",
+        "self._republish_later(sent)",
+        "self._confirmed_places.add(sent.place)",
     ),
     Mutant(
         "two relays at once, without the lock",
@@ -225,8 +226,8 @@ MUTANTS = (
         "acknowledged before it is written",
         Projector,
         "_handle",
-        "ahead = self.folder.apply(streams)",
-        "consumer.acknowledge(deliveries[-1])\n    ahead = self.folder.apply(streams)",
+        "ahead = self.applier.apply(streams)",
+        "consumer.acknowledge(deliveries[-1])\n    ahead = self.applier.apply(streams)",
     ),
     Mutant(
         "acknowledged though the read model is away",
@@ -237,45 +238,45 @@ MUTANTS = (
     ),
     Mutant(
         "events of a stream in the order of their arrival",
-        Folder,
+        EventApplier,
         "_in_order",
         "ordered = []",
         "return list(later.values()), []",
     ),
     Mutant(
         "an event that a document has is folded again",
-        Folder,
+        EventApplier,
         "_in_order",
         "for event in events if event.version > after}",
         "for event in events}\n    after = min([after, *(v - 1 for v in later)])",
     ),
     Mutant(
         "a gap is not filled",
-        Folder,
+        EventApplier,
         "apply",
         "return self._fill(last) if last else {}",
         "return {}",
     ),
     Mutant(
         "a stream is not parked",
-        Folder,
+        EventApplier,
         "_advance",
         "self._park(folded.values(), entries)",
         "pass",
     ),
     Mutant(
         "parked no further than where it stopped",
-        Folder,
+        EventApplier,
         "_entry",
         "highest=stopped.known",
         "highest=stopped.stopped_at",
     ),
     Mutant(
         "what cannot be applied is delivered again",
-        Folder,
+        EventApplier,
         "_park",
         'reach("projector:parking")',
-        'raise BrokerAway("requeued")',
+        'raise BrokerUnavailable("requeued")',
     ),
     Mutant(
         "a stream is released whatever is known of it",
@@ -289,16 +290,16 @@ MUTANTS = (
     ),
     Mutant(
         "streams are released before they are written",
-        Folder,
+        EventApplier,
         "retry",
         "for _, folded in",
         "self.readmodel.release(name, dict.fromkeys(entries, 10**6))\n    for _, folded in",
     ),
     Mutant(
         "a dead letter because the feed is away",
-        Folder,
+        EventApplier,
         "_fill",
-        'log.warning("Gaps left to the sweep", extra={**some_of(last), "reason": str(away)})',
+        'log.warning("Gaps left to the sweep", extra={**log_sample(last), "reason": str(error)})',
         "ahead |= dict.fromkeys(last, 0)",
     ),
     Mutant(
@@ -330,7 +331,7 @@ MUTANTS = (
         "the sweep does not retry parked streams",
         Sweep,
         "run",
-        "self.folder.retry(due)",
+        "self.applier.retry(due)",
         "pass",
     ),
     Mutant(
@@ -343,7 +344,7 @@ MUTANTS = (
     ),
     Mutant(
         "what was not written is remembered as reached",
-        Folder,
+        EventApplier,
         "_write",
         "    into, complete =",
         "    for each in changed:\n        self._remember(each.stream, each.version)\n"

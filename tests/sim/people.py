@@ -59,7 +59,7 @@ def _evolve(user: User | None, fact: Fact) -> User | None:
 
 
 DECIDER: Decider[Command, User | None, Fact] = Decider(
-    aggregate_type="user", facts=Fact, initial=None, decide=_decide, evolve=_evolve
+    aggregate_type="user", events=Fact, initial=None, decide=_decide, evolve=_evolve
 )
 
 

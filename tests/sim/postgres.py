@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from eventcore import jsontext
-from eventcore.errors import FeedAway, StoreAway
+from eventcore.errors import FeedUnavailable, StoreUnavailable
 from eventcore.model.event import START, Event, Mark
 from eventcore.retry import CircuitBreaker
-from eventcore.store.connection import Calls, _Stale
+from eventcore.store.connection import ConnectionPool, _Stale
 from eventcore.store.feed import HeadsPage, StoreFeed
 from eventcore.store.port import Progress
 from eventcore.store.postgres import Postgres
@@ -89,10 +89,10 @@ class FakePostgres:
     # ── connections ───────────────────────────────────────────────────────────────────────
 
     def connect(self) -> Session:
-        """Open a session; raises StoreAway."""
+        """Open a session; raises StoreUnavailable."""
         self._world.point("pg connect")
         if self._world.now < self.away_until:
-            raise StoreAway("PostgreSQL cannot be reached")
+            raise StoreUnavailable("PostgreSQL cannot be reached")
         session = Session(self._world.running)
         self.sessions.append(session)
         return session
@@ -176,7 +176,7 @@ class FakePostgres:
                 if self._world.chance("pg cut"):
                     self.close(session)
                     raise lost()
-        except (Crash, StoreAway):
+        except (Crash, StoreUnavailable):
             if not transaction.ended:
                 self._world.note(f"{transaction.name} goes on without its client")
                 self._go_on_alone(transaction, steps)
@@ -430,12 +430,12 @@ def to_event(row: tuple[Any, ...]) -> Event:
     return Event(*place, jsontext.parse(data), jsontext.parse(metadata), recorded_at)  # type: ignore[call-arg]
 
 
-def lost() -> StoreAway:
+def lost() -> StoreUnavailable:
     """A connection that was lost after a statement was sent."""
     return _Stale("the connection to PostgreSQL was lost")
 
 
-class SimCalls(Calls):
+class SimCalls(ConnectionPool):
     """The real calls with their circuit breaker, on one simulated connection."""
 
     def __init__(self, server: FakePostgres, world: World, attempts: int) -> None:
@@ -465,7 +465,7 @@ class SimStore(Postgres):
         self._settling_lock = Lock(world)  # type: ignore[assignment]
         self._patience = patience
         self._clock = world.clock
-        self._wakeup = SimpleNamespace(ring=self._ring)  # type: ignore[assignment]
+        self._wakeup = SimpleNamespace(schedule=self._ring)  # type: ignore[assignment]
         self._world = world
 
     def _ring(self) -> None:
@@ -491,7 +491,7 @@ class SimRelaySession(RelaySession):
         self._world.until("waits for appends", lambda: self.session.notified, timeout)
         self.session.notified = False
         if not self.session.open:
-            raise StoreAway("the connection to PostgreSQL was lost")
+            raise StoreUnavailable("the connection to PostgreSQL was lost")
 
     def close(self) -> None:
         """Say goodbye, unless killed."""
@@ -518,7 +518,7 @@ class SimFeed:
             if self._world.chance("feed slow"):
                 self._world.point("feed answers", self._world.random.random() * 0.4)
             return found
-        except FeedAway:
+        except FeedUnavailable:
             self._judge.feed_was_away(aggregate_id)
             raise
 
@@ -529,7 +529,7 @@ class SimFeed:
             if self._world.chance("feed slow"):
                 self._world.point("feed answers", self._world.random.random() * 0.4)
             return found
-        except FeedAway:
+        except FeedUnavailable:
             for aggregate_id in after:
                 self._judge.feed_was_away(aggregate_id)
             raise
@@ -548,8 +548,8 @@ class SimFeed:
 
     def _ask(self, question: Callable[[], Result]) -> Result:
         if self._world.chance("feed away"):
-            raise FeedAway("the owner cannot be reached")
+            raise FeedUnavailable("the owner cannot be reached")
         try:
             return question()
-        except StoreAway as away:
-            raise FeedAway(str(away)) from away
+        except StoreUnavailable as away:
+            raise FeedUnavailable(str(away)) from away

@@ -17,7 +17,7 @@ from eventcore.broker.link import Link
 from eventcore.broker.port import Queue
 from eventcore.broker.publisher import ConfirmedPublisher
 from eventcore.broker.topology import DEAD_LETTERS, EXCHANGE, Topology
-from eventcore.errors import BrokerAway
+from eventcore.errors import BrokerUnavailable
 from tests.sim.judge import Judge
 from tests.sim.world import Condition, Process, World
 
@@ -110,7 +110,7 @@ class FakeRabbit:
         for channel in [c for c in self.channels if c.queue == queue]:
             self.world.reach("a queue is deleted while it is consumed")
             channel.queue = None
-            channel.link._break(BrokerAway(f"{queue} was deleted"))
+            channel.link._break(BrokerUnavailable(f"{queue} was deleted"))
 
     def _lose_all(self, queue: str) -> None:
         for stored in self.queues.get(queue, ()):
@@ -184,7 +184,7 @@ class Channel:
         """The connection is gone: the server knows at once, the client soon."""
         self.reachable = False
         self.server.world.later(
-            self.server.world.latency(), lambda: self.link._break(BrokerAway(why))
+            self.server.world.latency(), lambda: self.link._break(BrokerUnavailable(why))
         )
         self.close()
 
@@ -375,14 +375,14 @@ class SimLink(Link):
         self._notifying = False
         self._world.point("rabbit open")
         if self._world.now < server.away_until:
-            raise BrokerAway("RabbitMQ cannot be reached")
+            raise BrokerUnavailable("RabbitMQ cannot be reached")
         self._channel = Channel(server, self, self._world.running, parameters.may_publish)
         server.channels.append(self._channel)
         self._in_turn(self._opening())
 
     def close(self) -> None:
         """Say goodbye, unless killed."""
-        self._break(BrokerAway("the connection to RabbitMQ was closed here"))
+        self._break(BrokerUnavailable("the connection to RabbitMQ was closed here"))
         if self._world.running is None or not self._world.running.dying:
             self._channel.hang_up()
 

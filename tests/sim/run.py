@@ -11,10 +11,10 @@ from uuid import UUID
 from eventcore import command
 from eventcore.broker.port import Queue
 from eventcore.command import Call
-from eventcore.errors import Away, Refused
+from eventcore.errors import Refused, Unavailable
 from eventcore.model.event import START
 from eventcore.observe.health import Health
-from eventcore.project.folder import Folder
+from eventcore.project.applier import EventApplier
 from eventcore.project.projector import Projector
 from eventcore.project.sweep import Sweep
 from eventcore.readmodel.records import generation_of
@@ -211,11 +211,11 @@ class System:
         projection = self.projection
         mongo = SimMongo(self.mongo)
         feed = SimFeed(SimStore(self.postgres, self.world), self.world, self.judge, "user")
-        folder = Folder(projection, mongo, feed, self.world.clock)
-        sweep = Sweep(folder, str(process), LEASE)
+        applying = EventApplier(projection, mongo, feed, self.world.clock)
+        sweep = Sweep(applying, str(process), LEASE)
         consumers = SimBroker(self.rabbit)
         Projector(
-            folder,
+            applying,
             sweep,
             lambda: consumers.consumer(QUEUE, self._prefetch),
             Health(),
@@ -261,7 +261,7 @@ class Client:
             handled = self._serve(own, issued)
         except Refused:
             self._told(issued, "refused")
-        except Away as away:
+        except Unavailable as away:
             if away.outcome_known and issued.tries == 1 and issued.key is None:
                 self._world.reach("a command is answered that nothing was written")
                 self._told(issued, "refused")

@@ -15,7 +15,7 @@ from eventcore.observe.health import STUCK
 from eventcore.observe.probes import listen
 from eventcore.web import overload
 from eventcore.web.overload import Overload
-from eventcore.web.readiness import Liveness, answers
+from eventcore.web.readiness import Liveness, is_answering
 from tests.beside import beside
 
 
@@ -130,7 +130,7 @@ def clock() -> Clock:
 
 def test_permits_that_nobody_gives_back_are_a_stuck_process(app: App, clock: Clock) -> None:
     overload = Overload(app, permits=1)
-    liveness = Liveness(overload.moves, clock=clock)
+    liveness = Liveness(overload.makes_progress, clock=clock)
     assert not liveness.stuck()
     with ThreadPoolExecutor(1) as callers:
         for _ in range(3):
@@ -171,12 +171,12 @@ class _Healthy(BaseHTTPRequestHandler):
 
 def test_a_process_asks_itself_over_the_network() -> None:
     with beside(ThreadingHTTPServer(("127.0.0.1", 0), _Healthy)) as server:
-        assert answers("127.0.0.1", server.server_port)
+        assert is_answering("127.0.0.1", server.server_port)
 
 
 def test_a_listener_that_nobody_serves_does_not_answer() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        assert not answers(*listener.getsockname())
+        assert not is_answering(*listener.getsockname())
 
 
 # ── listeners ─────────────────────────────────────────────────────────────────────────────

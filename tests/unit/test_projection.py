@@ -20,7 +20,7 @@ def projection(fields: Mapping[str, Any]) -> Projection:
         aggregate_type="thing",
         queue="things",
         collection="things",
-        says="Updating",
+        log_message="Updating",
         steps={"THING_MADE": lambda document, _event: {**document, **fields}},
     )
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from eventcore.errors import Busy, Conflict, StoreAway, StoreSlow
+from eventcore.errors import Conflict, Overloaded, StoreSlow, StoreUnavailable
 from eventcore.retry import FAILURES, PAUSE, CircuitBreaker
 
 
@@ -41,26 +41,26 @@ def fail(circuit: CircuitBreaker, error: Exception) -> bool:
 
 
 def is_open(circuit: CircuitBreaker) -> bool:
-    return not fail(circuit, StoreAway("gone"))
+    return not fail(circuit, StoreUnavailable("gone"))
 
 
 def open_it(circuit: CircuitBreaker) -> None:
     for _ in range(FAILURES):
-        assert fail(circuit, StoreAway("gone"))
+        assert fail(circuit, StoreUnavailable("gone"))
 
 
 def test_some_failures_in_a_row_open_it_and_the_next_caller_hears_why(
     circuit: CircuitBreaker,
 ) -> None:
     open_it(circuit)
-    with pytest.raises(StoreAway, match="gone"), circuit.call():
+    with pytest.raises(StoreUnavailable, match="gone"), circuit.call():
         raise AssertionError("it was asked")
 
 
 def test_a_success_in_between_keeps_it_closed(circuit: CircuitBreaker) -> None:
     for _ in range(FAILURES):
         for _ in range(FAILURES - 1):
-            assert fail(circuit, StoreAway("gone"))
+            assert fail(circuit, StoreUnavailable("gone"))
         with circuit.call():
             pass
 
@@ -79,7 +79,7 @@ def test_after_a_pause_one_call_tries_and_the_others_are_told(
 def test_a_try_that_fails_opens_it_again(circuit: CircuitBreaker, clock: Clock) -> None:
     open_it(circuit)
     clock.now += PAUSE
-    assert fail(circuit, StoreAway("gone"))
+    assert fail(circuit, StoreUnavailable("gone"))
     assert is_open(circuit)
 
 
@@ -89,12 +89,12 @@ def test_an_error_that_is_an_answer_counts_as_one(
 ) -> None:
     for _ in range(FAILURES):
         for _ in range(FAILURES - 1):
-            assert fail(circuit, StoreAway("gone"))
+            assert fail(circuit, StoreUnavailable("gone"))
         fail(circuit, error)
     assert not is_open(circuit)
 
 
-@pytest.mark.parametrize("error", [Busy("b"), StoreSlow("s")])
+@pytest.mark.parametrize("error", [Overloaded("b"), StoreSlow("s")])
 def test_a_server_that_is_slow_or_a_full_pool_do_not_open_it(
     circuit: CircuitBreaker, error: Exception
 ) -> None:
@@ -105,5 +105,5 @@ def test_a_server_that_is_slow_or_a_full_pool_do_not_open_it(
 def test_a_full_pool_does_not_close_it(circuit: CircuitBreaker, clock: Clock) -> None:
     open_it(circuit)
     clock.now += PAUSE
-    assert fail(circuit, Busy("all connections wait"))
+    assert fail(circuit, Overloaded("all connections wait"))
     assert is_open(circuit)

@@ -9,8 +9,8 @@ import pika
 
 from eventcore.broker.link import Link
 from eventcore.broker.port import Delivery, Queue
-from eventcore.broker.topology import ADDED, DEAD_LETTERS, Act, Topology
-from eventcore.errors import BrokerAway
+from eventcore.broker.topology import ADDED, DEAD_LETTERS, ChannelOperation, Topology
+from eventcore.errors import BrokerUnavailable
 from eventcore.model.message import Message
 
 
@@ -46,7 +46,7 @@ class BatchConsumer(Link):
         self._submit(lambda: self._send_dead_letter(delivery.message, reason))
         if not self._await(lambda: self._confirmed >= wanted, self._patience):
             self._check()
-            raise BrokerAway("RabbitMQ did not confirm a dead letter in time")
+            raise BrokerUnavailable("RabbitMQ did not confirm a dead letter in time")
 
     def pause(self) -> None:
         """See Consumer; a second time changes nothing."""
@@ -65,14 +65,14 @@ class BatchConsumer(Link):
 
     # ── in the I/O thread ─────────────────────────────────────────────────────────────────
 
-    def _extra_steps(self) -> Iterator[Act]:
+    def _extra_steps(self) -> Iterator[ChannelOperation]:
         self._channel.add_on_cancel_callback(
-            lambda _frame: self._break(BrokerAway(f"{self._queue.name} was deleted"))
+            lambda _frame: self._break(BrokerUnavailable(f"{self._queue.name} was deleted"))
         )
         yield partial(self._channel.basic_qos, prefetch_count=self._prefetch)
         yield self._consume
 
-    def _consume(self, callback: Act | None = None) -> None:
+    def _consume(self, callback: ChannelOperation | None = None) -> None:
         name = self._queue.name
         self._tag = self._channel.basic_consume(name, self._on_delivery, callback=callback)
 
@@ -102,7 +102,7 @@ class BatchConsumer(Link):
         self._confirmed = max(self._confirmed, tag)
 
     def _on_return(self, _message_id: str) -> None:
-        self._break(BrokerAway(f"{self._queue.dead_letters} was deleted"))
+        self._break(BrokerUnavailable(f"{self._queue.dead_letters} was deleted"))
 
 
 def to_delivery(method: Any, properties: Any, body: bytes) -> Delivery:

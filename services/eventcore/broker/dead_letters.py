@@ -10,9 +10,9 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from eventcore.broker.consumer import to_delivery
 from eventcore.broker.link import cause_of, to_properties
-from eventcore.broker.port import Fate, Queue
+from eventcore.broker.port import Decision, Queue
 from eventcore.broker.topology import ADDED, DEAD_LETTERS
-from eventcore.errors import BrokerAway, Misconfigured
+from eventcore.errors import BrokerUnavailable, Misconfigured
 from eventcore.model.message import Message
 
 
@@ -33,11 +33,11 @@ class DeadLetters:
     parameters: pika.ConnectionParameters
     queue: Queue
 
-    def go_through(self, decide: Callable[[DeadLetter], Fate], limit: int = 10_000) -> int:
+    def go_through(self, decide: Callable[[DeadLetter], Decision], limit: int = 10_000) -> int:
         """Reads up to `limit` letters, oldest first, and does as decided; returns their number.
 
         "keep" leaves a letter where it is; "requeue" publishes it to the work queue, confirmed,
-        and then removes it; "discard" removes it. Raises BrokerAway, Misconfigured.
+        and then removes it; "discard" removes it. Raises BrokerUnavailable, Misconfigured.
         """
         try:
             with pika.BlockingConnection(self.parameters) as connection:
@@ -45,9 +45,11 @@ class DeadLetters:
         except ChannelClosedByBroker as error:
             raise Misconfigured(f"RabbitMQ refused: {error.reply_text}") from error
         except AMQPError as error:
-            raise BrokerAway(f"RabbitMQ cannot be reached: {cause_of(error)}") from error
+            raise BrokerUnavailable(f"RabbitMQ cannot be reached: {cause_of(error)}") from error
 
-    def _go_through(self, channel: Any, decide: Callable[[DeadLetter], Fate], limit: int) -> int:
+    def _go_through(
+        self, channel: Any, decide: Callable[[DeadLetter], Decision], limit: int
+    ) -> int:
         work, name = self.queue.name, self.queue.dead_letters
         there = channel.queue_declare(name, passive=True).method.message_count
         channel.queue_bind(work, DEAD_LETTERS, work)
@@ -62,12 +64,12 @@ class DeadLetters:
             name_of = f"{seen}-{hashlib.sha256(body).hexdigest()[:8]}"
             reason, key = (message.headers.get(each, "") for each in ADDED)
             letter = DeadLetter(name_of, message, reason, key)
-            fate = decide(letter)
-            if fate == "requeue":
+            decision = decide(letter)
+            if decision == "requeue":
                 headers = {k: v for k, v in message.headers.items() if k not in ADDED}
                 again = to_properties(message.id, headers)
                 channel.basic_publish(DEAD_LETTERS, work, body, again, mandatory=True)
-            if fate != "keep":
+            if decision != "keep":
                 channel.basic_ack(method.delivery_tag)
         channel.basic_nack(0, multiple=True, requeue=True)  # the rest goes back to its place
         return seen

@@ -15,8 +15,8 @@ from pika.adapters.utils.nbio_interface import AbstractStreamTransport
 from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 from pika.exceptions import ChannelClosedByBroker
 
-from eventcore.broker.topology import Act, Topology
-from eventcore.errors import BrokerAway, Error, Misconfigured
+from eventcore.broker.topology import ChannelOperation, Topology
+from eventcore.errors import BrokerUnavailable, Error, Misconfigured
 from eventcore.model.message import Message
 from eventcore.settings import Server
 
@@ -50,7 +50,7 @@ class _IO(SelectorIOServicesAdapter):  # type: ignore[misc]
     transport: AbstractStreamTransport | None = None
 
     def create_streaming_connection(
-        self, protocol_factory: Any, sock: Any, on_done: Act, *tls: Any, **more: Any
+        self, protocol_factory: Any, sock: Any, on_done: ChannelOperation, *tls: Any, **more: Any
     ) -> Any:
         def done(result: Any) -> None:
             if not isinstance(result, BaseException):
@@ -82,13 +82,15 @@ class Link:
         )
         self._thread.start()
         if not self._await(lambda: self._is_open, OPEN_TIMEOUT):
-            error = self._broken or BrokerAway(f"RabbitMQ did not answer for {OPEN_TIMEOUT:.0f} s")
+            error = self._broken or BrokerUnavailable(
+                f"RabbitMQ did not answer for {OPEN_TIMEOUT:.0f} s"
+            )
             self.close()
             raise error
 
     def close(self) -> None:
         """Closes the connection, within a few seconds whatever the broker does."""
-        self._break(BrokerAway("the connection to RabbitMQ was closed here"))
+        self._break(BrokerUnavailable("the connection to RabbitMQ was closed here"))
         self._loop.add_callback_threadsafe(self._close_or_abort)
         self._thread.join(CLOSE_TIMEOUT + 1)
 
@@ -101,16 +103,16 @@ class Link:
     def _check(self) -> None:
         """Raises the error that broke the link, if there is one."""
         if self._broken is not None:
-            raise BrokerAway(str(self._broken)) from self._broken
+            raise BrokerUnavailable(str(self._broken)) from self._broken
 
     def _submit(self, act: Callable[[], object]) -> None:
-        """Runs `act` in the I/O thread soon; raises BrokerAway if the link is broken."""
+        """Runs `act` in the I/O thread soon; raises BrokerUnavailable if the link is broken."""
         self._check()
         self._loop.add_callback_threadsafe(partial(self._guarded, act))
 
     # ── in the I/O thread ─────────────────────────────────────────────────────────────────
 
-    def _extra_steps(self) -> Iterator[Act]:
+    def _extra_steps(self) -> Iterator[ChannelOperation]:
         """Steps on the channel after the topology is declared."""
         return iter(())
 
@@ -131,7 +133,7 @@ class Link:
             )
             self._loop.start()
         except Exception as error:  # noqa: BLE001 - raised in the caller
-            self._break(BrokerAway(f"RabbitMQ cannot be used: {error!r}"))
+            self._break(BrokerUnavailable(f"RabbitMQ cannot be used: {error!r}"))
         finally:
             self._loop.close()
 
@@ -143,14 +145,14 @@ class Link:
         )
         self._in_turn(self._opening())
 
-    def _opening(self) -> Iterator[Act]:
+    def _opening(self) -> Iterator[ChannelOperation]:
         yield from self._topology.steps(self._channel)
         yield partial(self._channel.confirm_delivery, self._on_answer)
         yield from self._extra_steps()
         self._is_open = True
         self._notify()
 
-    def _in_turn(self, steps: Iterator[Act]) -> None:
+    def _in_turn(self, steps: Iterator[ChannelOperation]) -> None:
         """Takes each step when the one before it has been answered."""
         if step := next(steps, None):
             step(callback=lambda *_: self._in_turn(steps))
@@ -164,13 +166,13 @@ class Link:
     def _on_answer(self, frame: Any) -> None:
         method = frame.method
         if method.NAME == "Basic.Nack":
-            self._break(BrokerAway("RabbitMQ refused a message (nack)"))
+            self._break(BrokerUnavailable("RabbitMQ refused a message (nack)"))
         else:
             self._on_confirm(method.delivery_tag, method.multiple)
             self._notify_soon()
 
     def _on_connection_gone(self, _connection: Any, reason: BaseException) -> None:
-        self._break(BrokerAway(f"RabbitMQ cannot be reached: {cause_of(reason)}"))
+        self._break(BrokerUnavailable(f"RabbitMQ cannot be reached: {cause_of(reason)}"))
         self._loop.stop()
 
     def _on_channel_closed(self, _channel: Any, reason: BaseException) -> None:
@@ -179,14 +181,14 @@ class Link:
         if reason.reply_code == 406 and not self._is_open and self._topology.accept():
             self._connection.channel(on_open_callback=self._on_channel)
         else:
-            self._break(BrokerAway(f"RabbitMQ closed the channel: {reason.reply_text}"))
+            self._break(BrokerUnavailable(f"RabbitMQ closed the channel: {reason.reply_text}"))
 
     def _guarded(self, act: Callable[[], object]) -> None:
         """Runs `act`; a failure breaks the link, not the loop."""
         try:
             act()
         except Exception as error:  # noqa: BLE001 - raised in the caller
-            self._break(BrokerAway(f"RabbitMQ cannot be reached: {error!r}"))
+            self._break(BrokerUnavailable(f"RabbitMQ cannot be reached: {error!r}"))
 
     def _later(self, delay: float, act: Callable[[], object]) -> None:
         """Runs `act` after `delay` seconds."""

@@ -6,7 +6,7 @@ from typing import Literal, Protocol, TypeAlias
 
 from eventcore.model.message import Message
 
-Fate: TypeAlias = Literal["keep", "requeue", "discard"]
+Decision: TypeAlias = Literal["keep", "requeue", "discard"]
 """The decision about a dead letter."""
 
 
@@ -43,19 +43,19 @@ class Publisher(Protocol):
         """Sends messages; returns as soon as the window has room for the last of them.
 
         A message that cannot be routed is sent again a few times, with the topology
-        declared anew, then left to the sweep. Raises BrokerAway.
+        declared anew, then left to the sweep. Raises BrokerUnavailable.
         """
 
     def confirmed(self) -> int:
         """Number of messages that are confirmed, from the first on, without a gap.
 
-        Raises BrokerAway after a lost connection, a refusal (nack), or too long a silence.
+        Raises BrokerUnavailable after a lost connection, a refusal (nack), or too long a silence.
         """
 
     def wait(self, more_than: int, timeout: float) -> int:
         """Waits until more than that are confirmed, or `timeout` seconds; returns `confirmed()`.
 
-        Raises BrokerAway as `confirmed` does.
+        Raises BrokerUnavailable as `confirmed` does.
         """
 
     def close(self) -> None:

@@ -14,8 +14,8 @@ from time import monotonic
 import pika
 
 from eventcore.broker.link import Link
-from eventcore.broker.topology import EXCHANGE, Act, Topology
-from eventcore.errors import BrokerAway
+from eventcore.broker.topology import EXCHANGE, ChannelOperation, Topology
+from eventcore.errors import BrokerUnavailable
 from eventcore.model.message import Message
 
 log = logging.getLogger(__name__)
@@ -37,14 +37,14 @@ class ConfirmedPublisher(Link):
         self._timer = timer
         self._window = window
         self._silence = parameters.blocked_connection_timeout
-        self._handed_over = 0
-        self._prefix = 0
-        self._moved_at = self._timer()
-        self._done: set[int] = set()
+        self._submitted = 0
+        self._confirmed_prefix = 0
+        self._advanced_at = self._timer()
+        self._confirmed_places: set[int] = set()
         self._tags = 0
         self._unconfirmed: dict[int, _Sent] = {}
-        self._came_back: set[str] = set()
-        self._astray: list[list[_Sent]] = [[] for _ in REPUBLISH_AFTER]
+        self._returned_ids: set[str] = set()
+        self._awaiting_retry: list[list[_Sent]] = [[] for _ in REPUBLISH_AFTER]
         self.returned = 0
         super().__init__(parameters, topology)
 
@@ -53,34 +53,34 @@ class ConfirmedPublisher(Link):
         while start < len(messages):
             count = self._wait_for_room(len(messages) - start)
             batch = messages[start : start + count]
-            if self._handed_over == self._prefix:
-                self._moved_at = self._timer()
-            self._submit(partial(self._send_all, batch, self._handed_over))
-            self._handed_over += count
+            if self._submitted == self._confirmed_prefix:
+                self._advanced_at = self._timer()
+            self._submit(partial(self._send_all, batch, self._submitted))
+            self._submitted += count
             start += count
 
     def confirmed(self) -> int:
         self._check()
-        return self._prefix
+        return self._confirmed_prefix
 
     def wait(self, more_than: int, timeout: float) -> int:
-        self._await(lambda: self._prefix > more_than, timeout)
+        self._await(lambda: self._confirmed_prefix > more_than, timeout)
         return self.confirmed()
 
     def _wait_for_room(self, wanted: int) -> int:
         """Waits until the window has room for a good part of `wanted`; returns how much."""
         enough = min(wanted, max(1, self._window // 2))
-        most = self._window - self._handed_over
-        while not self._await(lambda: most + self._prefix >= enough, 1):
+        most = self._window - self._submitted
+        while not self._await(lambda: most + self._confirmed_prefix >= enough, 1):
             self._check()
-        return min(wanted, most + self._prefix)
+        return min(wanted, most + self._confirmed_prefix)
 
     def _check(self) -> None:
-        """Raises the error that broke the link, or BrokerAway after too long a silence."""
+        """Raises the error that broke the link, or BrokerUnavailable after too long a silence."""
         super()._check()
-        waiting = self._handed_over > self._prefix
-        if waiting and self._timer() - self._moved_at > self._silence:
-            raise BrokerAway(f"RabbitMQ has confirmed nothing for {self._silence:.0f} s")
+        waiting = self._submitted > self._confirmed_prefix
+        if waiting and self._timer() - self._advanced_at > self._silence:
+            raise BrokerUnavailable(f"RabbitMQ has confirmed nothing for {self._silence:.0f} s")
 
     # ── in the I/O thread ─────────────────────────────────────────────────────────────────
 
@@ -96,42 +96,42 @@ class ConfirmedPublisher(Link):
 
     def _on_return(self, message_id: str) -> None:
         """Notes that the confirm that follows does not count for this message."""
-        self._came_back.add(message_id)
+        self._returned_ids.add(message_id)
 
     def _on_confirm(self, tag: int, multiple: bool) -> None:
         sent_before = takewhile(lambda each: each <= tag, self._unconfirmed)  # in order of sending
         for each in list(sent_before) if multiple else (tag,):
             sent = self._unconfirmed.pop(each)
-            if sent.message.id in self._came_back:
-                self._came_back.remove(sent.message.id)
-                self._try_again(sent)
+            if sent.message.id in self._returned_ids:
+                self._returned_ids.remove(sent.message.id)
+                self._republish_later(sent)
             else:
-                self._done.add(sent.place)
-        self._move_prefix()
+                self._confirmed_places.add(sent.place)
+        self._advance_prefix()
 
-    def _move_prefix(self) -> None:
-        before = prefix = self._prefix
-        while prefix in self._done:
-            self._done.remove(prefix)
+    def _advance_prefix(self) -> None:
+        before = prefix = self._confirmed_prefix
+        while prefix in self._confirmed_places:
+            self._confirmed_places.remove(prefix)
             prefix += 1
         if prefix > before:
-            self._moved_at = self._timer()
-            self._prefix = prefix
+            self._advanced_at = self._timer()
+            self._confirmed_prefix = prefix
 
-    def _try_again(self, sent: "_Sent") -> None:
+    def _republish_later(self, sent: "_Sent") -> None:
         """Sends an unroutable message again, a little later, with the others of its try."""
         self.returned += sent.tries == 0
         if sent.tries == len(REPUBLISH_AFTER):
             log.warning("Not routable, left to the sweep", extra={"event_id": sent.message.id})
-            self._done.add(sent.place)
+            self._confirmed_places.add(sent.place)
             return
-        waiting = self._astray[sent.tries]
+        waiting = self._awaiting_retry[sent.tries]
         if not waiting:
             self._later(REPUBLISH_AFTER[sent.tries], partial(self._declare_and_send, waiting))
         waiting.append(sent)
 
     def _declare_and_send(self, waiting: list["_Sent"]) -> None:
-        def steps() -> Iterator[Act]:
+        def steps() -> Iterator[ChannelOperation]:
             yield from self._topology.steps(self._channel)
             for sent in waiting:
                 self._send(replace(sent, tries=sent.tries + 1))

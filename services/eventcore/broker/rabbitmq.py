@@ -1,7 +1,7 @@
 """RabbitMQ as a broker: opens publishers, consumers and dead letters.
 
-None of them reconnects: after BrokerAway the caller closes it and opens another, which declares
-the topology again.
+None of them reconnects: after BrokerUnavailable the caller closes it and opens another, which
+declares the topology again.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from eventcore.settings import Server
 class RabbitMQ:
     """One virtual host of RabbitMQ 3.10 or later; `name` is its connections' name there.
 
-    Each method opens a connection, declares the topology, and raises BrokerAway.
+    Each method opens a connection, declares the topology, and raises BrokerUnavailable.
     """
 
     server: Server

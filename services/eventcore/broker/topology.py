@@ -26,8 +26,8 @@ It is not the default exchange, because a login that may publish there may publi
 ADDED = ("x-reason", "x-routing-key")
 """The headers that a dead letter has beside its own."""
 
-Act = Callable[..., Any]
-"""An act of a channel; takes a `callback` that is called when the broker has answered."""
+ChannelOperation = Callable[..., Any]
+"""A method of a channel; takes a `callback` that is called when the broker has answered."""
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class Topology:
     _declaring: str = ""
     _accepted: set[str] = field(default_factory=set)
 
-    def steps(self, channel: Any) -> Iterator[Act]:
+    def steps(self, channel: Any) -> Iterator[ChannelOperation]:
         """The declarations, to be made one after the other."""
         self._declaring = ""
         for name, kind in ((EXCHANGE, "topic"), (DEAD_LETTERS, "direct")):

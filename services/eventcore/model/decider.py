@@ -24,18 +24,19 @@ State = TypeVar("State")
 
 Command = TypeVar("Command")
 
-Fact = TypeVar("Fact")  # a typed event: one of the dataclasses of an aggregate's union of events
+DomainEvent = TypeVar("DomainEvent")
+"""A typed event: one of the dataclasses of an aggregate's union of events."""
 
 
 @dataclass(frozen=True)
-class Decider(Generic[Command, State, Fact]):
-    """One kind of aggregate; `facts` is its union of event dataclasses."""
+class Decider(Generic[Command, State, DomainEvent]):
+    """One kind of aggregate; `events` is its union of event dataclasses."""
 
     aggregate_type: str
-    facts: Any
+    events: Any
     initial: State
-    decide: Callable[[Command, State], Sequence[Fact]]
-    evolve: Callable[[State, Fact], State]
+    decide: Callable[[Command, State], Sequence[DomainEvent]]
+    evolve: Callable[[State, DomainEvent], State]
     upcasters: Mapping[tuple[str, int], Upcaster] | None = None
 
     def __post_init__(self) -> None:
@@ -44,21 +45,22 @@ class Decider(Generic[Command, State, Fact]):
     def fold(self, state: State, events: Iterable[Event]) -> State:
         """The state after recorded events, upcast where they are old; raises CannotApply."""
         for event in events:
-            state = self.evolve(state, self._to_fact(self._upcast(event)))
+            state = self.evolve(state, self._to_domain_event(self._upcast(event)))
         return state
 
-    def to_new_event(self, fact: Fact, event_id: UUID) -> NewEvent:
-        """A decided fact, ready to be appended."""
+    def to_new_event(self, event: DomainEvent, event_id: UUID) -> NewEvent:
+        """The decided event in the form that is appended."""
         data: dict[str, Json] = {}
-        for each in fields(fact):  # type: ignore[arg-type]
-            value = getattr(fact, each.name)
+        for each in fields(event):  # type: ignore[arg-type]
+            value = getattr(event, each.name)
             if value is not None:
                 data[camel(each.name)] = value
-        return NewEvent(event_id, event_type_of(type(fact)), schema_version_of(type(fact)), data)  # type: ignore[arg-type]
+        kind: type[Any] = type(event)
+        return NewEvent(event_id, event_type_of(kind), schema_version_of(kind), data)  # type: ignore[arg-type]
 
     @cached_property
     def _types(self) -> dict[str, type[Any]]:
-        kinds = get_args(self.facts) or (self.facts,)
+        kinds = get_args(self.events) or (self.events,)
         return {event_type_of(kind): kind for kind in kinds}
 
     @cached_property
@@ -66,17 +68,17 @@ class Decider(Generic[Command, State, Fact]):
         versions = {name: schema_version_of(kind) for name, kind in self._types.items()}
         return Upcasters(versions, self.upcasters)
 
-    def _to_fact(self, event: Event) -> Fact:
+    def _to_domain_event(self, event: Event) -> DomainEvent:
         kind = self._types[event.event_type]
         known = {camel(each.name): each for each in fields(kind)}
-        fact: Fact = kind(
+        decided: DomainEvent = kind(
             **{
                 known[name].name: Decimal(value) if known[name].type is Decimal else value  # type: ignore[arg-type]
                 for name, value in event.data.items()
                 if name in known
             }
         )
-        return fact
+        return decided
 
 
 @cache

@@ -50,7 +50,7 @@ class NewEvent:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An immutable fact that has happened, at its place in its stream and its store.
+    """An immutable record that something has happened, at its place in its stream and its store.
 
     `previous` is the id of the event before it in its stream; None for the first one, and where
     the reader did not ask.

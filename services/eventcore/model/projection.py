@@ -48,7 +48,7 @@ class Projection:
     aggregate_type: str
     queue: str
     collection: str
-    says: str
+    log_message: str
     steps: Mapping[str, Step]
     ignores: frozenset[str] = frozenset()
     indexes: tuple[tuple[str, ...], ...] = ()

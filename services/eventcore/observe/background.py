@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from threading import Event as Stop
 from threading import Thread
 
-from eventcore.errors import Away
+from eventcore.errors import Unavailable
 from eventcore.observe.metrics import BACKGROUND_ERRORS
 
 PAUSE = 1.0  # seconds before the next turn after an unexpected error
@@ -15,12 +15,12 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def surviving(thread: str) -> Iterator[None]:
-    """Logs and counts an unexpected error of the block, which ends there; Away is only logged."""
+def log_errors(thread: str) -> Iterator[None]:
+    """Ends the block at an error: logs Unavailable, logs and counts an unexpected error."""
     try:
         yield
-    except Away as away:
-        log.debug("Server unavailable", extra={"of": thread, "reason": str(away)})
+    except Unavailable as error:
+        log.debug("Server unavailable", extra={"of": thread, "reason": str(error)})
     except Exception:
         BACKGROUND_ERRORS.labels(thread).inc()
         log.exception("Unexpected error in a background thread", extra={"of": thread})
@@ -39,7 +39,7 @@ def repeat(
 
     def run() -> None:
         while not stop.wait(every):
-            with surviving(name):
+            with log_errors(name):
                 turn()
                 continue
             stop.wait(PAUSE)

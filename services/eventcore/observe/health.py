@@ -15,26 +15,26 @@ STUCK = 120.0
 """Seconds without a beat after which a process counts as stuck; no wait in it is that long."""
 
 
-class Heart:
-    """Whether a process's loop still turns, whatever servers are away: it beats at each turn."""
+class Heartbeat:
+    """Whether a process's loop still runs, also while servers are unavailable: each turn beats."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._beat_at: float | None = None
 
     def beat(self) -> None:
-        """Notes that the loop has come round."""
+        """Notes a turn of the loop."""
         self._beat_at = self._clock()
 
     def stuck(self) -> bool:
-        """Whether the loop has begun, and has not come round for STUCK seconds."""
+        """Whether the loop has begun, and made no turn for STUCK seconds."""
         return self._beat_at is not None and self._clock() - self._beat_at > STUCK
 
 
 _UNKNOWN = "not connected yet"
 
-HEART = Heart()
-"""The heart of this process; one that serves HTTP has none, see serving.Liveness."""
+HEARTBEAT = Heartbeat()
+"""The heartbeat of this process; one that serves HTTP has none, see web.readiness.Liveness."""
 
 
 class Health:
@@ -47,13 +47,13 @@ class Health:
         for part in parts:
             UP.labels(_SERVERS.get(part, part)).set(0)
 
-    def well(self, part: str) -> None:
+    def mark_up(self, part: str) -> None:
         """Notes that `part` works."""
         if self._note(part, None) is not None:
             UP.labels(_SERVERS.get(part, part)).set(1)
             self._log.info(f"Connected to {_NAMES.get(part, part)}")
 
-    def lacks(self, part: str, problem: str) -> None:
+    def mark_down(self, part: str, problem: str) -> None:
         """Notes that `part` does not work now, for the reason `problem`."""
         if self._note(part, problem) in (None, _UNKNOWN):
             UP.labels(_SERVERS.get(part, part)).set(0)

@@ -104,11 +104,10 @@ def _log_uncaught(error: BaseException | None) -> None:
     logging.getLogger("eventcore").critical("Uncaught exception", exc_info=error)
 
 
-def _told(error: BaseException | None) -> str:
-    """Where an error was raised and what it says, after each that it came from.
+def format_exception_chain(error: BaseException | None) -> str:
+    """Tracebacks of an exception and its causes, oldest first, with one-line messages.
 
-    Each says one line: on further ones, and after "full error", drivers tell the row or the
-    document that they failed with.
+    On further lines, and after "full error", drivers quote the row or the document that failed.
     """
     chain: list[BaseException] = []
     while error is not None and error not in chain:
@@ -136,7 +135,7 @@ class _Json(logging.Formatter):
             **_extra(record),
         }
         if record.exc_info:
-            line["exception"] = _told(record.exc_info[1])
+            line["exception"] = format_exception_chain(record.exc_info[1])
         text = jsontext.render_line(line)
         return text if text.isascii() else text.translate(_ONE_OBJECT)
 
@@ -161,7 +160,9 @@ class _Text(logging.Formatter):
             fields = " ".join(f"{name}={value}" for name, value in shown.items())
             said = f"{record.getMessage()}  {fields}".rstrip()
         text = f"{record.levelname:<7} {said}".translate(_ONE_LINE)
-        return f"{text}\n{_told(record.exc_info[1])}".rstrip() if record.exc_info else text
+        if not record.exc_info:
+            return text
+        return f"{text}\n{format_exception_chain(record.exc_info[1])}".rstrip()
 
 
 def _own(record: logging.LogRecord) -> dict[str, object]:

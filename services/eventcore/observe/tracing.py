@@ -57,7 +57,7 @@ EXPORT_SPANS = 64
 TRACEPARENT = re.compile("00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 """A context in the form of W3C Trace Context."""
 
-REGULAR = ("/healthz", "/livez", "/readyz", "/metrics", "/internal/heads")
+POLLED_ROUTES = ("/healthz", "/livez", "/readyz", "/metrics", "/internal/heads")
 """Routes that are polled every few seconds: neither traced nor logged."""
 
 _CALLER = "shop.caller"
@@ -135,7 +135,7 @@ def stop_tracing() -> None:
 
 
 def trace_wsgi(application: Any) -> Any:
-    """The same WSGI application, with a span for each request that is not REGULAR."""
+    """The same WSGI application, with a span for each request, except on POLLED_ROUTES."""
     if _provider is None:
         return application
     from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
@@ -143,7 +143,7 @@ def trace_wsgi(application: Any) -> Any:
     traced = OpenTelemetryMiddleware(application, request_hook=_link_caller)
 
     def serve(environ: dict[str, Any], start_response: Any) -> Any:
-        if environ["PATH_INFO"].startswith(REGULAR):
+        if environ["PATH_INFO"].startswith(POLLED_ROUTES):
             return application(environ, start_response)
         if _is_edge:
             environ[_CALLER] = {

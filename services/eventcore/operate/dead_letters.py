@@ -6,7 +6,7 @@ import click
 
 from eventcore import settings
 from eventcore.broker.dead_letters import DeadLetter
-from eventcore.broker.port import Fate, Queue
+from eventcore.broker.port import Decision, Queue
 from eventcore.broker.rabbitmq import RabbitMQ
 from eventcore.errors import Refused
 from eventcore.operate.shared import (
@@ -84,29 +84,29 @@ def dead_letters_discard(projection_name: str, letter_ids: Sequence[str], yes: b
     _settle_letters(projection_name, "discard", letter_ids, yes)
 
 
-def _settle_letters(name: str, fate: Fate, ids: Sequence[str], yes: bool) -> None:
-    ask(yes, f"{fate.capitalize()} {', '.join(ids) or 'all dead letters'} of {name}?")
-    settled = _letters(name, fate, ids, fate)
+def _settle_letters(name: str, decision: Decision, ids: Sequence[str], yes: bool) -> None:
+    ask(yes, f"{decision.capitalize()} {', '.join(ids) or 'all dead letters'} of {name}?")
+    settled = _letters(name, decision, ids, decision)
     for letter in settled:
-        click.echo(f"{letter.id}: {'requeued' if fate == 'requeue' else 'discarded'}")
+        click.echo(f"{letter.id}: {'requeued' if decision == 'requeue' else 'discarded'}")
     if not settled and not ids:
         click.echo(f"No dead letters of {name}.")
     _require_letters(name, ids, settled)
 
 
 def _letters(
-    name: str, command: str, ids: Sequence[str] = (), fate: Fate = "keep"
+    name: str, command: str, ids: Sequence[str] = (), decision: Decision = "keep"
 ) -> list[DeadLetter]:
     """Settles the dead letters of these ids, or all, and returns them."""
     own = command_settings(settings.BrokerSettings, f"dead-letters {command}")
     projection = projection_named(name)
     found: list[DeadLetter] = []
 
-    def decide(letter: DeadLetter) -> Fate:
+    def decide(letter: DeadLetter) -> Decision:
         if ids and letter.id not in ids:
             return "keep"
         found.append(letter)
-        return fate
+        return decision
 
     broker = RabbitMQ(own.broker, name=own.process)
     broker.dead_letters(Queue(projection.queue, projection.binding)).go_through(decide)

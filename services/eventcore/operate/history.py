@@ -18,13 +18,13 @@ from eventcore.readmodel.port import ReadModel
 from eventcore.readmodel.records import Parked, Skip
 from eventcore.store.port import Progress, Store, Stream, read_pages
 
-REACH = 1_000_000
+SEARCHED_AT_MOST = 1_000_000
 """Maximum positions that a search for a correlation id reads: an index would slow each append."""
 
-STEP = 50_000
+SEARCHED_AT_ONCE = 50_000
 """Positions that one statement reads."""
 
-SLACK = timedelta(minutes=1)
+CLOCK_DIFFERENCE = timedelta(minutes=1)
 """How much earlier than its id's time an event may have been recorded, as clocks differ."""
 
 
@@ -92,7 +92,8 @@ def find(
     """Finds what one service's stores know of an aggregate's id, or else of a correlation id.
 
     A correlation id is looked for from `since` on, or from the time that it tells itself, or
-    among the newest events; in REACH positions at most. Raises StoreAway, ReadModelAway.
+    among the newest events; in SEARCHED_AT_MOST positions at most. Raises StoreUnavailable and
+    ReadModelUnavailable.
     """
     projections = tuple(projections)
     if stream_id := as_uuid(wanted):
@@ -117,12 +118,12 @@ def _search(
 ) -> tuple[list[Event], Searched]:
     settled = store.settled()
     if since is None and (made := made_at(as_uuid(correlation_id))):
-        since = made - SLACK
-    after = _position_at(store, since, settled) if since else max(0, settled - REACH)
-    searched = Searched(after, min(settled, after + REACH), settled)
+        since = made - CLOCK_DIFFERENCE
+    after = _position_at(store, since, settled) if since else max(0, settled - SEARCHED_AT_MOST)
+    searched = Searched(after, min(settled, after + SEARCHED_AT_MOST), settled)
     found: list[Event] = []
-    for begin in range(after, searched.until, STEP):
-        end = min(begin + STEP, searched.until)
+    for begin in range(after, searched.until, SEARCHED_AT_ONCE):
+        end = min(begin + SEARCHED_AT_ONCE, searched.until)
         found += store.read_correlated(correlation_id, begin, end)
     return found, searched
 

@@ -11,7 +11,7 @@ from http.client import HTTPConnection, HTTPException
 import click
 
 from eventcore import jsontext, settings
-from eventcore.errors import Away, Refused
+from eventcore.errors import Refused, Unavailable
 from eventcore.model.projection import Projection
 from eventcore.operate.history import find
 from eventcore.operate.shared import (
@@ -24,7 +24,7 @@ from eventcore.operate.shared import (
 )
 from eventcore.operate.timeline import tell, timeline
 from eventcore.operate.verifying import Verifier, why_halted
-from eventcore.operate.watch import Behind
+from eventcore.operate.watch import Backlog
 from eventcore.query import Serving
 from eventcore.readmodel.mongo import Mongo
 from eventcore.readmodel.records import Verification
@@ -45,7 +45,7 @@ def metrics(beginnings: tuple[str, ...]) -> None:
             connection.request("GET", "/metrics")
             text = connection.getresponse().read().decode()
     except (OSError, HTTPException) as error:
-        raise Away(f"nothing serves metrics at METRICS_PORT: {error}") from error
+        raise Unavailable(f"nothing serves metrics at METRICS_PORT: {error}") from error
     for line in text.splitlines():
         if not line.startswith("#") and (not beginnings or line.startswith(beginnings)):
             click.echo(line)
@@ -96,7 +96,7 @@ def lag(as_json: bool) -> None:
 def _lag(projection: Projection, readmodel: Mongo, feed: HttpFeed) -> Row:
     generation = Serving(projection, readmodel).now()
     checkpoint = readmodel.checkpoint(generation.name)
-    oldest, settled = Behind(projection, readmodel, feed, generation).oldest(checkpoint.position)
+    oldest, settled = Backlog(projection, readmodel, feed, generation).oldest(checkpoint.position)
     age = datetime.now(UTC) - oldest.recorded_at if oldest else timedelta()
     return {
         "projection": projection.name,

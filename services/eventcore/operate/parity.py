@@ -10,7 +10,7 @@ from eventcore.model.projection import Document, event_id_of
 
 Given = ParamSpec("Given")
 
-SHOWN = 10
+IDS_SHOWN = 10
 """Ids that a comparison names of each kind."""
 
 Pair = tuple[Document | None, Document | None]
@@ -45,7 +45,7 @@ class Parity:
     def note(self, kind: str, stream: str) -> None:
         """Count one more stream of a kind, and name it if it is among the first."""
         setattr(self, kind, getattr(self, kind) + 1)
-        if kind != "alike" and len(self.ids[kind]) < SHOWN:
+        if kind != "alike" and len(self.ids[kind]) < IDS_SHOWN:
             self.ids[kind].append(stream)
 
 

@@ -21,7 +21,7 @@ from eventcore.operate.shared import (
     show,
     yes,
 )
-from eventcore.project.folder import Folder
+from eventcore.project.applier import EventApplier
 from eventcore.query import Serving
 from eventcore.readmodel.mongo import Mongo
 from eventcore.readmodel.records import Parked, Skip
@@ -53,9 +53,9 @@ def parked_list(as_json: bool) -> None:
 @as_json
 def parked_show(projection_name: str, stream: str, data: bool, as_json: bool) -> None:
     """Show a parked stream, and its events since it stopped."""
-    folder = open_at(projection_name, "parked show")
-    found = _require_parked(folder, stream)
-    show([_parked(folder.projection, found)], as_json)
+    applier = open_at(projection_name, "parked show")
+    found = _require_parked(applier, stream)
+    show([_parked(applier.projection, found)], as_json)
     rows: list[Row] = [
         {
             "version": event.version,
@@ -66,7 +66,7 @@ def parked_show(projection_name: str, stream: str, data: bool, as_json: bool) ->
             "recordedAt": event.recorded_at.isoformat(),
             **({"data": event.data} if data else {}),
         }
-        for event in folder.feed.stream(stream, found.version - 1)
+        for event in applier.feed.stream(stream, found.version - 1)
     ]
     show(rows, as_json, "The feed has no event of it from there on.")
 
@@ -80,9 +80,9 @@ def parked_retry(projection_name: str, streams: Sequence[str]) -> None:
     A stream goes on where it stopped; one that still cannot be applied stays parked. Ends
     with status 1 if any does.
     """
-    folder = open_at(projection_name, "parked retry")
-    entries = folder.readmodel.parked(folder.generation.name, streams or None)
-    released = folder.retry(entries)
+    applier = open_at(projection_name, "parked retry")
+    entries = applier.readmodel.parked(applier.generation.name, streams or None)
+    released = applier.retry(entries)
     for stream in entries:
         click.echo(f"{stream}: {'released' if stream in released else 'still parked'}")
     if not entries:
@@ -102,25 +102,25 @@ def parked_skip(projection_name: str, stream: str, why: str, who: str, yes: bool
     The stream goes on after it. The event stays in the log. A rebuild passes over it too. Where it
     is the first of its stream, the document is not shown. Ends with status 1 if it stops again.
     """
-    folder = open_at(projection_name, "parked skip")
-    found = _require_parked(folder, stream)
-    event = next(iter(folder.feed.stream(stream, found.version - 1)), None)
+    applier = open_at(projection_name, "parked skip")
+    found = _require_parked(applier, stream)
+    event = next(iter(applier.feed.stream(stream, found.version - 1)), None)
     if event is None:
         raise Refused(f"the log has no version {found.version} of {stream}")
-    version, name = event.version, folder.projection.name
+    version, name = event.version, applier.projection.name
     ask(yes, f"Pass over {event.event_type}, version {version} of {stream}, in {name}, for good?")
     now = datetime.now(UTC)
-    folder.readmodel.skip(Skip(name, stream, version, str(event.event_id), who, why, now))
-    folder.follow()
-    released = folder.retry({stream: found})
+    applier.readmodel.skip(Skip(name, stream, version, str(event.event_id), who, why, now))
+    applier.follow()
+    released = applier.retry({stream: found})
     click.echo(f"{stream}: {'released' if released else 'parked again, further on'}")
     sys.exit(0 if released else 1)
 
 
-def _require_parked(folder: Folder, stream: str) -> Parked:
-    found = folder.readmodel.parked(folder.generation.name, [stream]).get(stream)
+def _require_parked(applier: EventApplier, stream: str) -> Parked:
+    found = applier.readmodel.parked(applier.generation.name, [stream]).get(stream)
     if found is None:
-        raise Refused(f"{stream} is not parked in {folder.projection.name}")
+        raise Refused(f"{stream} is not parked in {applier.projection.name}")
     return found
 
 

@@ -45,7 +45,7 @@ def provision_store(admin: Server, service: str, passwords: Mapping[str, Secret]
 
     `admin` may create databases and roles; `passwords` has one for each login. A database that is
     there already becomes the owner's, with all that is in its schema public. Run again, it changes
-    only what differs. Raises StoreAway, Misconfigured.
+    only what differs. Raises StoreUnavailable, Misconfigured.
     """
     database, owner = f"{service}_event_db", f"{service}_owner"
     with _administering(admin) as server:
@@ -105,7 +105,7 @@ def provision_readmodel(
     admin: Server, service: str, projectors: Sequence[str], passwords: Mapping[str, Secret]
 ) -> None:
     """Make or mend the logins of `{service}_read_model`: `{service}-service` may read it, the
-    `projectors` may write it. Raises ReadModelAway, Misconfigured.
+    `projectors` may write it. Raises ReadModelUnavailable, Misconfigured.
     """
     for login in (f"{service}-service", *projectors):
         role = "readWrite" if login in projectors else "read"
@@ -116,7 +116,7 @@ def provision_store_monitor(admin: Server, password: Secret) -> None:
     """Makes or mends PostgreSQL's login `monitor`, a member of pg_monitor, which reads no database.
 
     Who made roles and databases may still not be allowed to grant pg_monitor: then Misconfigured
-    says who must. Raises StoreAway.
+    says who must. Raises StoreUnavailable.
     """
     with _administering(admin) as server:
         server.make_login(MONITOR, password.read())
@@ -137,7 +137,7 @@ def provision_store_monitor(admin: Server, password: Secret) -> None:
 
 def provision_readmodel_monitor(admin: Server, password: Secret) -> None:
     """Make or mend MongoDB's login `monitor`, which may ask the server for its numbers and reads
-    no database. Raises ReadModelAway.
+    no database. Raises ReadModelUnavailable.
     """
     make_login(admin, "admin", MONITOR, password.read(), "clusterMonitor")
 

@@ -11,7 +11,7 @@ from urllib3.exceptions import HTTPError
 
 from eventcore import jsontext
 from eventcore.broker.topology import DEAD_LETTERS, EXCHANGE
-from eventcore.errors import BrokerAway
+from eventcore.errors import BrokerUnavailable
 from eventcore.model.projection import Projection
 from eventcore.operate.provision import MONITOR
 from eventcore.settings import Secret, Server
@@ -46,7 +46,7 @@ def provision_broker(
 
     `admin` is an administrator of the management API, `admin.port` that API's port, `admin.name`
     the virtual host, which is made if it does not exist. `projections` has the projection of each
-    projector's login. Raises BrokerAway, Misconfigured.
+    projector's login. Raises BrokerUnavailable, Misconfigured.
     """
     queues = [p.queue for p in projections.values() if p.aggregate_type == service]
     rights = {f"{service}-relay": _may(queues, publish=(EXCHANGE,), read=())}
@@ -68,7 +68,7 @@ def provision_broker(
 
 def limit_queues(admin: Server, service: str, queues: Sequence[str], limits: Limits) -> None:
     """Sets the policies of these queues and of their dead-letter queues. They take effect at once,
-    also on queues that exist. `admin` as for `provision_broker`; raises BrokerAway.
+    also on queues that exist. `admin` as for `provision_broker`; raises BrokerUnavailable.
 
     Their priority is 0, so that an operator's own policy with a higher one comes before them.
     """
@@ -128,15 +128,17 @@ class _Management:
     def put(self, what: str, body: Mapping[str, object]) -> None:
         status = self._ask("PUT", what, jsontext.render(body))
         if status == 404:
-            raise BrokerAway(f"RabbitMQ's management API knows no {what}")
+            raise BrokerUnavailable(f"RabbitMQ's management API knows no {what}")
 
     def _ask(self, method: str, what: str, body: bytes | None = None) -> int:
         headers = {**self._headers, "Content-Type": "application/json"}
         try:
             answer = self._pool.request(method, f"{self._url}/{what}", body=body, headers=headers)
         except HTTPError as error:
-            raise BrokerAway(f"RabbitMQ's management API cannot be reached: {error}") from error
+            raise BrokerUnavailable(
+                f"RabbitMQ's management API cannot be reached: {error}"
+            ) from error
         if answer.status >= 400 and answer.status != 404:
             reason = answer.data[:200].decode(errors="replace")
-            raise BrokerAway(f"RabbitMQ's management API answered {answer.status}: {reason}")
+            raise BrokerUnavailable(f"RabbitMQ's management API answered {answer.status}: {reason}")
         return answer.status

@@ -39,10 +39,10 @@ def rebuild(
     is halted is not compared: its documents come from another log. The old ones are kept for
     --rollback, until the next time.
     """
-    folder = open_at(projection_name, "rebuild")
-    projection, readmodel, feed = folder.projection, folder.readmodel, folder.feed
+    applier = open_at(projection_name, "rebuild")
+    projection, readmodel, feed = applier.projection, applier.readmodel, applier.feed
     if stream:
-        serving = folder.generation
+        serving = applier.generation
         changed = rebuilding.rebuild_stream(projection, readmodel, feed, serving, stream)
         click.echo(f"{stream}: {'folded anew' if changed else 'was right already'}")
         return
@@ -55,7 +55,7 @@ def rebuild(
         readmodel.drop(previous)
         click.echo(f"{previous.name} is deleted.")
         return
-    begin = rebuilding.back if rollback else rebuilding.begin
+    begin = rebuilding.rollback if rollback else rebuilding.begin
     say = partial(click.echo, err=True)
     build = begin(projection, readmodel, feed, str(uuid4()), time.sleep, say)
     new, old = build.generation.name, generation_of(projection, generations.serving).name

@@ -24,8 +24,8 @@ from eventcore.failpoints import reach
 from eventcore.model.event import Mark
 from eventcore.model.projection import Document, Projection, version_of
 from eventcore.operate.parity import Given, Pair, Parity, alike, digest_of, kind_of
-from eventcore.project.folded import by_stream
-from eventcore.project.folder import Folder
+from eventcore.project.applier import EventApplier
+from eventcore.project.fold_result import by_stream
 from eventcore.project.sweep import Sweep
 from eventcore.readmodel.port import SCANNED, SLOTS, ReadModel
 from eventcore.readmodel.records import Generation, Write, generation_of
@@ -41,17 +41,19 @@ Result = TypeVar("Result")
 PATIENCE = 60.0
 """Seconds that a server may be away before a rebuild gives up."""
 
-PART = SLOTS // 64
+SLOTS_AT_ONCE = SLOTS // 64
 """Slots of the parked list that are read at once."""
 
-_ROUNDS = 10
+_COMPARISONS = 10
+"""Comparisons of documents that differ, while both generations may still catch up."""
 
-_NOTICED = 15
+_SWITCH_SWEEPS = 15
+"""Sweeps after a switch, one each 0.2 s: longer than processes cache which generation serves."""
 
 
 @dataclass(eq=False)
 class Rebuild:
-    """One generation of a projection, on its way to serve. Raises Away, after some patience."""
+    """A generation that is to serve. Every method may raise Unavailable, after PATIENCE."""
 
     projection: Projection
     readmodel: ReadModel
@@ -63,34 +65,35 @@ class Rebuild:
     lease_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        self._folder = Folder(self.projection, self.readmodel, self.feed, fixed=self.generation)
-        self._sweep = Sweep(self._folder, self.holder, self.lease_seconds)
+        given = self.projection, self.readmodel, self.feed
+        self._applier = EventApplier(*given, fixed=self.generation)
+        self._sweep = Sweep(self._applier, self.holder, self.lease_seconds)
 
     def fold(self, tell: Callable[[int, int], None]) -> None:
         """Folds the log as it is now; `tell` hears the position reached and the last one.
 
         What cannot be applied is parked, as everywhere. Holds one page in memory.
         """
-        self._patiently(self._folder.follow)
+        self._retrying(self._applier.follow)
         into, indexes = self.generation.collection, self.projection.indexes
-        self._patiently(self.readmodel.prepare, into, indexes)
-        position, until = 0, self._patiently(self.feed.progress).settled
+        self._retrying(self.readmodel.prepare, into, indexes)
+        position, until = 0, self._retrying(self.feed.progress).settled
         renew_at, reached = monotonic(), Mark()
         while position < until:
             end = min(position + SWEEP_RANGE, until)
-            last = self._patiently(self._page, position, end)
+            last = self._retrying(self._page, position, end)
             position, reached = end, last or reached
             if monotonic() >= renew_at:
-                self._patiently(self._reach, reached)
+                self._retrying(self._move_checkpoint, reached)
                 renew_at = monotonic() + self.lease_seconds / 10
             tell(position, until)
-        self._patiently(self._reach, reached)
+        self._retrying(self._move_checkpoint, reached)
 
     def catch_up(self) -> None:
         """Sweeps until the generation is where the log was when this began."""
-        until, name = self._patiently(self.feed.progress).settled, self.generation.name
-        while self._patiently(self.readmodel.checkpoint, name).position < until:
-            if not self._patiently(self._sweep.run):
+        until, name = self._retrying(self.feed.progress).settled, self.generation.name
+        while self._retrying(self.readmodel.checkpoint, name).position < until:
+            if not self._retrying(self._sweep.run):
                 self.wait(0.05)
 
     def compare(self) -> Parity:
@@ -100,10 +103,10 @@ class Rebuild:
         """
         serving = self._serving()
         parity = Parity()
-        for begin in range(0, SLOTS, PART):
-            slots, name = range(begin, begin + PART), self.generation.name
-            parked = self._patiently(self.readmodel.parked_in, name, slots)
-            before = self._patiently(self.readmodel.parked, serving.name, parked)
+        for begin in range(0, SLOTS, SLOTS_AT_ONCE):
+            slots, name = range(begin, begin + SLOTS_AT_ONCE), self.generation.name
+            parked = self._retrying(self.readmodel.parked_in, name, slots)
+            before = self._retrying(self.readmodel.parked, serving.name, parked)
             for stream in parked:
                 parity.note("parked" if stream in before else "parked_anew", stream)
         unsure: list[str] = []
@@ -117,9 +120,9 @@ class Rebuild:
             else:
                 unsure.append(stream)
             if len(unsure) == SCANNED:
-                self._look_again(serving, unsure, parity)
+                self._compare_again(serving, unsure, parity)
                 unsure = []
-        self._look_again(serving, unsure, parity)
+        self._compare_again(serving, unsure, parity)
         return parity
 
     def switch(self) -> None:
@@ -128,15 +131,15 @@ class Rebuild:
         The one that was kept before is dropped. Raises Conflict if another rebuild was faster.
         """
         name, number = self.projection.name, self.generation.number
-        known = self._patiently(self.readmodel.generations, name)
+        known = self._retrying(self.readmodel.generations, name)
         if not self.readmodel.switch(name, known.serving, number):
             raise Conflict(f"another generation of {name} has begun to serve meanwhile")
         reach("rebuild:switched")
         if known.previous not in (0, number):
             previous = generation_of(self.projection, known.previous)
-            self._patiently(self.readmodel.drop, previous)
-        for _ in range(_NOTICED):
-            self._patiently(self._sweep.run)
+            self._retrying(self.readmodel.drop, previous)
+        for _ in range(_SWITCH_SWEEPS):
+            self._retrying(self._sweep.run)
             self.wait(0.2)
         self._sweep.release()
 
@@ -148,10 +151,10 @@ class Rebuild:
     def _page(self, after: int, until: int) -> Mark | None:
         """Folds a page; its last event."""
         events = self.feed.between(after, until)
-        self._folder.apply(by_stream(events))
+        self._applier.apply(by_stream(events))
         return events[-1].mark if events else None
 
-    def _reach(self, mark: Mark) -> None:
+    def _move_checkpoint(self, mark: Mark) -> None:
         """Moves the checkpoint, and keeps the lease."""
         name = self.generation.name
         lease = self.readmodel.take_lease(name, self.holder, self.lease_seconds)
@@ -160,7 +163,7 @@ class Rebuild:
         self.readmodel.move_checkpoint(lease, mark, None)
 
     def _serving(self) -> Generation:
-        known = self._patiently(self.readmodel.generations, self.projection.name)
+        known = self._retrying(self.readmodel.generations, self.projection.name)
         return generation_of(self.projection, known.serving)
 
     def _pairs(self, serving: Generation) -> Iterator[tuple[str, Pair]]:
@@ -174,20 +177,20 @@ class Rebuild:
 
     def _scan(self, collection: str) -> Iterator[Document]:
         after = ""
-        while page := self._patiently(self.readmodel.scan, collection, after, SCANNED):
+        while page := self._retrying(self.readmodel.scan, collection, after, SCANNED):
             yield from page
             after = str(page[-1]["_id"])
 
-    def _look_again(self, serving: Generation, unsure: list[str], parity: Parity) -> None:
+    def _compare_again(self, serving: Generation, unsure: list[str], parity: Parity) -> None:
         """Notes those that are not alike after both have caught up either; not those parked."""
-        stopped = self._patiently(self.readmodel.parked, serving.name, unsure)
+        stopped = self._retrying(self.readmodel.parked, serving.name, unsure)
         left = [stream for stream in unsure if stream not in stopped]
-        for round_ in range(_ROUNDS):
+        for round_ in range(_COMPARISONS):
             if not left:
                 return
             self.catch_up()
             olds, news = (
-                self._patiently(self.readmodel.find, each.collection, left)
+                self._retrying(self.readmodel.find, each.collection, left)
                 for each in (serving, self.generation)
             )
             still = []
@@ -195,7 +198,7 @@ class Rebuild:
                 old, new = olds.get(stream), news.get(stream)
                 if alike(old, new):
                     parity.note("alike", stream)
-                elif round_ < _ROUNDS - 1 and version_of(old) != version_of(new):
+                elif round_ < _COMPARISONS - 1 and version_of(old) != version_of(new):
                     still.append(stream)
                 else:
                     parity.note(kind_of(old, new), stream)
@@ -203,7 +206,7 @@ class Rebuild:
             if left:
                 self.wait(0.2)
 
-    def _patiently(
+    def _retrying(
         self, act: Callable[Given, Result], *given: Given.args, **named: Given.kwargs
     ) -> Result:
         return retry(partial(act, *given, **named), PATIENCE, self.wait, self.say)
@@ -216,7 +219,7 @@ def begin(
     """A new generation, with nothing in it; what a rebuild that was killed left is dropped.
 
     `say` gets each new reason for which the rebuild waits. Raises Conflict while another one is
-    under way, and Away.
+    under way, and Unavailable.
     """
     known = readmodel.generations(projection.name)
     for number in range(1, known.newest + 1):
@@ -229,11 +232,11 @@ def begin(
     return Rebuild(projection, readmodel, feed, generation, holder, wait, say)
 
 
-def back(
+def rollback(
     projection: Projection, readmodel: ReadModel, feed: Feed, holder: str, wait: Wait,
     say: Say = lambda _: None,
 ) -> Rebuild:  # fmt: skip
-    """The generation that served before. Raises NotFound where none is kept, and Away."""
+    """The generation that served before. Raises NotFound where none is kept, and Unavailable."""
     number = readmodel.generations(projection.name).previous
     if not number:
         raise NotFound(f"no generation of {projection.name} is kept beside the one that serves")
@@ -246,7 +249,7 @@ def rebuild_stream(
 ) -> bool:
     """Fold one stream anew and replace its document; False: it was right already.
 
-    Raises NotFound if the log has no such stream, Refused if it cannot be folded, and Away.
+    Raises NotFound if the log has no such stream, Refused if it cannot be folded, and Unavailable.
     """
     events = feed.stream(stream, after=0)
     if not events:
@@ -257,7 +260,7 @@ def rebuild_stream(
     except Exception as error:
         raise Refused(f"{stream} cannot be folded: {type(error).__name__}: {error}") from error
     assert folded
-    for _ in range(_ROUNDS):
+    for _ in range(_COMPARISONS):
         known = readmodel.find(generation.collection, [stream]).get(stream)
         is_right = alike(known, folded)
         if is_right or readmodel.write(generation.collection, [Write(folded, version_of(known))]):

@@ -12,7 +12,7 @@ import click
 from eventcore import settings
 from eventcore.errors import Misconfigured, Refused
 from eventcore.model.projection import Projection
-from eventcore.project.folder import Folder
+from eventcore.project.applier import EventApplier
 from eventcore.readmodel.mongo import Mongo
 from eventcore.store.http_feed import HttpFeed
 
@@ -46,17 +46,17 @@ def projection_named(name: str) -> Projection:
     return known[name]
 
 
-def open_folder(own: settings.ProjectionSettings, projection: Projection) -> Folder:
-    """Returns the folder of a projection, on its read model and feed."""
-    return Folder(projection, Mongo(own.readmodel), HttpFeed(own.feed.url, own.feed.token))
+def open_applier(own: settings.ProjectionSettings, projection: Projection) -> EventApplier:
+    """Returns the applier of a projection, on its read model and feed."""
+    return EventApplier(projection, Mongo(own.readmodel), HttpFeed(own.feed.url, own.feed.token))
 
 
-def open_at(name: str, command: str) -> Folder:
-    """The folder of a projection, at the generation that serves."""
+def open_at(name: str, command: str) -> EventApplier:
+    """The applier of a projection, at the generation that serves."""
     own = command_settings(settings.ProjectionSettings, command)
-    folder = open_folder(own, projection_named(name))
-    folder.follow()
-    return folder
+    applier = open_applier(own, projection_named(name))
+    applier.follow()
+    return applier
 
 
 def open_projections(

@@ -18,7 +18,7 @@ class Entry:
 
     what: str
     at: datetime | None
-    says: str
+    text: str
     fields: Data
     private: Data = field(default_factory=dict)
     gap: timedelta | None = None
@@ -68,16 +68,16 @@ def _requests(events: Sequence[Event]) -> list[Placed]:
     for request, event in first.items():
         correlation = str(event.metadata.get("correlationId"))
         made = made_at(as_uuid(request))
-        says = f"request {request} {'began' if made else 'came'}, correlation id {correlation}"
+        text = f"request {request} {'began' if made else 'came'}, correlation id {correlation}"
         fields = {"requestId": request, "correlationId": correlation}
         moment = min(made or event.recorded_at, event.recorded_at)
-        placed.append((moment, Entry("request", made, says, fields)))
+        placed.append((moment, Entry("request", made, text, fields)))
     return placed
 
 
 def _appended(event: Event, progress: Progress, with_data: bool) -> Entry:
     relayed = event.position <= progress.relayed
-    says = (
+    text = (
         f"{event.aggregate_type} {event.aggregate_id}: {event.event_type} appended,"
         f" version {event.version}, position {event.position},"
         f" {'relayed' if relayed else 'not relayed yet'}"
@@ -94,7 +94,7 @@ def _appended(event: Event, progress: Progress, with_data: bool) -> Entry:
         "relayed": relayed,
     }
     private = {"data": event.data} if with_data else {}
-    return Entry("event", event.recorded_at, says, fields, private)
+    return Entry("event", event.recorded_at, text, fields, private)
 
 
 def _projected(standing: Standing, events: Sequence[Event], with_data: bool) -> list[Placed]:
@@ -106,21 +106,21 @@ def _projected(standing: Standing, events: Sequence[Event], with_data: bool) -> 
     made_of = [each.recorded_at for each in events if each.version <= version]
     placed = []
     if version and (at := standing.written_at):
-        says = f"{name} wrote {stream} at version {version}"
-        placed.append((max([at, *made_of]), Entry("document", at, says, place)))
+        text = f"{name} wrote {stream} at version {version}"
+        placed.append((max([at, *made_of]), Entry("document", at, text, place)))
     if parked := standing.parked:
         error = parked.error if with_data else parked.error.split(":")[0]
-        says = (
+        text = (
             f"{name} parked {stream} at version {parked.version}: {error};"
             f" it is known to go to version {parked.highest}"
         )
         fields = {**place, "version": parked.version, "highest": parked.highest, "error": error}
-        placed.append((max([parked.when, *made_of]), Entry("parked", parked.when, says, fields)))
+        placed.append((max([parked.when, *made_of]), Entry("parked", parked.when, text, fields)))
     for skip in standing.skips:
-        says = f"{name} was told to skip version {skip.version} of {stream}"
+        text = f"{name} was told to skip version {skip.version} of {stream}"
         private = {"who": skip.who, "why": skip.why} if with_data else {}
         fields = {**place, "version": skip.version}
-        placed.append((skip.when, Entry("skipped", skip.when, says, fields, private)))
+        placed.append((skip.when, Entry("skipped", skip.when, text, fields, private)))
     return placed
 
 
@@ -137,17 +137,17 @@ def _standing(standing: Standing, last: int) -> Entry:
     """A projection that has not come to the end of a stream, or not said when it did."""
     has = f"is at version {standing.version}" if standing.version else "has no document"
     of = f" of {last}" if last > standing.version > 0 else ""
-    says = f"{standing.projection} {has}{of}: {standing.stream}"
-    return Entry("standing", None, says, _place(standing))
+    text = f"{standing.projection} {has}{of}: {standing.stream}"
+    return Entry("standing", None, text, _place(standing))
 
 
 def _relay(store: str, progress: Progress) -> Entry:
-    says = (
+    text = (
         f"relay of {store}: confirmed up to position {progress.relayed};"
         f" the log has settled up to {progress.settled} and ends at {progress.head}"
     )
     position = {"relayed": progress.relayed, "settled": progress.settled, "head": progress.head}
-    return Entry("relay", None, says, {"store": store, **position})
+    return Entry("relay", None, text, {"store": store, **position})
 
 
 def _with_gaps(entries: Iterable[Entry]) -> list[Entry]:
@@ -165,7 +165,7 @@ def tell(entry: Entry) -> str:
     """One line: when, how long after the one before, and what."""
     at = to_timestamp(entry.at) if entry.at else ""
     more = f", {jsontext.render(entry.private).decode()}" if entry.private else ""
-    return f"{at:27}  {_short(entry.gap):>10}  {entry.says}{more}"
+    return f"{at:27}  {_short(entry.gap):>10}  {entry.text}{more}"
 
 
 def _short(gap: timedelta | None) -> str:

@@ -15,14 +15,14 @@ from eventcore.model.event import Event
 from eventcore.model.projection import Document, Projection, event_id_of, version_of
 from eventcore.readmodel.port import SCANNED, ReadModel
 from eventcore.readmodel.records import Checkpoint, Generation
-from eventcore.store.feed import MANY, SWEEP_RANGE, Feed, halted_by, whole
+from eventcore.store.feed import MANY, SWEEP_RANGE, Feed, halted_by, read_whole_streams
 from eventcore.store.port import Progress
 
-LOOKS = 10
-"""How often a stream is looked at whose events may be on their way, before it counts as wrong."""
+ATTEMPTS = 10
+"""Comparisons of a stream whose events may be on their way, before it counts as wrong."""
 
-BETWEEN = 0.5
-"""Seconds between two of these looks."""
+ATTEMPT_INTERVAL = 0.5
+"""Seconds between two of these comparisons."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Verified:
 
 @dataclass(eq=False)
 class Verifier:
-    """Compares one generation of a projection with the log. Every method may raise Away."""
+    """Compares one generation of a projection with the log. Every method may raise Unavailable."""
 
     projection: Projection
     readmodel: ReadModel
@@ -65,17 +65,19 @@ class Verifier:
             self._skips[skip.stream].append(skip.version)
         checkpoint = self.readmodel.checkpoint(self.generation.name)  # before the log: both go on
         log = self.feed.progress()
-        streams = self._every(log.settled) if sample is None else self._some(log, sample, chance)
+        streams = (
+            self._all_streams(log.settled) if sample is None else self._sample(log, sample, chance)
+        )
         checked, seem = 0, list[Finding]()
         for some in _batches(streams):
             checked += len(some)
-            seem += self._look(some, checkpoint.position)
-        still = self._still_wrong(seem, checkpoint.position)
+            seem += self._compare(some, checkpoint.position)
+        still = self._compare_again(seem, checkpoint.position)
         halted = checkpoint.halted or why_halted(self.projection.name, checkpoint, self.feed)
         wrong = [Finding("", halted), *still] if halted else still
         return Verified(self.generation, checked, tuple(wrong), checkpoint, log)
 
-    def _every(self, settled: int) -> Iterator[str]:
+    def _all_streams(self, settled: int) -> Iterator[str]:
         """The streams of all documents, then those of the log that have none."""
         after = ""
         while page := self.readmodel.scan(self.generation.collection, after, SCANNED):
@@ -88,7 +90,7 @@ class Verifier:
             there = self.readmodel.versions(self.generation.collection, changes.heads)
             yield from (stream for stream in changes.heads if stream not in there)
 
-    def _some(self, log: Progress, wanted: int, chance: random.Random) -> Iterator[str]:
+    def _sample(self, log: Progress, wanted: int, chance: random.Random) -> Iterator[str]:
         """Streams that changed in stretches of the log taken by chance; each once."""
         seen: set[str] = set()
         for _ in range(wanted):
@@ -100,33 +102,33 @@ class Verifier:
             if len(seen) == wanted or (log.settled <= SWEEP_RANGE and not found):
                 return
 
-    def _still_wrong(self, findings: list[Finding], applied: int) -> list[Finding]:
-        """Looks again; returns the streams that are still wrong, and late ones that stay so."""
+    def _compare_again(self, findings: list[Finding], applied: int) -> list[Finding]:
+        """Compares again; returns the streams that are still wrong, or still late."""
         wrong: list[Finding] = []
-        for _ in range(LOOKS - 1):
+        for _ in range(ATTEMPTS - 1):
             if not findings:
                 break
-            self.wait(BETWEEN)
+            self.wait(ATTEMPT_INTERVAL)
             streams = [finding.stream for finding in findings]
-            again = [each for some in _batches(streams) for each in self._look(some, applied)]
+            again = [each for some in _batches(streams) for each in self._compare(some, applied)]
             wrong += [finding for finding in again if not finding.is_late]
             findings = [finding for finding in again if finding.is_late]
         return wrong + findings
 
-    def _look(self, streams: list[str], applied: int) -> list[Finding]:
+    def _compare(self, streams: list[str], applied: int) -> list[Finding]:
         documents = self.readmodel.find(self.generation.collection, streams)
         parked = self.readmodel.parked(self.generation.name, streams)
-        logged = whole(self.feed, streams)
+        logged = read_whole_streams(self.feed, streams)
         findings = []
         for stream in streams:
             document, events = documents.get(stream), logged[stream]
-            if what := self._what_is_wrong(document, events, stream, stream in parked):
+            if what := self._difference(document, events, stream, stream in parked):
                 missing = events[version_of(document) :]
                 is_late = bool(missing) and missing[0].position > applied
                 findings.append(Finding(stream, what, is_late))
         return findings
 
-    def _what_is_wrong(
+    def _difference(
         self, document: Document | None, events: list[Event], stream: str, parked: bool
     ) -> str:
         if [event.version for event in events] != list(range(1, len(events) + 1)):
@@ -149,7 +151,7 @@ class Verifier:
 
 
 def why_halted(projection: str, checkpoint: Checkpoint, feed: Feed) -> str:
-    """Why the projection must not go on from its checkpoint; "": it may. Raises FeedAway."""
+    """Why the projection must not go on from its checkpoint; "": it may. Raises FeedUnavailable."""
     page = feed.heads(0, 0, checkpoint.marks)
     return halted_by(projection, checkpoint.position, checkpoint.store_epoch, page)
 

@@ -14,24 +14,24 @@ from time import monotonic
 from eventcore.model.event import Event
 from eventcore.model.projection import Projection
 from eventcore.observe import metrics
-from eventcore.observe.background import repeat, surviving
+from eventcore.observe.background import log_errors, repeat
 from eventcore.query import Serving
 from eventcore.readmodel.port import ReadModel
 from eventcore.readmodel.records import Checkpoint, Generation
 from eventcore.store.feed import Feed
 from eventcore.store.port import Store
 
-EVERY = 2.0
-"""Seconds between two looks; a metric is that old at most."""
+INTERVAL = 2.0
+"""Seconds between two updates: the maximum age of a metric."""
 
-UNSWEPT = 5.0
-"""Seconds without a sweep after which the service looks for a projection's lag itself."""
+SWEEP_OVERDUE = 5.0
+"""Seconds without a sweep after which the service measures a projection's lag itself."""
 
-REST = 20
-"""Counting the parked list takes at most one part of the time in so many."""
+COUNT_SHARE = 20
+"""Counting the parked list takes at most 1/20 of the time."""
 
 PAGES = 20
-"""Pages of heads that one look reads; the next look goes on there."""
+"""Pages of heads that one update reads; the next update goes on there."""
 
 _ANY = 2**62
 """A position past every feed's end."""
@@ -56,8 +56,8 @@ class LogWatch:
     _awaited: int = 0
     _since: float = 0.0
 
-    def look(self) -> None:
-        """Look once, and set the metrics. Raises StoreAway."""
+    def update(self) -> None:
+        """Sets the metrics. Raises StoreUnavailable."""
         progress = self.store.progress(self.name)
         if progress.settled >= self._awaited:
             self._awaited, self._since = progress.head, self.timer()
@@ -87,8 +87,8 @@ class CheckpointWatch:
     def __post_init__(self) -> None:
         self._serving = Serving(self.projection, self.readmodel)
 
-    def look(self) -> None:
-        """Look once, and set the metrics. Raises ReadModelAway."""
+    def update(self) -> None:
+        """Sets the metrics. Raises ReadModelUnavailable."""
         name, generation = self.projection.name, self._serving.now()
         checkpoint = self.readmodel.checkpoint(generation.name)
         metrics.GENERATION.labels(name).set(generation.number)
@@ -103,7 +103,7 @@ class CheckpointWatch:
             try:
                 metrics.PARKED.labels(name).set(self.readmodel.count_parked(generation.name))
             finally:
-                self._count_at = self.timer() + REST * (self.timer() - begun)
+                self._count_at = self.timer() + COUNT_SHARE * (self.timer() - begun)
 
 
 @dataclass
@@ -126,37 +126,37 @@ class LagWatch:
     def __post_init__(self) -> None:
         self._serving = Serving(self.projection, self.readmodel)
 
-    def look(self) -> None:
-        """Look once, and set the metrics. Raises Away."""
+    def update(self) -> None:
+        """Sets the metrics. Raises Unavailable."""
         generation = self._serving.now()
         checkpoint = self.readmodel.checkpoint(generation.name)
         if checkpoint != self._checkpoint:
             if self._checkpoint and checkpoint.position < self._checkpoint.position:
                 self._applied = 0  # it is being folded anew
             self._checkpoint, self._since = checkpoint, self.timer()
-        if self.timer() - self._since < UNSWEPT:
-            self._tell(0, 0)
+        if self.timer() - self._since < SWEEP_OVERDUE:
+            self._export(0, 0)
             return
         self._applied = max(self._applied, checkpoint.position)
-        behind = Behind(self.projection, self.readmodel, self.feed, generation)
+        behind = Backlog(self.projection, self.readmodel, self.feed, generation)
         for _ in range(PAGES):
-            oldest, reached, settled = behind.look(self._applied)
+            oldest, reached, settled = behind.first_of_page(self._applied)
             if oldest:
                 age = _age(oldest.recorded_at, self.clock())
-                self._tell(settled - oldest.position + 1, age)
+                self._export(settled - oldest.position + 1, age)
                 return
             self._applied = max(self._applied, reached)
             if reached >= settled:
-                self._tell(0, 0)
+                self._export(0, 0)
                 return
 
-    def _tell(self, events: int, seconds: float) -> None:
+    def _export(self, events: int, seconds: float) -> None:
         metrics.LAG.labels(self.projection.name).set(events)
         metrics.LAG_SECONDS.labels(self.projection.name).set(seconds)
 
 
 @dataclass(frozen=True)
-class Behind:
+class Backlog:
     """Finds the oldest event that a generation has neither applied nor on a parked stream."""
 
     projection: Projection
@@ -164,18 +164,18 @@ class Behind:
     feed: Feed
     generation: Generation
 
-    def look(self, after: int) -> tuple[Event | None, int, int]:
+    def first_of_page(self, after: int) -> tuple[Event | None, int, int]:
         """The oldest such event in one page of the log above `after`; where the page ends; and
-        what is settled. Raises Away.
+        what is settled. Raises Unavailable.
         """
         page = self.feed.heads(after, _ANY)
         until = page.end.position
         return self._oldest(page.heads, after, until), until, page.settled.position
 
     def oldest(self, after: int) -> tuple[Event | None, int]:
-        """The oldest such event anywhere above `after`, and what is settled. Raises Away."""
+        """The oldest such event anywhere above `after`, and what is settled. Raises Unavailable."""
         while True:
-            found, reached, settled = self.look(after)
+            found, reached, settled = self.first_of_page(after)
             if found or reached >= settled or reached == after:
                 return found, settled
             after = reached
@@ -192,14 +192,14 @@ class Behind:
         return None
 
 
-def watch(looks: Iterable[Callable[[], object]], stop: Stop, every: float = EVERY) -> Thread:
-    """Calls each of `looks` every few seconds, in a background thread, until `stop` is set."""
-    looks = tuple(looks)
+def watch(updates: Iterable[Callable[[], object]], stop: Stop, every: float = INTERVAL) -> Thread:
+    """Calls each of `updates` every few seconds, in a background thread, until `stop` is set."""
+    updates = tuple(updates)
 
     def turn() -> None:
-        for look in looks:
-            with surviving("watch"):
-                look()
+        for update in updates:
+            with log_errors("watch"):
+                update()
 
     return repeat(turn, "watch", every, stop)
 
@@ -207,10 +207,10 @@ def watch(looks: Iterable[Callable[[], object]], stop: Stop, every: float = EVER
 def watch_service(
     name: str, store: Store, readmodel: ReadModel, feed: Feed, projections: Iterable[Projection]
 ) -> list[Callable[[], object]]:
-    """Returns the looks of a service: its log and relay, its read models, its own events' lag."""
-    looks: list[Callable[[], object]] = [LogWatch(name, store).look]
+    """The functions that measure a service's log, relay, read models, and the lag of its events."""
+    updates: list[Callable[[], object]] = [LogWatch(name, store).update]
     for projection in projections:
-        looks.append(CheckpointWatch(projection, readmodel).look)
+        updates.append(CheckpointWatch(projection, readmodel).update)
         if projection.aggregate_type == name:
-            looks.append(LagWatch(projection, readmodel, feed).look)
-    return looks
+            updates.append(LagWatch(projection, readmodel, feed).update)
+    return updates

@@ -24,22 +24,30 @@ from threading import Thread
 
 from eventcore import jsontext
 from eventcore.broker.port import Consumer, Delivery
-from eventcore.errors import Away, BrokerAway, FeedAway, NotAnEvent, ReadModelAway, StoreRestored
+from eventcore.errors import (
+    BrokerUnavailable,
+    FeedUnavailable,
+    NotAnEvent,
+    ReadModelUnavailable,
+    StoreRestored,
+    Unavailable,
+)
 from eventcore.failpoints import reach
 from eventcore.model.event import Event, from_message
 from eventcore.observe import metrics
-from eventcore.observe.health import HEART, Health
+from eventcore.observe.health import HEARTBEAT, Health
 from eventcore.observe.tracing import processing
-from eventcore.project.folded import by_stream
-from eventcore.project.folder import Folder
+from eventcore.project.applier import EventApplier
+from eventcore.project.fold_result import by_stream
 from eventcore.project.sweep import Sweep
 from eventcore.retry import backoff
 
-ALONE = 0.5
-"""Seconds between two sweeps while the broker is away: less than an order waits for its user."""
+SWEEP_INTERVAL_WITHOUT_BROKER = 0.5
+"""Seconds between two sweeps while the broker is unavailable: less than an order waits for its
+user."""
 
-SILENT = 3
-"""Sweeps that bring something, with no delivery between them, until the queue is opened anew."""
+STALLED_SWEEPS = 3
+"""Reconnect the consumer after this many sweeps found events that the broker did not deliver."""
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +76,7 @@ def _close(opened: "Future[Consumer]") -> None:
 class Projector:
     """Consumes one queue into one projection, and sweeps; as many replicas as are needed."""
 
-    folder: Folder
+    applier: EventApplier
     sweeping: Sweep
     open_consumer: Callable[[], Consumer]
     health: Health
@@ -77,13 +85,13 @@ class Projector:
     open_beside: Callable[[Callable[[], Consumer], str], Future[Consumer]] = in_thread
 
     def __post_init__(self) -> None:
-        self._name = self.folder.projection.name
-        self._clock = self.folder.clock
+        self._name = self.applier.projection.name
+        self._clock = self.applier.clock
         self._consumer: Consumer | None = None
         self._opening: Future[Consumer] | None = None
         self._connect_at = 0.0
         self._failures = 0
-        self._silent = 0
+        self._stalled_sweeps = 0
         self._halted = False
         for counter in (
             metrics.APPLIED,
@@ -98,19 +106,23 @@ class Projector:
         self._until_done(self._prepare, stop)
         sweep_at = self._clock.monotonic()
         while not stop.is_set():
-            HEART.beat()
+            HEARTBEAT.beat()
             self.consume(stop, wait=max(0.0, min(0.25, sweep_at - self._clock.monotonic())))
             if self._clock.monotonic() >= sweep_at and not stop.is_set():
                 more = self.sweep()
-                pause = self.sweep_interval if self._consumer else min(self.sweep_interval, ALONE)
+                pause = (
+                    self.sweep_interval
+                    if self._consumer
+                    else min(self.sweep_interval, SWEEP_INTERVAL_WITHOUT_BROKER)
+                )
                 sweep_at = self._clock.monotonic() + (0 if more else pause)
         self.disconnect()
         self.sweeping.release()
 
     def handle(self, deliveries: Sequence[Delivery], consumer: Consumer) -> None:
-        """Applies a batch and acknowledges it whole; raises ReadModelAway, BrokerAway."""
+        """Applies a batch and acknowledges it. Raises ReadModelUnavailable, BrokerUnavailable."""
         messages = [delivery.message for delivery in deliveries]
-        traced = processing(self.folder.projection.queue, messages)
+        traced = processing(self.applier.projection.queue, messages)
         with metrics.BATCH_SECONDS.labels(self._name).time(), traced:
             self._handle(deliveries, consumer)
         metrics.BATCHES.labels(self._name).observe(len(deliveries))
@@ -127,7 +139,7 @@ class Projector:
         # While halted, an event is left to a later sweep or to the rebuild: it may be one that the
         # log has lost.
         streams = {} if self._halted else by_stream(event for event, _ in carried)
-        ahead = self.folder.apply(streams)
+        ahead = self.applier.apply(streams)
         for event, delivery in carried:
             if event.version > ahead.get(str(event.aggregate_id), event.version):
                 unreadable.append((delivery, f"version {event.version} is ahead of the log"))
@@ -142,7 +154,7 @@ class Projector:
             event = from_message(jsontext.parse(delivery.message.body))
         except ValueError as error:
             raise NotAnEvent(str(error)) from error
-        if event.aggregate_type != self.folder.projection.aggregate_type:
+        if event.aggregate_type != self.applier.projection.aggregate_type:
             raise NotAnEvent(f"an event of {event.aggregate_type} has no place in this queue")
         return event
 
@@ -155,9 +167,9 @@ class Projector:
         metrics.DEAD_LETTERS.labels(self._name).inc()
 
     def _prepare(self) -> None:
-        self.folder.follow()
-        into, readmodel = self.folder.generation, self.folder.readmodel
-        readmodel.prepare(into.collection, self.folder.projection.indexes)
+        self.applier.follow()
+        into, readmodel = self.applier.generation, self.applier.readmodel
+        readmodel.prepare(into.collection, self.applier.projection.indexes)
         self._halted = bool(readmodel.checkpoint(into.name).halted)
 
     def consume(self, stop: Stop, wait: float) -> None:
@@ -169,10 +181,10 @@ class Projector:
                     stop.wait(wait or 0.01)
                 return
             if deliveries := consumer.take(self.batch, wait):
-                self._silent = 0
+                self._stalled_sweeps = 0
                 self._until_done(partial(self.handle, deliveries, consumer), stop, consumer)
-        except BrokerAway as away:
-            self.health.lacks("broker", str(away))
+        except BrokerUnavailable as error:
+            self.health.mark_down("broker", str(error))
             self.disconnect()
             self._connect_at = self._clock.monotonic() + backoff(self._failures, self._clock)
             self._failures += 1
@@ -193,7 +205,7 @@ class Projector:
                 return None
             self._opening = None
             self._failures = 0
-            self.health.well("broker")
+            self.health.mark_up("broker")
         return self._consumer
 
     def disconnect(self) -> None:
@@ -211,15 +223,15 @@ class Projector:
         """Retries in place while the read model is away; `consumer` takes no more meanwhile."""
         failures = 0
         while not stop.is_set():
-            HEART.beat()
+            HEARTBEAT.beat()
             try:
                 act()
-                self.health.well("readmodel")
+                self.health.mark_up("readmodel")
                 if consumer:
                     consumer.resume()
                 return
-            except ReadModelAway as away:
-                self.health.lacks("readmodel", str(away))
+            except ReadModelUnavailable as error:
+                self.health.mark_down("readmodel", str(error))
                 if consumer:
                     consumer.pause()
                 stop.wait(backoff(failures, self._clock))
@@ -234,24 +246,26 @@ class Projector:
             if not self._halted:
                 log.error("Projection halted", extra={"reason": str(restored)})
             self._halted = True
-            self.health.lacks("feed", str(restored))
+            self.health.mark_down("feed", str(restored))
             return False
-        except Away as away:
-            self.health.lacks("feed" if isinstance(away, FeedAway) else "readmodel", str(away))
+        except Unavailable as error:
+            self.health.mark_down(
+                "feed" if isinstance(error, FeedUnavailable) else "readmodel", str(error)
+            )
             return False
-        self.health.well("feed")
-        self.health.well("readmodel")
-        self._notice_silence()
+        self.health.mark_up("feed")
+        self.health.mark_up("readmodel")
+        self._reconnect_if_stalled()
         return more
 
-    def _notice_silence(self) -> None:
+    def _reconnect_if_stalled(self) -> None:
         """Opens the queue anew where sweeps bring all, deliveries nothing, and nobody says why.
 
         A broker may lose a consumer without a word, while its connection lives and is quiet.
         """
         if self.sweeping.caught_up and self._consumer:
-            self._silent += 1
-        if self._silent == SILENT:
+            self._stalled_sweeps += 1
+        if self._stalled_sweeps == STALLED_SWEEPS:
             log.warning("Nothing is delivered", extra={"projection": self._name})
-            self._silent = 0
+            self._stalled_sweeps = 0
             self.disconnect()

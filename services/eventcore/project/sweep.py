@@ -5,24 +5,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from eventcore.errors import FeedAway, ReadModelAway, StoreRestored
+from eventcore.errors import FeedUnavailable, ReadModelUnavailable, StoreRestored
 from eventcore.failpoints import reach
 from eventcore.model.event import Event
 from eventcore.observe import metrics
-from eventcore.project.folded import by_stream
-from eventcore.project.folder import Folder
+from eventcore.project.applier import EventApplier
+from eventcore.project.fold_result import by_stream
 from eventcore.readmodel.port import SLOTS, ReadModel
 from eventcore.readmodel.records import Generation, Lease, Parked
 from eventcore.store.feed import HeadsPage, halted_by
 
 log = logging.getLogger(__name__)
 
-TOUR = 100
-"""Entries of the parked list that one sweep looks at, about; all of a list that is shorter."""
+SCANNED_PER_SWEEP = 100
+"""Approximate number of entries of the parked list that one sweep reads."""
 
 
-class Tour:
-    """Goes through a parked list, some entries at each sweep, and finds those to be tried.
+class ParkedScan:
+    """Reads a parked list, some entries at each sweep, and finds those to be tried again.
 
     An entry is due once for this process, since new code may know what the old did not, and again
     where its document has gone past the version at which it stopped: a replica that is slow, or
@@ -39,16 +39,16 @@ class Tour:
         """Whether every entry has been due once."""
 
     def due(self) -> dict[str, Parked]:
-        """The entries that are due, of about TOUR that it looks at. Raises ReadModelAway."""
+        """The entries that are due, among about SCANNED_PER_SWEEP. Raises ReadModelUnavailable."""
         seen: dict[str, Parked] = {}
-        while len(seen) < TOUR // 2 and self._slot < SLOTS:
+        while len(seen) < SCANNED_PER_SWEEP // 2 and self._slot < SLOTS:
             until = min(self._slot + self._width, SLOTS)
             found = self._readmodel.parked_in(self._generation.name, range(self._slot, until))
             seen |= found
             self._slot = until
-            if len(found) < TOUR // 2:
+            if len(found) < SCANNED_PER_SWEEP // 2:
                 self._width = min(2 * self._width, SLOTS)
-            elif len(found) > TOUR:
+            elif len(found) > SCANNED_PER_SWEEP:
                 self._width = max(1, self._width // 2)
         versions = self._readmodel.versions(self._generation.collection, seen) if seen else {}
         due = {
@@ -71,47 +71,48 @@ class Sweep:
     again what the broker is about to bring.
     """
 
-    folder: Folder
+    applier: EventApplier
     holder: str
     lease_seconds: float
 
     def __post_init__(self) -> None:
-        self._readmodel = self.folder.readmodel
-        self._name = self.folder.projection.name
+        self._readmodel = self.applier.readmodel
+        self._name = self.applier.projection.name
         self.caught_up = 0
         """How many events the last `run` had to bring."""
         self._begin()
 
     def _begin(self) -> None:
-        """Nothing is known yet of the generation that the folder has now."""
-        self._generation = self.folder.generation
+        """Nothing is known yet of the generation that the applier has now."""
+        self._generation = self.applier.generation
         self._seen: tuple[int, datetime | None] | None = None
-        self._tour = Tour(self._readmodel, self._generation)
+        self._parked_scan = ParkedScan(self._readmodel, self._generation)
 
     def run(self) -> bool:
         """Sweeps one page; True if there is more to sweep at once.
 
-        Raises Away, and StoreRestored, by which every replica knows that nothing may be applied.
+        Raises Unavailable, and StoreRestored, by which every replica knows that nothing may be
+        applied.
         """
         self.caught_up = 0
-        self.folder.follow()
-        if self.folder.generation != self._generation:
+        self.applier.follow()
+        if self.applier.generation != self._generation:
             self.release()
             self._begin()
         lease = self._readmodel.take_lease(
-            self._generation.name, self.holder, self.lease_seconds, self.folder.furthest
+            self._generation.name, self.holder, self.lease_seconds, self.applier.furthest
         )
         if lease is None:
             self._seen = None
-            self._tell_lag(0, None)  # the holder tells
+            self._export_lag(0, None)  # the holder tells
             if reason := self._readmodel.checkpoint(self._generation.name).halted:
                 raise StoreRestored(reason)
             return False
         until, covered_at = self._seen or (0, None)
-        page = self.folder.feed.heads(lease.position, until, lease.marks)
-        lease = self._same_log(lease, page)
-        if due := self._tour.due():
-            self.folder.retry(due)
+        page = self.applier.feed.heads(lease.position, until, lease.marks)
+        lease = self._require_same_log(lease, page)
+        if due := self._parked_scan.due():
+            self.applier.retry(due)
         self._catch_up(lease.position, page)
         reach("sweep:caught-up")
         if page.end.position < until:
@@ -119,16 +120,16 @@ class Sweep:
             return True
         self._seen = (page.settled.position, page.at)
         self._readmodel.move_checkpoint(lease, page.end, covered_at)
-        return not self._tour.is_complete
+        return not self._parked_scan.is_complete
 
     def release(self) -> None:
         """Lets a replica sweep at once, rather than when the lease has run out."""
         try:
             self._readmodel.release_lease(self._generation.name, self.holder)
-        except ReadModelAway as away:
-            log.warning("Lease left to run out", extra={"reason": str(away)})
+        except ReadModelUnavailable as error:
+            log.warning("Lease left to run out", extra={"reason": str(error)})
 
-    def _same_log(self, lease: Lease, page: HeadsPage) -> Lease:
+    def _require_same_log(self, lease: Lease, page: HeadsPage) -> Lease:
         """The lease, with the epoch of its log. Raises StoreRestored if this is another one.
 
         A halt is lifted where the log has the checkpoint's events, whatever else it has.
@@ -143,38 +144,39 @@ class Sweep:
     def _catch_up(self, position: int, page: HeadsPage) -> None:
         """Applies what the streams lack whose document is behind their head on this page.
 
-        Raises FeedAway if one is neither applied nor parked then: the checkpoint must not pass it.
+        Raises FeedUnavailable if one is neither applied nor parked then: the checkpoint must not
+        pass it.
         """
         behind = self._behind(page.heads)
         if not behind:
-            self._tell_lag(page.settled.position, None)
+            self._export_lag(page.settled.position, None)
             return
         versions = self._readmodel.versions(self._generation.collection, behind)
         events = [
             event
-            for event in self.folder.feed.between(position, page.end.position)
+            for event in self.applier.feed.between(position, page.end.position)
             if (stream := str(event.aggregate_id)) in behind
             and event.version > versions.get(stream, 0)
         ]
         metrics.CAUGHT_UP.labels(self._name).inc(len(events))
         self.caught_up = len(events)
-        self._tell_lag(page.settled.position, next(iter(events), None))
-        self.folder.apply(by_stream(events))
+        self._export_lag(page.settled.position, next(iter(events), None))
+        self.applier.apply(by_stream(events))
         if still := self._behind(behind):
-            raise FeedAway(f"{len(still)} streams cannot be brought to where the feed is")
+            raise FeedUnavailable(f"{len(still)} streams cannot be brought to where the feed is")
 
-    def _tell_lag(self, settled: int, oldest: Event | None) -> None:
+    def _export_lag(self, settled: int, oldest: Event | None) -> None:
         """Sets the lag: from the oldest event that should be applied by now, None: all are."""
-        age = (self.folder.clock.now() - oldest.recorded_at).total_seconds() if oldest else 0.0
+        age = (self.applier.clock.now() - oldest.recorded_at).total_seconds() if oldest else 0.0
         metrics.LAG.labels(self._name).set(settled - oldest.position + 1 if oldest else 0)
         metrics.LAG_SECONDS.labels(self._name).set(max(0.0, age))
 
     def _behind(self, heads: Mapping[str, int]) -> dict[str, int]:
         """The streams whose document is behind; of those that are parked the entry is renewed."""
-        unsure = {s: v for s, v in heads.items() if not self.folder.has_reached(s, v)}
+        unsure = {s: v for s, v in heads.items() if not self.applier.has_reached(s, v)}
         versions = self._readmodel.versions(self._generation.collection, unsure)
         behind = {s: v for s, v in unsure.items() if versions.get(s, 0) < v}
         parked = self._readmodel.parked(self._generation.name, behind)
         stopped = [e for stream, e in parked.items() if versions.get(stream, 0) < e.version]
-        self.folder.renew([(entry, behind.pop(entry.stream)) for entry in stopped])
+        self.applier.renew([(entry, behind.pop(entry.stream)) for entry in stopped])
         return behind

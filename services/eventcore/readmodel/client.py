@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl, quote_plus
 from bson.errors import BSONError
 from pymongo import MongoClient, errors
 
-from eventcore.errors import CannotApply, Misconfigured, ReadModelAway
+from eventcore.errors import CannotApply, Misconfigured, ReadModelUnavailable
 from eventcore.model.projection import Document
 from eventcore.settings import Server
 
@@ -26,11 +26,11 @@ def translated() -> Iterator[None]:
     except (errors.DocumentTooLarge, BSONError, OverflowError) as error:
         raise CannotApply(f"MongoDB cannot store the document: {error}") from error
     except (errors.ConnectionFailure, errors.ExecutionTimeout, errors.WTimeoutError) as error:
-        raise ReadModelAway(f"MongoDB cannot be reached: {_short(error)}") from error
+        raise ReadModelUnavailable(f"MongoDB cannot be reached: {_short(error)}") from error
     except errors.OperationFailure as error:
-        raise ReadModelAway(f"MongoDB refused an operation: {_short(error)}") from error
+        raise ReadModelUnavailable(f"MongoDB refused an operation: {_short(error)}") from error
     except errors.PyMongoError as error:
-        raise ReadModelAway(f"MongoDB failed: {_short(error)}") from error
+        raise ReadModelUnavailable(f"MongoDB failed: {_short(error)}") from error
     except OSError as error:
         raise Misconfigured(f"MONGODB_CA_FILE cannot be used: {error}") from error
 
@@ -51,7 +51,7 @@ def make_login(admin: Server, database: str, user: str, password: str, role: str
     """Make or mend a login that has one of MongoDB's built-in roles in `database`.
 
     `admin` may manage users. The login is kept in the `authSource` of the options, or else in the
-    database itself. Raises ReadModelAway.
+    database itself. Raises ReadModelUnavailable.
     """
     home = dict(parse_qsl(admin.options)).get("authSource", database)
     client: MongoClient[Document] = MongoClient(

@@ -13,7 +13,7 @@ from bson.decimal128 import Decimal128
 from pymongo import errors
 from pymongo.operations import InsertOne, ReplaceOne, UpdateOne
 
-from eventcore.errors import CannotApply, ReadModelAway
+from eventcore.errors import CannotApply, ReadModelUnavailable
 from eventcore.model.event import Mark
 from eventcore.model.projection import Document
 from eventcore.readmodel.port import SLOTS
@@ -85,24 +85,24 @@ def duplicates_of(error: errors.BulkWriteError) -> set[int]:
             raise CannotApply(str(each.get("errmsg", each))[:300]) from error
         numbers.add(each["index"])
     if error.details.get("writeConcernErrors"):
-        raise ReadModelAway("MongoDB did not confirm a write by its majority") from error
+        raise ReadModelUnavailable("MongoDB did not confirm a write by its majority") from error
     return numbers
 
 
-def to_stored(entry: Parked) -> Document:
+def to_parked_document(entry: Parked) -> Document:
     key, slot = f"{entry.generation}/{entry.stream}", crc32(entry.stream.encode()) % SLOTS
     return {"_id": key, "slot": slot, **record_to_document(entry)}
 
 
-def to_renewal(entry: Parked) -> UpdateOne:
-    document = to_stored(entry)
+def to_parked_update(entry: Parked) -> UpdateOne:
+    document = to_parked_document(entry)
     which = {"_id": document.pop("_id")}
     highest, when = {"highest": document.pop("highest")}, {"when": document.pop("when")}
     update = {"$set": document, "$max": highest, "$setOnInsert": when}
     return UpdateOne(which, update, upsert=True)
 
 
-def to_entries(found: Iterable[Document]) -> dict[str, Parked]:
+def to_parked_entries(found: Iterable[Document]) -> dict[str, Parked]:
     return {str(each["stream"]): to_record(Parked, each) for each in found}
 
 
@@ -120,7 +120,7 @@ def to_record(kind: type[Record], found: Mapping[str, Any]) -> Record:
     return kind(**{each.name: found[_camel(each.name)] for each in fields(kind)})
 
 
-def to_standing(found: Mapping[str, Any]) -> dict[str, Any]:
+def to_checkpoint_fields(found: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a Checkpoint; an older version did not keep all of them."""
     names = {each.name: _camel(each.name) for each in fields(Checkpoint)}
     known = {name: found[key] for name, key in names.items() if found.get(key)}

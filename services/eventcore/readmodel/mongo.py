@@ -25,7 +25,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from eventcore.clock import SYSTEM_CLOCK, Clock
-from eventcore.errors import ReadModelAway
+from eventcore.errors import ReadModelUnavailable
 from eventcore.model.event import START, Mark
 from eventcore.model.projection import Document, version_of
 from eventcore.observe.metrics import POOL_MAX, POOL_USED
@@ -36,12 +36,12 @@ from eventcore.readmodel.documents import (
     PROJECTED_AT,
     duplicates_of,
     record_to_document,
-    to_entries,
+    to_checkpoint_fields,
     to_operation,
+    to_parked_document,
+    to_parked_entries,
+    to_parked_update,
     to_record,
-    to_renewal,
-    to_standing,
-    to_stored,
     without_bookkeeping,
 )
 from eventcore.readmodel.records import (
@@ -57,8 +57,8 @@ from eventcore.readmodel.records import (
 from eventcore.retry import CircuitBreaker
 from eventcore.settings import Server
 
-NOTICED = 1.0
-"""Seconds after which a new password in its file has been noticed."""
+PASSWORD_TTL = 1.0
+"""Seconds after which the password is read again from its file."""
 
 AT_ONCE = 50
 """Documents that one request reads or writes, so that a slow server answers in time."""
@@ -73,7 +73,7 @@ class Mongo:
         self._clock = clock
         self._database: Any = None
         self._password = ""  # nosec B105
-        self._look_at = 0.0
+        self._password_expires_at = 0.0
         self._connecting = threading.Lock()
         self._circuit = CircuitBreaker(clock.monotonic)
         self._in_use = POOL_USED.labels("MongoDB")
@@ -97,12 +97,12 @@ class Mongo:
         query: dict[str, Any] = {**where, "removed": {"$exists": False}}
         if before is not None:
             query["_id"] = {"$lt": before}
-        with self._reaching():
+        with self._operation():
             found = self._of(collection).find(query).sort("_id", DESCENDING).limit(limit)
             return [without_bookkeeping(document) for document in found]
 
     def scan(self, collection: str, after: str, limit: int) -> list[Document]:
-        with self._reaching():
+        with self._operation():
             found = self._of(collection).find({"_id": {"$gt": after}})
             return [without_bookkeeping(each) for each in found.sort("_id", ASCENDING).limit(limit)]
 
@@ -111,7 +111,7 @@ class Mongo:
         for begin in range(0, len(writes), AT_ONCE):
             operations = [to_operation(write, now) for write in writes[begin : begin + AT_ONCE]]
             try:
-                with self._reaching():
+                with self._operation():
                     result = self._of(collection).bulk_write(operations, ordered=False)
                 written += result.inserted_count + result.matched_count
             except errors.BulkWriteError as error:
@@ -119,19 +119,19 @@ class Mongo:
         return written == len(writes)
 
     def prepare(self, collection: str, indexes: Sequence[Sequence[str]]) -> None:
-        with self._reaching():
+        with self._operation():
             for fields in indexes:
                 keys = [(name, DESCENDING if name == "_id" else ASCENDING) for name in fields]
                 self._of(collection).create_index(keys)
             self._of("parked").create_index([("generation", ASCENDING), ("slot", ASCENDING)])
 
     def generations(self, projection: str) -> Generations:
-        with self._reaching():
+        with self._operation():
             found = self._of("generations").find_one({"_id": projection})
         return to_record(Generations, found) if found else Generations()
 
     def begin_generation(self, projection: str) -> int:
-        with self._reaching():
+        with self._operation():
             generations, which = self._of("generations"), {"_id": projection}
             first = {"$setOnInsert": record_to_document(Generations())}
             generations.update_one(which, first, upsert=True)
@@ -141,7 +141,7 @@ class Mongo:
         return int(begun["newest"])
 
     def switch(self, projection: str, serving: int, to: int) -> bool:
-        with self._reaching():
+        with self._operation():
             result = self._of("generations").update_one(
                 {"_id": projection, "serving": serving},
                 {"$set": {"serving": to, "previous": serving}},
@@ -149,7 +149,7 @@ class Mongo:
         return bool(result.matched_count == 1)
 
     def drop(self, generation: Generation) -> None:
-        with self._reaching():
+        with self._operation():
             self._of("generations").update_one(
                 {"_id": generation.projection, "previous": generation.number},
                 {"$set": {"previous": 0}},
@@ -159,9 +159,9 @@ class Mongo:
             self._of("checkpoints").delete_one({"_id": generation.name})
 
     def checkpoint(self, generation: str) -> Checkpoint:
-        with self._reaching():
+        with self._operation():
             found = self._of("checkpoints").find_one({"_id": generation})
-        return Checkpoint(**to_standing(found)) if found else Checkpoint()
+        return Checkpoint(**to_checkpoint_fields(found)) if found else Checkpoint()
 
     def take_lease(
         self, generation: str, holder: str, seconds: float, furthest: Mark = START
@@ -186,7 +186,7 @@ class Mongo:
             noted = {"$literal": record_to_document(furthest)}
             take["furthest"] = {"$cond": [{"$gt": [furthest.position, known]}, noted, "$furthest"]}
         try:
-            with self._reaching():
+            with self._operation():
                 found = self._of("checkpoints").find_one_and_update(
                     {"_id": generation}, [{"$set": take}],
                     upsert=True, return_document=ReturnDocument.AFTER,
@@ -195,17 +195,17 @@ class Mongo:
             return None
         if found["holder"] != holder:
             return None
-        standing = to_standing(found)
+        standing = to_checkpoint_fields(found)
         return Lease(**standing, generation=generation, holder=holder, epoch=found["epoch"])
 
     def release_lease(self, generation: str, holder: str) -> None:
-        with self._reaching():
+        with self._operation():
             self._of("checkpoints").update_one(
                 {"_id": generation, "holder": holder}, {"$set": {"expiresAt": LONG_AGO}}
             )
 
     def halt(self, generation: str, reason: str) -> None:
-        with self._reaching():
+        with self._operation():
             self._of("checkpoints").update_one({"_id": generation}, {"$set": {"halted": reason}})
 
     def move_checkpoint(self, lease: Lease, mark: Mark, covered_at: datetime | None) -> bool:
@@ -219,7 +219,7 @@ class Mongo:
         }
         if covered_at is not None:
             reached["coveredAt"] = {"$literal": covered_at}
-        with self._reaching():
+        with self._operation():
             result = self._of("checkpoints").update_one(
                 {"_id": lease.generation, "epoch": lease.epoch}, [{"$set": reached}]
             )
@@ -229,16 +229,17 @@ class Mongo:
         new = list[str]()
         for begin in range(0, len(entries), AT_ONCE):
             some = entries[begin : begin + AT_ONCE]
-            known = self._park([InsertOne(to_stored(each)) for each in some])  # most are new
-            if known and self._park([to_renewal(some[number]) for number in known]):
-                raise ReadModelAway("another replica parks the same streams")
+            # most are new
+            known = self._park([InsertOne(to_parked_document(each)) for each in some])
+            if known and self._park([to_parked_update(some[number]) for number in known]):
+                raise ReadModelUnavailable("another replica parks the same streams")
             new += [each.stream for number, each in enumerate(some) if number not in known]
         return new
 
     def _park(self, operations: Sequence[InsertOne[Document] | UpdateOne]) -> set[int]:
         """The numbers of the operations that are refused: another has inserted the entry."""
         try:
-            with self._reaching():
+            with self._operation():
                 self._of("parked").bulk_write(operations, ordered=False)
         except errors.BulkWriteError as error:
             return duplicates_of(error)
@@ -249,17 +250,19 @@ class Mongo:
             keys = (f"{generation}/{stream}" for stream in streams)
             found = self._by_id("parked", keys, of_majority=True)
         else:
-            with self._reaching():
+            with self._operation():
                 found = list(self._of("parked").find({"generation": generation}))
-        return to_entries(found)
+        return to_parked_entries(found)
 
     def parked_in(self, generation: str, slots: range) -> dict[str, Parked]:
         among = {"$gte": slots.start, "$lt": slots.stop}
-        with self._reaching():
-            return to_entries(self._of("parked").find({"generation": generation, "slot": among}))
+        with self._operation():
+            return to_parked_entries(
+                self._of("parked").find({"generation": generation, "slot": among})
+            )
 
     def count_parked(self, generation: str) -> int:
-        with self._reaching():
+        with self._operation():
             return int(self._of("parked").count_documents({"generation": generation}))
 
     def release(self, generation: str, versions: Mapping[str, int]) -> int:
@@ -267,33 +270,33 @@ class Mongo:
             DeleteOne({"_id": f"{generation}/{stream}", "highest": {"$lte": version}})
             for stream, version in versions.items()
         ]
-        with self._reaching():
+        with self._operation():
             return int(self._of("parked").bulk_write(deletions, ordered=False).deleted_count)
 
     def skip(self, skip: Skip) -> None:
-        with self._reaching():
+        with self._operation():
             which = {"_id": f"{skip.projection}/{skip.event_id}"}
             self._of("skips").update_one(
                 which, {"$setOnInsert": record_to_document(skip)}, upsert=True
             )
 
     def skips(self, projection: str) -> list[Skip]:
-        with self._reaching():
+        with self._operation():
             found = self._of("skips").find({"projection": projection})
             return [to_record(Skip, each) for each in found]
 
     def note_verification(self, found: Verification) -> None:
-        with self._reaching():
+        with self._operation():
             which = {"_id": found.projection}
             self._of("verifications").replace_one(which, record_to_document(found), upsert=True)
 
     def verification(self, projection: str) -> Verification | None:
-        with self._reaching():
+        with self._operation():
             found = self._of("verifications").find_one({"_id": projection})
         return to_record(Verification, found) if found else None
 
     def ping(self) -> None:
-        with self._reaching():
+        with self._operation():
             self._connected().command("ping")
 
     def close(self) -> None:
@@ -311,7 +314,7 @@ class Mongo:
     ) -> list[Document]:
         """Documents by their ids, some at a time: a long `$in` is slow on some servers."""
         wanted, found = list(ids), list[Document]()
-        with self._reaching():
+        with self._operation():
             among = self._of(collection)
             if of_majority:
                 among = among.with_options(read_concern=ReadConcern("majority"))
@@ -322,7 +325,7 @@ class Mongo:
         return found
 
     @contextmanager
-    def _reaching(self) -> Iterator[None]:
+    def _operation(self) -> Iterator[None]:
         # an operation holds one connection at a time, or waits for it
         with self._in_use.track_inprogress(), self._circuit.call(), translated():
             yield
@@ -333,14 +336,14 @@ class Mongo:
     def _connected(self) -> Any:
         """The database; soon after the password in its file has changed, of a new client."""
         database = self._database
-        if database is None or self._clock.monotonic() > self._look_at:
+        if database is None or self._clock.monotonic() > self._password_expires_at:
             with self._connecting:  # threads that begin together share a client
                 password = self._server.password.read()
                 if self._database is None or password != self._password:
                     self.close()
                     self._database, self._password = self._open(password), password
                 database = self._database
-                self._look_at = self._clock.monotonic() + NOTICED
+                self._password_expires_at = self._clock.monotonic() + PASSWORD_TTL
         return database
 
     def _open(self, password: str) -> Any:

@@ -25,7 +25,7 @@ SLOTS = 65536
 
 
 class ReadModel(Protocol):
-    """The port; every method may raise ReadModelAway."""
+    """The port; every method may raise ReadModelUnavailable."""
 
     def find(self, collection: str, ids: Iterable[str]) -> dict[str, Document]:
         """The documents that exist among `ids`."""

@@ -12,7 +12,7 @@ from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.pool import NullPool, QueuePool
 
-from eventcore.errors import Busy, StoreAway
+from eventcore.errors import Overloaded, StoreUnavailable
 from eventcore.observe.metrics import POOL_MAX, POOL_USED
 from eventcore.retry import CircuitBreaker
 from eventcore.settings import Server
@@ -37,7 +37,7 @@ notices a client that is gone within ten seconds. Roles of services and relays h
 """
 
 
-class Calls:
+class ConnectionPool:
     """Runs statements over a connection pool of its own, behind a circuit breaker of its own.
 
     With `attempts` above 1 a statement is sent again where its connection was lost: it must read.
@@ -80,7 +80,9 @@ class Calls:
             with translated():
                 connection = self._engine.raw_connection()
         except NoConnectionFree:
-            raise Busy("all connections to PostgreSQL are in use; nothing was written") from None
+            raise Overloaded(
+                "all connections to PostgreSQL are in use; nothing was written"
+            ) from None
         driver, began = connection.driver_connection, time.monotonic()
         try:
             return fetch(driver, statement, values)
@@ -97,7 +99,7 @@ class Calls:
             connection.close()
 
 
-class _Stale(StoreAway):
+class _Stale(StoreUnavailable):
     """A connection that was lost during a statement, or that leads to a read-only server.
 
     A new connection may do; only a server that held the statement counts as unreachable.

@@ -52,7 +52,7 @@ def halted_by(projection: str, position: int, epoch: str, page: HeadsPage) -> st
 
 
 class Feed(Protocol):
-    """The port through which a projector asks the owner; every method may raise FeedAway."""
+    """The port through which a projector asks the owner; every method may raise FeedUnavailable."""
 
     def stream(self, aggregate_id: str, after: int) -> list[Event]:
         """Events of one stream above version `after`, oldest first: all, or a page of them."""
@@ -76,8 +76,8 @@ class Feed(Protocol):
         """How far the log goes now, and how far its relay has come."""
 
 
-def whole(feed: Feed, aggregate_ids: Iterable[str]) -> dict[str, list[Event]]:
-    """All events of each of these streams; none where there is no such stream. Raises FeedAway."""
+def read_whole_streams(feed: Feed, aggregate_ids: Iterable[str]) -> dict[str, list[Event]]:
+    """All events of each of these streams; none for an unknown stream. Raises FeedUnavailable."""
     after = dict.fromkeys(aggregate_ids, 0)
     found: dict[str, list[Event]] = {aggregate_id: [] for aggregate_id in after}
     while after:

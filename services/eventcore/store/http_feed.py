@@ -8,7 +8,7 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from eventcore import jsontext
-from eventcore.errors import FeedAway, NotAnEvent
+from eventcore.errors import FeedUnavailable, NotAnEvent
 from eventcore.model.event import Event, Mark, from_message
 from eventcore.retry import CircuitBreaker
 from eventcore.settings import Secret
@@ -43,7 +43,7 @@ class HttpFeed:
         versions = ",".join(map(str, after.values()))
         page = self._get("streams", ids=",".join(after), after=versions)["streams"]
         if not page:
-            raise FeedAway(f"{self._url} answers none of the streams it was asked for")
+            raise FeedUnavailable(f"{self._url} answers none of the streams it was asked for")
         return {each: self._read(messages) for each, messages in page.items()}
 
     def heads(self, after: int, until: int, marks: Sequence[Mark] = ()) -> HeadsPage:
@@ -75,7 +75,7 @@ class HttpFeed:
         )
 
     def aggregate_type(self) -> str:
-        """The aggregate type of the owner's streams. Raises FeedAway."""
+        """The aggregate type of the owner's streams. Raises FeedUnavailable."""
         return str(self._get("log")["aggregateType"])
 
     def _events(self, what: str, **query: str | int) -> list[Event]:
@@ -85,7 +85,7 @@ class HttpFeed:
         try:
             return [from_message(message) for message in messages]
         except NotAnEvent as error:
-            raise FeedAway(f"{self._url} answers what is no event: {error}") from error
+            raise FeedUnavailable(f"{self._url} answers what is no event: {error}") from error
 
     def _get(self, what: str, **query: str | int) -> Any:
         url = f"{self._url}/internal/{what}"
@@ -95,7 +95,9 @@ class HttpFeed:
             try:
                 response = self._pool.request("GET", url, fields=fields, headers=headers)
                 if response.status != 200:
-                    raise FeedAway(f"{url} answered {response.status}: {response.data[:200]!r}")
+                    raise FeedUnavailable(
+                        f"{url} answered {response.status}: {response.data[:200]!r}"
+                    )
                 return jsontext.parse(response.data)
             except (HTTPError, ValueError) as error:
-                raise FeedAway(f"{url} cannot be read: {error}") from error
+                raise FeedUnavailable(f"{url} cannot be read: {error}") from error

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from eventcore.errors import StoreAway
+from eventcore.errors import StoreUnavailable
 from eventcore.retry import retry
 from eventcore.settings import Server
 from eventcore.store.connection import connect
@@ -13,14 +13,14 @@ SCHEMA_VERSION = 4  # the least that `init.sql` must have recorded for this code
 
 
 def require_schema(rows: Rows) -> None:
-    """Raises StoreAway while the schema is older than this code; a newer one is welcome.
+    """Raises StoreUnavailable while the schema is older than this code; a newer one is welcome.
 
     Raises SequenceBehind where the sequence of positions is behind the log.
     """
     there = rows("select to_regclass('public.schema_versions') is not null", ())[0][0]
     found = there and rows("select coalesce(max(version), 0) from schema_versions", ())[0][0]
     if found < SCHEMA_VERSION:
-        raise StoreAway(
+        raise StoreUnavailable(
             f"the schema is at version {found:d}, version {SCHEMA_VERSION} is needed:"
             " apply init.sql (python -m eventcore migrate)"
         )
@@ -31,7 +31,7 @@ def migrate(owner: Server, script: Path, wait: float = 30) -> int:
     """Applies `init.sql` as the database's owner and returns the schema version.
 
     Where a lock cannot be had at once, it lets go and tries again, for `wait` seconds at most, so
-    that a live database is not held up. Raises StoreAway.
+    that a live database is not held up. Raises StoreUnavailable.
     """
 
     def apply() -> int:

@@ -81,7 +81,7 @@ class Changes:
 
 
 class Store(Protocol):
-    """The port that services use; every method may raise StoreAway."""
+    """The port that services use; every method may raise StoreUnavailable."""
 
     def append(
         self,
@@ -96,8 +96,8 @@ class Store(Protocol):
 
         One transaction, one round trip, with the answer recorded under the key. A key that
         is known already appends nothing and brings its answer. Raises Conflict, KeyReused,
-        StoreAway, Busy: nothing was written. A commit whose answer was lost is found again by its
-        event ids; raises OutcomeUnknown where that takes too long.
+        StoreUnavailable, Overloaded: nothing was written. A commit whose answer was lost is found
+        again by its event ids; raises OutcomeUnknown where that takes too long.
         """
 
     def recorded_answer(self, idempotency: Idempotency) -> Answer | None:
@@ -130,7 +130,8 @@ class Store(Protocol):
         """The streams that changed above `after`, in a page of SPAN positions up to `until`.
 
         None: the log does not have one of `marks`. All of it is one statement: the page is of the
-        log that was looked at. `until` is at most `settled`; raises StoreAway if that is gone.
+        log that was looked at. `until` is at most `settled`; raises StoreUnavailable if that is
+        gone.
         """
 
 

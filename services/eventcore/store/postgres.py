@@ -11,12 +11,12 @@ from typing import Any
 
 from eventcore import jsontext
 from eventcore.clock import SYSTEM_CLOCK, Clock
-from eventcore.errors import Away, Conflict, KeyReused, OutcomeUnknown, StoreAway
+from eventcore.errors import Conflict, KeyReused, OutcomeUnknown, StoreUnavailable, Unavailable
 from eventcore.failpoints import reach
 from eventcore.model.event import Data, Event, Mark, NewEvent
 from eventcore.retry import backoff
 from eventcore.settings import Server
-from eventcore.store.connection import Calls
+from eventcore.store.connection import ConnectionPool
 from eventcore.store.migrate import require_schema
 from eventcore.store.port import (
     PAGE,
@@ -32,7 +32,7 @@ from eventcore.store.rows import (
     APPEND,
     CHANGES,
     CORRELATED,
-    HOLDS,
+    EVENT_EXISTS,
     PROGRESS,
     SETTLE,
     STREAM,
@@ -66,8 +66,8 @@ class Postgres:
     ) -> None:
         for_reads = max(1, connections // 3)
         for_writes = connections + 1 - for_reads  # one of them sends the wake-up
-        self._reads = Calls("reads", server, for_reads, "any", attempts=2)
-        self._writes = Calls("writes", server, for_writes, "read-write", attempts=1)
+        self._reads = ConnectionPool("reads", server, for_reads, "any", attempts=2)
+        self._writes = ConnectionPool("writes", server, for_writes, "read-write", attempts=1)
         self._settling = Settling()
         self._settling_lock = threading.Lock()
         self._patience = patience
@@ -103,8 +103,8 @@ class Postgres:
             try:
                 appended = self._append(values, bool(losses))
                 break
-            except Away as away:
-                if away.outcome_known and not losses:
+            except Unavailable as error:
+                if error.outcome_known and not losses:
                     raise
                 if losses and self._clock.monotonic() > deadline:
                     raise OutcomeUnknown(
@@ -112,11 +112,11 @@ class Postgres:
                         " still be. Repeat the request with the same Idempotency-Key, or look"
                         " whether it is there before you repeat it without one.",
                         stream.aggregate_id,
-                    ) from away
+                    ) from error
             self._clock.sleep(backoff(losses, self._clock))
             losses += 1
         if not appended.replayed:
-            self._wakeup.ring()
+            self._wakeup.schedule()
         return appended
 
     def _append(self, values: tuple[Any, ...], outcome_unknown: bool) -> Appended:
@@ -126,7 +126,7 @@ class Postgres:
         try:
             replayed, recorded, version = self._write(APPEND, values)[0]
         except Conflict:
-            if outcome_unknown and self._rows(HOLDS, (event_ids[0],)):
+            if outcome_unknown and self._rows(EVENT_EXISTS, (event_ids[0],)):
                 return Appended(expected_version + len(event_ids))
             raise
         reach("append:committed")
@@ -186,21 +186,23 @@ class Postgres:
         rows = self._rows(CHANGES, (*looked_at, after, until, SPAN, aggregate_type, after))
         same, is_settled, position, event_id, *_ = rows[0]
         if not is_settled:
-            raise StoreAway("the log was put back while it was read; nothing was lost, try again")
+            raise StoreUnavailable(
+                "the log was put back while it was read; nothing was lost, try again"
+            )
         if not same:
             return None
         heads = {str(stream): version for *_, stream, version in rows if version}
         return Changes(heads, Mark(position or 0, event_id or ""))
 
     def require_schema(self) -> None:
-        """Raises StoreAway while the schema does not fit; see the function `require_schema`."""
+        """Raises StoreUnavailable while the schema does not fit; see `migrate.require_schema`."""
         require_schema(self._rows)
 
     def require_writable(self) -> None:
-        """Raises StoreAway while the server accepts no writes."""
+        """Raises StoreUnavailable while the server accepts no writes."""
         if self._write("show transaction_read_only")[0][0] == "on":
             self._writes.close()
-            raise StoreAway("PostgreSQL accepts no writes: it is read-only")
+            raise StoreUnavailable("PostgreSQL accepts no writes: it is read-only")
 
     def close(self) -> None:
         """Closes all idle connections; the next call opens new ones."""

@@ -56,7 +56,7 @@ class RelaySession:
         return page
 
     def require_schema(self) -> None:
-        """Raises StoreAway while the schema does not fit; see the function `require_schema`."""
+        """Raises StoreUnavailable while the schema does not fit; see `migrate.require_schema`."""
         require_schema(self._rows)
 
     def expire_idempotency_keys(self) -> int:

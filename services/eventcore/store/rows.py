@@ -54,7 +54,7 @@ READ_PAGE = (
     " left join lateral read_feed(%s, %s, %s) f on l.same order by f.position"
 )
 
-HOLDS = "select 1 from events where event_id = %s::uuid"
+EVENT_EXISTS = "select 1 from events where event_id = %s::uuid"
 
 APPEND = (
     "select replayed, answer, version from append_events("

@@ -11,9 +11,9 @@ from eventcore.errors import (
     KeyReused,
     Misconfigured,
     SequenceBehind,
-    StoreAway,
     StoreRestored,
     StoreSlow,
+    StoreUnavailable,
 )
 
 READ_ONLY = "25006"
@@ -22,16 +22,16 @@ CURED_BY_A_NEW_CONNECTION = {READ_ONLY, "25P03", "57P01", "57P02", "57P03", "57P
 
 _SLOW = StoreSlow, "PostgreSQL did not answer in time: {}"
 
-_FORBIDDEN = StoreAway, "PostgreSQL does not let us: {}"
+_FORBIDDEN = StoreUnavailable, "PostgreSQL does not let us: {}"
 
-_UNREACHABLE = StoreAway, "PostgreSQL cannot be reached: {}"
+_UNREACHABLE = StoreUnavailable, "PostgreSQL cannot be reached: {}"
 
 _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "ES001": (Conflict, "{}"),
     "ES002": (KeyReused, "this Idempotency-Key was used for another request"),
     "ES004": (SequenceBehind, "{}"),
     "ES005": (StoreRestored, "{}: it is another log, or was put back"),
-    READ_ONLY: (StoreAway, "PostgreSQL accepts no writes: {}"),
+    READ_ONLY: (StoreUnavailable, "PostgreSQL accepts no writes: {}"),
     **dict.fromkeys(("57014", "55P03", "53300", "40001", "40P01"), _SLOW),
     **dict.fromkeys(("42501", "42883", "28P01", "28000", "3D000"), _FORBIDDEN),
     **dict.fromkeys(("08", "25", "53", "57", "58"), _UNREACHABLE),

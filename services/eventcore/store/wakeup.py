@@ -20,21 +20,21 @@ class Wakeup:
     def __init__(self, notify: Callable[[], object]) -> None:
         self._notify = notify
         self._appends = 0  # approximate: it is counted without a lock
-        self._rung = threading.Event()
+        self._requested = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def ring(self) -> None:
+    def schedule(self) -> None:
         """Wakes the relay soon. Never blocks, never fails."""
         self._appends += 1
-        self._rung.set()
+        self._requested.set()
         if self._thread is None:
             with self._lock:
                 self._thread = self._thread or repeat(self._send, "wakeup")
 
     def _send(self) -> None:
-        self._rung.wait()
-        self._rung.clear()
+        self._requested.wait()
+        self._requested.clear()
         appends, self._appends = self._appends, 0
         reach("wakeup:begin")
         self._notify()

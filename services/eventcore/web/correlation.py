@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from eventcore.ids import new_id
 from eventcore.observe.logs import log_fields
 from eventcore.observe.metrics import REQUESTS
-from eventcore.observe.tracing import REGULAR, TRACEPARENT, current_traceparent, name_request
+from eventcore.observe.tracing import POLLED_ROUTES, TRACEPARENT, current_traceparent, name_request
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-IDS = "eventcore.ids"
-"""Key of the WSGI environment: the Ids of the request."""
+REQUEST_CONTEXT = "eventcore.request_context"
+"""Key of the WSGI environment: the RequestContext of the request."""
 
 _ID = re.compile("[0-9A-Za-z._:-]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
-class Ids:
+class RequestContext:
     """The ids of a request, in every line that is logged while it is answered."""
 
     request_id: str
@@ -34,7 +34,7 @@ class Ids:
     traceparent: str | None
 
     @classmethod
-    def of(cls, environ: Mapping[str, Any]) -> "Ids":
+    def of(cls, environ: Mapping[str, Any]) -> "RequestContext":
         """Takes well-formed ids from the request and makes the others.
 
         The trace context (W3C) is that of our span, else the caller's.
@@ -66,10 +66,10 @@ class Correlation:
     def __call__(self, environ: dict[str, Any], start_response: "StartResponse") -> Iterable[bytes]:
         """Answers a request; whoever answers it, the answer has the headers of every answer."""
         began = perf_counter()
-        environ[IDS] = ids = Ids.of(environ)
+        environ[REQUEST_CONTEXT] = ids = RequestContext.of(environ)
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-            note_answer(environ["REQUEST_METHOD"], _route(environ), int(status[:3]), began)
+            record_answer(environ["REQUEST_METHOD"], _route(environ), int(status[:3]), began)
             own = [
                 ("X-Request-ID", ids.request_id),
                 ("X-Correlation-ID", ids.correlation_id),
@@ -98,12 +98,12 @@ _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE",
 """The methods of RFC 9110 and RFC 5789; all others are one value of the metric's label."""
 
 
-def note_answer(method: str, route: str, status: int, began: float) -> None:
+def record_answer(method: str, route: str, status: int, began: float) -> None:
     """Counts an answer, and logs it unless its route is polled."""
     seconds = perf_counter() - began
     method = method if method in _METHODS else "(other)"
     REQUESTS.labels(method, route, status).observe(seconds)
     name_request(method, route)
-    if route not in REGULAR:
+    if route not in POLLED_ROUTES:
         answered = {"method": method, "route": route, "status": status}
         log.info("Answered", extra={**answered, "ms": round(seconds * 1000, 1)})

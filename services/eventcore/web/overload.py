@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from gunicorn.http import errors
 
 from eventcore import jsontext
-from eventcore.errors import Busy
-from eventcore.web.correlation import IDS, Correlation
+from eventcore.errors import Overloaded
+from eventcore.web.correlation import REQUEST_CONTEXT, Correlation
 from eventcore.web.request import BODY_LIMIT
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Refusal(Exception):
             "title": self.status.phrase,
             "status": self.status.value,
             "detail": self.detail,
-            "requestId": environ[IDS].request_id,
+            "requestId": environ[REQUEST_CONTEXT].request_id,
         }
         body = jsontext.render(problem)
         headers = [
@@ -48,7 +48,7 @@ class Refusal(Exception):
             ("Content-Length", str(len(body))),
         ]
         if self.status == HTTPStatus.SERVICE_UNAVAILABLE:
-            headers.append(("Retry-After", str(Busy.retry_after)))
+            headers.append(("Retry-After", str(Overloaded.retry_after)))
         start_response(f"{self.status.value} {self.status.phrase}", headers)
         return (body,)
 
@@ -103,7 +103,7 @@ class Overload:
                 return self._behind(environ, start_response)
             if not self._permits.acquire(timeout=PATIENCE):
                 busy = "More is asked for than can be answered. Nothing was written; try again."
-                raise Refusal(503, Busy.code, busy)
+                raise Refusal(503, Overloaded.code, busy)
         except Refusal as refusal:
             return Correlation(refusal)(environ, start_response)
         try:
@@ -112,7 +112,7 @@ class Overload:
             self._finished += 1
             self._permits.release()
 
-    def moves(self) -> bool:
+    def makes_progress(self) -> bool:
         """Whether a permit is free, or has been given back since this was last asked."""
         before, self._seen = self._seen, self._finished
         if self._seen != before:

@@ -9,13 +9,13 @@ from pydantic import ValidationError
 from werkzeug.exceptions import HTTPException, InternalServerError
 
 from eventcore import errors, jsontext
-from eventcore.web.correlation import IDS, Ids
+from eventcore.web.correlation import REQUEST_CONTEXT, RequestContext
 from eventcore.web.inputs import problems_of
 from eventcore.web.request import BODY_LIMIT
 
 log = logging.getLogger(__name__)
 
-_AWAY = "Not available now"
+_NOT_AVAILABLE = "Not available now"
 
 _STATUS: Sequence[tuple[type[errors.Error], int, str, str]] = (
     (errors.NotFound, 404, "Not found", ""),
@@ -27,11 +27,11 @@ _STATUS: Sequence[tuple[type[errors.Error], int, str, str]] = (
     (errors.OutcomeUnknown, 504, "Outcome unknown", "The event store did not confirm this in time: "
      "it is not known whether it was done. The id is {error.aggregate_id}; read it to find out. To "
      "repeat this is safe with the same Idempotency-Key; without a key it may be done twice."),
-    (errors.NotYet, 503, _AWAY, ""),
-    (errors.Busy, 503, _AWAY, ""),
-    (errors.StoreAway, 503, _AWAY, "The event store is not available. {then}"),
-    (errors.ReadModelAway, 503, _AWAY, "The read model is not available. {then}"),
-    (errors.Away, 503, _AWAY, "A server is not available. {then}"),
+    (errors.NotYet, 503, _NOT_AVAILABLE, ""),
+    (errors.Overloaded, 503, _NOT_AVAILABLE, ""),
+    (errors.StoreUnavailable, 503, _NOT_AVAILABLE, "The event store is not available. {then}"),
+    (errors.ReadModelUnavailable, 503, _NOT_AVAILABLE, "The read model is not available. {then}"),
+    (errors.Unavailable, 503, _NOT_AVAILABLE, "A server is not available. {then}"),
     (errors.CannotApply, 503, "Cannot be read yet", "The stream has an event that this version of "
      "the service cannot read. Nothing was lost, and its history can be read. Try again when the "
      "service has been updated."),
@@ -98,7 +98,9 @@ def add_error_handlers(app: Flask) -> None:
 
 def problem(status: int, title: str, detail: str, code: str, **more: Any) -> Response:
     """Makes a problem details answer (RFC 9457)."""
-    ids: Ids | None = request.environ.get(IDS) if has_request_context() else None
+    ids: RequestContext | None = (
+        request.environ.get(REQUEST_CONTEXT) if has_request_context() else None
+    )
     body = {
         "type": f"urn:problem:{code}",
         "title": title,

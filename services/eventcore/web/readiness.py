@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 
-from eventcore.errors import Away
+from eventcore.errors import Unavailable
 from eventcore.observe.health import STUCK, Health
 from eventcore.readmodel.mongo import Mongo
 from eventcore.store.postgres import Postgres
@@ -31,7 +31,7 @@ class Readiness:
         """The servers that do not work, with reasons; looks once a second at most."""
         with self._lock:
             if time.monotonic() - self._checked_at > 1:
-                self._look()
+                self._check()
                 self._checked_at = time.monotonic()
         return self._health.missing()
 
@@ -40,19 +40,19 @@ class Readiness:
         missing = self.missing()
         return self._schema_seen and len(missing) < 2
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         try:
             self._store.require_schema()
             self._schema_seen = True
             self._store.require_writable()
-            self._health.well("store")
-        except Away as away:
-            self._health.lacks("store", str(away))
+            self._health.mark_up("store")
+        except Unavailable as error:
+            self._health.mark_down("store", str(error))
         try:
             self._readmodel.ping()
-            self._health.well("readmodel")
-        except Away as away:
-            self._health.lacks("readmodel", str(away))
+            self._health.mark_up("readmodel")
+        except Unavailable as error:
+            self._health.mark_down("readmodel", str(error))
 
 
 class Liveness:
@@ -76,7 +76,7 @@ class Liveness:
         return now - self._failing_since > STUCK
 
 
-def answers(host: str, port: int) -> bool:
+def is_answering(host: str, port: int) -> bool:
     """Whether the process that listens there answers /healthz within a second."""
     connection = HTTPConnection(host, port, timeout=1)
     try:

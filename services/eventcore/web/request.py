@@ -16,7 +16,7 @@ from werkzeug.exceptions import (
 from eventcore import errors, jsontext
 from eventcore.command import Call
 from eventcore.store.port import Idempotency
-from eventcore.web.correlation import IDS, Ids
+from eventcore.web.correlation import REQUEST_CONTEXT, RequestContext
 from eventcore.web.inputs import UUID_PATTERN
 from eventcore.web.openapi import Operation
 
@@ -67,7 +67,7 @@ def to_call(text: bytes, operation: Operation) -> Call:
             "If-None-Match: * asks that there is nothing yet; this call changes what exists."
             " Nothing was written. Leave the header out, or send If-Match."
         )
-    ids: Ids = request.environ[IDS]
+    ids: RequestContext = request.environ[REQUEST_CONTEXT]
     metadata = {"correlationId": ids.correlation_id, "causationId": ids.request_id}
     if ids.traceparent:
         metadata["traceparent"] = ids.traceparent

@@ -91,7 +91,7 @@ def to_view(operation: Operation, handler: Handler, store: Store | None) -> Call
         )
         try:
             return _response(handler(incoming))
-        except (errors.StoreAway, errors.OutcomeUnknown):
+        except (errors.StoreUnavailable, errors.OutcomeUnknown):
             raise
         except errors.Error:  # the same request may have been carried out before
             earlier = answered_before(store, incoming.call) if store else None

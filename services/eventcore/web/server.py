@@ -21,7 +21,7 @@ from eventcore.observe.tracing import start_tracing, stop_tracing
 from eventcore.settings import SOCKET_THREADS, ServeSettings
 from eventcore.web.correlation import Correlation
 from eventcore.web.overload import Overload, Refusal
-from eventcore.web.readiness import Liveness, answers
+from eventcore.web.readiness import Liveness, is_answering
 from eventcore.web.request import BODY_LIMIT
 
 if TYPE_CHECKING:
@@ -177,12 +177,14 @@ class Server(BaseApplication):  # type: ignore[misc]
         """Serves probes and metrics from the process that serves requests."""
 
         def is_reached() -> bool:
-            return answers(*self._address)
+            return is_answering(*self._address)
 
         def missing() -> dict[str, str]:
             return {} if is_reached() else {"serving": "/healthz is not answered"}
 
-        serve_probes(self._probes, missing, Liveness(self._overload.moves, is_reached).stuck)
+        serve_probes(
+            self._probes, missing, Liveness(self._overload.makes_progress, is_reached).stuck
+        )
         log.info(f"{self._module.TITLE} on {self._settings.port}")
 
 

@@ -18,7 +18,7 @@ PROJECTION = Projection(
     aggregate_type="user",
     queue="order_service_user_sync",
     collection="known_users",
-    says="User cached in Order Service",
+    log_message="User cached in Order Service",
     steps={"USER_CREATED": _created},
     ignores=frozenset({"USER_NAME_CHANGED", "USER_EMAIL_CHANGED"}),
 )

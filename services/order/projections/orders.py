@@ -26,7 +26,7 @@ PROJECTION = Projection(
     aggregate_type="order",
     queue="order_read_model_queue",
     collection="orders",
-    says="Order Read Model updated",
+    log_message="Order Read Model updated",
     steps={"ORDER_PLACED": _placed, "ORDER_CANCELLED": _cancelled},
     indexes=(("userId", "_id"), ("status", "_id")),
 )

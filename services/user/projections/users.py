@@ -24,7 +24,7 @@ PROJECTION = Projection(
     aggregate_type="user",
     queue="user_projection_queue",
     collection="users",
-    says="Updating User Projection",
+    log_message="Updating User Projection",
     steps={
         "USER_CREATED": _created,
         "USER_NAME_CHANGED": _name_changed,

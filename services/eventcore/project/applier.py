@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from eventcore.clock import SYSTEM_CLOCK, Clock
-from eventcore.errors import CannotApply, FeedAway, ReadModelAway
+from eventcore.errors import CannotApply, FeedUnavailable, ReadModelUnavailable
 from eventcore.failpoints import reach
 from eventcore.model.event import START, Event, ids_of
 from eventcore.model.projection import Document, Projection, event_id_of, version_of
 from eventcore.observe import metrics
-from eventcore.observe.health import HEART
-from eventcore.project.folded import Folded, continues, is_listed, some_of
+from eventcore.observe.health import HEARTBEAT
+from eventcore.project.fold_result import FoldResult, continues, is_listed, log_sample
 from eventcore.readmodel.port import ReadModel
 from eventcore.readmodel.records import Generation, Parked, generation_of
 from eventcore.retry import backoff
@@ -22,16 +22,16 @@ from eventcore.store.port import PAGE
 
 log = logging.getLogger(__name__)
 
-REMEMBERED = 10_000
+REMEMBERED_STREAMS = 10_000
 """Streams of which a projector remembers how far it has brought them: more than begin in the time
 between two sweeps, which then need not ask for them. They take 1.5 MB."""
 
-RACES = 20
+WRITE_ATTEMPTS = 20
 """How often a batch is folded anew because another replica wrote one of its documents first."""
 
 
 @dataclass(eq=False)
-class Folder:
+class EventApplier:
     """Applies events to the documents of one projection, whatever order they come in.
 
     They are those of the generation that serves, once `follow` was called; or of the `fixed` one.
@@ -53,7 +53,7 @@ class Folder:
     def follow(self) -> None:
         """Goes over to the generation that serves now, and reads the skips.
 
-        Raises ReadModelAway.
+        Raises ReadModelUnavailable.
         """
         name = self.projection.name
         self._skips = frozenset((s.stream, s.version) for s in self.readmodel.skips(name))
@@ -73,8 +73,8 @@ class Folder:
 
         On return each event is applied, or its stream is parked, or (the feed being away) it is
         left to the sweep. Returns the streams whose events are ahead of the log, with the last
-        version of the log. Raises ReadModelAway; then some events may be applied, and it can be
-        called again.
+        version of the log. Raises ReadModelUnavailable; then some events may be applied, and it
+        can be called again.
 
         The usual case costs no read: a stream that begins is written at once, since the guard
         refuses it if a document is there; and the parked list is read only where a step fails.
@@ -86,7 +86,11 @@ class Folder:
         ]
         found = self.readmodel.find(self.generation.collection, known) if known else {}
         folded = self._advance(streams, found)
-        last = {s: max(e.version for e in each.beyond) for s, each in folded.items() if each.beyond}
+        last = {
+            s: max(e.version for e in each.after_gap)
+            for s, each in folded.items()
+            if each.after_gap
+        }
         return self._fill(last) if last else {}
 
     def _fill(self, last: Mapping[str, int]) -> dict[str, int]:
@@ -103,15 +107,15 @@ class Folder:
                         ahead[stream] = end
                 applied = sum(len(each.applied) for each in folded.values())
                 metrics.CAUGHT_UP.labels(self.projection.name).inc(applied)
-        except FeedAway as away:
-            log.warning("Gaps left to the sweep", extra={**some_of(last), "reason": str(away)})
+        except FeedUnavailable as error:
+            log.warning("Gaps left to the sweep", extra={**log_sample(last), "reason": str(error)})
         return ahead
 
     def retry(self, entries: Mapping[str, Parked]) -> set[str]:
         """Tries parked streams again; returns those that are released, the others stay parked.
 
         A stream is released once its document has reached everything that is known of it. Raises
-        ReadModelAway and FeedAway.
+        ReadModelUnavailable and FeedUnavailable.
         """
         name, moved = self.generation.name, set[str]()
         for _, folded in self._catch_up(entries, entries):
@@ -125,20 +129,21 @@ class Folder:
                 moved |= reached.keys()
         released = moved - self.readmodel.parked(name, moved).keys() if moved else set[str]()
         if released:
-            told = {"projection": self.projection.name, **some_of(released)}
-            log.info("Streams released", extra=told)
+            fields = {"projection": self.projection.name, **log_sample(released)}
+            log.info("Streams released", extra=fields)
         return released
 
     def _catch_up(
         self, streams: Iterable[str], entries: Mapping[str, Parked] = MappingProxyType({})
-    ) -> Iterator[tuple[Mapping[str, Sequence[Event]], dict[str, Folded]]]:
+    ) -> Iterator[tuple[Mapping[str, Sequence[Event]], dict[str, FoldResult]]]:
         """Applies what the log has of these streams, from the event of each document on.
 
-        Yields each page of the log, by stream, with its result. Raises ReadModelAway and FeedAway.
+        Yields each page of the log, by stream, with its result. Raises ReadModelUnavailable and
+        FeedUnavailable.
         """
         left = list(streams)
         while left:
-            HEART.beat()
+            HEARTBEAT.beat()
             documents = self.readmodel.find(self.generation.collection, left[:MANY])
             versions = {stream: version_of(documents.get(stream)) for stream in left[:MANY]}
             answer = self.feed.streams({s: max(v - 1, 0) for s, v in versions.items()})
@@ -159,17 +164,17 @@ class Folder:
         documents: Mapping[str, Document] | None = None,
         entries: Mapping[str, Parked] = MappingProxyType({}),
         is_log: bool = False,
-    ) -> dict[str, Folded]:
+    ) -> dict[str, FoldResult]:
         """Folds the events that follow each document without a gap, writes, and parks.
 
         `documents` are those that are known; `entries` are those of the parked list. `is_log`: the
         events come from the log itself, and from the document's last version on. Raises
-        ReadModelAway.
+        ReadModelUnavailable.
         """
         if not streams:
             return {}
         into = self.generation.collection
-        for attempt in range(RACES):
+        for attempt in range(WRITE_ATTEMPTS):
             if documents is None:
                 documents = self.readmodel.find(into, streams)
             folded = {
@@ -183,18 +188,20 @@ class Folder:
             self.clock.sleep(
                 backoff(attempt, self.clock) / 50
             )  # a replica was faster with one of them
-        raise ReadModelAway(f"documents of {into} kept changing under {RACES} attempts")
+        raise ReadModelUnavailable(
+            f"documents of {into} kept changing under {WRITE_ATTEMPTS} attempts"
+        )
 
     def _fold(
         self, stream: str, document: Document | None, events: Sequence[Event], is_log: bool
-    ) -> Folded:
+    ) -> FoldResult:
         if not continues(document, events):
-            return self._misfit(stream, document, events, is_log)
-        ordered, beyond = self._in_order(version_of(document), events)
+            return self._resolve_contradiction(stream, document, events, is_log)
+        ordered, after_gap = self._in_order(version_of(document), events)
         if not is_log:
-            duplicates = len(events) - len(ordered) - len(beyond)
+            duplicates = len(events) - len(ordered) - len(after_gap)
             metrics.DUPLICATES.labels(self.projection.name).inc(duplicates)
-        result = Folded(stream, document, version_of(document) + len(ordered), beyond)
+        result = FoldResult(stream, document, version_of(document) + len(ordered), after_gap)
         for event in ordered:
             skipped = (stream, event.version) in self._skips
             step = self.projection.skip if skipped else self.projection.apply
@@ -206,22 +213,22 @@ class Folder:
             result.applied.append(event)
         return result
 
-    def _misfit(
+    def _resolve_contradiction(
         self, stream: str, document: Document | None, events: Sequence[Event], is_log: bool
-    ) -> Folded:
+    ) -> FoldResult:
         """Asks the log itself, from the document's event on; the answer decides.
 
         Events that are not the log's are left out then. A document that is not is parked.
         """
         version = version_of(document)
         if not is_log:
-            return Folded(stream, document, max(version - 1, 0), list(events))
+            return FoldResult(stream, document, max(version - 1, 0), list(events))
         error = (
             f"the document is of event {event_id_of(document)}, version {version}, which the log"
             " does not have: it was put back. Fold the stream anew: python -m eventcore rebuild"
             f" {self.projection.name} --stream {stream}"
         )
-        return Folded(stream, document, version + 1, [], error)
+        return FoldResult(stream, document, version + 1, [], error)
 
     def _in_order(self, after: int, events: Sequence[Event]) -> tuple[list[Event], list[Event]]:
         """The events that follow version `after` without a gap, and those after the gap."""
@@ -232,7 +239,7 @@ class Folder:
             ordered.append(later.pop(after))
         return ordered, list(later.values())
 
-    def _write(self, folded: Iterable[Folded]) -> bool:
+    def _write(self, folded: Iterable[FoldResult]) -> bool:
         """Writes all documents that changed; False if another replica was faster with any.
 
         A document that cannot be stored stops its own stream: then each is written by itself.
@@ -250,10 +257,10 @@ class Folder:
                 except CannotApply as error:
                     each.refuse(error)
         if complete:
-            self._note([each for each in changed if each.applied])
+            self._record_written([each for each in changed if each.applied])
         return complete
 
-    def _note(self, written: Sequence[Folded]) -> None:
+    def _record_written(self, written: Sequence[FoldResult]) -> None:
         """Notes and logs the events that are readable now, and counts how long each took."""
         now, readable = self.clock.now(), metrics.READABLE.labels(self.projection.name)
         logs = log.isEnabledFor(logging.INFO)  # a rebuild logs none of its events
@@ -266,15 +273,15 @@ class Folder:
                 readable.observe(max(0.0, (now - event.recorded_at).total_seconds()))
                 if logs:
                     at = {"id": each.stream, "version": event.version}
-                    log.info(self.projection.says, extra={**at, **ids_of(event)})
+                    log.info(self.projection.log_message, extra={**at, **ids_of(event)})
 
     def _remember(self, stream: str, version: int) -> None:
         self._reached[stream] = version
         self._reached.move_to_end(stream)
-        if len(self._reached) > REMEMBERED:
+        if len(self._reached) > REMEMBERED_STREAMS:
             self._reached.popitem(last=False)
 
-    def _park(self, folded: Iterable[Folded], entries: Mapping[str, Parked]) -> None:
+    def _park(self, folded: Iterable[FoldResult], entries: Mapping[str, Parked]) -> None:
         """Parks the streams that stopped, in bulk, but those that are on the list already.
 
         `entries` are those of the list, where they are known.
@@ -288,11 +295,11 @@ class Folder:
         if news:
             reach("projector:parking")
             if new := self.readmodel.park(news):
-                self._tell_parked([stopped[stream] for stream in new])
+                self._log_parked([stopped[stream] for stream in new])
         for each in wanted:
             self._remember(each.stream, each.highest)
 
-    def _entry(self, stopped: Folded) -> Parked:
+    def _entry(self, stopped: FoldResult) -> Parked:
         return Parked(
             generation=self.generation.name,
             stream=stopped.stream,
@@ -302,19 +309,19 @@ class Folder:
             when=self.clock.now(),
         )
 
-    def _tell_parked(self, parked: Sequence[Folded]) -> None:
+    def _log_parked(self, parked: Sequence[FoldResult]) -> None:
         """Logs one line for all that are parked now, about the first; at DEBUG one for each."""
-        many = some_of(each.stream for each in parked) if len(parked) > 1 else {}
+        many = log_sample(each.stream for each in parked) if len(parked) > 1 else {}
         for number, each in enumerate(parked):
-            told = {
+            fields = {
                 "projection": self.projection.name,
                 "id": each.stream,
                 "version": each.stopped_at,
                 "error": each.error,
             }
             if each.failed:
-                told |= {"event_type": each.failed.event_type, **ids_of(each.failed)}
+                fields |= {"event_type": each.failed.event_type, **ids_of(each.failed)}
             if number:
-                log.debug("Stream parked", extra=told)
+                log.debug("Stream parked", extra=fields)
             else:
-                log.error("Streams parked" if many else "Stream parked", extra={**told, **many})
+                log.error("Streams parked" if many else "Stream parked", extra={**fields, **many})

@@ -9,8 +9,8 @@ from eventcore.model.event import Event
 from eventcore.model.projection import Document, event_id_of, version_of
 from eventcore.readmodel.records import Parked, Write
 
-NAMED = 5
-"""Streams that a log line about many of them names."""
+IDS_IN_A_LINE = 5
+"""Maximum ids of streams in one log line."""
 
 
 def by_stream(events: Iterable[Event]) -> dict[str, list[Event]]:
@@ -22,10 +22,10 @@ def by_stream(events: Iterable[Event]) -> dict[str, list[Event]]:
 
 
 @dataclass(slots=True)
-class Folded:
+class FoldResult:
     """The result of folding events into the document of one stream.
 
-    `known` is the last version of the events that follow the document without a gap; `beyond`
+    `known` is the last version of the events that follow the document without a gap; `after_gap`
     are the events after such a gap. `error` says why the event after the document, `failed`,
     cannot be applied.
     """
@@ -33,7 +33,7 @@ class Folded:
     stream: str
     before: Document | None
     known: int
-    beyond: list[Event]
+    after_gap: list[Event]
     error: str = ""
     failed: Event | None = None
     applied: list[Event] = field(default_factory=list)
@@ -69,10 +69,10 @@ def is_listed(new: Parked, entry: Parked | None) -> bool:
     return entry is not None and entry.version == new.version and entry.highest >= new.highest
 
 
-def some_of(streams: Iterable[str]) -> dict[str, object]:
+def log_sample(streams: Iterable[str]) -> dict[str, object]:
     """How many streams, and the ids of a few."""
     ids = list(streams)
-    return {"streams": len(ids), "ids": ",".join(ids[:NAMED])}
+    return {"streams": len(ids), "ids": ",".join(ids[:IDS_IN_A_LINE])}
 
 
 def continues(document: Document | None, events: Sequence[Event]) -> bool:

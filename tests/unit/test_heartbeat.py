@@ -8,9 +8,9 @@ from threading import Event as Stop
 import pytest
 
 from eventcore.broker.port import Publisher
-from eventcore.errors import BrokerAway
+from eventcore.errors import BrokerUnavailable
 from eventcore.observe import probes
-from eventcore.observe.health import STUCK, Health, Heart
+from eventcore.observe.health import STUCK, Health, Heartbeat
 from eventcore.relay import Pump, Relay
 from local.servers import free_port
 from tests.fakes.broker import FakeBroker
@@ -32,7 +32,7 @@ class Clock:
 class Turns(Stop):
     """Says stop after so many questions, and lets a third of what is too long go by at each."""
 
-    def __init__(self, clock: Clock, heart: Heart, turns: int) -> None:
+    def __init__(self, clock: Clock, heart: Heartbeat, turns: int) -> None:
         super().__init__()
         self._clock, self._heart, self._left = clock, heart, turns
         self.was_stuck = False
@@ -53,20 +53,22 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def heart(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Heart:
+def heart(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Heartbeat:
     """The process's own, with a clock that is moved by hand."""
-    heart = Heart(clock)
-    for module in ("observe.health", "relay", "project.projector", "project.folder"):
-        monkeypatch.setattr(f"eventcore.{module}.HEART", heart)
+    heart = Heartbeat(clock)
+    for module in ("observe.health", "relay", "project.projector", "project.applier"):
+        monkeypatch.setattr(f"eventcore.{module}.HEARTBEAT", heart)
     return heart
 
 
-def test_a_loop_that_has_not_begun_is_not_stuck(clock: Clock, heart: Heart) -> None:
+def test_a_loop_that_has_not_begun_is_not_stuck(clock: Clock, heart: Heartbeat) -> None:
     clock.now = 10 * STUCK
     assert not heart.stuck()
 
 
-def test_a_loop_that_has_not_come_round_for_too_long_is_stuck(clock: Clock, heart: Heart) -> None:
+def test_a_loop_that_has_not_come_round_for_too_long_is_stuck(
+    clock: Clock, heart: Heartbeat
+) -> None:
     heart.beat()
     clock.now = STUCK - 1
     assert not heart.stuck()
@@ -77,7 +79,7 @@ def test_a_loop_that_has_not_come_round_for_too_long_is_stuck(clock: Clock, hear
 
 
 @pytest.fixture
-def asked(heart: Heart) -> Callable[[str], int]:
+def asked(heart: Heartbeat) -> Callable[[str], int]:
     """The status of a probe of this process, which lacks everything."""
     port = free_port()
     probes.serve_probes(probes.listen("", port), lambda: {"broker": "away"}, heart.stuck)
@@ -94,7 +96,7 @@ def asked(heart: Heart) -> Callable[[str], int]:
 
 
 def test_the_three_probes_answer_three_questions(
-    clock: Clock, heart: Heart, asked: Callable[[str], int]
+    clock: Clock, heart: Heartbeat, asked: Callable[[str], int]
 ) -> None:
     heart.beat()
     assert [asked(each) for each in ("/healthz", "/livez", "/readyz")] == [200, 200, 503]
@@ -103,7 +105,7 @@ def test_the_three_probes_answer_three_questions(
 
 
 def away() -> Publisher:
-    raise BrokerAway("RabbitMQ cannot be reached")
+    raise BrokerUnavailable("RabbitMQ cannot be reached")
 
 
 class Standby(FakeStore):
@@ -123,7 +125,7 @@ class Standby(FakeStore):
     ids=["at work", "the broker is away", "another one is at work"],
 )
 def test_a_relay_beats_at_each_turn(
-    clock: Clock, heart: Heart, run: Callable[[Stop], None]
+    clock: Clock, heart: Heartbeat, run: Callable[[Stop], None]
 ) -> None:
     heart.beat()
     turns = Turns(clock, heart, 12)
@@ -134,7 +136,7 @@ def test_a_relay_beats_at_each_turn(
 @pytest.mark.parametrize(
     "lost", ["nothing", "the broker", "the read model", "the read model, late"]
 )
-def test_a_projector_beats_at_each_turn(clock: Clock, heart: Heart, lost: str) -> None:
+def test_a_projector_beats_at_each_turn(clock: Clock, heart: Heartbeat, lost: str) -> None:
     shop = FakeShop()
     shop.create_user()
     shop.relay()
