@@ -8,6 +8,7 @@ from honcho.printer import Message, Printer
 
 from local.child import Child, is_alive
 from local.processes import Process
+from local.services import SERVED
 from local.shop import says_ready
 
 PATIENCE = 60
@@ -79,7 +80,7 @@ def _ended(server: Child) -> str:
 
 def _welcome(processes: Sequence[Process], places: Mapping[str, str]) -> str:
     urls = {each.name: f"http://localhost:{each.port}" for each in processes}
-    served = {name: urls[name] for name in ("gateway", "user-service", "order-service")}
+    served = {name: urls[name] for name in SERVED}
     metrics = {
         each.name: f"http://localhost:{each.env['METRICS_PORT']}/metrics" for each in processes
     }

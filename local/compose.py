@@ -1,5 +1,6 @@
 """The servers of compose.yaml, for `make run SERVERS=compose`."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from local.announce import say
 from local.child import CannotStart
 from local.clean import COMPOSE, VARIABLE
 from local.secretfiles import secret_file
+from local.services import METRICS_PORT, PROCESSES
 
 
 @contextmanager
@@ -39,6 +41,17 @@ def containers(secrets: Path, observability: bool = False) -> Iterator[dict[str,
         _compose(password, "--profile", "observability", "stop")
 
 
+def targets() -> list[dict[str, object]]:
+    """The metrics of every process, as Prometheus' static_configs take them."""
+    return [
+        {
+            "targets": [f"127.0.0.1:{METRICS_PORT + place}"],
+            "labels": {"namespace": "local", "job": name},
+        }
+        for place, name in enumerate(PROCESSES)
+    ]
+
+
 def _compose(password: str, *arguments: str) -> int:
-    told = {**os.environ, VARIABLE: password}
+    told = {**os.environ, VARIABLE: password, "SHOP_TARGETS": json.dumps(targets())}
     return subprocess.run((*COMPOSE, *arguments), env=told, check=False).returncode

@@ -14,7 +14,8 @@ from typing import Any
 
 import click
 
-from local.processes import ROOT, Environment, Process
+from local.processes import Environment, Process
+from local.services import ROOT
 
 _FILE = "environments"
 

@@ -1,33 +1,24 @@
-"""The eight processes of the system, as data: what each runs, and all that it is told.
+"""The processes of the system, as data: what each runs, and all that it is told.
 
-    gateway        user-service   user-relay    user-projector
-                   order-service  order-relay   order-projector  order-user-sync
-
-Each gets only the passwords it needs, as files; no projector can reach PostgreSQL.
+The gateway; of each service, the service, its relay and its projectors. Each gets only the
+passwords it needs, as files; no projector can reach PostgreSQL.
 """
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from eventcore.model.service import Projector, Service
 from eventcore.operate.provision import LOGINS, provision_store
 from eventcore.operate.provision_broker import Limits, limit_queues
 from eventcore.retry import retry
 from eventcore.settings import SERVERS, Secret, Server
 from eventcore.store.migrate import migrate
 from local.secretfiles import secret_file
-from order.projections import known_users, orders
-from user.projections import users
-
-ROOT = Path(__file__).parent.parent
-PROJECTIONS = {
-    "user": (users.PROJECTION,),
-    "order": (orders.PROJECTION, known_users.PROJECTION),
-}
-SERVICES = tuple(PROJECTIONS)
+from local.services import ROOT, SERVICES
 
 PATIENCE = 30.0
 """Seconds for RabbitMQ's management API to come up after the broker itself."""
@@ -70,7 +61,7 @@ def store_login(postgres: Server, service: str, purpose: str, secrets: Path) -> 
     )
 
 
-def prepare_stores(postgres: Server, secrets: Path, services: Sequence[str] = SERVICES) -> None:
+def prepare_stores(postgres: Server, secrets: Path, services: Iterable[str] = SERVICES) -> None:
     """Make the event stores and their logins, and apply init.sql; changes nothing twice.
 
     Raises StoreUnavailable, Misconfigured.
@@ -86,9 +77,9 @@ def limit_all_queues(management: Server) -> None:
 
     Raises BrokerUnavailable.
     """
-    for service in SERVICES:
-        queues = [each.queue for each in PROJECTIONS[service]]
-        retry(partial(limit_queues, management, service, queues, Limits()), PATIENCE)
+    for name, service in SERVICES.items():
+        queues = [each.queue for each in service.projections]
+        retry(partial(limit_queues, management, name, queues, Limits()), PATIENCE)
 
 
 def processes(
@@ -99,8 +90,8 @@ def processes(
     free_port: Callable[[], int],
     settings: Environment | None = None,
 ) -> list[Process]:
-    """The eight processes. `ports` has those of gateway, user-service and order-service;
-    metrics go to a `free_port` each; `settings` are told to all of them.
+    """The processes. `ports` has those of local.services.SERVED; metrics go to a `free_port`
+    each; `settings` are told to all of them.
     """
     urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
     common = _inherited() | ENVIRONMENT | dict(settings or {})
@@ -131,25 +122,19 @@ def processes(
     def relay(name: str) -> Process:
         return process(f"{name}-relay", "relay", name, store(name, "relay"), broker)
 
-    def projector(
-        name: str, projection: str, service: str, owner: str, settings: Environment | None = None
-    ) -> Process:
+    def projector(service: Service, each: Projector) -> Process:
+        owner = each.projection.aggregate_type
         feed = {"FEED_URL": urls[f"{owner}-service"], **token(owner)}
-        told = [readmodel(service), broker, feed, settings or {}]
-        return process(name, f"project {projection}", service, *told)
+        told = [readmodel(service.name), broker, feed, each.settings]
+        return process(each.name, f"project {each.projection.name}", service.name, *told)
 
     broker = _told("broker", servers.rabbitmq)
     upstreams = {f"{name.upper()}_SERVICE_URL": urls[f"{name}-service"] for name in SERVICES}
     return [
         process("gateway", "serve", "gateway", {"PORT": str(ports["gateway"])}, upstreams),
-        service("user"),
-        service("order"),
-        relay("user"),
-        relay("order"),
-        projector("user-projector", "users", "user", owner="user"),
-        projector("order-projector", "orders", "order", owner="order"),
-        # sweeps more often than an order waits for its user
-        projector("order-user-sync", "known-users", "order", "user", {"SWEEP_INTERVAL": "0.5"}),
+        *map(service, SERVICES),
+        *map(relay, SERVICES),
+        *(projector(own, each) for own in SERVICES.values() for each in own.projectors),
     ]
 
 

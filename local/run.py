@@ -1,7 +1,7 @@
 """`make run`: the whole system on one machine, until Ctrl-C.
 
 Starts PostgreSQL, RabbitMQ and MongoDB, each unless its URL is given, or all in containers.
-Prepares the event stores, starts the eight processes under honcho, waits until all are ready and
+Prepares the event stores, starts the processes under honcho, waits until all are ready and
 says where they are. Stops in the opposite order: processes, then servers. Data stays for the next
 run.
 """
@@ -31,7 +31,6 @@ from local.given import given_mongodb, given_postgres, given_rabbitmq
 from local.inside import forget_environments, note_environments
 from local.lock import sole_use
 from local.processes import (
-    SERVICES,
     Environment,
     Process,
     Servers,
@@ -40,14 +39,15 @@ from local.processes import (
     processes,
 )
 from local.servers import MongoDB, OwnServer, PostgreSQL, RabbitMQ, free_port
+from local.services import METRICS_PORT, SERVED, SERVICES
 
-_POSTGRES, _RABBITMQ, _MANAGEMENT, _MONGODB, _METRICS = 25432, 25672, 25673, 27117, 23000
+_POSTGRES, _RABBITMQ, _MANAGEMENT, _MONGODB = 25432, 25672, 25673, 27117
 """Ports that nobody else's servers use; where one is taken after all, another is found."""
 
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), default=".data", show_default=True)
-@click.option("--port", default=3000, show_default=True, help="The gateway's; two more follow it.")
+@click.option("--port", default=3000, show_default=True, help="The gateway's; services' follow it.")
 @click.option("--host", default="localhost", show_default=True, help="Where all processes listen.")
 @click.option("--servers", type=click.Choice(["own", "compose"]), default="own", show_default=True)
 @click.option("--observability", is_flag=True, help="Dashboards, with --servers compose.")
@@ -74,7 +74,7 @@ def run(data: Path, port: int, host: str) -> None:
 
     Raises CannotStart or one of eventcore's errors; leaves nothing running in any case.
     """
-    ports = {"gateway": port, "user-service": port + 1, "order-service": port + 2}
+    ports = {name: port + place for place, name in enumerate(SERVED)}
     for name, number in ports.items():
         if not is_free(number):
             raise CannotStart(
@@ -83,16 +83,16 @@ def run(data: Path, port: int, host: str) -> None:
             )
     log_format = os.environ.get("LOG_FORMAT") or ("text" if sys.stdout.isatty() else "json")
     with _servers(data, os.environ) as (servers, places, started):
-        eight = processes(
+        all_of_them = processes(
             servers,
             data / "secrets",
             ports=ports,
             free_port=_metrics_ports(),
             settings={"LOG_FORMAT": log_format, "HOST": host},
         )
-        note_environments(eight, data / "secrets")
+        note_environments(all_of_them, data / "secrets")
         try:
-            _supervise(eight, places, started)
+            _supervise(all_of_them, places, started)
         finally:
             forget_environments(data / "secrets")
 
@@ -123,7 +123,7 @@ def _servers(
         readmodels = {service: mongodb.login(f"{service}_read_model") for service in SERVICES}
         say("MongoDB answers; waiting for RabbitMQ ...")
         rabbitmq.await_ready()
-        say("RabbitMQ answers; starting eight processes ...")
+        say("RabbitMQ answers; starting the processes ...")
         places = {
             "PostgreSQL": _place(postgres.address),
             "RabbitMQ": _place(rabbitmq.address),
@@ -146,21 +146,21 @@ def _place(server: Server) -> str:
     return f"{where}, password in {server.password.file}" if server.password.file else where
 
 
-def _supervise(eight: Sequence[Process], places: Environment, started: Sequence[Child]) -> None:
+def _supervise(processes: Sequence[Process], places: Environment, started: Sequence[Child]) -> None:
     """Run the processes until we are told to stop; then end all.
 
     Raises CannotStart if one of them ends by itself.
     """
     multiprocessing.set_start_method("fork")
     os.register_at_fork(after_in_child=_die_with_parent)
-    told = eight, places, started
+    told = processes, places, started
     announcer = multiprocessing.Process(target=_announce, args=told, daemon=True)
     announcer.start()
-    gateway = f"http://localhost:{eight[0].port}"
+    gateway = f"http://localhost:{processes[0].port}"
     manager = Manager(
         RemindingPrinter(f"── {gateway}/docs · beside it: make demo, make shell · Ctrl-C stops ──")
     )
-    for each in eight:
+    for each in processes:
         command = ["setpriv", "--pdeathsig", "SIGTERM", "--", *each.argv]
         manager.add_process(each.name, f"exec {shlex.join(command)}", env=dict(each.env))
     manager.loop()
@@ -169,10 +169,10 @@ def _supervise(eight: Sequence[Process], places: Environment, started: Sequence[
         raise CannotStart("A process ended by itself, so all were stopped: it says why above.")
 
 
-def _announce(eight: Sequence[Process], places: Environment, started: Sequence[Child]) -> None:
+def _announce(processes: Sequence[Process], places: Environment, started: Sequence[Child]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    announce(eight, places, started)
+    announce(processes, places, started)
 
 
 def _die_with_parent() -> None:
@@ -192,7 +192,7 @@ def _hang_up(_number: int, _frame: object) -> None:
 
 
 def _metrics_ports() -> Callable[[], int]:
-    numbers = itertools.count(_METRICS)
+    numbers = itertools.count(METRICS_PORT)
     return lambda: free_port(next(numbers))
 
 

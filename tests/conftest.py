@@ -14,6 +14,7 @@ import pytest
 from eventcore.settings import Server
 from local.processes import Servers, prepare_stores, processes, store_login
 from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
+from local.services import SERVED, SERVICES
 from local.shop import Shop
 
 Databases = Callable[[str, str], Server]
@@ -92,10 +93,10 @@ def shop(
     data_folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Shop]:
-    """All eight processes, ready, on stores and read models of their own."""
-    readmodels = {service: mongodb.login(f"{service}_read_model") for service in ("user", "order")}
+    """All processes, ready, on stores and read models of their own."""
+    readmodels = {service: mongodb.login(f"{service}_read_model") for service in SERVICES}
     servers = Servers(postgres.address, rabbitmq.address, readmodels)
-    ports = {name: free_port() for name in ("gateway", "user-service", "order-service")}
+    ports = {name: free_port() for name in SERVED}
     running = Shop(
         processes(
             servers,

@@ -1,39 +1,39 @@
-"""Who talks to whom, declared by hand: held against rendered policies and a running cluster."""
+"""Who talks to whom, as the services declare it: held against rendered policies and a cluster."""
 
-GRAPH = {
-    "gateway": ["user-service:3001", "order-service:3002"],
-    "user-service": ["postgres:5432", "mongodb:27017"],
-    "order-service": ["postgres:5432", "mongodb:27017"],
-    "user-relay": ["postgres:5432", "rabbitmq:5672"],
-    "order-relay": ["postgres:5432", "rabbitmq:5672"],
-    "user-projector": ["rabbitmq:5672", "mongodb:27017", "user-service:3001"],
-    "order-projector": ["rabbitmq:5672", "mongodb:27017", "order-service:3002"],
-    "order-user-sync": ["rabbitmq:5672", "mongodb:27017", "user-service:3001"],
-    "user-projector-job": ["mongodb:27017", "user-service:3001"],
-    "order-projector-job": ["mongodb:27017", "order-service:3002"],
-    "order-user-sync-job": ["mongodb:27017", "user-service:3001"],
-    "setup": ["postgres:5432", "rabbitmq:15672", "mongodb:27017"],
-    "test": ["gateway:3000"],
-    "postgres": [],
-    "rabbitmq": [],
-    "mongodb": [],
-}
+from local.services import PROCESSES, SERVICES
+
+
+def _graph() -> dict[str, list[str]]:
+    urls = {name: f"{name}-service:{service.port}" for name, service in SERVICES.items()}
+    graph = {
+        "gateway": list(urls.values()),
+        "setup": ["postgres:5432", "rabbitmq:15672", "mongodb:27017"],
+        "test": ["gateway:3000"],
+        "postgres": [],
+        "rabbitmq": [],
+        "mongodb": [],
+    }
+    for name, service in SERVICES.items():
+        graph[f"{name}-service"] = ["postgres:5432", "mongodb:27017"]
+        graph[f"{name}-relay"] = ["postgres:5432", "rabbitmq:5672"]
+        for each in service.projectors:
+            feed = urls[each.projection.aggregate_type]
+            graph[each.name] = ["rabbitmq:5672", "mongodb:27017", feed]
+            graph[f"{each.name}-job"] = ["mongodb:27017", feed]
+    return graph
+
+
+GRAPH = _graph()
 """Each component, and what it connects to, `component:port`: the whole of it."""
-
-_PROCESSES = [name for name in GRAPH if name.endswith(("gateway", "service", "relay"))] + [
-    "user-projector",
-    "order-projector",
-    "order-user-sync",
-]
 
 OBSERVED = {
     **GRAPH,
-    **{name: [*GRAPH[name], "collector:4318"] for name in _PROCESSES},
+    **{name: [*GRAPH[name], "collector:4318"] for name in PROCESSES},
     "collector": ["jaeger:4317"],
     "jaeger": [],
     "grafana": ["prometheus:9090", "jaeger:16686"],
     "prometheus": [
-        *(f"{name}:9464" for name in _PROCESSES),
+        *(f"{name}:9464" for name in PROCESSES),
         "rabbitmq:15692",
         "postgres-exporter:9187",
         "mongodb-exporter:9216",

@@ -1,6 +1,6 @@
 """python -m eventcore COMMAND: every process of a service, and the operator's tools.
 
-SERVICE names the service; its module `{SERVICE}.main` lists what there is to project and to serve.
+SERVICE names the service; `{SERVICE}.service` declares it, `{SERVICE}.main` serves it.
 """
 
 import atexit
@@ -28,7 +28,7 @@ from eventcore.observe.probes import listen, serve_probes
 from eventcore.observe.tracing import start_tracing, stop_tracing
 from eventcore.operate import provision as provisioning
 from eventcore.operate import provision_broker
-from eventcore.operate.shared import open_applier, projection_named, service_module
+from eventcore.operate.shared import declared, open_applier, projection_named, service_module
 from eventcore.operate.tools import TOOLS
 from eventcore.project.projector import Projector
 from eventcore.project.sweep import Sweep
@@ -53,7 +53,7 @@ def main(context: click.Context) -> None:
 @main.command()
 def serve() -> None:
     """Serve the service's HTTP calls."""
-    server.serve(settings.read_settings(service_module().Settings, "serve"))
+    server.serve(settings.read_settings(service_module("main").Settings, "serve"))
 
 
 @main.command()
@@ -63,7 +63,7 @@ def relay() -> None:
     service = own.service
     health = Health("store", "broker")
     stop = _start(own, health.missing)
-    published = [p for p in service_module().PROJECTIONS if p.aggregate_type == service]
+    published = [p for p in declared().projections if p.aggregate_type == service]
     queues = [Queue(projection.queue, projection.binding) for projection in published]
 
     def open_store() -> RelaySession:

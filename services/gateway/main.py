@@ -7,9 +7,6 @@ from eventcore.web.app import create_app as create_web_app
 from gateway.api import Description, add_forwarding
 from gateway.forward import Upstream
 
-TITLE = "Gateway"
-PROJECTIONS = ()
-
 
 class Settings(ServeSettings):
     """The settings of the gateway."""
@@ -31,7 +28,7 @@ def create_app(settings: Settings) -> Flask:
         "order": Upstream(settings.order_service_url, settings.threads),
     }
     app = create_web_app(
-        TITLE,
+        "Gateway",
         (),
         missing=dict,
         is_ready=lambda: True,

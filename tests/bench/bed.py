@@ -15,6 +15,7 @@ from eventcore.model.event import NewEvent
 from eventcore.settings import Server
 from local.processes import Servers, prepare_stores, processes, store_login
 from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
+from local.services import SERVED, SERVICES
 from local.shop import Shop
 
 
@@ -75,21 +76,21 @@ class Bed:
 
     @cached_property
     def shop(self) -> Shop:
-        """The eight processes of the system; nothing runs yet."""
-        for service in ("user", "order"):
+        """The processes of the system; nothing runs yet."""
+        for service in SERVICES:
             self.store(service, "owner")
-        eight = processes(
+        started = processes(
             Servers(
                 self.postgres.address,
                 self.rabbitmq.address,
-                {name: self.readmodel(name) for name in ("user", "order")},
+                {name: self.readmodel(name) for name in SERVICES},
             ),
             self._folder / "secrets",
-            ports={name: free_port() for name in ("gateway", "user-service", "order-service")},
+            ports={name: free_port() for name in SERVED},
             free_port=free_port,
             settings={"LOG_FORMAT": "json", "LOG_LEVEL": "INFO"},
         )
-        shop = Shop(eight, self._folder / "logs")
+        shop = Shop(started, self._folder / "logs")
         self._stack.callback(shop.stop)
         return shop
 

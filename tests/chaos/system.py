@@ -29,6 +29,7 @@ from local.processes import (
     processes,
 )
 from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
+from local.services import SERVED, SERVICES
 from local.shop import Shop
 from order.projections import known_users, orders
 from tests.chaos.link import Link
@@ -71,8 +72,7 @@ class System:
         stack.callback(self.shop.stop)
         self.shop.start()
         self.models = {
-            service: Mongo(self.mongodb.login(f"{service}_read_model"))
-            for service in ("user", "order")
+            service: Mongo(self.mongodb.login(f"{service}_read_model")) for service in SERVICES
         }
         for model in self.models.values():
             stack.callback(model.close)
@@ -204,7 +204,7 @@ class System:
 
     def _lay_links(self) -> tuple[dict[str, Link], Mapping[str, int]]:
         """The links, and the ports that the services themselves listen on."""
-        ports = {name: free_port() for name in ("gateway", "user-service", "order-service")}
+        ports = {name: free_port() for name in SERVED}
 
         def link(name: str, *targets: int) -> Link:
             return Link(name, [Proxy(self._loop, free_port(), target) for target in targets])
@@ -223,7 +223,7 @@ class System:
         def behind(link: str) -> int:
             return self.links[link].proxies[0].port
 
-        logins = {s: self.mongodb.login(f"{s}_read_model") for s in ("user", "order")}
+        logins = {s: self.mongodb.login(f"{s}_read_model") for s in SERVICES}
         direct = "&directConnection=true"  # or the driver goes where the server says it is
         servers = Servers(
             replace(self.postgres.address, port=behind("postgres")),

@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 
 import yaml
 
+from local.services import LOGINS
+
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "shop"
 SERVERS = ("postgres", "rabbitmq", "mongodb")
@@ -36,20 +38,6 @@ VALUES: Mapping[str, Path | None] = {"default": None} | {
     for file in sorted([*CHART.glob("ci/*-values.yaml"), *CHART.glob("values-*.yaml")])
 }
 """The sets of values that are rendered, by name: the defaults, the examples, the profiles."""
-
-_PROJECTORS = ("user-projector", "order-projector", "order-user-sync")
-
-LOGINS = {
-    "postgres": [
-        "admin",
-        *(f"user_{purpose}" for purpose in ("owner", "service", "relay")),
-        *(f"order_{purpose}" for purpose in ("owner", "service", "relay")),
-    ],
-    "rabbitmq": ["admin", "monitor", "user-relay", "order-relay", *_PROJECTORS],
-    "mongodb": ["admin", "user-service", "order-service", *_PROJECTORS],
-    "feed": ["user", "order"],
-}
-"""Every login of the system, by server; those of `feed` are the services' tokens."""
 
 GENERATING: Object = {"auth": {"generate": "always"}}
 """Values by which a rendering without a cluster makes passwords."""

@@ -22,6 +22,7 @@ from eventcore.settings import (
     StoreSettings,
 )
 from local.processes import Process, Servers, processes
+from local.services import SERVICES
 from tests.chart.render import (
     PLANTED,
     ROOT,
@@ -38,7 +39,7 @@ from tests.chart.test_pods import files
 from tests.chart.values import documented
 from tests.environment import settings_from, variables
 
-PORTS = {"gateway": 3000, "user-service": 3001, "order-service": 3002}
+PORTS = {"gateway": 3000} | {f"{name}-service": each.port for name, each in SERVICES.items()}
 
 TUNING = {
     "BATCH",
@@ -63,7 +64,7 @@ OF_THE_SDK = {"OTEL_RESOURCE_ATTRIBUTES", "K8S_NAMESPACE", "K8S_POD", "K8S_NODE"
 def local_processes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Process]:
     """The processes as `make run` starts them, by name."""
     server = Server("127.0.0.1", 1, "/", "any", Secret("none"))
-    servers = Servers(server, server, {name: _readmodel(name) for name in ("user", "order")})
+    servers = Servers(server, server, {name: _readmodel(name) for name in SERVICES})
     folder = tmp_path_factory.mktemp("secrets")
     found = processes(servers, folder, ports=PORTS, free_port=lambda: 9464)
     return {each.name: each for each in found}
@@ -215,7 +216,7 @@ def test_queues_and_feeds_are_those_of_the_projections() -> None:
 
 def test_every_projection_has_a_projector() -> None:
     run = {(each["service"], each["run"]) for each in documented()["processes"].values()}
-    for service in ("user", "order"):
+    for service in SERVICES:
         for name in projections(service):
             assert (service, f"project {name}") in run
 
@@ -324,7 +325,7 @@ def settings_of(container: Object) -> Settings:
 
 def projections(service: str) -> dict[str, Projection]:
     """A service's projections by name."""
-    return {each.name: each for each in importlib.import_module(f"{service}.main").PROJECTIONS}
+    return {each.name: each for each in SERVICES[service].projections}
 
 
 def setup_steps(chart: Render) -> list[Object]:

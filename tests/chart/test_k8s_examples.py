@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.chart.render import LOGINS, ROOT, SERVERS, Object, Pod, Render, parse, render
+from local.services import LOGINS
+from tests.chart.render import ROOT, SERVERS, Object, Pod, Render, parse, render
 from tests.chart.test_pods import breaches
 
 K8S = ROOT / "k8s"

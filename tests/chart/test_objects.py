@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from local.services import LOGINS
 from tests.chart.render import (
     CHART,
-    LOGINS,
     PLANTED,
     ROOT,
     VALUES,

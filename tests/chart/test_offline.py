@@ -3,10 +3,10 @@
 import pytest
 import yaml
 
+from local.services import LOGINS
 from tests.chart.render import (
     CHART,
     HELMS,
-    LOGINS,
     PLANTED,
     ROOT,
     SERVERS,

@@ -34,12 +34,14 @@ def services(tmp_path: Path) -> Path:
 
 
 def edit(file: Path, diff: str) -> None:
-    """Replace each line that begins with - by the one after it, which begins with +."""
+    """Applies a diff whose hunks are told apart by @@; raises AssertionError where one is not."""
     text = file.read_text()
-    lines = diff.splitlines()
-    for old, new in zip(lines[::2], lines[1::2], strict=True):
-        assert f"{old[1:]}\n" in text, f"{file.name} has no line {old[1:]!r}"
-        text = text.replace(f"{old[1:]}\n", f"{new[1:]}\n")
+    for hunk in re.split(r"^@@\n", diff, flags=re.M):
+        lines = hunk.splitlines(keepends=True)
+        old = "".join(line[1:] for line in lines if not line.startswith("+"))
+        new = "".join(line[1:] for line in lines if not line.startswith("-"))
+        assert text.count(old) == 1, f"{file.name} has not once:\n{old}"
+        text = text.replace(old, new)
     file.write_text(text)
 
 
@@ -60,14 +62,15 @@ def test_the_added_projection_folds_every_order_there_has_ever_been(services: Pa
     run(
         services,
         """
-from order.main import PROJECTIONS
+from order.service import SERVICE
 from tests.fakes.shop import FakeShop, projector
 
 shop = FakeShop()
 user_id = shop.create_user()
 kept, cancelled = shop.place_order(user_id), shop.place_order(user_id)
 shop.orders.post(f"/orders/{cancelled}/cancel", json={"reason": "too late"})
-new = projector(PROJECTIONS[-1], shop.readmodel, shop.order_store, shop.broker)
+[added] = [each for each in SERVICE.projections if each.name == "cancellations"]
+new = projector(added, shop.readmodel, shop.order_store, shop.broker)
 new.sweep(), new.sweep()
 documents = shop.readmodel.collections["cancellations"]
 assert documents[kept]["cancelled"] is False

@@ -13,6 +13,7 @@ from eventcore.store.connection import connect
 from eventcore.store.postgres import Postgres
 from local.processes import Servers, processes
 from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
+from local.services import SERVED, SERVICES
 from local.shop import Shop
 from tests.conftest import Databases
 from tests.integration.wire import Wire, credentials, new_user, order_body
@@ -94,12 +95,12 @@ def another_shop(
 
     @contextmanager
     def run(*names: str, **settings: str) -> Iterator[Shop]:
-        readmodels = {name: mongodb.login(f"{name}_read_model") for name in ("user", "order")}
+        readmodels = {name: mongodb.login(f"{name}_read_model") for name in SERVICES}
         another = Shop(
             processes(
                 Servers(postgres.address, rabbitmq.address, readmodels),
                 data_folder / "secrets",
-                ports={name: free_port() for name in ("gateway", "user-service", "order-service")},
+                ports={name: free_port() for name in SERVED},
                 free_port=free_port,
                 settings={"SWEEP_INTERVAL": "0.5", **settings},
             ),

@@ -23,9 +23,10 @@ from local.clean import clean
 from local.demo import Demo
 from local.given import given_mongodb, given_postgres, given_rabbitmq
 from local.lock import sole_use
-from local.processes import ROOT, Servers, processes
+from local.processes import Servers, processes
 from local.secretfiles import secret_file
 from local.servers import HOST, MongoDB, PostgreSQL, RabbitMQ, free_port
+from local.services import ROOT
 
 NOWHERE = Server(HOST, 1, "postgres", "nobody", Secret("secret"))
 

@@ -26,9 +26,9 @@ from eventcore.operate.provision_broker import Limits, provision_broker
 from eventcore.readmodel.mongo import Mongo
 from eventcore.settings import Secret, Server
 from eventcore.store.connection import connect
-from local.processes import ROOT
 from local.servers import MongoDB, PostgreSQL, free_port
 from local.servers import RabbitMQ as Node
+from local.services import ROOT
 from user.projections import users
 
 Document = dict[str, object]

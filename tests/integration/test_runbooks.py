@@ -6,8 +6,8 @@ import subprocess
 import pytest
 
 from local.inside import within
-from local.processes import ROOT
 from local.servers import RabbitMQ
+from local.services import ROOT
 from local.shop import Shop
 from tests.conftest import Databases
 from tests.integration.scrape import metric

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from local.processes import ROOT
+from local.services import ROOT
 from local.shop import Shop
 
 

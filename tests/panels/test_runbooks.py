@@ -7,21 +7,10 @@ import pytest
 
 from eventcore.__main__ import main
 from local.panels.alerts import alerts
-from local.processes import ROOT
+from local.services import PROCESSES, ROOT
 from tests.panels.runbook import FOLDER, SECTIONS, Runbook
 
 NAMES = sorted({each.name for each in alerts()})
-
-PROCESSES = (
-    "gateway",
-    "user-service",
-    "order-service",
-    "user-relay",
-    "order-relay",
-    "user-projector",
-    "order-projector",
-    "order-user-sync",
-)
 
 
 def test_there_is_a_page_for_each_alert_and_no_other() -> None:

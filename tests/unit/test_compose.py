@@ -11,11 +11,12 @@ import yaml
 from eventcore.settings import Secret, Server
 from local.child import CannotStart
 from local.clean import clean
-from local.compose import containers
-from local.processes import ROOT, Servers, processes
+from local.compose import containers, targets
+from local.processes import Servers, processes
+from local.services import ROOT, SERVED, SERVICES
 
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
-SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+CONTAINERS: dict[str, dict[str, Any]] = COMPOSE["services"]
 URLS = {"DATABASE_URL": "postgres", "RABBITMQ_URL": "rabbitmq", "MONGODB_URL": "mongodb"}
 
 
@@ -61,7 +62,7 @@ def test_containers_are_started_named_by_their_urls_and_stopped(
     assert set(told) == set(URLS)
     for variable, name in URLS.items():
         url = urlsplit(told[variable])
-        published = SERVICES[name]["ports"][0].split(":")
+        published = CONTAINERS[name]["ports"][0].split(":")
         assert (url.password, url.hostname, str(url.port)) == (password, *published[:2])
 
 
@@ -76,7 +77,7 @@ def test_dashboards_come_with_a_place_for_traces(docker: Docker, tmp_path: Path)
     with containers(tmp_path, observability=True) as told:
         assert docker.calls[0][1] == "--profile observability up --detach --wait"
     port = urlsplit(told["OTEL_EXPORTER_OTLP_ENDPOINT"]).port
-    assert f"127.0.0.1:{port}:4318" in SERVICES["jaeger"]["ports"]
+    assert f"127.0.0.1:{port}:4318" in CONTAINERS["jaeger"]["ports"]
 
 
 def test_containers_that_do_not_start_are_stopped_and_one_sentence(
@@ -111,12 +112,12 @@ def test_clean_removes_the_volumes_too(docker: Docker, tmp_path: Path) -> None:
 
 
 def test_every_port_is_open_to_this_machine_alone() -> None:
-    for name, service in SERVICES.items():
+    for name, service in CONTAINERS.items():
         assert [port for port in service.get("ports", ()) if port[:10] != "127.0.0.1:"] == [], name
 
 
 def test_no_password_is_in_the_file() -> None:
-    told = [service.get("environment", {}) for service in SERVICES.values()]
+    told = [service.get("environment", {}) for service in CONTAINERS.values()]
     passwords = [each[name] for each in told for name in each if "PASS" in name]
     assert len(passwords) == 3
     assert all(password.startswith("${SHOP_PASSWORD:?") for password in passwords)
@@ -125,7 +126,7 @@ def test_no_password_is_in_the_file() -> None:
 def test_images_are_those_of_the_chart() -> None:
     chart = ROOT / "charts" / "shop"
     tools = yaml.safe_load((chart / "values.yaml").read_text())["observability"]
-    for name, service in SERVICES.items():
+    for name, service in CONTAINERS.items():
         if name in tools:
             image = tools[name]["image"]
             tag = image["tag"]
@@ -136,7 +137,8 @@ def test_images_are_those_of_the_chart() -> None:
 
 
 def test_prometheus_finds_every_process_where_make_run_puts_its_metrics(tmp_path: Path) -> None:
-    config = yaml.safe_load(COMPOSE["configs"]["prometheus"]["content"])
+    content = COMPOSE["configs"]["prometheus"]["content"]
+    config = yaml.safe_load(content.replace("${SHOP_TARGETS:-[]}", json.dumps(targets())))
     scraped = {
         target["labels"]["job"]: target["targets"]
         for job in config["scrape_configs"][:1]
@@ -145,9 +147,9 @@ def test_prometheus_finds_every_process_where_make_run_puts_its_metrics(tmp_path
     server = Server("127.0.0.1", 1, "", "", Secret("x"))
     numbers = iter(range(23000, 23100))
     started = processes(
-        Servers(server, server, {"user": server, "order": server}),
+        Servers(server, server, dict.fromkeys(SERVICES, server)),
         tmp_path,
-        ports={"gateway": 3000, "user-service": 3001, "order-service": 3002},
+        ports=dict.fromkeys(SERVED, 3000),
         free_port=lambda: next(numbers),
     )
     places = {each.name: [f"127.0.0.1:{each.env['METRICS_PORT']}"] for each in started}

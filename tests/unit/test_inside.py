@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from local.inside import forget_environments, note_environments, places_of
-from local.processes import ROOT, Process
+from local.processes import Process
+from local.services import ROOT
 
 
 def relay() -> Process:

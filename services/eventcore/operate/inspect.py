@@ -18,8 +18,8 @@ from eventcore.operate.shared import (
     Row,
     as_json,
     command_settings,
+    declared,
     open_projections,
-    service_module,
     show,
 )
 from eventcore.operate.timeline import tell, timeline
@@ -68,7 +68,7 @@ def trace(wanted: str, as_json: bool, with_data: bool, since: datetime | None) -
     own = command_settings(settings.TraceSettings, "trace")
     store, readmodel = Postgres(own.store, 1), Mongo(own.readmodel, 1)
     since = since and (since if since.tzinfo else since.replace(tzinfo=UTC))
-    history = find(wanted, own.service, store, readmodel, service_module().PROJECTIONS, since)
+    history = find(wanted, own.service, store, readmodel, declared().projections, since)
     if history.searched and not history.searched.is_whole:
         click.echo(f"eventcore: {history.searched}", err=True)
     if history.is_empty:

@@ -15,9 +15,9 @@ from eventcore.operate.shared import (
     as_json,
     ask,
     command_settings,
+    declared,
     open_at,
     projection_name,
-    service_module,
     show,
     yes,
 )
@@ -40,7 +40,7 @@ def parked_list(as_json: bool) -> None:
     readmodel = Mongo(own.readmodel)
     rows = [
         _parked(projection, each)
-        for projection in service_module().PROJECTIONS
+        for projection in declared().projections
         for each in readmodel.parked(Serving(projection, readmodel).now().name).values()
     ]
     show(rows, as_json, f"No parked streams in the service {own.service}.")

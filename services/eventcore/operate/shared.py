@@ -12,6 +12,7 @@ import click
 from eventcore import settings
 from eventcore.errors import Misconfigured, Refused
 from eventcore.model.projection import Projection
+from eventcore.model.service import Service
 from eventcore.project.applier import EventApplier
 from eventcore.readmodel.mongo import Mongo
 from eventcore.store.http_feed import HttpFeed
@@ -29,18 +30,24 @@ as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object 
 yes = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
-def service_module() -> Any:
-    """Returns the main module of the service: Settings, PROJECTIONS, create_app."""
+def service_module(module: str) -> Any:
+    """Returns a module of the service that SERVICE names: `main` or `service`."""
     name = os.environ.get("SERVICE", "")
     try:
-        return importlib.import_module(f"{name or 'SERVICE'}.main")
+        return importlib.import_module(f"{name or 'SERVICE'}.{module}")
     except ModuleNotFoundError as error:
         raise Misconfigured(f"SERVICE must name a service, not {name!r}") from error
 
 
+def declared() -> Service:
+    """Returns the declaration of the service that SERVICE names; raises Misconfigured."""
+    service: Service = service_module("service").SERVICE
+    return service
+
+
 def projection_named(name: str) -> Projection:
     """The projection of that name; raises Misconfigured where the service has none."""
-    known: dict[str, Projection] = {each.name: each for each in service_module().PROJECTIONS}
+    known: dict[str, Projection] = {each.name: each for each in declared().projections}
     if name not in known:
         raise Misconfigured(f"there is no projection {name!r}, only {', '.join(known) or 'none'}")
     return known[name]
@@ -65,7 +72,7 @@ def open_projections(
     """A read model, a feed, and the projections that are folded from it, or those of `names`."""
     own = command_settings(settings.ProjectionSettings, command)
     feed = HttpFeed(own.feed.url, own.feed.token)
-    known = [projection_named(name) for name in names] or service_module().PROJECTIONS
+    known = [projection_named(name) for name in names] or declared().projections
     owner = feed.aggregate_type()
     return Mongo(own.readmodel), feed, [p for p in known if p.aggregate_type == owner]
 

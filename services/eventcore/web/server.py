@@ -170,6 +170,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         write_lines_in_background()
         start_tracing(self._settings)
         app: Flask = self._module.create_app(self._settings)
+        self._title = app.name
         self._overload = Overload(app, self._settings.permits)
         return self._overload
 
@@ -185,7 +186,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         serve_probes(
             self._probes, missing, Liveness(self._overload.makes_progress, is_reached).stuck
         )
-        log.info(f"{self._module.TITLE} on {self._settings.port}")
+        log.info(f"{self._title} on {self._settings.port}")
 
 
 class _Logger(Logger):  # type: ignore[misc]

@@ -1,0 +1,39 @@
+"""The declaration of a service: its name, port, paths and projectors. Pure.
+
+A service declares itself in its own folder, in `service.py`; all that runs it follows from that.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from eventcore.model.projection import Projection
+
+
+@dataclass(frozen=True, slots=True)
+class Projector:
+    """The process that runs one projection. `name` is the name of its login as well."""
+
+    name: str
+    projection: Projection
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables that it needs to differ from the defaults."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A service with an event store, a relay and read models; `name` is its aggregate type.
+
+    The gateway forwards `paths`, with any method: the service knows its own. `{id}` is an id.
+    """
+
+    name: str
+    title: str
+    about: str
+    port: int
+    paths: tuple[str, ...]
+    projectors: tuple[Projector, ...]
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """The projections of its projectors."""
+        return tuple(each.projection for each in self.projectors)

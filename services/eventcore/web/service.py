@@ -1,0 +1,42 @@
+"""Puts a service together: its store and read model, its routes, its feed and its metrics."""
+
+from collections.abc import Callable
+from threading import Event as Stop
+
+from flask import Flask
+
+from eventcore.model.service import Service
+from eventcore.operate.watch import watch, watch_service
+from eventcore.readmodel.mongo import Mongo
+from eventcore.readmodel.port import ReadModel
+from eventcore.settings import ServiceSettings
+from eventcore.store.feed import StoreFeed
+from eventcore.store.port import Store
+from eventcore.store.postgres import Postgres
+from eventcore.web.app import create_app
+from eventcore.web.internal import feed_routes
+from eventcore.web.readiness import Readiness
+from eventcore.web.routes import Routes
+
+
+def create_service(
+    service: Service, settings: ServiceSettings, routes: Callable[[Store, ReadModel], Routes]
+) -> Flask:
+    """Builds the application that gunicorn serves; connects to nothing yet."""
+    store = Postgres(settings.store, settings.threads)
+    readmodel = Mongo(settings.readmodel, settings.threads)
+    readiness = Readiness(store, readmodel)
+    feed = StoreFeed(store, service.name)
+    updates = watch_service(service.name, store, readmodel, feed, service.projections)
+    watch([readiness.missing, *updates], Stop())
+    app = create_app(
+        service.title,
+        routes(store, readmodel).all,
+        missing=readiness.missing,
+        is_ready=readiness.is_ready,
+        store=store,
+        about=service.about,
+        cors_origins=settings.cors_origins,
+    )
+    app.register_blueprint(feed_routes(feed, settings.feed.token))
+    return app

@@ -1,0 +1,23 @@
+"""The order service's declaration. Pure."""
+
+from eventcore.model.service import Projector, Service
+from order.projections import known_users, orders
+
+SERVICE = Service(
+    name="order",
+    title="Order Service",
+    about="Places orders of known users and cancels them; shows and lists them as they are.",
+    port=3002,
+    paths=(
+        "/orders",
+        "/orders/{id}/cancel",
+        "/orders/{id}/events",
+        "/queries/orders",
+        "/queries/orders/{id}",
+    ),
+    projectors=(
+        Projector("order-projector", orders.PROJECTION),
+        # sweeps more often than an order waits for its user
+        Projector("order-user-sync", known_users.PROJECTION, {"SWEEP_INTERVAL": "0.5"}),
+    ),
+)

@@ -1,0 +1,13 @@
+"""The user service's declaration. Pure."""
+
+from eventcore.model.service import Projector, Service
+from user.projections import users
+
+SERVICE = Service(
+    name="user",
+    title="User Service",
+    about="Creates users and changes them; shows each as it is, as it was, and how it came about.",
+    port=3001,
+    paths=("/users", "/users/{id}", "/users/{id}/events"),
+    projectors=(Projector("user-projector", users.PROJECTION),),
+)
