@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.chart.render import CHART, HELMS, KUBERNETES, Object, Render, over, render
+from tests.chart.render import CHART, HELMS, KUBERNETES, Object, Render, over, render, title
 from tests.chart.test_render import invalid
 from tests.chart.values import at, documented, maps
 
@@ -99,15 +99,18 @@ def test_the_example_of_the_charts_page_renders() -> None:
     assert chart.pod("setup").annotations["sidecar.istio.io/inject"] == "false"
 
 
-def test_annotations_and_labels_for_all_reach_jobs_and_their_pods() -> None:
+def test_annotations_and_labels_for_all_reach_every_object_and_every_pod() -> None:
     given = over(
         EVERYTHING,
-        {"commonLabels": {"team": "x"}, "commonAnnotations": {"example.com/mesh": "off"}},
+        {"global": {"commonLabels": {"team": "x"}, "commonAnnotations": {"example.com/a": "b"}}},
     )
-    for pod in render(given=given).pods:
-        if pod.kind != "StatefulSet":  # a server has its own, in `extra`
-            assert pod.labels["team"] == "x", pod.owner
-            assert pod.annotations["example.com/mesh"] == "off", pod.owner
+    chart = render(given=given)
+    for pod in chart.pods:
+        assert pod.labels["team"] == "x", pod.owner
+        assert pod.annotations["example.com/a"] == "b", pod.owner
+    for each in chart.objects:
+        assert each["metadata"]["labels"]["team"] == "x", title(each)
+        assert each["metadata"]["annotations"]["example.com/a"] == "b", title(each)
 
 
 def test_on_openshift_no_pod_names_a_user_or_a_group() -> None:

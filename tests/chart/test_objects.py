@@ -2,8 +2,10 @@
 
 import base64
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from tests.chart.render import (
     Render,
     masked,
     notes,
+    parse,
     render,
     template,
     title,
@@ -42,7 +45,28 @@ def test_every_object_and_every_pod_has_the_labels_that_tools_know(chart: Render
         assert set(labels) >= LABELS, title(each)
         assert labels["app.kubernetes.io/part-of"] == "shop"
     for pod in chart.pods:
-        assert set(pod.labels) >= LABELS, pod.owner
+        of_server = {"app.kubernetes.io/part-of"} | SELECTING
+        wanted = of_server if pod.kind == "StatefulSet" else LABELS
+        assert set(pod.labels) >= wanted, pod.owner
+
+
+def test_a_new_version_of_a_servers_chart_alone_does_not_restart_the_server(
+    tmp_path: Path,
+) -> None:
+    copy = tmp_path / "shop"
+    shutil.copytree(CHART, copy)
+    for file in [copy / "Chart.yaml", *copy.glob("charts/*/Chart.yaml")]:
+        text = file.read_text()
+        assert "version: 0.1.0\n" in text
+        file.write_text(text.replace("version: 0.1.0\n", "version: 0.1.1\n"))
+
+    def servers(chart: Path) -> dict[str, Any]:
+        done, text = template(chart=chart, given=PLANTED)
+        assert done, text
+        found = [each for each in parse(text) if each["kind"] == "StatefulSet"]
+        return {each["metadata"]["name"]: each["spec"]["template"] for each in found}
+
+    assert servers(copy) == servers(CHART)
 
 
 def test_no_object_says_its_namespace(chart: Render) -> None:

@@ -22,12 +22,11 @@ from tests.chart.render import (
 from tests.chart.values import Path, at, documented, leaves, maps
 
 OPEN = [
-    r"global",  # of the charts around this one as well
     r"processes",  # one more process is one more entry, which is checked
     r"image\.digests",  # by service
     r".*\.env",  # settings of processes that values add
     r"(.*\.)?(podAnnotations|podLabels|serviceAnnotations|nodeSelector|annotations)",
-    r"commonLabels|commonAnnotations",
+    r"global\.(commonLabels|commonAnnotations)",
     r".*\.(affinity|behavior|podSecurityContext|securityContext)",  # Kubernetes checks them
     r".*\.extra\.pod",
     r".*\.resources\.(requests|limits)",
@@ -36,9 +35,6 @@ OPEN = [
     r"podMonitor\.labels|alerts\.(labels|extraLabels)",
 ]
 """Maps of values that take any key."""
-
-UNCHECKED = [r"global\..*"]
-"""Values whose type is not checked: parents give `global` what they like."""
 
 UNUSED = {
     "auth.generate": "it decides whether a rendering without passwords is refused",
@@ -272,10 +268,9 @@ def test_a_value_of_a_wrong_type_is_refused_with_its_name(program: str) -> None:
     given: Object = {}
     wanted = set()
     for path, value in leaves(documented()):
-        if not _is_one_of(UNCHECKED, path):
-            wrong: Any = "wrong" if isinstance(value, dict | list) else {"wrong": "type"}
-            given = over(given, at(path, wrong))
-            wanted.add("/" + "/".join(path))
+        wrong: Any = "wrong" if isinstance(value, dict | list) else {"wrong": "type"}
+        given = over(given, at(path, wrong))
+        wanted.add("/" + "/".join(path))
     done, said = template(program=program, given=given)
     assert not done
     refused = set(re.findall(r"at '([^']*)': (?:got|value must be|'.*' does not match)", said))

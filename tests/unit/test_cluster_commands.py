@@ -87,6 +87,40 @@ def test_images_are_built_by_docker_and_brought_into_kind(machine: Path) -> None
     assert lines[-1] == f"kind load docker-image --name shop {images}"
 
 
+@pytest.mark.parametrize(
+    ("context", "loads"),
+    [
+        ("k3d-shop", "k3d image import --cluster shop {}"),
+        ("microk8s", "microk8s ctr image import -"),
+        ("minikube", "minikube image load --profile minikube {}"),
+        ("another-profile", "minikube image load --profile another-profile {}"),
+        ("orbstack", ""),
+        ("colima-work", ""),
+    ],
+)
+def test_each_local_cluster_is_given_the_images_in_its_own_way(
+    machine: Path, context: str, loads: str
+) -> None:
+    log = machine / "log"
+    for program in ("docker", "k3d", "microk8s"):
+        put(machine, program, f'echo "{program} $*" >> {log}')
+    profiles = '{"valid":[{"Name":"minikube"},{"Name":"another-profile"}]}'
+    put(machine, "minikube", f"[ $1 = image ] && echo minikube $* >> {log} || echo '{profiles}'")
+    put(machine, "kubectl", f"echo {context}")
+    environment = {"PATH": str(machine), "VERSION": "9"}
+    subprocess.run([str(ROOT / "local/make-images"), "user"], env=environment, check=True)
+    lines = [line for line in log.read_text().splitlines() if not line.startswith("docker ")]
+    assert lines == ([loads.format("shop-user:9")] if loads else [])
+
+
+def test_a_cluster_that_cannot_be_given_images_is_refused_at_once(machine: Path) -> None:
+    put(machine, "docker", "exit 0")
+    put(machine, "kubectl", "echo company-production")
+    sentence = said(machine, "local/make-images")
+    assert "company-production cannot be given them" in sentence
+    assert "image.registry" in sentence
+
+
 def test_changed_code_is_another_tag_which_is_built_and_deployed(
     machine: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

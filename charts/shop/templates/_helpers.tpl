@@ -51,15 +51,19 @@ app.kubernetes.io/part-of: shop
 app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
-{{- with $root.Values.commonLabels }}
+{{- with ($root.Values.global).commonLabels }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{- define "shop.commonAnnotations" -}}
+{{- toYaml ((.Values.global).commonAnnotations | default dict) -}}
 {{- end -}}
 
 {{/* metadata of an object: (list $ COMPONENT NAME ANNOTATIONS) */}}
 {{- define "shop.metadata" -}}
 {{- $root := index . 0 -}}
-{{- $annotations := merge (dict) ((gt (len .) 3 | ternary (last .) dict) | default dict) ($root.Values.commonAnnotations | default dict) -}}
+{{- $annotations := merge (dict) ((gt (len .) 3 | ternary (last .) dict) | default dict) (include "shop.commonAnnotations" $root | fromYaml) -}}
 name: {{ index . 2 }}
 labels:
   {{- include "shop.labels" . | nindent 2 }}
@@ -523,17 +527,31 @@ made belongs to a user who may read `default`.
 {{- end }}
 {{- end -}}
 
-{{/* What the bundled servers share, each used within the server's own chart: names, labels, parts of a StatefulSet. */}}
+{{/* What the bundled servers share, each used within the server's own chart: names, metadata, parts of a StatefulSet. */}}
 {{- define "shop.bundled.name" -}}
 {{- .Values.fullnameOverride | default (printf "%s-%s" (include "shop.short" .Release.Name) .Chart.Name) -}}
 {{- end -}}
 
-{{- define "shop.bundled.labels" -}}
+{{- define "shop.bundled.metadata" -}}
+name: {{ include "shop.bundled.name" . }}
+labels:
+  {{- include "shop.bundled.podLabels" . | nindent 2 }}
+  app.kubernetes.io/version: {{ include "shop.text" (.Values.image.tag | default .Chart.AppVersion) | quote }}
+  app.kubernetes.io/managed-by: {{ .Release.Service }}
+  helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- with (.Values.global).commonAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* Without the chart's version: a new one of the chart alone starts no server again. */}}
+{{- define "shop.bundled.podLabels" -}}
 {{ include "shop.selectorLabels" (list . .Chart.Name) }}
 app.kubernetes.io/part-of: shop
-app.kubernetes.io/version: {{ include "shop.text" (.Values.image.tag | default .Chart.AppVersion) | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- with (.Values.global).commonLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
 {{/* A Service: (list $ PORTS-BY-NAME) */}}
@@ -542,9 +560,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 apiVersion: v1
 kind: Service
 metadata:
-  name: {{ include "shop.bundled.name" $ }}
-  labels:
-    {{- include "shop.bundled.labels" $ | nindent 4 }}
+  {{- include "shop.bundled.metadata" $ | nindent 2 }}
 spec:
   selector:
     {{- include "shop.selectorLabels" (list $ $.Chart.Name) | nindent 4 }}
@@ -582,7 +598,8 @@ volumeClaimTemplates:
 {{- $ := index . 0 -}}
 {{- $annotations := gt (len .) 2 | ternary (include "shop.scraped" (list $ (last .))) "{}" | fromYaml -}}
 {{- $_ := set $annotations "checksum/config" (index . 1 | sha256sum | trunc 16) -}}
-{{- include "shop.podMetadata" (list $.Values.extra (include "shop.bundled.labels" $ | fromYaml) $annotations) }}
+{{- $annotations = merge $annotations (include "shop.commonAnnotations" $ | fromYaml) -}}
+{{- include "shop.podMetadata" (list $.Values.extra (include "shop.bundled.podLabels" $ | fromYaml) $annotations) }}
 {{- end -}}
 
 {{- define "shop.bundled.pod" -}}

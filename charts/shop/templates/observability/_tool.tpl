@@ -7,7 +7,7 @@ path and port of its `probe`, `env`, `mounts` and `volumes` as text, `config` th
 {{- define "shop.tool" -}}
 {{- $ := index . 0 -}}{{- $name := index . 1 -}}{{- $values := index . 2 -}}{{- $more := index . 3 -}}
 {{- $extra := $values.extra -}}
-{{- $annotations := merge (dict) ($more.annotations | default dict) ($.Values.commonAnnotations | default dict) -}}
+{{- $annotations := merge (dict) ($more.annotations | default dict) (include "shop.commonAnnotations" $ | fromYaml) -}}
 {{- with $more.config }}{{ $_ := set $annotations "checksum/config" (sha256sum . | trunc 16) }}{{ end -}}
 apiVersion: apps/v1
 kind: Deployment
