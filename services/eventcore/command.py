@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -12,7 +12,7 @@ from eventcore.clock import SYSTEM_CLOCK, Clock
 from eventcore.errors import Conflict, NotFound, StaleVersion
 from eventcore.ids import new_id
 from eventcore.model.decider import Decider
-from eventcore.model.event import Data
+from eventcore.model.event import Data, NewEvent, tag_of
 from eventcore.observe.metrics import APPENDED, APPENDS, CONFLICTS, CONFLICTS_LOST
 from eventcore.store.port import Answer, Idempotency, Store, Stream, read_pages
 
@@ -42,21 +42,7 @@ class Call:
         return not self.if_match or tag in self.if_match or tag.split(".")[0] in self.if_match
 
 
-@dataclass(frozen=True, slots=True)
-class Handled:
-    """A command that succeeded: its answer, and whether that was given before."""
-
-    answer: Answer
-    replayed: bool = False
-
-
-def tag_of(version: int, event_id: UUID | str) -> str:
-    """The version of a stream in an ETag, `3.1a2b3c4d`, with the end of the id of its event.
-
-    A log that was put back reaches the same version by another event.
-    """
-    return f"{version}.{str(event_id)[-8:]}" if event_id else str(version)
-
+_REPLAYED = {"Idempotency-Replayed": "true"}
 
 _STREAM_LOCKS = tuple(threading.Lock() for _ in range(1024))
 """A command on a stream of a store holds the lock that both select. Of two commands that are
@@ -86,7 +72,7 @@ def handle(
     creates: bool = False,
     clock: Clock = SYSTEM_CLOCK,
     new_id: Callable[[], UUID] = new_id,
-) -> Handled:
+) -> Answer:
     """Carries out `command`, exactly once where the call has an idempotency key.
 
     `answer` makes the answer from the new state and version; its ETag is added. A command that
@@ -112,14 +98,14 @@ def handle(
     raise AssertionError("unreachable")
 
 
-def answered_before(store: Store, call: Call) -> Handled | None:
+def answered_before(store: Store, call: Call) -> Answer | None:
     """The earlier answer under this call's key, if there is one.
 
     An append finds that out by itself, so this is needed only before a request waits or is
     refused: the same request, earlier, may be the reason. Raises KeyReused, StoreUnavailable.
     """
     earlier = store.recorded_answer(call.idempotency) if call.idempotency else None
-    return Handled(earlier, replayed=True) if earlier else None
+    return replace(earlier, headers={**earlier.headers, **_REPLAYED}) if earlier else None
 
 
 def _once(
@@ -131,20 +117,12 @@ def _once(
     answer: Callable[[State, int], Answer],
     creates: bool,
     new_id: Callable[[], UUID],
-) -> Handled:
-    state, version, tag = decider.initial, 0, ""
-    if not creates:
-        for page in read_pages(store, stream):
-            state, version = decider.fold(state, page), page[-1].version
-            tag = tag_of(version, page[-1].event_id)
-        if not version:
-            raise NotFound(f"There is no {stream.aggregate_type} {stream.aggregate_id}.")
-    if not call.expects(tag):
-        raise StaleVersion(
-            f"The {stream.aggregate_type} is at version {version}, and not as If-Match says."
-            " Nothing was written. Read it again, then repeat the change.",
-            tag,
-        )
+) -> Answer:
+    if creates:
+        state, version, tag = decider.initial, 0, ""
+    else:
+        state, version, tag = _read(store, decider, stream)
+    _require_expected(call, stream, version, tag)
     decided = decider.decide(command, state)
     events = [decider.to_new_event(event, new_id()) for event in decided]
     for event in decided:
@@ -155,12 +133,38 @@ def _once(
     given = replace(given, headers={**given.headers, "ETag": f'"{tag}"'})
     with APPENDS.labels(decider.aggregate_type).time():
         appended = store.append(stream, version, events, call.metadata, call.idempotency, given)
-    if appended.replayed:
-        return Handled(appended.replayed, replayed=True)
-    for new in events:
-        APPENDED.labels(new.event_type).inc()
-        log.info(
-            f"{stream.aggregate_type.title()} Event [{new.event_type}] saved to Postgres",
-            extra={"id": str(stream.aggregate_id), "event_id": str(new.event_id)},
+    if earlier := appended.replayed:
+        return replace(earlier, headers={**earlier.headers, **_REPLAYED})
+    _note_appended(stream, events)
+    return given
+
+
+def _read(
+    store: Store, decider: Decider[Command, State, DomainEvent], stream: Stream
+) -> tuple[State, int, str]:
+    """The state of a stream, its version and its tag; raises NotFound."""
+    state, version, tag = decider.initial, 0, ""
+    for page in read_pages(store, stream):
+        state, version = decider.fold(state, page), page[-1].version
+        tag = tag_of(version, page[-1].event_id)
+    if not version:
+        raise NotFound(f"There is no {stream.aggregate_type} {stream.aggregate_id}.")
+    return state, version, tag
+
+
+def _require_expected(call: Call, stream: Stream, version: int, tag: str) -> None:
+    if not call.expects(tag):
+        raise StaleVersion(
+            f"The {stream.aggregate_type} is at version {version}, and not as If-Match says."
+            " Nothing was written. Read it again, then repeat the change.",
+            tag,
         )
-    return Handled(given)
+
+
+def _note_appended(stream: Stream, events: Sequence[NewEvent]) -> None:
+    for event in events:
+        APPENDED.labels(event.event_type).inc()
+        log.info(
+            f"{stream.aggregate_type.title()} Event [{event.event_type}] saved to Postgres",
+            extra={"id": str(stream.aggregate_id), "event_id": str(event.event_id)},
+        )

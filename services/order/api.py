@@ -3,16 +3,16 @@
 from decimal import Decimal
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, PlainValidator, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, Field, WithJsonSchema
 
-from eventcore.command import Handled, answered_before, handle
+from eventcore.command import answered_before, handle
 from eventcore.ids import new_id
 from eventcore.query import Views
 from eventcore.store.port import Answer, Store
-from eventcore.web.inputs import DIGITS, VISIBLE, Id, Input, QueryInput
+from eventcore.web.inputs import DIGITS, VISIBLE, Id, Input, QueryInput, exact_number
 from eventcore.web.queries import add_queries
-from eventcore.web.routes import Incoming, Reply, Routes, answer
+from eventcore.web.request import Incoming
+from eventcore.web.routes import Routes, answer
 from order.customers import Customers
 from order.order import DECIDER, CancelOrder, Order, PlaceOrder
 from order.projections.orders import shown
@@ -20,24 +20,9 @@ from order.projections.orders import shown
 HIGHEST_PRICE = Decimal("9999999999.99")
 
 
-def _exact(value: object) -> Decimal:
-    """A JSON number as the decimal it is written as; 2.5E+3 as 2500, and -0 as 0.
-
-    Digits are bounded as they are written, so 1.000 is refused: what is stored is what is
-    answered, and a read model has room for it.
-    """
-    if isinstance(value, int | Decimal) and not isinstance(value, bool):
-        number = Decimal(value)
-        exponent = number.as_tuple().exponent
-        if isinstance(exponent, int) and exponent >= -2 and 0 <= number <= HIGHEST_PRICE:
-            return abs(number.quantize(Decimal(1)) if exponent > 0 else number)
-    rule = f"must be a number from 0 to {HIGHEST_PRICE} with at most two decimals"
-    raise PydanticCustomError("form", "{rule}", {"rule": rule})
-
-
 Price = Annotated[
     Decimal,
-    PlainValidator(_exact),
+    exact_number(HIGHEST_PRICE),
     WithJsonSchema(
         {
             "type": "number",
@@ -111,9 +96,16 @@ class OrderQuery(QueryInput):
 def routes(store: Store, orders: Views, customers: Customers) -> Routes:
     """All routes of the order service."""
     route = Routes("orders")
+    _add_commands(route, store, customers)
+    add_queries(route, "/queries/orders/{id}", "/orders/{id}/events", orders, shown, OrderShown)
+    _add_list(route, orders)
+    return route
+
+
+def _add_commands(route: Routes, store: Store, customers: Customers) -> None:
 
     @route("POST", "/orders", "Place an order", {200: OrderAccepted}, body=NewOrder)
-    def place_order(incoming: Incoming[NewOrder, None]) -> Handled:
+    def place_order(incoming: Incoming[NewOrder, None]) -> Answer:
         body = incoming.body
         if not customers.knows(body.userId):
             if earlier := answered_before(store, incoming.call):
@@ -131,7 +123,7 @@ def routes(store: Store, orders: Views, customers: Customers) -> Routes:
         "POST", "/orders/{id}/cancel", "Cancel an order", {200: OrderState},
         body=Cancellation, body_required=False,
     )  # fmt: skip
-    def cancel_order(incoming: Incoming[Cancellation, None]) -> Handled:
+    def cancel_order(incoming: Incoming[Cancellation, None]) -> Answer:
         command = CancelOrder(incoming.body.reason)
 
         def state(order: Order | None, version: int) -> Answer:
@@ -141,10 +133,10 @@ def routes(store: Store, orders: Views, customers: Customers) -> Routes:
 
         return handle(store, DECIDER, incoming.id, command, incoming.call, state)
 
-    add_queries(route, "/queries/orders/{id}", "/orders/{id}/events", orders, shown, OrderShown)
 
+def _add_list(route: Routes, orders: Views) -> None:
     @route("GET", "/queries/orders", "Orders, newest first", {200: OrderList}, query=OrderQuery)
-    def list_orders(incoming: Incoming[None, OrderQuery]) -> Reply:
+    def list_orders(incoming: Incoming[None, OrderQuery]) -> Answer:
         asked = incoming.query
         wanted = {"userId": asked.userId, "status": asked.status}
         where = {name: value for name, value in wanted.items() if value is not None}
@@ -155,6 +147,4 @@ def routes(store: Store, orders: Views, customers: Customers) -> Routes:
             "orders": tuple(shown(document) for document in page),
             "next": page[-1]["_id"] if more else None,
         }
-        return Reply(body)
-
-    return route
+        return Answer(200, body, {})

@@ -4,14 +4,15 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from eventcore.command import Handled, handle
+from eventcore.command import handle
 from eventcore.ids import new_id
 from eventcore.model.projection import Document
 from eventcore.query import Views
 from eventcore.store.port import Answer, Store
 from eventcore.web.inputs import EMAIL, VISIBLE, Input
 from eventcore.web.queries import add_queries
-from eventcore.web.routes import Incoming, Routes, answer
+from eventcore.web.request import Incoming
+from eventcore.web.routes import Routes, answer
 from user.projections.users import shown
 from user.user import DECIDER, ChangeUser, CreateUser, User
 
@@ -53,7 +54,7 @@ def routes(store: Store, users: Views) -> Routes:
     route = Routes("users")
 
     @route("POST", "/users", "Create a user", {202: UserAccepted}, body=NewUser)
-    def create_user(incoming: Incoming[NewUser, None]) -> Handled:
+    def create_user(incoming: Incoming[NewUser, None]) -> Answer:
         user_id = new_id()
         command = CreateUser(incoming.body.name, incoming.body.email)
 
@@ -63,7 +64,7 @@ def routes(store: Store, users: Views) -> Routes:
         return handle(store, DECIDER, user_id, command, incoming.call, accept, creates=True)
 
     @route("PUT", "/users/{id}", "Change name or email", {200: UserShown}, body=UserChange)
-    def change_user(incoming: Incoming[UserChange, None]) -> Handled:
+    def change_user(incoming: Incoming[UserChange, None]) -> Answer:
         command = ChangeUser(incoming.body.name, incoming.body.email)
 
         def show(user: User | None, __: int) -> Answer:

@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import Engine
 
-from eventcore.command import Call, Handled, handle
+from eventcore.command import Call, handle
 from eventcore.errors import OutcomeUnknown, Overloaded, ReadModelUnavailable, StoreUnavailable
 from eventcore.model.event import NewEvent
 from eventcore.readmodel.mongo import Mongo
@@ -70,7 +70,7 @@ def begin(store: Postgres, key: Idempotency | None = None) -> UUID:
     return made
 
 
-def create(store: Postgres, key: Idempotency | None) -> Handled:
+def create(store: Postgres, key: Idempotency | None) -> Answer:
     """Create a user, as the service does."""
     return handle(
         store,
@@ -116,10 +116,10 @@ def test_a_command_that_a_hanging_server_holds_has_an_unknown_outcome_and_its_ke
         create(store, key)
     lost = caught.value.aggregate_id
 
-    again: list[Handled] = []
+    again: list[Answer] = []
     soon(lambda: again.append(create(store, key)), 10)
-    assert again[0].answer.body == {"userId": str(lost)}
-    assert again[0].replayed
+    assert again[0].body == {"userId": str(lost)}
+    assert again[0].headers["Idempotency-Replayed"] == "true"
     with administrator.connect() as connection:
         found = connection.exec_driver_sql(
             "select count(*) from events where aggregate_id = %s::uuid", (str(lost),)

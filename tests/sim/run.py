@@ -258,7 +258,7 @@ class Client:
             return
         issued.tries += 1
         try:
-            handled = self._serve(own, issued)
+            answer = self._serve(own, issued)
         except Refused:
             self._told(issued, "refused")
         except Unavailable as away:
@@ -266,12 +266,13 @@ class Client:
                 self._world.reach("a command is answered that nothing was written")
                 self._told(issued, "refused")
         else:
-            if handled.replayed:
+            if "Idempotency-Replayed" in answer.headers:
                 self._world.reach("a command that is sent again gets its first answer")
-            issued.answer = handled.answer
+            first = {k: v for k, v in answer.headers.items() if k != "Idempotency-Replayed"}
+            issued.answer = replace(answer, headers=first)
             self._told(issued, "acknowledged")
 
-    def _serve(self, own: SimStore, issued: Issued) -> command.Handled:
+    def _serve(self, own: SimStore, issued: Issued) -> Answer:
         """A request as the web layer serves one: the command, and its key where that is refused."""
         digest = f"{issued.stream} {issued.command}"
         idempotency = Idempotency(issued.key, digest) if issued.key else None

@@ -80,6 +80,14 @@ class Event:
         return f"{self.aggregate_type}.{rest}"
 
 
+def tag_of(version: int, event_id: UUID | str) -> str:
+    """The version of a stream in an ETag, `3.1a2b3c4d`, with the end of the id of its event.
+
+    A log that was put back reaches the same version by another event.
+    """
+    return f"{version}.{str(event_id)[-8:]}" if event_id else str(version)
+
+
 def ids_of(event: Event) -> dict[str, str]:
     """The fields of a log line about an event, beside its stream: its id and what began it."""
     ids = {"event_id": str(event.event_id)}

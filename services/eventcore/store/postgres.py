@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from eventcore import jsontext
 from eventcore.clock import SYSTEM_CLOCK, Clock
 from eventcore.errors import Conflict, KeyReused, OutcomeUnknown, StoreUnavailable, Unavailable
 from eventcore.failpoints import reach
@@ -41,6 +40,7 @@ from eventcore.store.rows import (
     read_page,
     relay_halted,
     to_answer,
+    to_columns,
     to_event,
 )
 from eventcore.store.settling import Settling
@@ -85,24 +85,18 @@ class Postgres:
     ) -> Appended:
         if not events and idempotency is None:
             return Appended(expected_version)
-        values = (
-            stream.aggregate_type,
-            str(stream.aggregate_id),
-            expected_version,
-            [str(e.event_id) for e in events],
-            [e.event_type for e in events],
-            [e.schema_version for e in events],
-            [jsontext.render(e.data).decode() for e in events],
-            jsontext.render(metadata).decode(),
-            idempotency.key if idempotency else None,
-            idempotency.request_hash if idempotency else None,
-            jsontext.render(answer).decode() if idempotency and answer else None,
-        )
+        values = to_columns(stream, expected_version, events, metadata, idempotency, answer)
+        appended = self._append_until_known(stream, values)
+        if not appended.replayed:
+            self._wakeup.schedule()
+        return appended
+
+    def _append_until_known(self, stream: Stream, values: tuple[Any, ...]) -> Appended:
+        """Appends again after a lost answer; raises OutcomeUnknown after RETRY_FOR seconds."""
         deadline, losses = self._clock.monotonic() + RETRY_FOR, 0
         while True:
             try:
-                appended = self._append(values, bool(losses))
-                break
+                return self._append(values, bool(losses))
             except Unavailable as error:
                 if error.outcome_known and not losses:
                     raise
@@ -115,9 +109,6 @@ class Postgres:
                     ) from error
             self._clock.sleep(backoff(losses, self._clock))
             losses += 1
-        if not appended.replayed:
-            self._wakeup.schedule()
-        return appended
 
     def _append(self, values: tuple[Any, ...], outcome_unknown: bool) -> Appended:
         """Appends once; `outcome_unknown`: an earlier attempt may have been committed."""

@@ -5,8 +5,8 @@ from typing import Any
 from uuid import UUID
 
 from eventcore import jsontext
-from eventcore.model.event import Event, Mark
-from eventcore.store.port import Answer
+from eventcore.model.event import Data, Event, Mark, NewEvent
+from eventcore.store.port import Answer, Idempotency, Stream
 from eventcore.store.settling import Settling
 
 EVENT_COLUMNS = (
@@ -60,6 +60,30 @@ APPEND = (
     "select replayed, answer, version from append_events("
     "%s, %s::uuid, %s, %s::uuid[], %s::text[], %s::int[], %s::text[], %s::jsonb, %s, %s, %s::jsonb)"
 )
+
+
+def to_columns(
+    stream: Stream,
+    expected_version: int,
+    events: Sequence[NewEvent],
+    metadata: Data,
+    idempotency: Idempotency | None,
+    answer: Answer | None,
+) -> tuple[Any, ...]:
+    """The values of APPEND."""
+    return (
+        stream.aggregate_type,
+        str(stream.aggregate_id),
+        expected_version,
+        [str(e.event_id) for e in events],
+        [e.event_type for e in events],
+        [e.schema_version for e in events],
+        [jsontext.render(e.data).decode() for e in events],
+        jsontext.render(metadata).decode(),
+        idempotency.key if idempotency else None,
+        idempotency.request_hash if idempotency else None,
+        jsontext.render(answer).decode() if idempotency and answer else None,
+    )
 
 
 def to_answer(text: str) -> Answer:

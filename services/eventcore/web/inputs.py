@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -13,6 +14,7 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    PlainValidator,
     ValidationError,
     field_validator,
 )
@@ -106,6 +108,24 @@ TIME = Form(
     before=True,
 )
 """For times of a query: pydantic alone would take "0"."""
+
+
+def exact_number(highest: Decimal) -> PlainValidator:
+    """Takes a JSON number from 0 to `highest` as the decimal it is written as: 2.5E+3 as 2500.
+
+    It may have two decimals. Digits are bounded as they are written, so 1.000 is refused: what is
+    stored is what is answered, and a read model has room for it.
+    """
+
+    def exact(value: object) -> Decimal:
+        if isinstance(value, int | Decimal) and not isinstance(value, bool):
+            number = Decimal(value)
+            exponent = number.as_tuple().exponent
+            if isinstance(exponent, int) and exponent >= -2 and 0 <= number <= highest:
+                return abs(number.quantize(Decimal(1)) if exponent > 0 else number)
+        raise _refusal(f"must be a number from 0 to {highest} with at most two decimals")
+
+    return PlainValidator(exact)
 
 
 class _Checked(BaseModel):

@@ -6,13 +6,14 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from eventcore.command import tag_of
 from eventcore.errors import Invalid
-from eventcore.model.event import Data
+from eventcore.model.event import Data, tag_of
 from eventcore.model.projection import Document, version_of
 from eventcore.query import Views
+from eventcore.store.port import Answer
 from eventcore.web.inputs import DIGITS, TIME, QueryInput
-from eventcore.web.routes import Incoming, Reply, Routes
+from eventcore.web.request import Incoming
+from eventcore.web.routes import Routes
 
 _MOST = 2**53
 """Bound of versions: every reader of JSON has exact integers up to here."""
@@ -77,15 +78,16 @@ def add_queries(
     name = views.projection.aggregate_type
 
     @route("GET", path, f"The {name}, now or as it was", {200: model}, query=AsOf)
-    def get(incoming: Incoming[None, AsOf]) -> Reply:
+    def get(incoming: Incoming[None, AsOf]) -> Answer:
         asked = incoming.query
         if asked.is_past():
             document = views.as_it_was(incoming.id, asked.version, asked.at)
         else:
             document = views.current(incoming.id)
         tag = tag_of(version_of(document), str(document.get("eventId", "")))
-        return Reply(shown(document), version=tag)
+        return Answer(200, shown(document), {"ETag": f'"{tag}"'})
 
     @route("GET", history_path, f"The {name}'s events, oldest first", {200: History}, query=Page)
-    def history(incoming: Incoming[None, Page]) -> Reply:
-        return Reply(views.history(incoming.id, incoming.query.after, incoming.query.limit))
+    def history(incoming: Incoming[None, Page]) -> Answer:
+        found = views.history(incoming.id, incoming.query.after, incoming.query.limit)
+        return Answer(200, found, {})

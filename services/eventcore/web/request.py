@@ -3,6 +3,8 @@
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 from flask import request
@@ -17,11 +19,37 @@ from eventcore import errors, jsontext
 from eventcore.command import Call
 from eventcore.store.port import Idempotency
 from eventcore.web.correlation import REQUEST_CONTEXT, RequestContext
-from eventcore.web.inputs import UUID_PATTERN
+from eventcore.web.inputs import UUID_PATTERN, QueryInput
 from eventcore.web.openapi import Operation
 
 BODY_LIMIT = 64 * 1024
 """Largest request body, in bytes."""
+
+Body = TypeVar("Body")
+
+Query = TypeVar("Query")
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming(Generic[Body, Query]):
+    """A validated request."""
+
+    id: UUID
+    body: Body
+    query: Query
+    call: Call
+
+
+def to_incoming(operation: Operation, path: Mapping[str, str]) -> Incoming[Any, Any]:
+    """Reads and validates Flask's current request as `operation` declares it."""
+    text = read_body()
+    query, body = operation.query or QueryInput, operation.body
+    return Incoming(
+        id=_path_id(path),
+        query=query.model_validate(query_values()),
+        body=body.model_validate(_parse_body(text, operation)) if body else None,
+        call=_to_call(text, operation) if operation.is_command else Call({}),
+    )
 
 
 def read_body() -> bytes:
@@ -32,7 +60,7 @@ def read_body() -> bytes:
     return text
 
 
-def path_id(path: Mapping[str, str]) -> UUID:
+def _path_id(path: Mapping[str, str]) -> UUID:
     for text in path.values():
         if not re.fullmatch(UUID_PATTERN, text):
             raise errors.NotFound(f"{text[:80]!r} is not an id. Ids are UUIDs, as POST gave them.")
@@ -48,7 +76,7 @@ def query_values() -> dict[str, str]:
     return request.args.to_dict()
 
 
-def parse_body(text: bytes, operation: Operation) -> object:
+def _parse_body(text: bytes, operation: Operation) -> object:
     if not text and not operation.body_required:
         return {}
     if not text.strip():
@@ -61,7 +89,7 @@ def parse_body(text: bytes, operation: Operation) -> object:
         raise BadRequest(f"The body cannot be read: {error}.") from error
 
 
-def to_call(text: bytes, operation: Operation) -> Call:
+def _to_call(text: bytes, operation: Operation) -> Call:
     if operation.has_id and request.headers.get("If-None-Match", "").strip() == "*":
         raise PreconditionFailed(
             "If-None-Match: * asks that there is nothing yet; this call changes what exists."

@@ -2,45 +2,19 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
-from uuid import UUID
+from typing import Any
 
 from flask import Response, request
 from pydantic import BaseModel
 
 from eventcore import errors, jsontext
-from eventcore.command import Call, Handled, answered_before
+from eventcore.command import answered_before
 from eventcore.model.event import Data
 from eventcore.store.port import Answer, Store
-from eventcore.web.inputs import QueryInput
 from eventcore.web.openapi import Operation
-from eventcore.web.request import parse_body, path_id, query_values, read_body, to_call
+from eventcore.web.request import Incoming, to_incoming
 
-Body = TypeVar("Body")
-
-Query = TypeVar("Query")
-
-
-@dataclass(frozen=True, slots=True)
-class Incoming(Generic[Body, Query]):
-    """A validated request."""
-
-    id: UUID
-    body: Body
-    query: Query
-    call: Call
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """The answer to a query; its ETag begins with `version` where it has one."""
-
-    body: Data
-    version: str = ""
-
-
-Handler = Callable[[Incoming[Any, Any]], Reply | Handled]
+Handler = Callable[[Incoming[Any, Any]], Answer]
 
 Route = tuple[Operation, Handler]
 """An operation and the function that carries it out."""
@@ -80,46 +54,39 @@ def to_view(operation: Operation, handler: Handler, store: Store | None) -> Call
     """Wraps a handler: validates the request, answers it, and repeats an earlier answer."""
 
     def view(**path: str) -> Response:
-        text = read_body()
-        incoming = Incoming(
-            id=path_id(path),
-            query=(operation.query or QueryInput).model_validate(query_values()),
-            body=operation.body.model_validate(parse_body(text, operation))
-            if operation.body
-            else None,
-            call=to_call(text, operation) if operation.is_command else Call({}),
-        )
+        incoming = to_incoming(operation, path)
         try:
-            return _response(handler(incoming))
+            given = handler(incoming)
         except (errors.StoreUnavailable, errors.OutcomeUnknown):
             raise
         except errors.Error:  # the same request may have been carried out before
             earlier = answered_before(store, incoming.call) if store else None
             if not earlier:
                 raise
-            return _response(earlier)
+            given = earlier
+        return _to_response(given) if operation.is_command else _to_query_response(given)
 
     return view
 
 
-def _response(result: Reply | Handled) -> Response:
-    if isinstance(result, Handled):
-        given = result.answer
-        text = given.body if isinstance(given.body, str) else jsontext.render(given.body)
-        response = Response(text, given.status, mimetype="application/json")
-        response.headers.update({name: str(value) for name, value in given.headers.items()})
-        if result.replayed:
-            response.headers["Idempotency-Replayed"] = "true"
-        return response
-    return json_response(result.body, version=result.version)
+def _to_response(given: Answer) -> Response:
+    text = given.body if isinstance(given.body, str) else jsontext.render(given.body)
+    response = Response(text, given.status, mimetype="application/json")
+    response.headers.update({name: str(value) for name, value in given.headers.items()})
+    return response
 
 
-def json_response(body: Data, version: str = "") -> Response:
-    """Answers a query: 200 with an ETag of version and content, or 304 where the caller has it."""
-    text = jsontext.render(body)
-    response = Response(text, mimetype="application/json")
-    content = hashlib.sha256(text).hexdigest()[:16]
+def _to_query_response(given: Answer) -> Response:
+    """Adds a hash of the content to the ETag; answers 304 where the caller has the same."""
+    response = _to_response(given)
+    version = response.headers.get("ETag", "").strip('"')
+    content = hashlib.sha256(response.get_data()).hexdigest()[:16]
     response.set_etag(f"{version}-{content}" if version else content)
     response.headers["Cache-Control"] = "no-cache"
     response.make_conditional(request)
     return response
+
+
+def json_response(body: Data) -> Response:
+    """Answers a query with an ETag of its content."""
+    return _to_query_response(Answer(200, body, {}))
