@@ -460,3 +460,14 @@ def test_a_comparison_holds_few_ids_even_where_all_differ(
     parity = build.compare()
     assert parity.different == 5
     assert max(held) == 2
+
+
+def test_a_comparison_waits_for_seconds_however_many_documents_are_missing(
+    shop: FakeShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventcore.operate.rebuilding.SCANNED", 1)
+    documents(shop).clear()
+    build, waits = rebuilt(shop), list[float]()
+    build.wait = waits.append
+    assert build.compare().added == 5
+    assert sum(waits) == pytest.approx(4)

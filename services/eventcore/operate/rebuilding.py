@@ -44,8 +44,11 @@ PATIENCE = 60.0
 SLOTS_AT_ONCE = SLOTS // 64
 """Slots of the parked list that are read at once."""
 
-_COMPARISONS = 10
-"""Comparisons of documents that differ, while both generations may still catch up."""
+_WAITS = 20
+"""Waits of 0.2 s in one comparison, while either generation may still catch up."""
+
+_TRIES = 10
+"""Tries to replace a document that keeps changing."""
 
 _SWITCH_SWEEPS = 15
 """Sweeps after a switch, one each 0.2 s: longer than processes cache which generation serves."""
@@ -102,7 +105,7 @@ class Rebuild:
         What changes meanwhile is compared again, once both have caught up with it.
         """
         serving = self._serving()
-        parity = Parity()
+        parity, self._waits = Parity(), _WAITS
         for begin in range(0, SLOTS, SLOTS_AT_ONCE):
             slots, name = range(begin, begin + SLOTS_AT_ONCE), self.generation.name
             parked = self._retrying(self.readmodel.parked_in, name, slots)
@@ -185,9 +188,7 @@ class Rebuild:
         """Notes those that are not alike after both have caught up either; not those parked."""
         stopped = self._retrying(self.readmodel.parked, serving.name, unsure)
         left = [stream for stream in unsure if stream not in stopped]
-        for round_ in range(_COMPARISONS):
-            if not left:
-                return
+        while left:
             self.catch_up()
             olds, news = (
                 self._retrying(self.readmodel.find, each.collection, left)
@@ -198,12 +199,13 @@ class Rebuild:
                 old, new = olds.get(stream), news.get(stream)
                 if alike(old, new):
                     parity.note("alike", stream)
-                elif round_ < _COMPARISONS - 1 and version_of(old) != version_of(new):
+                elif self._waits and version_of(old) != version_of(new):
                     still.append(stream)
                 else:
                     parity.note(kind_of(old, new), stream)
             left = still
             if left:
+                self._waits -= 1
                 self.wait(0.2)
 
     def _retrying(
@@ -260,7 +262,7 @@ def rebuild_stream(
     except Exception as error:
         raise Refused(f"{stream} cannot be folded: {type(error).__name__}: {error}") from error
     assert folded
-    for _ in range(_COMPARISONS):
+    for _ in range(_TRIES):
         known = readmodel.find(generation.collection, [stream]).get(stream)
         is_right = alike(known, folded)
         if is_right or readmodel.write(generation.collection, [Write(folded, version_of(known))]):
