@@ -6,11 +6,12 @@ from uuid import uuid4
 import pytest
 
 from eventcore.broker.port import Queue
+from eventcore.clock import Clock
 from eventcore.errors import BrokerUnavailable
 from eventcore.jsontext import parse
 from eventcore.model.event import NewEvent, from_message
-from eventcore.relay import Pump, gather_delay
-from eventcore.store.port import PAGE, Stream
+from eventcore.relay import EXPIRE_AGAIN, EXPIRE_EVERY, Pump, gather_delay
+from eventcore.store.port import EXPIRED_AT_ONCE, PAGE, Stream
 from tests.fakes.broker import FakeBroker
 from tests.fakes.store import FakeStore
 
@@ -92,3 +93,28 @@ def test_after_few_events_the_next_ones_are_let_gather_for_a_moment(
 
 def test_after_a_full_page_the_next_one_is_read_at_once() -> None:
     assert gather_delay(PAGE) == 0
+
+
+def test_expired_keys_are_deleted_at_once_while_more_are_left_then_every_minute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, stop, now, rounds = FakeStore(), threading.Event(), 0.0, list[float]()
+
+    def expire() -> int:
+        rounds.append(now)
+        if len(rounds) == 3:
+            stop.set()
+        return EXPIRED_AT_ONCE if len(rounds) == 1 else 0
+
+    def wait(timeout: float) -> None:
+        nonlocal now
+        now += timeout
+
+    monkeypatch.setattr(store, "expire_idempotency_keys", expire)
+    monkeypatch.setattr(store, "wait", wait)
+    publisher = FakeBroker().publisher([QUEUE], 500)
+    Pump("user", store, publisher, Clock(monotonic=lambda: now)).run(stop)
+    first, second, third = rounds
+    assert first == 0
+    assert EXPIRE_AGAIN <= second <= EXPIRE_AGAIN + 1
+    assert EXPIRE_EVERY <= third - second <= EXPIRE_EVERY + 1

@@ -111,9 +111,9 @@ class Judge:
 
     def relay_checkpoint(self, position: int) -> None:
         """The relay says that it need not publish anything up to here again."""
-        self.relay_at = max(self.relay_at, position)
+        before, self.relay_at = self.relay_at, max(self.relay_at, position)
         for event in self.log.values():
-            if event.position <= position and str(event.event_id) not in self.done:
+            if before < event.position <= position and str(event.event_id) not in self.done:
                 self.world.blame(
                     f"the relay's checkpoint {position} passes {event.position}: not confirmed"
                 )

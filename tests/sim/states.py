@@ -61,7 +61,6 @@ RARE = (
     "messages are shuffled",
     "MongoDB is away for a while",
     "one statement does not delete all expired keys",
-    "one statement does not delete all expired keys",
     "poison stays when all faults are over",
     "PostgreSQL restarts with a transaction open",
     "RabbitMQ confirms nothing for a while",
