@@ -2,10 +2,11 @@
 
 import sys
 from argparse import ArgumentParser
+from itertools import repeat
 
-from tests.sim.mutants import MUTANTS, hunt
+from tests.sim.mutants import MUTANTS, hunt_at
 from tests.sim.run import simulate
-from tests.sim.tally import tally
+from tests.sim.tally import tally, workers
 
 ENOUGH = 10_000
 """Seeds with which each rare state must be reached."""
@@ -45,14 +46,14 @@ def many(first: int, count: int) -> int:
 
 def mutants(first: int, most: int) -> int:
     """Each mutant, until it is found out; so many seeds at most, ten times that if it is rare."""
-    missed = 0
-    print("  seeds  seconds  with this safety taken out, and what told")
-    for mutant in MUTANTS:
-        seeds_at_most = most * 10 if mutant.rare else most
-        caught = hunt(mutant, range(first, first + seeds_at_most))
-        missed += not caught.seeds
-        seeds = f"{caught.seeds:,}" if caught.seeds else "MISSED"
-        print(f"{seeds:>7}  {caught.seconds:7.2f}  {mutant.says}: {caught.by[:90]}", flush=True)
+    missed, numbers = 0, range(len(MUTANTS))
+    print("  seeds  seconds  with this safeguard taken out, and the promise that was broken")
+    with workers() as pool:
+        for number, caught in enumerate(pool.map(hunt_at, numbers, repeat(first), repeat(most))):
+            missed += not caught.seeds
+            seeds = f"{caught.seeds:,}" if caught.seeds else "MISSED"
+            fault = MUTANTS[number].fault
+            print(f"{seeds:>7}  {caught.seconds:7.2f}  {fault}: {caught.by[:90]}", flush=True)
     print(f"{len(MUTANTS) - missed} of {len(MUTANTS)} caught")
     return bool(missed)
 

@@ -5,7 +5,7 @@ Those that take hundreds of seeds are left to `python -m tests.sim --mutants`, w
 
 import pytest
 
-from tests.sim.mutants import MUTANTS, Mutant, hunt
+from tests.sim.mutants import MUTANTS, Misfit, Mutant, hunt
 
 SEEDS = 300
 """How many seeds a mutant is given; most need some ten."""
@@ -13,17 +13,24 @@ SEEDS = 300
 QUICK = [mutant for mutant in MUTANTS if not mutant.rare]
 
 
-@pytest.mark.parametrize("mutant", QUICK, ids=lambda mutant: mutant.says)
+@pytest.mark.parametrize("mutant", QUICK, ids=lambda mutant: mutant.fault)
 def test_a_missing_safety_is_found_out(mutant: Mutant) -> None:
     assert hunt(mutant, range(SEEDS)).seeds
 
 
 def test_there_are_enough_of_them_and_no_two_are_the_same() -> None:
     assert len(QUICK) >= 25
-    assert len({(each.function, each.old, each.new) for each in MUTANTS}) == len(MUTANTS)
+    assert len({each.fault for each in MUTANTS}) == len(MUTANTS)
 
 
-def test_a_mutant_whose_text_is_gone_fails_loudly() -> None:
-    gone = Mutant("nothing", MUTANTS[0].owner, MUTANTS[0].function, "no such text", "")
-    with pytest.raises(AssertionError, match="has changed"), gone.lives():
+@pytest.mark.parametrize("target", ["relay.Pump.gone", "gone.Pump.turn", "relay.Gone.turn"])
+def test_a_mutant_whose_target_is_gone_fails_loudly(target: str) -> None:
+    gone = Mutant("nothing", f"eventcore.{target}", lambda *_: None)
+    with pytest.raises(Misfit, match="nothing"), gone.lives():
         pass
+
+
+def test_a_mutant_that_uses_what_is_gone_fails_loudly() -> None:
+    stale = Mutant("nothing", "eventcore.relay.Pump.turn", lambda _, pump: pump.gone)
+    with pytest.raises(Misfit, match="nothing"):
+        hunt(stale, range(3))
