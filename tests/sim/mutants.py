@@ -88,18 +88,12 @@ def _(real: Any, self: Any, stream: Any, _expected: int, *more: Any) -> Any:
     return real(self, stream, len(self.read_stream(stream)), *more)
 
 
-@mutant(
-    "a conflict after a lost answer counts as another's",
-    "store.postgres.Postgres._append",
-    rare=True,
-)
+@mutant("a conflict after a lost answer counts as another's", "store.postgres.Postgres._append")
 def _(real: Any, self: Any, values: Any, _outcome_unknown: bool) -> Any:
     return real(self, values, False)
 
 
-@mutant(
-    "an append is sent again with other event ids", "store.postgres.Postgres._append", rare=True
-)
+@mutant("an append is sent again with other event ids", "store.postgres.Postgres._append")
 def _(real: Any, self: Any, values: Any, outcome_unknown: bool) -> Any:
     others = [str(UUID(int=UUID(each).int + outcome_unknown)) for each in values[3]]
     return real(self, (*values[:3], others, *values[4:]), outcome_unknown)
@@ -338,7 +332,7 @@ def _(*_: Any) -> Any:
     return set()
 
 
-@mutant("the lease's epoch fences nothing", "readmodel.mongo.Mongo.move_checkpoint", rare=True)
+@mutant("the lease's epoch fences nothing", "readmodel.mongo.Mongo.move_checkpoint")
 def _(real: Any, self: Any, lease: Any, mark: Any, covered_at: Any) -> Any:
     return real(self, replace(lease, epoch={"$gt": 0}), mark, covered_at)
 

@@ -85,6 +85,7 @@ class System:
         self._ids = 0
         self._batch, self._prefetch = chance.choice(((3, 5), (20, 40)))
         self._window = chance.choice((2, 500))
+        self._patience = chance.choice((0.0, 0.25))
         self.poisonous = chance.random() < 0.5
         busy = chance.randint(4, 9) + (6 if self.poisonous else 0)
         self._clients = {f"client-{n}": Client(self, busy) for n in range(2)}
@@ -215,7 +216,9 @@ class System:
     def _project(self, process: Process) -> None:
         projection = self.projection
         mongo = SimMongo(self.mongo)
-        feed = SimFeed(SimStore(self.postgres, self.world), self.world, self.judge, "user")
+        feed = SimFeed(
+            SimStore(self.postgres, self.world, self._patience), self.world, self.judge, "user"
+        )
         applying = EventApplier(projection, mongo, feed, self.world.clock)
         sweep = Sweep(applying, str(process), LEASE)
         consumers = SimBroker(self.rabbit)
