@@ -13,7 +13,7 @@ from uuid import UUID
 from eventcore.errors import CannotApply, NotFound, ReadModelUnavailable, Unavailable
 from eventcore.model.event import Data, Event, Json, to_timestamp
 from eventcore.model.projection import Document, Projection, version_of
-from eventcore.readmodel.port import ReadModel
+from eventcore.readmodel.port import Bookkeeping, ReadModel
 from eventcore.readmodel.records import Generation, generation_of
 from eventcore.store.port import Store, Stream, read_pages
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 class Serving:
     """Which generation of a projection serves; asked once a second at most."""
 
-    def __init__(self, projection: Projection, readmodel: ReadModel) -> None:
+    def __init__(self, projection: Projection, readmodel: Bookkeeping) -> None:
         self._projection = projection
         self._readmodel = readmodel
         self._known = generation_of(projection)

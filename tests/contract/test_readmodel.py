@@ -374,7 +374,7 @@ class Commands(CommandListener):
 def listened(mongodb: MongoDB, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Mongo, Commands]]:
     commands = Commands()
     client = partial(MongoClient, event_listeners=[commands])
-    monkeypatch.setattr("eventcore.readmodel.mongo.MongoClient", client)
+    monkeypatch.setattr("eventcore.readmodel.connection.MongoClient", client)
     mongo = Mongo(mongodb.login(f"listened_{uuid4().hex[:12]}"))
     yield mongo, commands
     mongo.close()

@@ -14,7 +14,7 @@ from pymongo import DeleteOne, InsertOne, ReplaceOne, UpdateOne
 from pymongo.errors import AutoReconnect, BulkWriteError, DuplicateKeyError
 
 from eventcore.model.projection import Document
-from eventcore.readmodel.documents import PROJECTED_AT
+from eventcore.readmodel.conversion import PROJECTED_AT
 from eventcore.readmodel.mongo import Mongo
 from eventcore.settings import Secret, Server
 from tests.sim.judge import Judge
@@ -120,7 +120,7 @@ class SimMongo(Mongo):
         super().__init__(NOWHERE, clock=server.world.clock)
         self._fake = server
 
-    def _of(self, collection: str) -> Any:
+    def of(self, collection: str) -> Any:
         return FakeCollection(self._fake, collection)
 
 

@@ -16,7 +16,7 @@ from eventcore.model.projection import Projection
 from eventcore.observe import metrics
 from eventcore.observe.background import log_errors, repeat
 from eventcore.query import Serving
-from eventcore.readmodel.port import ReadModel
+from eventcore.readmodel.port import Bookkeeping, ReadModel
 from eventcore.readmodel.records import Checkpoint, Generation
 from eventcore.store.feed import Feed
 from eventcore.store.port import Store
@@ -79,7 +79,7 @@ class CheckpointWatch:
     """A projection as its read model shows it: checkpoint, staleness, parked streams."""
 
     projection: Projection
-    readmodel: ReadModel
+    readmodel: Bookkeeping
     clock: Callable[[], datetime] = _now
     timer: Callable[[], float] = monotonic
     _count_at: float = 0.0

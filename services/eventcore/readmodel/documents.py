@@ -1,129 +1,61 @@
-"""Documents and records in MongoDB's form, and back."""
+"""The documents of read models, in MongoDB."""
 
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
-from datetime import UTC, datetime
-from decimal import Decimal
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
-from zlib import crc32
 
-from bson.codec_options import CodecOptions, TypeEncoder, TypeRegistry
-from bson.decimal128 import Decimal128
-from pymongo import errors
-from pymongo.operations import InsertOne, ReplaceOne, UpdateOne
+from pymongo import ASCENDING, DESCENDING, errors
 
-from eventcore.errors import CannotApply, ReadModelUnavailable
-from eventcore.model.event import Mark
-from eventcore.model.projection import Document
-from eventcore.readmodel.port import SLOTS
-from eventcore.readmodel.records import (
-    Checkpoint,
-    Generations,
-    Parked,
-    Record,
-    Skip,
-    Verification,
-    Write,
+from eventcore.model.projection import Document, version_of
+from eventcore.readmodel.connection import AT_ONCE, Connection
+from eventcore.readmodel.conversion import (
+    PROJECTED_AT,
+    duplicates_of,
+    to_operation,
+    without_bookkeeping,
 )
-
-PROJECTED_AT = "projectedAt"
-"""The field that says when a document was written."""
+from eventcore.readmodel.records import Write
 
 
-class _DecimalEncoder(TypeEncoder):
-    """A Decimal is written as a Decimal128: 0.10 stays 0.10. See `_exact` for the way back.
+class MongoDocuments(Connection):
+    """The Documents of one database."""
 
-    pymongo has a decoder as well; where there is one, it decodes all documents the slow way.
-    """
+    def find(self, collection: str, ids: Iterable[str]) -> dict[str, Document]:
+        found = self.by_id(collection, ids)
+        return {str(document["_id"]): without_bookkeeping(document) for document in found}
 
-    python_type = Decimal
+    def versions(self, collection: str, ids: Iterable[str]) -> dict[str, int]:
+        found = self.by_id(collection, ids, {"version": 1}, of_majority=True)
+        return {str(document["_id"]): version_of(document) for document in found}
 
-    def transform_python(self, value: Decimal) -> Decimal128:
-        return Decimal128(value)
+    def projected_at(self, collection: str, ids: Iterable[str]) -> dict[str, datetime]:
+        found = self.by_id(collection, ids, {PROJECTED_AT: 1})
+        written = {str(each["_id"]): each.get(PROJECTED_AT) for each in found}
+        return {each: at for each, at in written.items() if isinstance(at, datetime)}
 
+    def page(
+        self, collection: str, where: Mapping[str, str], before: str | None, limit: int
+    ) -> list[Document]:
+        query: dict[str, Any] = {**where, "removed": {"$exists": False}}
+        if before is not None:
+            query["_id"] = {"$lt": before}
+        with self.operation():
+            found = self.of(collection).find(query).sort("_id", DESCENDING).limit(limit)
+            return [without_bookkeeping(document) for document in found]
 
-LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+    def scan(self, collection: str, after: str, limit: int) -> list[Document]:
+        with self.operation():
+            found = self.of(collection).find({"_id": {"$gt": after}})
+            return [without_bookkeeping(each) for each in found.sort("_id", ASCENDING).limit(limit)]
 
-EXACT: CodecOptions[Document] = CodecOptions(
-    tz_aware=True, tzinfo=UTC, type_registry=TypeRegistry([_DecimalEncoder()])
-)
-
-
-def to_operation(write: Write, now: datetime) -> InsertOne[Document] | ReplaceOne[Document]:
-    document = {**write.document, PROJECTED_AT: now}
-    if write.replaces == 0:
-        return InsertOne(document)
-    return ReplaceOne({"_id": document["_id"], "version": write.replaces}, document)
-
-
-def without_bookkeeping(document: Document) -> Document:
-    """As the projection has folded it."""
-    document.pop(PROJECTED_AT, None)
-    return {name: _exact(value) for name, value in document.items()}
-
-
-def _exact(value: Any) -> Any:
-    """With Decimals again, however deep they are."""
-    if isinstance(value, Decimal128):
-        return value.to_decimal()
-    if isinstance(value, dict):
-        return {name: _exact(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_exact(each) for each in value]
-    return value
-
-
-def duplicates_of(error: errors.BulkWriteError) -> set[int]:
-    """The numbers of the operations whose `_id` was there already; raises for all other errors.
-
-    A duplicate in another unique index is no race: the document cannot be stored.
-    """
-    numbers = set()
-    for each in error.details.get("writeErrors", ()):
-        if each.get("code") != 11000 or "_id" not in each.get("keyPattern", {"_id": 1}):
-            raise CannotApply(str(each.get("errmsg", each))[:300]) from error
-        numbers.add(each["index"])
-    if error.details.get("writeConcernErrors"):
-        raise ReadModelUnavailable("MongoDB did not confirm a write by its majority") from error
-    return numbers
-
-
-def to_parked_document(entry: Parked) -> Document:
-    key, slot = f"{entry.generation}/{entry.stream}", crc32(entry.stream.encode()) % SLOTS
-    return {"_id": key, "slot": slot, **record_to_document(entry)}
-
-
-def to_parked_update(entry: Parked) -> UpdateOne:
-    document = to_parked_document(entry)
-    which = {"_id": document.pop("_id")}
-    highest, when = {"highest": document.pop("highest")}, {"when": document.pop("when")}
-    update = {"$set": document, "$max": highest, "$setOnInsert": when}
-    return UpdateOne(which, update, upsert=True)
-
-
-def to_parked_entries(found: Iterable[Document]) -> dict[str, Parked]:
-    return {str(each["stream"]): to_record(Parked, each) for each in found}
-
-
-def _camel(name: str) -> str:
-    """A name as documents have it: event_id is eventId."""
-    return re.sub("_([a-z])", lambda m: m[1].upper(), name)
-
-
-def record_to_document(record: Generations | Mark | Parked | Skip | Verification) -> Document:
-    return {_camel(name): value for name, value in asdict(record).items()}
-
-
-def to_record(kind: type[Record], found: Mapping[str, Any]) -> Record:
-    """The inverse of `record_to_document`."""
-    return kind(**{each.name: found[_camel(each.name)] for each in fields(kind)})
-
-
-def to_checkpoint_fields(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a Checkpoint; an older version did not keep all of them."""
-    names = {each.name: _camel(each.name) for each in fields(Checkpoint)}
-    known = {name: found[key] for name, key in names.items() if found.get(key)}
-    if "furthest" in known:
-        known["furthest"] = Mark(known["furthest"]["position"], known["furthest"]["eventId"])
-    return known
+    def write(self, collection: str, writes: Sequence[Write]) -> bool:
+        now, written = self._clock.now(), 0
+        for begin in range(0, len(writes), AT_ONCE):
+            operations = [to_operation(write, now) for write in writes[begin : begin + AT_ONCE]]
+            try:
+                with self.operation():
+                    result = self.of(collection).bulk_write(operations, ordered=False)
+                written += result.inserted_count + result.matched_count
+            except errors.BulkWriteError as error:
+                duplicates_of(error)
+        return written == len(writes)

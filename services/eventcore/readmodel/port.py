@@ -1,4 +1,4 @@
-"""The port of the read model."""
+"""The ports of the read model: documents, and bookkeeping."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -24,8 +24,8 @@ SLOTS = 65536
 """A parked stream has one of so many slots, by which a part of the list can be read."""
 
 
-class ReadModel(Protocol):
-    """The port; every method may raise ReadModelUnavailable."""
+class Documents(Protocol):
+    """The port of documents; every method may raise ReadModelUnavailable."""
 
     def find(self, collection: str, ids: Iterable[str]) -> dict[str, Document]:
         """The documents that exist among `ids`."""
@@ -55,6 +55,13 @@ class ReadModel(Protocol):
 
         Raises CannotApply if a document cannot be stored at all; then some may be.
         """
+
+
+class Bookkeeping(Protocol):
+    """The port of generations, checkpoints with their lease, the parked list, skips, verifications.
+
+    Every method may raise ReadModelUnavailable.
+    """
 
     def prepare(self, collection: str, indexes: Sequence[Sequence[str]]) -> None:
         """Make a collection's indexes; again at any time."""
@@ -127,6 +134,10 @@ class ReadModel(Protocol):
 
     def verification(self, projection: str) -> Verification | None:
         """The result of the last comparison; None: there was none."""
+
+
+class ReadModel(Documents, Bookkeeping, Protocol):
+    """Both ports of one read model."""
 
     def ping(self) -> None:
         """Return if the server answers."""

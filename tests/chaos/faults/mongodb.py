@@ -39,7 +39,7 @@ def slow_or_full(scene: Scene) -> Iterator[str]:
 def _takes_writes(scene: Scene) -> bool:
     try:
         with pymongo.timeout(5):
-            scene.system.models["user"]._of("filling").insert_one({"much": "x" * 100_000})
+            scene.system.models["user"].of("filling").insert_one({"much": "x" * 100_000})
     except PyMongoError:
         return False
     return True
@@ -51,7 +51,7 @@ def damaged(scene: Scene) -> Iterator[str]:
     system = scene.system
     projection, service, process = PROJECTIONS[1]
     how = scene.turn("altered", "set back", "emptied")
-    documents = system.models[service]._of(system.serving(projection, service))
+    documents = system.models[service].of(system.serving(projection, service))
     with pymongo.timeout(120):  # of thousands of documents, which would end late if cut short
         ids = [each["_id"] for each in documents.find({}, {"_id": 1})]
         some = sorted(ids)[-50:]
