@@ -8,7 +8,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Event as Stop
@@ -21,6 +22,7 @@ from eventcore import settings
 from eventcore.broker.port import Queue
 from eventcore.broker.rabbitmq import RabbitMQ
 from eventcore.errors import Misconfigured, Refused, Unavailable
+from eventcore.model.projection import Projection
 from eventcore.observe.health import HEARTBEAT, Health
 from eventcore.observe.logs import start, start_logging
 from eventcore.observe.metrics import WINDOW
@@ -136,47 +138,65 @@ def provision(
     management API's. Run again, it changes only what differs.
     """
     own = settings.read_settings(settings.ProvisionSettings, "provision")
-    service = own.service
     runs = dict(each.split("=", 1) for each in projectors)
     projections = {login: projection_named(name) for login, name in runs.items()}
-
-    def read(server: str, *logins: str) -> dict[str, settings.Secret]:
-        return {each: settings.Secret(file=passwords / server / each) for each in logins}
-
-    def do(what: str, act: Callable[..., None], *arguments: object) -> None:
-        retry(partial(act, *arguments), wait, on_wait=click.echo)
-        click.echo(f"{what} are there.")
-
+    steps = _Provisioning(own, passwords, wait)
     if own.store:
-        logins = read("postgres", *(f"{service}_{purpose}" for purpose in provisioning.LOGINS))
-        what = f"{service}_event_db and its logins"
-        do(what, provisioning.provision_store, own.store, service, logins)
-        if "postgres" in monitors:
-            [secret] = read("postgres", provisioning.MONITOR).values()
-            what = "PostgreSQL's login for its exporter and its rights"
-            do(what, provisioning.provision_store_monitor, own.store, secret)
+        steps.provision_store(own.store, "postgres" in monitors)
     if own.broker:
-        logins = read("rabbitmq", provisioning.MONITOR, f"{service}-relay", *projections)
-        limits = provision_broker.Limits(own.queue_bytes, own.delivery_limit)
-        what = f"RabbitMQ's logins of {service}"
-        do(
-            what,
-            provision_broker.provision_broker,
-            own.broker,
-            service,
-            projections,
-            logins,
-            limits,
-        )
+        steps.provision_broker(own.broker, projections)
     if own.readmodel:
-        logins = read("mongodb", f"{service}-service", *projections)
-        what = f"MongoDB's logins of {service}"
-        names = list(projections)
-        do(what, provisioning.provision_readmodel, own.readmodel, service, names, logins)
-        if "mongodb" in monitors:
-            [secret] = read("mongodb", provisioning.MONITOR).values()
+        steps.provision_readmodel(own.readmodel, list(projections), "mongodb" in monitors)
+
+
+@dataclass(frozen=True)
+class _Provisioning:
+    """The steps of `provision`, each repeated while its server is unavailable."""
+
+    own: settings.ProvisionSettings
+    passwords: Path
+    wait: float
+
+    def provision_store(self, admin: settings.Server, monitor: bool) -> None:
+        """The database, its logins, and on demand the exporter's login."""
+        service = self.own.service
+        logins = self._read("postgres", *(f"{service}_{each}" for each in provisioning.LOGINS))
+        what = f"{service}_event_db and its logins"
+        self._do(what, provisioning.provision_store, admin, service, logins)
+        if monitor:
+            [secret] = self._read("postgres", provisioning.MONITOR).values()
+            what = "PostgreSQL's login for its exporter and its rights"
+            self._do(what, provisioning.provision_store_monitor, admin, secret)
+
+    def provision_broker(
+        self, admin: settings.Server, projections: Mapping[str, Projection]
+    ) -> None:
+        """The virtual host, its queues' limits, and the logins of relay and projectors."""
+        service = self.own.service
+        logins = self._read("rabbitmq", provisioning.MONITOR, f"{service}-relay", *projections)
+        limits = provision_broker.Limits(self.own.queue_bytes, self.own.delivery_limit)
+        given = admin, service, projections, logins, limits
+        self._do(f"RabbitMQ's logins of {service}", provision_broker.provision_broker, *given)
+
+    def provision_readmodel(
+        self, admin: settings.Server, projectors: list[str], monitor: bool
+    ) -> None:
+        """The logins of service and projectors, and on demand the exporter's."""
+        service = self.own.service
+        logins = self._read("mongodb", f"{service}-service", *projectors)
+        given = admin, service, projectors, logins
+        self._do(f"MongoDB's logins of {service}", provisioning.provision_readmodel, *given)
+        if monitor:
+            [secret] = self._read("mongodb", provisioning.MONITOR).values()
             what = "MongoDB's login for its exporter and its rights"
-            do(what, provisioning.provision_readmodel_monitor, own.readmodel, secret)
+            self._do(what, provisioning.provision_readmodel_monitor, admin, secret)
+
+    def _read(self, server: str, *logins: str) -> dict[str, settings.Secret]:
+        return {each: settings.Secret(file=self.passwords / server / each) for each in logins}
+
+    def _do(self, what: str, act: Callable[..., None], *arguments: object) -> None:
+        retry(partial(act, *arguments), self.wait, on_wait=click.echo)
+        click.echo(f"{what} are there.")
 
 
 def _start(own: settings.Settings, missing: Callable[[], Any]) -> Stop:

@@ -60,37 +60,46 @@ def serve_probes(
     /readyz: nothing is `missing` to its work.
     """
 
-    class Probes(BaseHTTPRequestHandler):
-        timeout = 5
-
-        def do_GET(self) -> None:
-            if self.path == "/metrics":
-                self._answer(200, *render_metrics())
-            elif self.path == "/healthz":
-                self._answer(200, b'{"status":"alive"}')
-            elif self.path == "/livez" and is_stuck():
-                self._answer(503, b'{"status":"stuck"}')
-            elif self.path == "/livez":
-                self._answer(200, b'{"status":"alive"}')
-            elif self.path == "/readyz":
-                lacking = missing()
-                answer = {"status": "waiting" if lacking else "ready", "missing": lacking}
-                self._answer(503 if lacking else 200, jsontext.render(answer))
-            else:
-                self._answer(404, b'{"title":"Not found"}')
-
-        def _answer(self, status: int, body: bytes, kind: str = "application/json") -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Probes are not worth a line."""
-
+    handler = _handler(missing, is_stuck)
     for listener in listeners:
-        server = _ProbesServer(listener.getsockname()[:2], Probes, bind_and_activate=False)
+        server = _ProbesServer(listener.getsockname()[:2], handler, bind_and_activate=False)
         server.socket.close()
         server.socket = listener
         threading.Thread(target=server.serve_forever, name="probes", daemon=True).start()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = 5
+
+    def answer(self, status: int, body: bytes, kind: str = "application/json") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Probes are not worth a line."""
+
+
+def _handler(
+    missing: Callable[[], Mapping[str, str]], is_stuck: Callable[[], bool]
+) -> type[BaseHTTPRequestHandler]:
+    class Probes(_Handler):
+        def do_GET(self) -> None:
+            if self.path == "/metrics":
+                self.answer(200, *render_metrics())
+            elif self.path == "/healthz":
+                self.answer(200, b'{"status":"alive"}')
+            elif self.path == "/livez" and is_stuck():
+                self.answer(503, b'{"status":"stuck"}')
+            elif self.path == "/livez":
+                self.answer(200, b'{"status":"alive"}')
+            elif self.path == "/readyz":
+                lacking = missing()
+                answer = {"status": "waiting" if lacking else "ready", "missing": lacking}
+                self.answer(503 if lacking else 200, jsontext.render(answer))
+            else:
+                self.answer(404, b'{"title":"Not found"}')
+
+    return Probes

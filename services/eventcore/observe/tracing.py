@@ -1,8 +1,7 @@
 """Traces: one from the gateway to the read model, though half of it happens later.
 
 The context travels in an HTTP header, with the event in the store, and in the message's headers.
-The only file that imports OpenTelemetry: its API, which does nothing until there is an endpoint;
-then its SDK too.
+OpenTelemetry's API does nothing until there is an endpoint; then `tracing_sdk` sets its SDK up.
 
     gateway → service → INSERT          publish (relay) → process (projector) → MongoDB
     └── child spans, as HTTP goes ──┘   └── children of the span that appended the event ──┘
@@ -15,14 +14,11 @@ between the processes of the shop a context is trusted.
 """
 
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from socket import gethostname
 from threading import Thread
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
@@ -41,18 +37,6 @@ log = logging.getLogger(__name__)
 
 STOP_TIME = 2.0
 """Seconds that the export of the last spans may take when a process ends."""
-
-QUIET = 60.0
-"""Seconds between two log lines that say that spans cannot be exported."""
-
-MOST_LINKS = 1000
-"""Maximum links of one span: more than a page or a batch has events."""
-
-EXPORT_DELAY = 500
-"""Milliseconds between exports."""
-
-EXPORT_SPANS = 64
-"""Maximum spans of one export. Encoding a large one holds the interpreter, and with it requests."""
 
 TRACEPARENT = re.compile("00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 """A context in the form of W3C Trace Context."""
@@ -90,39 +74,12 @@ def start_tracing(settings: Settings) -> None:
     global _provider, _is_edge
     if not settings.trace_endpoint:
         return
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.instrumentation.psycopg2 import Psycopg2Instrumentor
-    from opentelemetry.instrumentation.pymongo import PymongoInstrumentor
-    from opentelemetry.instrumentation.urllib3 import URLLib3Instrumentor
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import SpanLimits, TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from eventcore.observe import tracing_sdk
 
     _is_edge = settings.service == "gateway"
-    process = "service" if settings.process == "serve" else settings.process.replace(" ", "-")
-    resource: dict[str, str | int] = {
-        "service.name": "gateway" if _is_edge else f"{settings.service}-{process}",
-        "service.version": settings.version,
-        "host.name": gethostname(),
-        "process.pid": os.getpid(),
-    }
-    _provider = TracerProvider(
-        sampler=_sampler(settings.trace_ratio),
-        resource=Resource.create(resource),
-        span_limits=SpanLimits(max_links=MOST_LINKS),
-        shutdown_on_exit=False,
-    )
-    _limit_lines("opentelemetry.exporter.otlp.proto.http.trace_exporter")
-    exporter = OTLPSpanExporter(timeout=5)  # to OTEL_EXPORTER_OTLP_ENDPOINT
-    _provider.add_span_processor(
-        BatchSpanProcessor(
-            exporter, schedule_delay_millis=EXPORT_DELAY, max_export_batch_size=EXPORT_SPANS
-        )
-    )
+    _provider = tracing_sdk.to_provider(settings)
     trace.set_tracer_provider(_provider)
-    Psycopg2Instrumentor().instrument()
-    PymongoInstrumentor().instrument(request_hook=_name_operation)
-    URLLib3Instrumentor().instrument()
+    tracing_sdk.instrument_clients()
     log.info("Tracing", extra={"endpoint": settings.trace_endpoint})
 
 
@@ -258,45 +215,3 @@ def _span(
         "messaging.rabbitmq.destination.routing_key": message.routing_key,
     }
     return _tracer.start_span(f"{name} {destination}", parent, kind, attributes)
-
-
-def _name_operation(span: Any, event: Any) -> None:
-    """Adds what the conventions require and the instrumentation of pymongo leaves out."""
-    span.set_attribute("db.operation.name", event.command_name)
-
-
-def _limit_lines(name: str) -> None:
-    """Lets one line in QUIET seconds pass, of many that say that a collector is away."""
-    quiet_until = 0.0
-
-    def is_due(_record: logging.LogRecord) -> bool:
-        nonlocal quiet_until
-        if is_due := monotonic() >= quiet_until:
-            quiet_until = monotonic() + QUIET
-        return is_due
-
-    logger = logging.getLogger(name)
-    logger.setLevel(logging.ERROR)
-    logger.addFilter(is_due)
-
-
-def _sampler(ratio: float) -> Any:
-    """Follows the parent; a request without one is kept by ratio, a poll of a server never."""
-    from opentelemetry.sdk.trace import sampling
-
-    by_ratio = sampling.TraceIdRatioBased(ratio)
-
-    class Requests(sampling.Sampler):
-        def should_sample(
-            self, parent_context: Any, trace_id: int, name: str, kind: Any = None,
-            attributes: Any = None, links: Any = None, trace_state: Any = None,
-        ) -> sampling.SamplingResult:  # fmt: skip
-            sampler = by_ratio if kind is SpanKind.SERVER else sampling.ALWAYS_OFF
-            return sampler.should_sample(
-                parent_context, trace_id, name, kind, attributes, links, trace_state
-            )
-
-        def get_description(self) -> str:
-            return f"Requests({by_ratio.get_description()})"
-
-    return sampling.ParentBased(Requests())

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from uuid import uuid4
 
@@ -10,7 +11,9 @@ import click
 
 from eventcore.errors import Refused
 from eventcore.operate import parity, rebuilding
+from eventcore.operate.rebuilding import Rebuild
 from eventcore.operate.shared import Row, as_json, ask, open_at, projection_name, show, yes
+from eventcore.project.applier import EventApplier
 from eventcore.readmodel.records import generation_of
 
 
@@ -40,44 +43,68 @@ def rebuild(
     --rollback, until the next time.
     """
     applier = open_at(projection_name, "rebuild")
-    projection, readmodel, feed = applier.projection, applier.readmodel, applier.feed
     if stream:
-        serving = applier.generation
-        changed = rebuilding.rebuild_stream(projection, readmodel, feed, serving, stream)
-        click.echo(f"{stream}: {'folded anew' if changed else 'was right already'}")
+        _rebuild_stream(applier, stream)
         return
-    generations = readmodel.generations(projection.name)
     if drop_previous:
-        if not generations.previous:
-            raise Refused(f"no generation of {projection.name} is kept beside the serving one")
-        previous = generation_of(projection, generations.previous)
-        ask(yes, f"Delete {previous.name}, which served before?")
-        readmodel.drop(previous)
-        click.echo(f"{previous.name} is deleted.")
+        _drop_previous(applier, yes)
         return
     begin = rebuilding.rollback if rollback else rebuilding.begin
     say = partial(click.echo, err=True)
-    build = begin(projection, readmodel, feed, str(uuid4()), time.sleep, say)
-    new, old = build.generation.name, generation_of(projection, generations.serving).name
+    build = begin(
+        applier.projection, applier.readmodel, applier.feed, str(uuid4()), time.sleep, say
+    )
+    with _discarded_unless_switched(build, keep=rollback):
+        if not rollback:
+            build.fold(_progress(applier.projection.name))
+        build.catch_up()
+        _compare(build, applier.generation.name, accept_differences, as_json, yes)
+        build.switch()
+    show([{"serves": build.generation.name}], as_json)
+
+
+@contextmanager
+def _discarded_unless_switched(build: Rebuild, keep: bool) -> Iterator[None]:
     switched = False
     try:
-        if not rollback:
-            build.fold(_progress(projection.name))
-        build.catch_up()
-        if readmodel.checkpoint(old).halted:
-            note = f"not compared: {old} is halted, its documents come from another log"
-            show([{"generation": new, "note": note}], as_json)
-        else:
-            parity = build.compare()
-            _show_parity(new, parity, as_json)
-            if not parity.agrees and not accept_differences:
-                ask(yes, f"{new} differs. Let it serve all the same?")
-        build.switch()
+        yield
         switched = True
     finally:
-        if not switched and not rollback:
+        if not switched and not keep:
             build.discard()
-    show([{"serves": new}], as_json)
+
+
+def _rebuild_stream(applier: EventApplier, stream: str) -> None:
+    changed = rebuilding.rebuild_stream(
+        applier.projection, applier.readmodel, applier.feed, applier.generation, stream
+    )
+    click.echo(f"{stream}: {'folded anew' if changed else 'was right already'}")
+
+
+def _drop_previous(applier: EventApplier, yes: bool) -> None:
+    name = applier.projection.name
+    number = applier.readmodel.generations(name).previous
+    if not number:
+        raise Refused(f"no generation of {name} is kept beside the serving one")
+    previous = generation_of(applier.projection, number)
+    ask(yes, f"Delete {previous.name}, which served before?")
+    applier.readmodel.drop(previous)
+    click.echo(f"{previous.name} is deleted.")
+
+
+def _compare(
+    build: Rebuild, serving: str, accept_differences: bool, as_json: bool, yes: bool
+) -> None:
+    """Shows how the new generation differs from the serving one; raises Refused if it must not."""
+    new = build.generation.name
+    if build.readmodel.checkpoint(serving).halted:
+        note = f"not compared: {serving} is halted, its documents come from another log"
+        show([{"generation": new, "note": note}], as_json)
+        return
+    parity = build.compare()
+    _show_parity(new, parity, as_json)
+    if not parity.agrees and not accept_differences:
+        ask(yes, f"{new} differs. Let it serve all the same?")
 
 
 def _progress(name: str) -> Callable[[int, int], None]:

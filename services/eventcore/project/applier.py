@@ -10,10 +10,17 @@ from eventcore.clock import SYSTEM_CLOCK, Clock
 from eventcore.errors import CannotApply, FeedUnavailable, ReadModelUnavailable
 from eventcore.failpoints import reach
 from eventcore.model.event import START, Event, ids_of
-from eventcore.model.projection import Document, Projection, event_id_of, version_of
+from eventcore.model.projection import Document, Projection, version_of
 from eventcore.observe import metrics
 from eventcore.observe.health import HEARTBEAT
-from eventcore.project.fold_result import FoldResult, continues, is_listed, log_sample
+from eventcore.project.fold_result import (
+    FoldResult,
+    continues,
+    is_listed,
+    log_parked,
+    log_sample,
+    to_contradiction,
+)
 from eventcore.readmodel.port import ReadModel
 from eventcore.readmodel.records import Generation, Parked, generation_of
 from eventcore.retry import backoff
@@ -196,7 +203,7 @@ class EventApplier:
         self, stream: str, document: Document | None, events: Sequence[Event], is_log: bool
     ) -> FoldResult:
         if not continues(document, events):
-            return self._resolve_contradiction(stream, document, events, is_log)
+            return to_contradiction(self.projection.name, stream, document, events, is_log)
         ordered, after_gap = self._in_order(version_of(document), events)
         if not is_log:
             duplicates = len(events) - len(ordered) - len(after_gap)
@@ -212,23 +219,6 @@ class EventApplier:
                 break
             result.applied.append(event)
         return result
-
-    def _resolve_contradiction(
-        self, stream: str, document: Document | None, events: Sequence[Event], is_log: bool
-    ) -> FoldResult:
-        """Asks the log itself, from the document's event on; the answer decides.
-
-        Events that are not the log's are left out then. A document that is not is parked.
-        """
-        version = version_of(document)
-        if not is_log:
-            return FoldResult(stream, document, max(version - 1, 0), list(events))
-        error = (
-            f"the document is of event {event_id_of(document)}, version {version}, which the log"
-            " does not have: it was put back. Fold the stream anew: python -m eventcore rebuild"
-            f" {self.projection.name} --stream {stream}"
-        )
-        return FoldResult(stream, document, version + 1, [], error)
 
     def _in_order(self, after: int, events: Sequence[Event]) -> tuple[list[Event], list[Event]]:
         """The events that follow version `after` without a gap, and those after the gap."""
@@ -295,7 +285,7 @@ class EventApplier:
         if news:
             reach("projector:parking")
             if new := self.readmodel.park(news):
-                self._log_parked([stopped[stream] for stream in new])
+                log_parked(self.projection.name, [stopped[stream] for stream in new])
         for each in wanted:
             self._remember(each.stream, each.highest)
 
@@ -308,20 +298,3 @@ class EventApplier:
             error=stopped.error[:500],
             when=self.clock.now(),
         )
-
-    def _log_parked(self, parked: Sequence[FoldResult]) -> None:
-        """Logs one line for all that are parked now, about the first; at DEBUG one for each."""
-        many = log_sample(each.stream for each in parked) if len(parked) > 1 else {}
-        for number, each in enumerate(parked):
-            fields = {
-                "projection": self.projection.name,
-                "id": each.stream,
-                "version": each.stopped_at,
-                "error": each.error,
-            }
-            if each.failed:
-                fields |= {"event_type": each.failed.event_type, **ids_of(each.failed)}
-            if number:
-                log.debug("Stream parked", extra=fields)
-            else:
-                log.error("Streams parked" if many else "Stream parked", extra={**fields, **many})

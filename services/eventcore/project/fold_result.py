@@ -1,13 +1,16 @@
 """The result of folding events into the document of one stream."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from eventcore.errors import CannotApply
-from eventcore.model.event import Event
+from eventcore.model.event import Event, ids_of
 from eventcore.model.projection import Document, event_id_of, version_of
 from eventcore.readmodel.records import Parked, Write
+
+log = logging.getLogger(__name__)
 
 IDS_IN_A_LINE = 5
 """Maximum ids of streams in one log line."""
@@ -87,3 +90,44 @@ def continues(document: Document | None, events: Sequence[Event]) -> bool:
         event.previous is None or ids.get(event.version - 1, "") in ("", str(event.previous))
         for event in events
     )
+
+
+def to_contradiction(
+    projection: str,
+    stream: str,
+    document: Document | None,
+    events: Sequence[Event],
+    is_log: bool,
+) -> FoldResult:
+    """The result where ids contradict each other: the log itself decides.
+
+    Delivered events are compared with the log, from the document's event on; those that are not
+    the log's are left out then. A document that is not the log's is parked.
+    """
+    version = version_of(document)
+    if not is_log:
+        return FoldResult(stream, document, max(version - 1, 0), list(events))
+    error = (
+        f"the document is of event {event_id_of(document)}, version {version}, which the log"
+        " does not have: it was put back. Fold the stream anew: python -m eventcore rebuild"
+        f" {projection} --stream {stream}"
+    )
+    return FoldResult(stream, document, version + 1, [], error)
+
+
+def log_parked(projection: str, parked: Sequence[FoldResult]) -> None:
+    """Logs one line for all that are parked now, about the first; at DEBUG one for each."""
+    many = log_sample(each.stream for each in parked) if len(parked) > 1 else {}
+    for number, each in enumerate(parked):
+        fields = {
+            "projection": projection,
+            "id": each.stream,
+            "version": each.stopped_at,
+            "error": each.error,
+        }
+        if each.failed:
+            fields |= {"event_type": each.failed.event_type, **ids_of(each.failed)}
+        if number:
+            log.debug("Stream parked", extra=fields)
+        else:
+            log.error("Streams parked" if many else "Stream parked", extra={**fields, **many})

@@ -151,16 +151,12 @@ def connect(server: Server) -> Engine:
 
 def _engine(server: Server, connect_args: dict[str, str], **pool: Any) -> Engine:
     """An engine in autocommit mode. It reads the password, which may change, at each connect."""
-    tls = {"sslmode": "prefer"}
-    if server.tls:  # libpq comes with an OpenSSL that does not find the machine's own CAs
-        trusted = server.ca_file or ssl.get_default_verify_paths().cafile or "system"
-        tls = {"sslmode": "verify-full", "sslrootcert": trusted}
     engine = create_engine(
         URL.create("postgresql+psycopg2", server.user, None, server.host, server.port, server.name),
         isolation_level="AUTOCOMMIT",
         pool_reset_on_return=None,
         connect_args={
-            **tls,
+            **_tls(server),
             "application_name": "eventcore",
             "keepalives_idle": 5,
             "keepalives_interval": 2,
@@ -183,3 +179,11 @@ def _engine(server: Server, connect_args: dict[str, str], **pool: Any) -> Engine
             raise psycopg2.OperationalError(f"connection to {where} failed: {error}") from error
 
     return engine
+
+
+def _tls(server: Server) -> dict[str, str]:
+    if not server.tls:
+        return {"sslmode": "prefer"}
+    # libpq comes with an OpenSSL that does not find the machine's own CAs
+    trusted = server.ca_file or ssl.get_default_verify_paths().cafile or "system"
+    return {"sslmode": "verify-full", "sslrootcert": trusted}

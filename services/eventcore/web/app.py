@@ -42,13 +42,7 @@ def create_app(
     app = Flask(title, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT + 1  # one more byte than a view accepts
     app.url_map.merge_slashes = False
-    for operation, handler in routes:
-        app.add_url_rule(
-            re.sub(r"{(\w+)}", r"<\1>", operation.path),
-            endpoint=f"{operation.method} {operation.path}",
-            view_func=to_view(operation, handler, store),
-            methods=[operation.method],
-        )
+    _add_routes(app, routes, store)
     if document is None:
         built = openapi.build(title, "1.0", about, [operation for operation, _ in routes])
         document = lambda: built  # noqa: E731
@@ -63,6 +57,16 @@ def create_app(
 
 _EXPOSED = ["ETag", "Idempotency-Replayed", "Retry-After", "X-Correlation-ID", "X-Request-ID"]
 """The headers of an answer that a browser application of another origin may read."""
+
+
+def _add_routes(app: Flask, routes: Sequence[Route], store: Store | None) -> None:
+    for operation, handler in routes:
+        app.add_url_rule(
+            re.sub(r"{(\w+)}", r"<\1>", operation.path),
+            endpoint=f"{operation.method} {operation.path}",
+            view_func=to_view(operation, handler, store),
+            methods=[operation.method],
+        )
 
 
 def _add_probes(

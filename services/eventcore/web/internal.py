@@ -9,9 +9,9 @@ from pydantic import BeforeValidator, Field
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Unauthorized
 
-from eventcore.model.event import Event, Json, Mark, to_message, to_timestamp
+from eventcore.model.event import Data, Event, Json, Mark, to_message, to_timestamp
 from eventcore.settings import Secret
-from eventcore.store.feed import MANY, StoreFeed
+from eventcore.store.feed import MANY, HeadsPage, StoreFeed
 from eventcore.web.inputs import DIGITS, Id, QueryInput
 from eventcore.web.request import query_values
 from eventcore.web.routes import json_response
@@ -61,6 +61,12 @@ def feed_routes(feed: StoreFeed, token: Secret) -> Blueprint:
                 www_authenticate=WWWAuthenticate("bearer", {"realm": "feed"}),
             )
 
+    _add_events(routes, feed)
+    _add_progress(routes, feed)
+    return routes
+
+
+def _add_events(routes: Blueprint, feed: StoreFeed) -> None:
     @routes.get("/events")
     def events() -> Response:
         asked = _StreamQuery.model_validate(query_values())
@@ -78,24 +84,13 @@ def feed_routes(feed: StoreFeed, token: Secret) -> Blueprint:
         asked = _RangeQuery.model_validate(query_values())
         return json_response({"events": _messages(feed.between(asked.after, asked.until))})
 
+
+def _add_progress(routes: Blueprint, feed: StoreFeed) -> None:
     @routes.get("/heads")
     def heads() -> Response:
         asked = _HeadsQuery.model_validate(query_values())
-        page = feed.heads(asked.after, asked.until, [Mark(*each) for each in asked.marks])
-        changed: Json = tuple({"id": id, "version": version} for id, version in page.heads.items())
-        return json_response(
-            {
-                "heads": changed,
-                "until": page.end.position,
-                "settled": page.settled.position,
-                "head": page.head,
-                "epoch": page.epoch,
-                "at": to_timestamp(page.at) if page.at else None,
-                "eventId": page.end.event_id,
-                "settledEventId": page.settled.event_id,
-                "same": page.same,
-            }
-        )
+        marks = [Mark(*each) for each in asked.marks]
+        return json_response(_to_json(feed.heads(asked.after, asked.until, marks)))
 
     @routes.get("/log")
     def log() -> Response:
@@ -112,4 +107,16 @@ def feed_routes(feed: StoreFeed, token: Secret) -> Blueprint:
             }
         )
 
-    return routes
+
+def _to_json(page: HeadsPage) -> Data:
+    return {
+        "heads": tuple({"id": id, "version": version} for id, version in page.heads.items()),
+        "until": page.end.position,
+        "settled": page.settled.position,
+        "head": page.head,
+        "epoch": page.epoch,
+        "at": to_timestamp(page.at) if page.at else None,
+        "eventId": page.end.event_id,
+        "settledEventId": page.settled.event_id,
+        "same": page.same,
+    }

@@ -49,51 +49,57 @@ _HTTP: Mapping[int, str] = {
 
 
 def add_error_handlers(app: Flask) -> None:
-    @app.errorhandler(errors.Error)
-    def known(error: errors.Error) -> Response:
-        found = next((row for row in _STATUS if isinstance(error, row[0])), None)
-        if found is None:
-            return unknown(error)
-        _, status, title, detail = found
-        is_query = request.method in ("GET", "HEAD")
-        then = "Try again." if is_query else "Nothing was written; try again."
-        detail = detail.format(error=error, then=then) or str(error)
-        response = problem(status, getattr(error, "title", title), detail, error.code)
-        if status > 500:
-            log.warning(title, extra={"code": error.code, "reason": str(error)})
-        if status == 503:
-            response.headers["Retry-After"] = str(getattr(error, "retry_after", 30))
-        if isinstance(error, errors.StaleVersion):
-            response.headers["ETag"] = f'"{error.tag}"'
-        return response
+    app.register_error_handler(errors.Error, _known)
+    app.register_error_handler(ValidationError, _invalid)
+    app.register_error_handler(HTTPException, _http)
+    app.register_error_handler(InternalServerError, _failed)
+    app.register_error_handler(Exception, _unknown)
 
-    @app.errorhandler(ValidationError)
-    def invalid(error: ValidationError) -> Response:
-        found = problems_of(error)
-        fields = "1 field" if len(found) == 1 else f"{len(found)} fields"
-        detail = f"The request has {fields} that cannot be accepted. See errors."
-        return problem(422, "Invalid request", detail, "invalid", errors=found)
 
-    @app.errorhandler(HTTPException)
-    def http(error: HTTPException) -> Response:
-        code = error.code or 500
-        is_ours = error.description != type(error).description  # given to abort()
-        detail = error.description if is_ours else _HTTP.get(code, f"{error.name}.")
-        response = problem(code, error.name, detail or error.name, f"http-{code}")
-        for name, value in error.get_headers():
-            if name not in ("Content-Type", "Content-Length"):
-                response.headers[name] = value
-        return response
+def _known(error: errors.Error) -> Response:
+    found = next((row for row in _STATUS if isinstance(error, row[0])), None)
+    if found is None:
+        return _unknown(error)
+    _, status, title, detail = found
+    is_query = request.method in ("GET", "HEAD")
+    then = "Try again." if is_query else "Nothing was written; try again."
+    detail = detail.format(error=error, then=then) or str(error)
+    response = problem(status, getattr(error, "title", title), detail, error.code)
+    if status > 500:
+        log.warning(title, extra={"code": error.code, "reason": str(error)})
+    if status == 503:
+        response.headers["Retry-After"] = str(getattr(error, "retry_after", 30))
+    if isinstance(error, errors.StaleVersion):
+        response.headers["ETag"] = f'"{error.tag}"'
+    return response
 
-    @app.errorhandler(InternalServerError)
-    def failed(error: InternalServerError) -> Response:
-        return unknown(error.original_exception or error)
 
-    @app.errorhandler(Exception)
-    def unknown(error: BaseException) -> Response:
-        log.error("Unexpected error", exc_info=error)
-        detail = "Something unexpected happened. The logs have it under this request's id."
-        return problem(500, "Internal error", detail, "internal")
+def _invalid(error: ValidationError) -> Response:
+    found = problems_of(error)
+    fields = "1 field" if len(found) == 1 else f"{len(found)} fields"
+    detail = f"The request has {fields} that cannot be accepted. See errors."
+    return problem(422, "Invalid request", detail, "invalid", errors=found)
+
+
+def _http(error: HTTPException) -> Response:
+    code = error.code or 500
+    is_ours = error.description != type(error).description  # given to abort()
+    detail = error.description if is_ours else _HTTP.get(code, f"{error.name}.")
+    response = problem(code, error.name, detail or error.name, f"http-{code}")
+    for name, value in error.get_headers():
+        if name not in ("Content-Type", "Content-Length"):
+            response.headers[name] = value
+    return response
+
+
+def _failed(error: InternalServerError) -> Response:
+    return _unknown(error.original_exception or error)
+
+
+def _unknown(error: BaseException) -> Response:
+    log.error("Unexpected error", exc_info=error)
+    detail = "Something unexpected happened. The logs have it under this request's id."
+    return problem(500, "Internal error", detail, "internal")
 
 
 def problem(status: int, title: str, detail: str, code: str, **more: Any) -> Response:
