@@ -19,7 +19,7 @@ from pymongo import ReplaceOne
 
 from eventcore.broker.link import to_properties
 from eventcore.errors import BrokerUnavailable, FeedUnavailable, ReadModelUnavailable
-from eventcore.readmodel.documents import PROJECTED_AT
+from eventcore.readmodel.conversion import PROJECTED_AT
 from tests.contract.test_readmodel import (
     test_a_parked_stream_is_released_once_its_document_has_reached_everything,
 )
@@ -193,13 +193,13 @@ def _(real: Any, self: Any) -> Any:
 # ── the projector ─────────────────────────────────────────────────────────────────────────────
 
 
-@mutant("the guard is off", "readmodel.mongo.to_operation")
+@mutant("the guard is off", "readmodel.documents.to_operation")
 def _(_: Any, write: Any, now: Any) -> Any:
     document = {**write.document, PROJECTED_AT: now}
     return ReplaceOne({"_id": document["_id"]}, document, upsert=True)
 
 
-@mutant("the guard lets the same version again", "readmodel.mongo.to_operation")
+@mutant("the guard lets the same version again", "readmodel.documents.to_operation")
 def _(real: Any, write: Any, now: Any) -> Any:
     if not write.replaces:
         return real(write, now)
