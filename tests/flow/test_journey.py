@@ -291,10 +291,12 @@ def test_a_user_whose_message_was_lost_is_never_called_unknown(shop: FakeShop) -
     assert shop.orders.post("/orders", json=body).status_code == 200
 
 
-def test_a_cache_whose_clock_is_ahead_calls_no_new_user_unknown(shop: FakeShop) -> None:
-    def early() -> datetime:
-        return datetime.now(UTC) + timedelta(hours=1)
+def early() -> datetime:
+    """The time of a clock that is an hour ahead."""
+    return datetime.now(UTC) + timedelta(hours=1)
 
+
+def test_a_cache_whose_clock_is_ahead_calls_no_new_user_unknown(shop: FakeShop) -> None:
     ahead = projector(
         known_users.PROJECTION, shop.readmodel, shop.user_store, shop.broker, Clock(now=early)
     )
@@ -310,8 +312,8 @@ def test_a_clock_that_was_an_hour_ahead_and_is_right_again_calls_no_new_user_unk
 ) -> None:
     feed = shop.projectors["known-users"].applier.feed
     with monkeypatch.context() as patch:
-        patch.setattr(feed, "_clock", lambda: datetime.now(UTC) + timedelta(hours=1))
-        patch.setattr(shop.user_store, "clock", lambda: datetime.now(UTC) + timedelta(hours=1))
+        patch.setattr(feed, "_clock", Clock(now=early))
+        patch.setattr(shop.user_store, "clock", early)
         shop.sweep(["known-users"])
     ahead = shop.readmodel.checkpoint("known-users").covered_at
     assert ahead
@@ -332,12 +334,11 @@ def test_a_clock_that_was_an_hour_ahead_and_is_right_again_calls_no_new_user_unk
 def test_one_clock_that_stays_ahead_covers_no_moment_to_come(
     shop: FakeShop, monkeypatch: pytest.MonkeyPatch, ahead: str
 ) -> None:
-    def early() -> datetime:
-        return datetime.now(UTC) + timedelta(hours=1)
-
-    feed = shop.projectors["known-users"].applier.feed
-    target, name = (feed, "_clock") if ahead == "service" else (shop.user_store, "clock")
-    monkeypatch.setattr(target, name, early)
+    if ahead == "service":
+        feed = shop.projectors["known-users"].applier.feed
+        monkeypatch.setattr(feed, "_clock", Clock(now=early))
+    else:
+        monkeypatch.setattr(shop.user_store, "clock", early)
     shop.sweep(["known-users"])
     covered = shop.readmodel.checkpoint("known-users").covered_at
     assert covered

@@ -8,6 +8,7 @@ from threading import Event as Stop
 import pytest
 from prometheus_client import REGISTRY
 
+from eventcore.clock import Clock
 from eventcore.errors import Misconfigured, ReadModelUnavailable
 from eventcore.observe.background import repeat
 from eventcore.observe.health import Health
@@ -22,14 +23,12 @@ from user.projections import users
 NOON = datetime(2026, 1, 16, 12, tzinfo=UTC)
 
 
-class Clock:
-    """Time as the test says."""
+class ManualTime:
+    """Moves only when a test says so."""
 
     def __init__(self) -> None:
         self.now = NOON
-
-    def __call__(self) -> datetime:
-        return self.now
+        self.clock = Clock(monotonic=self.seconds, now=lambda: self.now)
 
     def seconds(self) -> float:
         return (self.now - NOON).total_seconds()
@@ -39,14 +38,14 @@ class Clock:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def time() -> ManualTime:
+    return ManualTime()
 
 
 @pytest.fixture
-def shop(clock: Clock) -> FakeShop:
+def shop(time: ManualTime) -> FakeShop:
     shop = FakeShop()
-    shop.user_store.now = clock.now
+    shop.user_store.now = time.now
     return shop
 
 
@@ -62,15 +61,15 @@ def lag() -> tuple[float | None, float | None]:
     )
 
 
-def lag_watch(shop: FakeShop, clock: Clock) -> LagWatch:
+def lag_watch(shop: FakeShop, time: ManualTime) -> LagWatch:
     feed = StoreFeed(shop.user_store, "user")
-    return LagWatch(users.PROJECTION, shop.readmodel, feed, clock, clock.seconds)
+    return LagWatch(users.PROJECTION, shop.readmodel, feed, time.clock)
 
 
-def unswept(watch: LagWatch, clock: Clock) -> None:
+def unswept(watch: LagWatch, time: ManualTime) -> None:
     """No sweep for so long that the watch looks itself."""
     watch.update()
-    clock.wait(SWEEP_OVERDUE)
+    time.wait(SWEEP_OVERDUE)
     watch.update()
 
 
@@ -82,19 +81,19 @@ def new_user(shop: FakeShop) -> str:
 
 
 def test_lag_grows_while_nothing_is_applied_and_nothing_more_comes(
-    shop: FakeShop, clock: Clock
+    shop: FakeShop, time: ManualTime
 ) -> None:
-    watch = lag_watch(shop, clock)
-    unswept(watch, clock)
+    watch = lag_watch(shop, time)
+    unswept(watch, time)
     assert lag() == (0, 0)
-    shop.user_store.now = clock.now
+    shop.user_store.now = time.now
     new_user(shop)
-    clock.wait(7)
-    shop.user_store.now = clock.now
+    time.wait(7)
+    shop.user_store.now = time.now
     new_user(shop)
     watch.update()
     assert lag() == (2, 7)
-    clock.wait(60)
+    time.wait(60)
     watch.update()
     assert lag() == (2, 67)
     shop.settle()
@@ -103,17 +102,17 @@ def test_lag_grows_while_nothing_is_applied_and_nothing_more_comes(
 
 
 def test_while_sweeps_go_on_the_watch_asks_for_no_more_than_the_checkpoint(
-    shop: FakeShop, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    shop: FakeShop, time: ManualTime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watch = lag_watch(shop, clock)
+    watch = lag_watch(shop, time)
     new_user(shop)
     monkeypatch.setattr(shop.user_store, "read_changes", None)  # it would fail
     for _ in range(4):
         shop.readmodel.checkpoints["users"] = (
-            Lease(generation="users", holder="holder", epoch=1), clock.now, clock.now
+            Lease(generation="users", holder="holder", epoch=1), time.now, time.now
         )  # fmt: skip
         watch.update()
-        clock.wait(SWEEP_OVERDUE - 1)
+        time.wait(SWEEP_OVERDUE - 1)
     assert lag() == (0, 0)
 
 
@@ -132,21 +131,21 @@ def test_a_sweep_tells_the_lag_that_it_found(shop: FakeShop) -> None:
 
 
 def test_lag_is_from_the_oldest_event_that_lacks_even_if_later_ones_are_applied(
-    shop: FakeShop, clock: Clock
+    shop: FakeShop, time: ManualTime
 ) -> None:
-    watch = lag_watch(shop, clock)
+    watch = lag_watch(shop, time)
     first = new_user(shop)
-    clock.wait(5)
-    shop.user_store.now = clock.now
+    time.wait(5)
+    shop.user_store.now = time.now
     new_user(shop)
     shop.settle()
     del shop.readmodel.collections["users"][first]
-    unswept(watch, clock)
+    unswept(watch, time)
     assert lag() == (2, 5 + SWEEP_OVERDUE)
 
 
-def test_a_parked_stream_does_not_count_as_lag(shop: FakeShop, clock: Clock) -> None:
-    watch = lag_watch(shop, clock)
+def test_a_parked_stream_does_not_count_as_lag(shop: FakeShop, time: ManualTime) -> None:
+    watch = lag_watch(shop, time)
     user_id = new_user(shop)
     shop.settle()
     shop.users.put(f"/users/{user_id}", json={"name": "Eve"})
@@ -154,20 +153,20 @@ def test_a_parked_stream_does_not_count_as_lag(shop: FakeShop, clock: Clock) -> 
     shop.user_store.log[-1] = replace(broken, event_type="USER_MARRIED")
     shop.settle()
     assert shop.readmodel.parked("users")
-    unswept(watch, clock)
+    unswept(watch, time)
     assert lag() == (0, 0)
-    CheckpointWatch(users.PROJECTION, shop.readmodel, clock).update()
+    CheckpointWatch(users.PROJECTION, shop.readmodel, time.clock).update()
     assert value("projection_parked_streams", projection="users") == 1
 
 
 def test_what_was_seen_applied_is_not_compared_again(
-    shop: FakeShop, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    shop: FakeShop, time: ManualTime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watch = lag_watch(shop, clock)
+    watch = lag_watch(shop, time)
     for _ in range(3):
         new_user(shop)
     shop.settle()
-    unswept(watch, clock)
+    unswept(watch, time)
     asked: list[list[str]] = []
     versions = shop.readmodel.versions
 
@@ -182,35 +181,37 @@ def test_what_was_seen_applied_is_not_compared_again(
 
 
 def test_a_projection_that_is_folded_anew_is_compared_from_the_beginning(
-    shop: FakeShop, clock: Clock
+    shop: FakeShop, time: ManualTime
 ) -> None:
-    watch = lag_watch(shop, clock)
+    watch = lag_watch(shop, time)
     new_user(shop)
     shop.settle()
     shop.sweep()
-    unswept(watch, clock)
+    unswept(watch, time)
     shop.readmodel.collections.clear()
     shop.readmodel.checkpoints.clear()
-    unswept(watch, clock)
+    unswept(watch, time)
     assert lag() == (1, 2 * SWEEP_OVERDUE)
 
 
-def test_staleness_is_the_age_of_what_the_sweep_has_covered(shop: FakeShop, clock: Clock) -> None:
+def test_staleness_is_the_age_of_what_the_sweep_has_covered(
+    shop: FakeShop, time: ManualTime
+) -> None:
     new_user(shop)
     shop.settle()
     shop.sweep()
     covered = shop.readmodel.checkpoint("users").covered_at
     assert covered
-    clock.now = covered + timedelta(seconds=90)
-    CheckpointWatch(users.PROJECTION, shop.readmodel, clock).update()
+    time.now = covered + timedelta(seconds=90)
+    CheckpointWatch(users.PROJECTION, shop.readmodel, time.clock).update()
     assert value("projection_staleness_seconds", projection="users") == 90
     assert value("projection_checkpoint_position", projection="users") == 1
 
 
-def test_the_relays_lag_is_seen_while_it_is_stopped(shop: FakeShop, clock: Clock) -> None:
-    watch = LogWatch("user", shop.user_store, clock, clock.seconds)
+def test_the_relays_lag_is_seen_while_it_is_stopped(shop: FakeShop, time: ManualTime) -> None:
+    watch = LogWatch("user", shop.user_store, time.clock)
     new_user(shop)
-    clock.wait(30)
+    time.wait(30)
     watch.update()
     assert value("relay_lag_events", store="user") == 1
     assert value("relay_lag_seconds", store="user") == 30
@@ -223,7 +224,7 @@ def test_the_relays_lag_is_seen_while_it_is_stopped(shop: FakeShop, clock: Clock
 
 
 def test_a_writer_that_does_not_commit_shows_for_how_long_it_holds_the_feed_back(
-    clock: Clock,
+    time: ManualTime,
 ) -> None:
     class Held(FakeStore):
         """Its head is drawn and does not settle."""
@@ -234,9 +235,9 @@ def test_a_writer_that_does_not_commit_shows_for_how_long_it_holds_the_feed_back
             return Progress(5, 3 if self.stuck else 5, 3, "the first")
 
     store = Held()
-    watch = LogWatch("user", store, clock, clock.seconds)
+    watch = LogWatch("user", store, time.clock)
     watch.update()
-    clock.wait(12)
+    time.wait(12)
     watch.update()
     assert value("eventstore_unsettled_seconds", store="user") == 12
     store.stuck = False
@@ -292,19 +293,19 @@ def test_a_background_thread_goes_on_after_an_unexpected_error(
 
 
 def test_counting_a_long_parked_list_takes_a_small_part_of_the_time(
-    shop: FakeShop, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    shop: FakeShop, time: ManualTime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts: list[float] = []
 
     def count(_generation: str) -> int:
-        counts.append(clock.seconds())
-        clock.wait(1)
+        counts.append(time.seconds())
+        time.wait(1)
         return 20_000
 
     monkeypatch.setattr(shop.readmodel, "count_parked", count)
-    watch = CheckpointWatch(users.PROJECTION, shop.readmodel, clock, clock.seconds)
-    while clock.seconds() < 100:
+    watch = CheckpointWatch(users.PROJECTION, shop.readmodel, time.clock)
+    while time.seconds() < 100:
         watch.update()
-        clock.wait(2)
+        time.wait(2)
     assert len(counts) <= 6
     assert value("projection_parked_streams", projection="users") == 20_000

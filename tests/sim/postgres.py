@@ -506,7 +506,7 @@ class SimFeed:
     """The owner's feed, which may be away by itself."""
 
     def __init__(self, store: SimStore, world: World, judge: Judge, aggregate_type: str) -> None:
-        self._feed = StoreFeed(store, aggregate_type, world.utc)
+        self._feed = StoreFeed(store, aggregate_type, world.clock)
         self._world = world
         self._judge = judge
         self.away_until = 0.0

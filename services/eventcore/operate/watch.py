@@ -6,11 +6,11 @@ checkpoint alone.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from threading import Event as Stop
 from threading import Thread
-from time import monotonic
 
+from eventcore.clock import SYSTEM_CLOCK, Clock
 from eventcore.model.event import Event
 from eventcore.model.projection import Projection
 from eventcore.observe import metrics
@@ -37,10 +37,6 @@ _ANY = 2**62
 """A position past every feed's end."""
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
 def _age(moment: datetime, now: datetime) -> float:
     return max(0.0, (now - moment).total_seconds())
 
@@ -51,8 +47,7 @@ class LogWatch:
 
     name: str
     store: Store
-    clock: Callable[[], datetime] = _now
-    timer: Callable[[], float] = monotonic
+    clock: Clock = SYSTEM_CLOCK
     _awaited: int = 0
     _since: float = 0.0
 
@@ -60,11 +55,11 @@ class LogWatch:
         """Sets the metrics. Raises StoreUnavailable."""
         progress = self.store.progress(self.name)
         if progress.settled >= self._awaited:
-            self._awaited, self._since = progress.head, self.timer()
-        held = self.timer() - self._since if progress.settled < self._awaited else 0.0
+            self._awaited, self._since = progress.head, self.clock.monotonic()
+        held = self.clock.monotonic() - self._since if progress.settled < self._awaited else 0.0
         waiting = max(0, progress.settled - progress.relayed)
         oldest = self.store.read_feed(progress.relayed, progress.settled, 1) if waiting else []
-        age = _age(oldest[0].recorded_at, self.clock()) if oldest else 0
+        age = _age(oldest[0].recorded_at, self.clock.now()) if oldest else 0
         metrics.HEAD.labels(self.name).set(progress.head)
         metrics.SETTLED.labels(self.name).set(progress.settled)
         metrics.UNSETTLED.labels(self.name).set(held)
@@ -80,8 +75,7 @@ class CheckpointWatch:
 
     projection: Projection
     readmodel: Bookkeeping
-    clock: Callable[[], datetime] = _now
-    timer: Callable[[], float] = monotonic
+    clock: Clock = SYSTEM_CLOCK
     _count_at: float = 0.0
 
     def __post_init__(self) -> None:
@@ -95,15 +89,16 @@ class CheckpointWatch:
         metrics.POSITION.labels(name).set(checkpoint.position)
         metrics.HALTED.labels(name).set(1 if checkpoint.halted else 0)
         if checkpoint.covered_at:
-            metrics.STALENESS.labels(name).set(_age(checkpoint.covered_at, self.clock()))
+            metrics.STALENESS.labels(name).set(_age(checkpoint.covered_at, self.clock.now()))
         if found := self.readmodel.verification(name):
             metrics.VERIFIED.labels(name).set(found.when.timestamp())
             metrics.WRONG.labels(name).set(found.wrong)
-        if (begun := self.timer()) >= self._count_at:
+        if (begun := self.clock.monotonic()) >= self._count_at:
             try:
                 metrics.PARKED.labels(name).set(self.readmodel.count_parked(generation.name))
             finally:
-                self._count_at = self.timer() + COUNT_SHARE * (self.timer() - begun)
+                ended = self.clock.monotonic()
+                self._count_at = ended + COUNT_SHARE * (ended - begun)
 
 
 @dataclass
@@ -117,8 +112,7 @@ class LagWatch:
     projection: Projection
     readmodel: ReadModel
     feed: Feed
-    clock: Callable[[], datetime] = _now
-    timer: Callable[[], float] = monotonic
+    clock: Clock = SYSTEM_CLOCK
     _checkpoint: Checkpoint | None = None
     _since: float = 0.0
     _applied: int = 0
@@ -133,8 +127,8 @@ class LagWatch:
         if checkpoint != self._checkpoint:
             if self._checkpoint and checkpoint.position < self._checkpoint.position:
                 self._applied = 0  # it is being folded anew
-            self._checkpoint, self._since = checkpoint, self.timer()
-        if self.timer() - self._since < SWEEP_OVERDUE:
+            self._checkpoint, self._since = checkpoint, self.clock.monotonic()
+        if self.clock.monotonic() - self._since < SWEEP_OVERDUE:
             self._export(0, 0)
             return
         self._applied = max(self._applied, checkpoint.position)
@@ -142,7 +136,7 @@ class LagWatch:
         for _ in range(PAGES):
             oldest, reached, settled = behind.first_of_page(self._applied)
             if oldest:
-                age = _age(oldest.recorded_at, self.clock())
+                age = _age(oldest.recorded_at, self.clock.now())
                 self._export(settled - oldest.position + 1, age)
                 return
             self._applied = max(self._applied, reached)

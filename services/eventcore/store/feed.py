@@ -3,12 +3,13 @@
 A projector has no PostgreSQL credentials: it asks the owner for events that the broker has lost.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
+from eventcore.clock import SYSTEM_CLOCK, Clock
 from eventcore.model.event import Event, Mark
 from eventcore.store.port import PAGE, SPAN, Progress, Store, Stream
 
@@ -93,12 +94,7 @@ def read_whole_streams(feed: Feed, aggregate_ids: Iterable[str]) -> dict[str, li
 class StoreFeed:
     """A Feed straight from a store: what the owner itself serves."""
 
-    def __init__(
-        self,
-        store: Store,
-        aggregate_type: str,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
+    def __init__(self, store: Store, aggregate_type: str, clock: Clock = SYSTEM_CLOCK) -> None:
         self._store = store
         self.aggregate_type = aggregate_type
         self._clock = clock
@@ -115,7 +111,7 @@ class StoreFeed:
         return found
 
     def heads(self, after: int, until: int, marks: Sequence[Mark] = ()) -> HeadsPage:
-        at = min(self._clock(), self._store.clock())  # one that is ahead says nothing
+        at = min(self._clock.now(), self._store.clock())  # one that is ahead says nothing
         self._store.settled()  # waits for writers
         log = self.progress()
         until = min(until, log.settled)
