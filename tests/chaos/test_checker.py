@@ -82,7 +82,7 @@ def test_a_refused_command_and_one_that_nobody_asked_are_unexpected() -> None:
     assert len(once([entry("a", 409)], LOG)[1].wrong) == 2
 
 
-def test_an_unknown_answer_may_be_in_the_log_or_not_and_is_counted_if_it_is() -> None:
+def test_an_unknown_answer_is_counted_whether_the_log_has_it_or_not() -> None:
     _, b = once([entry("a", 504), entry("b", 0), entry("c", 503)], LOG[:1])
     assert b.wrong == []
     assert (b.counts["unknown"], b.counts["recovered"]) == (3, 1)

@@ -16,7 +16,7 @@ BEFORE = (
 )
 
 
-def test_the_table_has_each_row_once_and_its_count_is_that_of_the_specification() -> None:
+def test_the_table_has_each_row_once_and_as_many_as_specified() -> None:
     rows = [fault.row for fault in FAULTS]
     assert len(set(rows)) == len(rows)
     assert {str(number) for number in range(1, 33)} | {"1b"} == set(rows)

@@ -502,7 +502,7 @@ def test_pause_and_resume_may_be_said_twice(
     assert consumer.take(10, wait=0.1) == []
 
 
-def test_a_consumer_whose_queue_is_deleted_says_so_and_another_finds_a_new_one(
+def test_a_consumer_whose_queue_is_deleted_raises_and_the_next_makes_it(
     site: Site, publisher: Publisher, consumer: Consumer, opened: Opener
 ) -> None:
     site.delete(site.queue.name)

@@ -169,7 +169,7 @@ def test_a_lease_has_one_holder_until_it_runs_out_or_is_released(readmodel: Read
         assert time.monotonic() < deadline
 
 
-def test_a_holder_with_a_wrong_clock_does_not_keep_a_lease_longer_than_others(
+def test_a_lease_ends_on_time_for_a_holder_with_a_wrong_clock(
     mongodb: MongoDB,
 ) -> None:
     login = mongodb.login(f"contract_{uuid4().hex[:12]}")
@@ -226,7 +226,7 @@ def test_a_parked_list_is_read_in_parts_and_counted(readmodel: ReadModel) -> Non
     assert [each["s1"] for each in parts if "s1" in each] == [readmodel.parked("p", ["s1"])["s1"]]
 
 
-def test_a_parked_stream_is_released_once_its_document_has_reached_everything(
+def test_a_parked_stream_is_released_once_its_document_has_all_events(
     readmodel: ReadModel,
 ) -> None:
     readmodel.park([Parked("p", each, 3, 9, "why", NOW) for each in "st"])
@@ -238,7 +238,7 @@ def test_a_parked_stream_is_released_once_its_document_has_reached_everything(
     assert readmodel.parked("p") == {}
 
 
-def test_a_generation_gets_a_number_of_its_own_and_serves_once_it_is_switched_to(
+def test_a_generation_has_its_own_number_and_serves_after_the_switch(
     readmodel: ReadModel,
 ) -> None:
     assert readmodel.generations("p") == Generations(serving=1, previous=0, newest=1)
@@ -286,7 +286,7 @@ def test_every_replica_notes_the_furthest_event_that_it_has_folded(readmodel: Re
     assert lease.marks == readmodel.checkpoint("p").marks == (START, Mark(6, "e6"))
 
 
-def test_a_checkpoint_remembers_the_log_it_was_folded_from_and_why_it_is_halted(
+def test_a_checkpoint_keeps_the_epoch_of_its_log_and_the_reason_of_a_halt(
     readmodel: ReadModel,
 ) -> None:
     lease = readmodel.take_lease("p", "holder", 5)
@@ -302,7 +302,7 @@ def test_a_checkpoint_remembers_the_log_it_was_folded_from_and_why_it_is_halted(
     assert readmodel.checkpoint("p").halted == ""
 
 
-def test_a_scan_goes_through_all_documents_once_and_a_page_leaves_out_those_removed(
+def test_a_scan_reads_each_document_once_and_a_page_omits_removed_ones(
     readmodel: ReadModel,
 ) -> None:
     documents: list[Document] = [{"_id": each, "version": 1} for each in "abc"]
@@ -390,7 +390,7 @@ def test_what_a_checkpoint_rests_on_is_read_from_a_majority(
     assert concerns == [{"level": "majority"}] * 2
 
 
-def test_a_write_that_a_majority_does_not_confirm_is_answered_before_the_socket_gives_up(
+def test_a_write_without_majority_is_answered_before_the_socket_timeout(
     listened: tuple[Mongo, Commands],
 ) -> None:
     mongo, commands = listened

@@ -217,7 +217,7 @@ def operator(watched: Release) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("operator")
-def test_the_monitor_and_the_rules_are_taken_by_the_api_and_select_what_has_metrics(
+def test_the_api_accepts_monitor_and_rules_and_select_existing_metrics(
     watched: Release, tmp_path: Path
 ) -> None:
     chart = render("monitors")

@@ -146,7 +146,7 @@ def pause(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 # ── what is forwarded ─────────────────────────────────────────────────────────────────────
 
 
-def test_a_request_and_its_answer_are_forwarded_with_the_headers_that_belong_to_them(
+def test_a_request_and_its_answer_are_forwarded_with_their_headers(
     service: Service, client: FlaskClient
 ) -> None:
     sent = {
@@ -236,7 +236,7 @@ def test_no_proxy_variable_catches_a_call(
 # ── connections ───────────────────────────────────────────────────────────────────────────
 
 
-def test_a_connection_is_kept_for_a_moment_and_not_used_when_it_has_been_idle(
+def test_a_connection_is_reused_for_a_moment_and_not_when_idle_for_long(
     service: Service, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     advance = pause(monkeypatch)
@@ -270,7 +270,7 @@ def test_a_kept_connection_that_the_service_has_closed_is_not_used(
     ("method", "headers", "times"),
     [("POST", {}, 1), ("POST", {"Idempotency-Key": "k"}, 2), ("GET", {}, 2), ("DELETE", {}, 1)],
 )
-def test_a_request_whose_connection_was_lost_is_sent_again_where_that_is_safe(
+def test_a_request_is_repeated_after_a_lost_connection_where_that_is_safe(
     service: Service, client: FlaskClient, method: str, headers: dict[str, str], times: int
 ) -> None:
     service.replies = [Reply(0)]
@@ -297,7 +297,7 @@ def test_a_request_that_is_not_answered_in_time_is_not_sent_again(
     assert len(service.seen) == 1
 
 
-def test_a_service_that_cannot_be_reached_is_a_503_that_says_that_nothing_was_sent() -> None:
+def test_an_unreachable_service_is_a_503_that_says_that_nothing_was_sent() -> None:
     with beside(Service()) as gone:
         client = gateway(Upstream(gone.url, calls=1)).test_client()
     for _ in range(4):  # then the circuit is open
@@ -324,7 +324,7 @@ def hanging(service: Service, upstream: Upstream, calls: int) -> Iterator[None]:
         thread.join()
 
 
-def test_more_calls_than_there_are_permits_are_refused_at_once_while_a_service_hangs(
+def test_calls_beyond_the_permits_are_refused_while_a_service_hangs(
     service: Service, upstream: Upstream, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     advance = pause(monkeypatch)
@@ -365,7 +365,7 @@ def description(title: str) -> bytes:
     return json.dumps(document).encode()
 
 
-def test_the_descriptions_are_merged_when_one_of_them_has_changed_and_kept_while_away(
+def test_descriptions_are_merged_after_a_change_and_kept_meanwhile(
     service: Service, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     merged: list[int] = []

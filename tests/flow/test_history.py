@@ -173,7 +173,7 @@ def a_long_log(monkeypatch: pytest.MonkeyPatch, correlation_id: str) -> FakeStor
     return store
 
 
-def test_a_correlation_id_that_tells_its_time_is_looked_for_from_then_on_and_no_further(
+def test_a_correlation_id_that_has_a_time_is_searched_from_then_on_only(
     shop: FakeShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = str(new_id())
@@ -185,7 +185,7 @@ def test_a_correlation_id_that_tells_its_time_is_looked_for_from_then_on_and_no_
     assert "above position 99 and up to 139 alone, of 200" in str(found.searched)
 
 
-def test_what_is_older_than_the_newest_is_found_from_a_moment_that_is_given(
+def test_an_old_event_is_found_from_a_given_moment(
     shop: FakeShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = a_long_log(monkeypatch, str(new_id()))

@@ -213,7 +213,7 @@ def test_ids_are_made_where_they_are_missing_and_always_returned(shop: FakeShop)
     assert answer.headers["X-Correlation-ID"] == answer.headers["X-Request-ID"]
 
 
-def test_orders_are_listed_newest_first_and_pages_are_stable_while_orders_arrive(
+def test_orders_are_listed_newest_first_on_stable_pages(
     shop: FakeShop,
 ) -> None:
     user_id = shop.create_user()
@@ -260,7 +260,7 @@ def test_prices_survive_to_the_byte(shop: FakeShop, price: str) -> None:
     assert jsontext.parse(stored)["price"] == Decimal(price)
 
 
-def test_an_order_for_nobody_is_user_unknown_once_the_cache_covers_the_moment_of_the_id(
+def test_an_order_for_nobody_is_user_unknown_once_the_cache_covers_the_id(
     shop: FakeShop,
 ) -> None:
     body = {"userId": str(new_id()), "item": "x", "price": 1}
@@ -307,7 +307,7 @@ def test_a_cache_whose_clock_is_ahead_calls_no_new_user_unknown(shop: FakeShop) 
     assert shop.orders.post("/orders", json=body).status_code == 503
 
 
-def test_a_clock_that_was_an_hour_ahead_and_is_right_again_calls_no_new_user_unknown(
+def test_a_clock_that_was_an_hour_ahead_makes_no_new_user_unknown(
     shop: FakeShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     feed = shop.projectors["known-users"].applier.feed
@@ -378,7 +378,7 @@ def test_orders_that_wait_share_few_looks_at_the_cache() -> None:
 
 
 @pytest.mark.parametrize(("hours", "status"), [(1, 503), (25, 422)])
-def test_an_id_from_the_future_is_somebodys_if_a_clock_may_be_wrong_by_that(
+def test_an_id_from_the_future_may_exist_within_the_clock_tolerance(
     shop: FakeShop, hours: int, status: int
 ) -> None:
     made = int((time.time() + hours * 3600) * 1000)

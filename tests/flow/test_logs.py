@@ -37,7 +37,7 @@ def lines() -> Iterator[list[str]]:
     root.removeHandler(handler)
 
 
-def test_each_call_is_one_line_with_route_time_and_ids_and_no_personal_data(
+def test_each_call_is_one_line_with_route_and_ids_and_no_personal_data(
     lines: list[str],
 ) -> None:
     shop = FakeShop()

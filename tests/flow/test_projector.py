@@ -124,7 +124,7 @@ def test_messages_in_order_need_neither_feed_nor_sweep(shop: FakeShop) -> None:
     assert_converged(shop)
 
 
-def test_a_relay_killed_before_its_checkpoint_publishes_again_and_nothing_changes(
+def test_a_relay_killed_before_its_checkpoint_publishes_again_without_harm(
     shop: FakeShop,
 ) -> None:
     busy(shop)
@@ -136,7 +136,7 @@ def test_a_relay_killed_before_its_checkpoint_publishes_again_and_nothing_change
     assert_converged(shop)
 
 
-def test_a_gap_while_the_feed_is_away_is_left_to_the_sweep_and_others_go_on(
+def test_a_gap_is_left_to_the_sweep_while_the_feed_is_unavailable(
     shop: FakeShop,
 ) -> None:
     user_id = busy(shop)
@@ -157,7 +157,7 @@ def test_a_gap_while_the_feed_is_away_is_left_to_the_sweep_and_others_go_on(
     assert_converged(shop)
 
 
-def test_one_event_that_cannot_be_applied_parks_its_stream_and_nothing_else(
+def test_an_event_that_cannot_be_applied_parks_its_stream_alone(
     shop: FakeShop,
 ) -> None:
     user_id = shop.create_user()
@@ -199,7 +199,7 @@ def test_new_code_tries_parked_streams_when_it_starts(shop: FakeShop) -> None:
     assert shop.readmodel.collections["users"][user_id]["version"] == 2
 
 
-def test_a_stream_that_is_put_on_the_parked_list_too_late_is_taken_off_again(
+def test_a_stream_that_is_parked_too_late_is_released_again(
     shop: FakeShop,
 ) -> None:
     user_id = shop.create_user()
@@ -215,7 +215,7 @@ def test_a_stream_that_is_put_on_the_parked_list_too_late_is_taken_off_again(
     assert shop.readmodel.parked("users") == {}
 
 
-def test_a_stream_that_old_code_parks_after_the_new_has_started_is_released(
+def test_a_stream_parked_by_old_code_after_the_new_one_started_is_released(
     shop: FakeShop,
 ) -> None:
     user_id = shop.create_user()
@@ -291,7 +291,7 @@ def ghost_of(shop: FakeShop, version: int) -> Message:
 
 
 @pytest.mark.parametrize("parked_before", [True, False])
-def test_a_message_ahead_of_the_log_does_not_hold_a_parked_stream_after_the_fix(
+def test_a_message_ahead_of_the_log_does_not_hold_a_parked_stream(
     shop: FakeShop, parked_before: bool
 ) -> None:
     user_id = shop.create_user()
@@ -353,7 +353,7 @@ def test_the_checkpoint_covers_what_had_settled_a_sweep_ago(shop: FakeShop) -> N
     assert checkpoint.covered_at >= before
 
 
-def test_sweeps_go_on_while_a_broker_that_does_not_even_refuse_is_waited_for(
+def test_sweeps_go_on_while_the_broker_neither_accepts_nor_refuses(
     shop: FakeShop,
 ) -> None:
     user_id, refused = shop.create_user(), Stop()
@@ -380,7 +380,7 @@ def test_sweeps_go_on_while_a_broker_that_does_not_even_refuse_is_waited_for(
     assert not running.is_alive()
 
 
-def test_a_consumer_that_the_broker_has_forgotten_without_a_word_is_opened_anew(
+def test_a_consumer_that_the_broker_has_forgotten_is_reconnected(
     shop: FakeShop,
 ) -> None:
     user_id = shop.create_user()
@@ -452,7 +452,7 @@ acts = st.one_of(
 
 
 @given(st.lists(acts, max_size=25))
-def test_after_any_commands_the_read_models_are_the_folds_and_say_what_the_rules_say(
+def test_after_any_commands_the_read_models_are_the_folds_of_the_log(
     sequence: list[tuple[str, int, str]],
 ) -> None:
     shop = FakeShop()
@@ -478,7 +478,7 @@ def test_after_any_commands_the_read_models_are_the_folds_and_say_what_the_rules
         assert user == User(str(document["name"]), str(document["email"]))
 
 
-def test_the_checkpoint_does_not_pass_a_stream_that_is_neither_applied_nor_parked(
+def test_the_checkpoint_stays_below_a_stream_neither_applied_nor_parked(
     shop: FakeShop,
 ) -> None:
     user_id = shop.create_user()
@@ -582,7 +582,7 @@ def test_a_sweep_looks_at_a_part_of_a_long_parked_list_and_tries_each_entry_once
     assert writes.calls == []
 
 
-def test_after_a_fix_a_long_parked_list_is_released_and_others_go_on_meanwhile(
+def test_after_a_fix_a_long_parked_list_is_released_while_others_go_on(
     shop: FakeShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("eventcore.project.sweep.SCANNED_PER_SWEEP", 20)
@@ -643,7 +643,7 @@ def silent_owner() -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-def test_an_owner_that_never_answers_holds_a_batch_up_once_and_other_streams_go_on(
+def test_an_owner_that_never_answers_delays_one_batch_once(
     shop: FakeShop, silent_owner: str
 ) -> None:
     people = [shop.create_user() for _ in range(120)]
@@ -676,7 +676,7 @@ def test_after_some_calls_without_an_answer_the_next_ones_fail_at_once(silent_ow
     assert monotonic() - began < 3
 
 
-def test_one_unreadable_message_is_one_dead_letter_however_long_mongodb_is_away(
+def test_an_unreadable_message_is_one_dead_letter_while_mongodb_is_away(
     shop: FakeShop, caplog: pytest.LogCaptureFixture
 ) -> None:
     shop.users.post("/users", json={"name": "Ada", "email": "a@b"})

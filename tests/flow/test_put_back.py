@@ -136,7 +136,7 @@ def test_a_failover_that_loses_what_only_deliveries_have_brought_halts(shop: Fak
     assert halted(shop)
 
 
-def test_an_event_that_comes_while_halted_is_brought_by_the_sweep_afterwards(
+def test_an_event_that_comes_while_halted_is_applied_by_a_later_sweep(
     shop: FakeShop,
 ) -> None:
     shop.user_store.epoch = "of a wrong database"

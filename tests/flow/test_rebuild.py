@@ -81,7 +81,7 @@ def test_a_rebuilt_generation_equals_the_one_that_serves(shop: FakeShop) -> None
     assert documents(shop, 2) == documents(shop)
 
 
-def test_queries_are_served_from_the_old_documents_until_the_switch_and_from_the_new_after_it(
+def test_queries_read_the_old_documents_until_the_switch_then_the_new(
     shop: FakeShop,
 ) -> None:
     stream = spoil(shop)
@@ -92,7 +92,7 @@ def test_queries_are_served_from_the_old_documents_until_the_switch_and_from_the
     assert fresh.users.get(f"/users/{stream}").get_json()["name"].startswith("Eve")
 
 
-def test_projectors_follow_the_switch_and_the_sweep_brings_what_was_written_to_the_old_one(
+def test_projectors_follow_the_switch_and_the_sweep_applies_late_writes(
     shop: FakeShop,
 ) -> None:
     build = rebuilt(shop)
@@ -149,7 +149,7 @@ def test_there_is_no_going_back_where_nothing_is_kept(shop: FakeShop) -> None:
         rollback(USERS, shop.readmodel, feed(shop), "rebuilder", lambda _: None)
 
 
-def test_two_rebuilds_at_once_are_refused_and_one_that_was_killed_leaves_nothing(
+def test_a_second_rebuild_is_refused_and_a_killed_one_leaves_nothing(
     shop: FakeShop,
 ) -> None:
     left = rebuilt(shop)
@@ -170,7 +170,7 @@ def test_the_generation_before_the_previous_one_is_dropped(shop: FakeShop) -> No
     assert documents(shop, 2)
 
 
-def test_a_generation_that_has_begun_to_serve_is_not_discarded_whatever_fails_after_that(
+def test_a_generation_that_serves_is_not_discarded_whatever_fails(
     shop: FakeShop,
 ) -> None:
     build = rebuilt(shop)
@@ -201,7 +201,7 @@ def test_mongodb_may_be_away_for_a_moment_while_the_one_before_is_dropped(
     assert shop.readmodel.generations("users").serving == 3
 
 
-def test_a_stream_that_new_code_cannot_fold_is_parked_in_the_new_generation_alone(
+def test_a_stream_that_new_code_cannot_fold_is_parked_there_alone(
     shop: FakeShop,
 ) -> None:
     def refuse(document: Document, event: object) -> Document:
@@ -229,7 +229,7 @@ def test_a_stream_that_is_parked_in_both_is_left_out_of_the_comparison(shop: Fak
     assert parity.agrees
 
 
-def test_a_skipped_event_is_passed_over_by_projector_rebuild_query_and_verification(
+def test_a_skipped_event_is_skipped_by_projector_rebuild_query_and_verify(
     shop: FakeShop,
 ) -> None:
     stream = sorted(documents(shop))[0]
@@ -308,7 +308,7 @@ def test_verification_finds_what_is_altered_behind_ahead_and_missing(
     assert len(found) == 4
 
 
-def test_verification_of_everything_finds_a_document_that_belongs_to_no_stream(
+def test_verifying_everything_finds_a_document_without_a_stream(
     shop: FakeShop,
 ) -> None:
     stranger = str(UUID(int=7))
@@ -333,7 +333,7 @@ def test_a_checkpoint_that_moves_on_during_a_verification_is_not_wrong(shop: Fak
     assert verifier.run(None, Random(1)).wrong == ()
 
 
-def test_verification_waits_for_what_may_be_on_its_way_and_for_nothing_else(
+def test_verification_waits_for_late_events_and_for_nothing_else(
     shop: FakeShop,
 ) -> None:
     """However much is lost, it is told soon."""

@@ -95,7 +95,7 @@ def test_after_a_full_page_the_next_one_is_read_at_once() -> None:
     assert gather_delay(PAGE) == 0
 
 
-def test_expired_keys_are_deleted_at_once_while_more_are_left_then_every_minute(
+def test_expired_keys_are_deleted_until_none_is_left_then_every_minute(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store, stop, now, rounds = FakeStore(), threading.Event(), 0.0, list[float]()

@@ -223,7 +223,7 @@ def test_the_relays_lag_is_seen_while_it_is_stopped(shop: FakeShop, time: Manual
     assert value("relay_checkpoint_position", store="user") == 1
 
 
-def test_a_writer_that_does_not_commit_shows_for_how_long_it_holds_the_feed_back(
+def test_a_writer_that_does_not_commit_is_measured_as_unsettled(
     time: ManualTime,
 ) -> None:
     class Held(FakeStore):
@@ -254,7 +254,7 @@ def test_health_is_a_metric() -> None:
     assert value("dependency_up", server="PostgreSQL") == 0
 
 
-def test_an_unexpected_error_of_one_look_stops_neither_the_others_nor_the_next_turn(
+def test_an_unexpected_error_of_one_update_stops_no_other(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     stop, errors = Stop(), value("background_errors_total", thread="watch") or 0.0

@@ -81,7 +81,7 @@ def targets(app: Flask, known_id: str) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("name", ["users", "orders"])
 @pytest.mark.parametrize("away", [False, True])
-def test_hooks_of_an_extension_run_once_for_every_route_whatever_it_answers(
+def test_hooks_of_an_extension_run_once_for_every_route(
     shop: FakeShop, name: str, away: bool
 ) -> None:
     client: FlaskClient = getattr(shop, name)
@@ -231,7 +231,7 @@ def test_a_change_on_condition_that_nothing_exists_is_a_412(shop: FakeShop) -> N
     assert len(shop.user_store.log) == 1
 
 
-def test_a_stream_that_this_code_cannot_read_is_a_503_that_says_when_to_come_back(
+def test_a_stream_that_this_code_cannot_read_is_a_503_with_retry_after(
     shop: FakeShop,
 ) -> None:
     user_id = shop.create_user()
@@ -403,7 +403,7 @@ def test_head_has_the_headers_of_get_and_its_length(
 ORIGIN = "https://app.example.com"
 
 
-def test_browsers_of_named_origins_may_call_every_route_and_read_its_errors(
+def test_browsers_of_named_origins_may_call_every_route(
     shop: FakeShop,
 ) -> None:
     app = create_app(

@@ -99,7 +99,7 @@ def test_a_request_in_progress_is_answered_and_then_the_service_stops_soon(
     shop.start("user-service")
 
 
-def test_a_service_that_stops_closes_idle_connections_and_is_gone_in_seconds(
+def test_a_service_that_stops_closes_idle_connections_within_seconds(
     shop: Shop, connections: list[socket.socket]
 ) -> None:
     for connection in connections:

@@ -86,7 +86,7 @@ def create(store: Postgres, key: Idempotency | None) -> Answer:
 # ── a server that hangs ───────────────────────────────────────────────────────────────────
 
 
-def test_a_read_that_a_hanging_process_holds_is_answered_over_a_new_connection(
+def test_a_read_on_a_hanging_connection_is_answered_over_a_new_one(
     postgres: PostgreSQL, store: Postgres
 ) -> None:
     stream = Stream("thing", begin(store))
@@ -105,7 +105,7 @@ def test_an_append_that_a_hanging_process_holds_is_done_once(
     assert len(store.read_stream(Stream("thing", made))) == 1
 
 
-def test_a_command_that_a_hanging_server_holds_has_an_unknown_outcome_and_its_key_decides(
+def test_a_command_on_a_hanging_server_has_an_unknown_outcome(
     postgres: PostgreSQL, store: Postgres, administrator: Engine
 ) -> None:
     begin(store)
@@ -157,7 +157,7 @@ def test_a_relay_gives_up_a_server_that_hangs(
 # ── a server that is read-only for a while ────────────────────────────────────────────────
 
 
-def test_while_the_server_is_read_only_reads_go_on_and_writes_come_back_by_themselves(
+def test_reads_go_on_while_the_server_is_read_only_and_writes_recover(
     postgres: PostgreSQL, store: Postgres, administrator: Engine
 ) -> None:
     stream = Stream("thing", begin(store))
@@ -258,7 +258,7 @@ def deafen(number: int) -> None:
 
 
 @pytest.mark.parametrize("notified", [False, True])
-def test_the_lock_of_a_relay_whose_machine_is_gone_is_free_within_ten_seconds(
+def test_the_lock_of_a_relay_whose_machine_is_gone_is_free_in_ten_seconds(
     spare_databases: Databases, store: Postgres, notified: bool
 ) -> None:
     login, name = spare_databases("spare", "relay"), f"ghost {uuid4()}"

@@ -373,7 +373,7 @@ def about(wire: Wire, order_id: str) -> list[bytes]:
 
 
 @pytest.mark.parametrize("price", PRICES)
-def test_a_price_survives_exactly_before_and_after_the_projector_has_seen_it(
+def test_a_price_is_exact_before_and_after_its_projection(
     answers: dict[str, list[bytes]], price: str
 ) -> None:
     for answer in answers[price]:

@@ -359,7 +359,7 @@ def test_options_names_the_methods_that_there_are(wire: Wire, user_id: str) -> N
             assert allowed(answer) == {"OPTIONS", *methods.split()}
 
 
-def test_a_browser_that_asks_for_the_root_or_for_a_trailing_slash_gets_the_page(
+def test_a_browser_at_the_root_or_with_a_trailing_slash_gets_the_page(
     wire: Wire, shop: Shop
 ) -> None:
     for at in USER_DOORS:

@@ -389,7 +389,7 @@ def test_lines_of_many_threads_are_each_there_once_and_in_order(background: str)
         assert told == [f"{name} {n}" for n in range(2_000)]
 
 
-def test_lines_written_in_the_background_have_their_error_and_the_ids_of_their_request() -> None:
+def test_background_lines_have_their_error_and_the_ids_of_their_request() -> None:
     [line] = spoken(
         "logs.write_lines_in_background()\nimport logging\n"
         "with logs.log_fields(request_id='r'):\n"

@@ -47,7 +47,7 @@ def new_user(shop: Shop) -> str:
     ]
 
 
-def test_lag_grows_while_a_projector_is_stopped_and_is_gone_when_it_is_back(shop: Shop) -> None:
+def test_lag_grows_while_a_projector_is_stopped_and_ends_afterwards(shop: Shop) -> None:
     seconds = metric(shop, "user-service", "projection_lag_seconds", "users")
     events = metric(shop, "user-service", "projection_lag_events", "users")
     stale = metric(shop, "user-service", "projection_staleness_seconds", "users")

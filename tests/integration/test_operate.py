@@ -130,7 +130,7 @@ def test_lag_says_how_far_everything_is(shop: Shop, client: Client, tool: Tool) 
     assert known["projection"] == "known-users"
 
 
-def test_verify_finds_an_altered_document_and_rebuilding_its_stream_mends_it(
+def test_verify_finds_an_altered_document_and_a_stream_rebuild_repairs_it(
     truth: Truth, tool: Tool, shop: Shop, user_id: str
 ) -> None:
     assert tool.lines("verify", "--all")[-1]["wrong"] == 0
@@ -188,7 +188,7 @@ def test_a_rebuild_under_load_keeps_answering_and_comes_out_the_same(
     assert tool.lines("verify", "--all")[-1]["wrong"] == 0
 
 
-def test_a_rebuild_that_differs_is_not_switched_to_unless_it_is_accepted_and_can_be_undone(
+def test_a_rebuild_that_differs_needs_consent_and_can_be_undone(
     client: Client, truth: Truth, tool: Tool, user_id: str
 ) -> None:
     spoil(truth, user_id)

@@ -59,7 +59,7 @@ def test_nobody_is_told_that_nothing_was_written_while_it_may_be(
         assert wire.send("GET", f"/users/{again.value('userId')}").value("name") == name
 
 
-def test_while_postgresql_is_read_only_readiness_names_it_and_writes_come_back(
+def test_readiness_names_a_read_only_postgresql_and_writes_recover(
     shop: Shop, wire: Wire, administrator: Engine
 ) -> None:
     user = new_user(wire)

@@ -14,7 +14,7 @@ PERMITS = 16
 """THREADS of the user service."""
 
 
-def test_a_request_that_waited_too_long_for_a_permit_is_refused_and_writes_nothing(
+def test_a_request_that_waits_too_long_for_a_permit_writes_nothing(
     shop: Shop, databases: Databases
 ) -> None:
     shop.start()

@@ -336,7 +336,7 @@ def test_any_printable_character_may_be_in_a_password_of_the_broker(
         node[0].ctl("delete_user", "boss")
 
 
-def test_any_printable_character_may_be_in_the_password_of_the_charts_broker(
+def test_the_chart_brokers_password_may_have_any_printable_character(
     tmp_path: Path, data_folder: Path
 ) -> None:
     """The chart writes its administrator into a file, which this node reads as well."""

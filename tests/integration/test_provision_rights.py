@@ -41,7 +41,7 @@ def admin(superuser: Server) -> Server:
     return replace(superuser, user="shop_admin", password=Secret("secret"))
 
 
-def test_who_may_create_databases_and_roles_can_set_both_services_up_and_change_passwords(
+def test_an_account_with_createdb_and_createrole_sets_both_services_up(
     admin: Server,
 ) -> None:
     for turn in ("first", "second"):
@@ -175,7 +175,7 @@ def test_any_printable_character_may_be_in_a_password(superuser: Server, secret:
             assert connection.exec_driver_sql("select current_user").scalar() == "user_service"
 
 
-def test_services_and_relays_have_the_limits_of_their_sessions_by_their_role(
+def test_services_and_relays_have_session_limits_by_their_role(
     superuser: Server,
 ) -> None:
     set_up(superuser, "user")

@@ -153,7 +153,7 @@ def until(holds: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.05)
 
 
-def test_a_sequence_behind_the_log_is_refused_with_the_statement_that_mends_it(
+def test_a_sequence_behind_the_log_is_refused_with_the_repairing_statement(
     fresh: Login, opened: Postgres
 ) -> None:
     append(opened, 3)

@@ -278,7 +278,7 @@ def test_the_start_up_lines_of_the_guide_are_logged(shop: Shop) -> None:
 # ── what the broker may do ────────────────────────────────────────────────────────────────
 
 
-def test_a_relay_killed_between_publish_and_checkpoint_publishes_again_and_nothing_changes(
+def test_a_relay_killed_between_publish_and_checkpoint_publishes_again(
     shop: Shop, client: Client, truth: Truth, databases: Databases, postgres: PostgreSQL
 ) -> None:
     user_id = client.create_user()
@@ -370,7 +370,7 @@ def test_messages_delivered_twice_and_in_reverse_change_nothing(
     truth.converges()
 
 
-def test_what_is_no_event_goes_to_the_dead_letters_with_one_line_and_nothing_stops(
+def test_a_message_that_is_no_event_is_dead_lettered_with_one_line(
     shop: Shop, client: Client, truth: Truth, channel: Any
 ) -> None:
     dead_letters = f"{ORDERS}.dead-letters"
@@ -390,7 +390,7 @@ def test_what_is_no_event_goes_to_the_dead_letters_with_one_line_and_nothing_sto
 # ── an event that cannot be applied ───────────────────────────────────────────────────────
 
 
-def test_a_poisoned_stream_is_parked_alone_and_healed_by_parked_retry_with_fixed_code(
+def test_a_poisoned_stream_is_parked_alone_and_retried_with_fixed_code(
     shop: Shop, client: Client, truth: Truth, tmp_path: Path
 ) -> None:
     user_id, stream = client.create_user(), None
@@ -484,7 +484,7 @@ def assert_exactly_once(load: Load, truth: Truth, user_id: str) -> None:
     assert len(load.answered) == len(set(load.answered.values()))
 
 
-def test_each_process_may_be_killed_under_load_and_nothing_is_lost_or_doubled(
+def test_any_process_may_be_killed_under_load_without_loss_or_double(
     shop: Shop, client: Client, truth: Truth
 ) -> None:
     user_id = client.create_user()
@@ -497,7 +497,7 @@ def test_each_process_may_be_killed_under_load_and_nothing_is_lost_or_doubled(
 
 
 @pytest.mark.parametrize("name", ["rabbitmq", "mongodb", "postgres"])
-def test_each_server_may_be_killed_under_load_and_nothing_is_lost_or_doubled(
+def test_any_server_may_be_killed_under_load_without_loss_or_double(
     client: Client, truth: Truth, request: pytest.FixtureRequest, name: str
 ) -> None:
     server: PostgreSQL | RabbitMQ | MongoDB = request.getfixturevalue(name)
@@ -525,7 +525,7 @@ def test_a_query_is_answered_from_the_stream_while_mongodb_is_away(
     truth.converges()
 
 
-def test_a_stopped_process_ends_within_its_grace_and_the_next_one_sweeps_at_once(
+def test_a_stopped_process_ends_within_its_grace_and_the_next_one_sweeps(
     shop: Shop, client: Client, truth: Truth
 ) -> None:
     began = time.monotonic()

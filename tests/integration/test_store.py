@@ -55,7 +55,7 @@ class Reader:
         return broken
 
 
-def test_of_three_readers_only_the_settled_feed_skips_nothing_and_keeps_the_order(
+def test_of_three_readers_only_the_settled_feed_is_complete_and_in_order(
     spare_databases: Databases, owner: Engine
 ) -> None:
     """Writers commit late, roll back and overtake each other, while three readers follow.
@@ -188,7 +188,7 @@ def test_an_unrelated_open_transaction_does_not_hold_the_feed_back(
         assert store.settled() >= event.position
 
 
-def test_a_writer_that_has_drawn_a_position_holds_the_feed_back_until_it_ends(
+def test_a_writer_that_has_drawn_a_position_holds_the_feed_back(
     store: Postgres, owner: Engine
 ) -> None:
     before = store.settled()
@@ -216,7 +216,7 @@ def test_a_fresh_log_has_settled_at_0(spare_databases: Databases) -> None:
 # ── races ─────────────────────────────────────────────────────────────────────────────────
 
 
-def test_two_writers_race_on_one_stream_200_times_without_a_gap_or_a_lost_success(
+def test_two_writers_race_200_times_without_a_gap_or_a_lost_success(
     store: Postgres,
 ) -> None:
     stream = Stream("user", uuid4())
@@ -259,7 +259,7 @@ def test_the_same_key_at_the_same_time_waits_then_replays(store: Postgres) -> No
     assert sum(len(store.read_stream(stream)) for stream in streams) == 1
 
 
-def test_a_key_is_forgotten_after_24_hours_and_its_row_is_deleted_by_the_relay(
+def test_a_key_expires_after_24_hours_and_the_relay_deletes_its_row(
     store: Postgres, owner: Engine, spare_databases: Databases
 ) -> None:
     old, expired = Idempotency(f"key {uuid4()}", "h"), Idempotency(f"key {uuid4()}", "h")

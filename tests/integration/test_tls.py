@@ -287,7 +287,7 @@ def test_a_server_of_another_name_or_ca_is_not(
 
 
 @pytest.mark.parametrize("kind", USES)
-def test_without_a_ca_those_of_the_system_are_asked_and_they_know_nothing_of_ours(
+def test_without_a_ca_the_systems_own_are_used_and_refuse_ours(
     places: dict[str, dict[str, Server]], kind: str
 ) -> None:
     with pytest.raises(AWAY, match=r"(?i)certificate"):
@@ -349,9 +349,7 @@ def test_setup_verifies_rabbitmqs_management_api_too(
 
 @pytest.mark.parametrize("kind", USES)
 @pytest.mark.parametrize("word", ["verify-full", "require", "2"])
-def test_a_word_that_is_neither_yes_nor_no_is_refused_and_not_taken_for_off(
-    kind: str, word: str
-) -> None:
+def test_a_word_that_is_neither_yes_nor_no_is_refused(kind: str, word: str) -> None:
     with pytest.raises(Misconfigured, match=f"{kind}_TLS is '{word}': input should be a valid"):
         told(kind, Server(HOST, 1, "any", "any", Secret("any")), TLS=word)
 

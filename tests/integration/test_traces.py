@@ -226,7 +226,7 @@ def test_a_request_is_traced_by_ratio_whole_or_not_at_all(
         assert traces() <= set(created)
 
 
-def test_a_callers_context_decides_nothing_at_the_gateway_and_is_followed_inside(
+def test_a_callers_trace_context_counts_inside_and_not_at_the_gateway(
     traced: Traced, collector: Receiver
 ) -> None:
     with traced(collector.endpoint, OTEL_TRACES_SAMPLER_ARG="0") as shop:

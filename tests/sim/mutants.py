@@ -21,11 +21,11 @@ from eventcore.broker.link import to_properties
 from eventcore.errors import BrokerUnavailable, FeedUnavailable, ReadModelUnavailable
 from eventcore.readmodel.conversion import PROJECTED_AT
 from tests.contract.test_readmodel import (
-    test_a_parked_stream_is_released_once_its_document_has_reached_everything,
+    test_a_parked_stream_is_released_once_its_document_has_all_events,
 )
 from tests.fakes.shop import FakeShop
 from tests.flow.test_projector import (
-    test_the_checkpoint_does_not_pass_a_stream_that_is_neither_applied_nor_parked,
+    test_the_checkpoint_stays_below_a_stream_neither_applied_nor_parked,
 )
 from tests.sim.judge import Judge
 from tests.sim.mongo import FakeMongo, SimMongo
@@ -267,7 +267,7 @@ def _(*_: Any) -> Any:
 def _on_simulated_mongodb() -> None:
     """A test of the read model's contract, in a world without faults."""
     world = World(0)
-    test_a_parked_stream_is_released_once_its_document_has_reached_everything(
+    test_a_parked_stream_is_released_once_its_document_has_all_events(
         SimMongo(FakeMongo(world, Judge(world, FIXED, DECIDER), "users"))
     )
 
@@ -313,9 +313,7 @@ class Behind(dict[str, int]):
 @mutant(
     "the sweep's checkpoint passes a gap",
     "project.sweep.Sweep._behind",
-    lambda: test_the_checkpoint_does_not_pass_a_stream_that_is_neither_applied_nor_parked(
-        FakeShop()
-    ),
+    lambda: test_the_checkpoint_stays_below_a_stream_neither_applied_nor_parked(FakeShop()),
 )
 def _(real: Any, self: Any, heads: Any) -> Any:
     return {} if isinstance(heads, Behind) else Behind(real(self, heads))

@@ -11,14 +11,14 @@ from eventcore.model.event import Event
 from eventcore.store.port import Store
 from tests.contract.test_readmodel import (  # noqa: F401
     test_a_checkpoint_begins_at_0_and_only_grows,
-    test_a_checkpoint_remembers_the_log_it_was_folded_from_and_why_it_is_halted,
+    test_a_checkpoint_keeps_the_epoch_of_its_log_and_the_reason_of_a_halt,
     test_a_dropped_generation_leaves_nothing_and_the_others_stay,
-    test_a_generation_gets_a_number_of_its_own_and_serves_once_it_is_switched_to,
+    test_a_generation_has_its_own_number_and_serves_after_the_switch,
     test_a_lease_has_one_holder_until_it_runs_out_or_is_released,
     test_a_page_is_newest_first_below_a_document_and_filtered,
-    test_a_parked_stream_is_released_once_its_document_has_reached_everything,
+    test_a_parked_stream_is_released_once_its_document_has_all_events,
     test_a_parked_stream_keeps_the_highest_version_and_the_first_moment,
-    test_a_scan_goes_through_all_documents_once_and_a_page_leaves_out_those_removed,
+    test_a_scan_reads_each_document_once_and_a_page_omits_removed_ones,
     test_a_skip_is_kept_with_who_said_so_first,
     test_a_write_takes_effect_only_on_the_version_it_replaces,
     test_documents_come_back_exactly,

@@ -35,7 +35,7 @@ def test_it_goes_back_with_a_log_that_was_put_back() -> None:
     assert settling.observe(at(5), [], same=False) == at(5)
 
 
-def test_of_a_log_that_was_put_back_a_writer_below_the_old_head_is_waited_for() -> None:
+def test_after_a_restore_a_writer_below_the_old_head_is_waited_for() -> None:
     """Position 8 was settled, and 9 watched; another life of the log draws 8 anew."""
     settling = Settling()
     settling.observe(at(8), [])
