@@ -4,6 +4,7 @@ The gateway; of each service, the service, its relay and its projectors. Each ge
 passwords it needs, as files; no projector can reach PostgreSQL.
 """
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -129,9 +130,13 @@ def processes(
         return process(each.name, f"project {each.projection.name}", service.name, *told)
 
     broker = _told("broker", servers.rabbitmq)
-    upstreams = {f"{name.upper()}_SERVICE_URL": urls[f"{name}-service"] for name in SERVICES}
+    upstreams = {
+        name: {"url": urls[f"{name}-service"], "paths": each.paths}
+        for name, each in SERVICES.items()
+    }
+    gateway = {"PORT": str(ports["gateway"]), "UPSTREAMS": json.dumps(upstreams)}
     return [
-        process("gateway", "serve", "gateway", {"PORT": str(ports["gateway"])}, upstreams),
+        process("gateway", "serve", "gateway", gateway),
         *map(service, SERVICES),
         *map(relay, SERVICES),
         *(projector(own, each) for own in SERVICES.values() for each in own.projectors),

@@ -1,7 +1,7 @@
 """The gateway's routes: each is forwarded to the service that has it; all else is a 404."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from http import HTTPStatus
 from urllib.parse import quote
@@ -16,18 +16,6 @@ from eventcore.web.request import read_body
 from gateway.forward import SAFE, Answer, Upstream, UpstreamUnavailable
 
 log = logging.getLogger(__name__)
-
-ROUTES = {
-    "user": ("/users", "/users/{id}", "/users/{id}/events"),
-    "order": (
-        "/orders",
-        "/orders/{id}/cancel",
-        "/orders/{id}/events",
-        "/queries/orders",
-        "/queries/orders/{id}",
-    ),
-}
-"""The paths of each service that callers may use, with any method: the service knows its own."""
 
 REQUEST_HEADERS = (
     "Accept",
@@ -69,15 +57,17 @@ class _Id(BaseConverter):
     regex = "[A-Za-z0-9-]{1,64}"
 
 
-def add_forwarding(app: Flask, upstreams: Mapping[str, Upstream]) -> None:
-    """Adds all of ROUTES to the application."""
+def add_forwarding(
+    app: Flask, paths: Mapping[str, Sequence[str]], upstreams: Mapping[str, Upstream]
+) -> None:
+    """Adds the `paths` of each service, with any method: the service knows its own."""
     app.url_map.converters["id"] = _Id
     app.register_error_handler(UpstreamUnavailable, _unavailable)
-    for service, paths in ROUTES.items():
-        for path in paths:  # without methods, a rule takes them all
+    for service, upstream in upstreams.items():
+        for path in paths[service]:  # without methods, a rule takes them all
             rule = path.replace("{id}", "<id:id>")
             app.url_map.add(app.url_rule_class(rule, endpoint=f"forward to {service}"))
-        app.view_functions[f"forward to {service}"] = _view(upstreams[service])
+        app.view_functions[f"forward to {service}"] = _view(upstream)
 
 
 def _view(upstream: Upstream) -> Callable[..., Response]:

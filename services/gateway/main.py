@@ -1,6 +1,7 @@
 """The gateway, put together."""
 
 from flask import Flask
+from pydantic import BaseModel, Json
 
 from eventcore.settings import SOCKET_THREADS, Port, ServeSettings
 from eventcore.web.app import create_app as create_web_app
@@ -8,12 +9,19 @@ from gateway.api import Description, add_forwarding
 from gateway.forward import Upstream
 
 
+class Place(BaseModel):
+    """The URL of a service, and the paths that are forwarded to it."""
+
+    url: str
+    paths: tuple[str, ...]
+
+
 class Settings(ServeSettings):
     """The settings of the gateway."""
 
     port: Port = 3000
-    user_service_url: str
-    order_service_url: str
+    upstreams: Json[dict[str, Place]]
+    """The services by name."""
 
     @property
     def permits(self) -> int:
@@ -23,10 +31,8 @@ class Settings(ServeSettings):
 
 def create_app(settings: Settings) -> Flask:
     """The application that gunicorn serves. It is ready when it runs: it never probes upstreams."""
-    upstreams = {
-        "user": Upstream(settings.user_service_url, settings.threads),
-        "order": Upstream(settings.order_service_url, settings.threads),
-    }
+    places = settings.upstreams
+    upstreams = {name: Upstream(each.url, settings.threads) for name, each in places.items()}
     app = create_web_app(
         "Gateway",
         (),
@@ -35,5 +41,5 @@ def create_app(settings: Settings) -> Flask:
         document=Description(upstreams),
         cors_origins=settings.cors_origins,
     )
-    add_forwarding(app, upstreams)
+    add_forwarding(app, {name: each.paths for name, each in places.items()}, upstreams)
     return app

@@ -244,14 +244,11 @@ class System:
         env = {**process.env, "FAILPOINTS": str(failpoints)}
         for place, name in enumerate(("user-service", "order-service")):
             direct = f"http://127.0.0.1:{ports[name]}"
-            for variable, link in (("FEED_URL", "feed"), (_upstream(name), "gateway")):
-                if env.get(variable) == direct:
-                    env[variable] = f"http://127.0.0.1:{self.links[link].proxies[place].port}"
+            for variable, link in (("FEED_URL", "feed"), ("UPSTREAMS", "gateway")):
+                if variable in env:
+                    proxy = f"http://127.0.0.1:{self.links[link].proxies[place].port}"
+                    env[variable] = env[variable].replace(direct, proxy)
         return env
-
-
-def _upstream(name: str) -> str:
-    return f"{name.split('-')[0].upper()}_SERVICE_URL"
 
 
 @contextmanager

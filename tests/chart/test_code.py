@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
@@ -10,6 +9,7 @@ import pytest
 import yaml
 
 from eventcore.model.projection import Projection
+from eventcore.model.service import Service
 from eventcore.operate.provision import LOGINS
 from eventcore.settings import (
     ProjectionSettings,
@@ -109,7 +109,11 @@ def gist(settings: Settings) -> Object:
         "urls": {
             name: urlsplit(url).port
             for name, url in {**told, "feed": getattr(feed, "url", None)}.items()
-            if name == "feed" or name.endswith("_url")
+            if name == "feed"
+        },
+        "upstreams": {
+            name: (urlsplit(each.url).port, each.paths)
+            for name, each in told.get("upstreams", {}).items()
         },
     }
 
@@ -203,22 +207,32 @@ def test_images_are_named_for_the_folders_of_services() -> None:
     assert images == {f"shop-{folder}" for folder in folders}
 
 
-def test_queues_and_feeds_are_those_of_the_projections() -> None:
-    values = documented()["processes"]
-    for name, process in values.items():
-        if not process["run"].startswith("project "):
-            assert not {"queue", "feed"} & set(process), name
-            continue
-        projection = projections(process["service"])[process["run"].removeprefix("project ")]
-        assert process["queue"] == projection.queue, name
-        assert process["feed"] == projection.aggregate_type, name
+def test_the_values_have_an_entry_for_each_service_as_it_declares_itself() -> None:
+    wanted = {name: entry(service) for name, service in SERVICES.items()}
+    assert documented()["services"] == wanted, (
+        "write this into `services:` of charts/shop/values.yaml:\n" + yaml.safe_dump(wanted)
+    )
 
 
-def test_every_projection_has_a_projector() -> None:
-    run = {(each["service"], each["run"]) for each in documented()["processes"].values()}
-    for service in SERVICES:
-        for name in projections(service):
-            assert (service, f"project {name}") in run
+def entry(service: Service) -> Object:
+    """A service's entry in the values."""
+    projectors: Object = {}
+    for each in service.projectors:
+        owner = each.projection.aggregate_type
+        projectors[each.name] = {
+            "projection": each.projection.name,
+            "queue": each.projection.queue,
+            **({"feed": owner} if owner != service.name else {}),
+            **({"env": dict(each.settings)} if each.settings else {}),
+        }
+    return {"port": service.port, "paths": list(service.paths), "projectors": projectors}
+
+
+def test_the_ingress_routes_every_path_of_the_gateway() -> None:
+    [ingress] = render(given={"ingress": {"enabled": True}}).of("Ingress")
+    routed = {each["path"] for rule in ingress["spec"]["rules"] for each in rule["http"]["paths"]}
+    paths = {path for service in SERVICES.values() for path in service.paths}
+    assert routed == {f"/{path.split('/')[1]}" for path in paths} | {"/docs", "/openapi.json"}
 
 
 def test_keda_asks_for_the_queue_that_its_process_reads() -> None:
@@ -331,23 +345,6 @@ def projections(service: str) -> dict[str, Projection]:
 def setup_steps(chart: Render) -> list[Object]:
     """The containers of the setup Job, if there is one."""
     return [each for pod in chart.pods if pod.component == "setup" for each in pod.containers]
-
-
-def test_a_projection_that_is_added_as_the_docs_say_is_one_more_process() -> None:
-    page = (ROOT / "docs" / "extending.md").read_text()
-    [said] = re.findall(r"<!-- values -->\n```yaml\n(.*?)```", page, re.S)
-    done, text = template(given=over(PLANTED, yaml.safe_load(said)))
-    assert done, text
-    [added] = [
-        each
-        for each in parse(text)
-        if each["kind"] == "Deployment" and each["metadata"]["name"].endswith("order-cancellations")
-    ]
-    [container] = added["spec"]["template"]["spec"]["containers"]
-    assert container["args"] == ["project", "cancellations"]
-    assert container["image"].startswith("shop-order:")
-    told = {each["name"]: each.get("value") for each in container["env"]}
-    assert told["MONGODB_USER"] == told["RABBITMQ_USER"] == "order-cancellations"
 
 
 @pytest.mark.parametrize("name", ["order-user-sync", "order-projector", "user-projector"])

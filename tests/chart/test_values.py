@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from local.chart_docs import README, Undescribed, described, with_table
+from local.services import PROCESSES, PROJECTORS
 from tests.chart.render import (
     CHART,
     HELMS,
@@ -22,7 +23,7 @@ from tests.chart.render import (
 from tests.chart.values import Path, at, documented, leaves, maps
 
 OPEN = [
-    r"processes",  # one more process is one more entry, which is checked
+    r"services|services\.\w+\.projectors|processes",  # one more is an entry, which is checked
     r"image\.digests",  # by service
     r".*\.env",  # settings of processes that values add
     r"(.*\.)?(podAnnotations|podLabels|serviceAnnotations|nodeSelector|annotations)",
@@ -75,14 +76,10 @@ CHANGED: list[tuple[str, Any]] = [
     (r".*\.topologySpreadConstraints", [{"maxSkew": 2}]),
     (r".*\.(extraIngress|extraEgress)", [{"ports": [{"port": 1}]}]),
     (r"networkPolicy\.\w+From|networkPolicy\.dns|.*\.peers", [PEER]),
-    (r".*\.calls", ["user-service"]),
     (r"processes\.gateway\.service", "order"),
-    (r"processes\..*\.service", "gateway"),
-    (r"processes\.(gateway|.*-service)\.run", "relay"),
-    (r"processes\..*-relay\.run", "serve"),
-    (r"processes\..*\.run", "project changed"),
-    (r"processes\.order-projector\.feed", "user"),
-    (r"processes\..*\.feed", "order"),
+    (r"processes\.gateway\.run", "relay"),
+    (r"services\.\w+\.paths", ["/changed"]),
+    (r"services\..*\.feed", "order"),
     (r"auth\.generate", "never"),
     (r".*ttlSecondsAfterFinished", 60),
     (r"ingress\.paths", ["/changed"]),
@@ -99,8 +96,6 @@ CHANGED: list[tuple[str, Any]] = [
     (r"feed\.auth\.(secretKeys|passwords)", {"user": "Changed.Password"}),
 ]
 """Other values for those that take not just anything."""
-
-PROJECTORS = [name for name, each in documented()["processes"].items() if "queue" in each]
 
 EXTERNAL = {
     server: {
@@ -126,9 +121,7 @@ BARE = over(
 
 UNSCALED = {
     "processes": {
-        name: {"keda": {"enabled": False}}
-        for name in documented()["processes"]
-        if name not in PROJECTORS
+        name: {"keda": {"enabled": False}} for name in PROCESSES if name not in PROJECTORS
     }
 }
 
@@ -284,7 +277,8 @@ def test_a_value_of_a_wrong_type_is_refused_with_its_name(program: str) -> None:
         {"defaults": {"replicas": -1}},
         {"processes": {"gateway": {"port": 70000}}},
         {"processes": {"Gateway": {"service": "gateway", "run": "serve"}}},
-        {"processes": {"one-more": {"service": "user"}}},
+        {"services": {"parcel": {"port": 3003}}},
+        {"services": {"parcel": {"port": 3003, "paths": ["parcels"]}}},
         {"processes": {"one-more": {"service": "user", "run": "do something"}}},
         {"postgres": {"auth": {"passwords": {"admin": "short"}}}},
         {"rabbitmq": {"auth": {"passwords": {"admin": "what's this, a quote"}}}},
@@ -294,6 +288,12 @@ def test_a_value_that_could_not_work_is_refused(given: Object) -> None:
     done, said = template(given=given)
     assert not done
     assert "don't meet the specifications of the schema" in said
+
+
+def test_a_process_of_no_service_is_refused_with_its_name() -> None:
+    done, said = template(given={"processes": {"one-more": {"service": "user"}}})
+    assert not done
+    assert "say its service and what it runs, in processes.one-more.service" in said
 
 
 def test_one_more_process_is_one_more_entry() -> None:

@@ -18,6 +18,7 @@ from eventcore.web.app import create_app
 from gateway import forward
 from gateway.api import Description, add_forwarding
 from gateway.forward import Upstream
+from local.services import SERVICES
 from tests.beside import beside
 
 USER = "/users/01890000-0000-7000-8000-000000000000"
@@ -118,7 +119,7 @@ def gateway(upstream: Upstream) -> Flask:
     upstreams = {"user": upstream, "order": upstream}
     description = Description(upstreams)
     app = create_app("Gateway", (), missing=dict, is_ready=lambda: True, document=description)
-    add_forwarding(app, upstreams)
+    add_forwarding(app, {name: SERVICES[name].paths for name in upstreams}, upstreams)
     return app
 
 

@@ -9,8 +9,9 @@ from prometheus_client import REGISTRY
 from eventcore.errors import Conflict, StoreUnavailable
 from eventcore.observe import metrics
 from eventcore.web.app import create_app
-from gateway.api import ROUTES, add_forwarding
+from gateway.api import add_forwarding
 from gateway.forward import Upstream
+from local.services import SERVICES
 from tests.fakes.shop import FakeShop
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -62,7 +63,8 @@ def test_the_gateway_counts_a_call_under_its_route_and_never_under_an_id(
     path: str, route: str
 ) -> None:
     app: Flask = create_app("Gateway", (), missing=dict, is_ready=lambda: True)
-    add_forwarding(app, dict.fromkeys(ROUTES, Upstream("http://127.0.0.1:1", calls=1)))
+    paths = {name: each.paths for name, each in SERVICES.items()}
+    add_forwarding(app, paths, dict.fromkeys(paths, Upstream("http://127.0.0.1:1", calls=1)))
     status = "404" if route == "(no route)" else "503"
     name = "http_request_duration_seconds_count"
     before = value(name, method="GET", route=route, status=status)

@@ -26,7 +26,7 @@ from local.lock import sole_use
 from local.processes import Servers, processes
 from local.secretfiles import secret_file
 from local.servers import HOST, MongoDB, PostgreSQL, RabbitMQ, free_port
-from local.services import ROOT
+from local.services import ROOT, SERVED
 
 NOWHERE = Server(HOST, 1, "postgres", "nobody", Secret("secret"))
 
@@ -35,11 +35,12 @@ NOWHERE = Server(HOST, 1, "postgres", "nobody", Secret("secret"))
 
 
 class MakeRun:
-    """`make run` on a data folder and a port of its own."""
+    """`make run` of the repository at `root`, on a data folder and ports of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, root: Path = ROOT, ports: int = len(SERVED)) -> None:
         self.data = folder / "data"
-        self.port = _three_free_ports()
+        self.port = _free_ports(ports)
+        self._root = root
         self._mark = folder / "tmp"  # a folder that every process it starts is told of
         self._mark.mkdir(parents=True)
         self._log = folder / "log"
@@ -50,7 +51,8 @@ class MakeRun:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "local.run", "--data", self.data, "--port", str(self.port)],
-                env=_environment() | {"TMPDIR": str(self._mark), **environ},
+                cwd=self._root,
+                env=_environment(self._root) | {"TMPDIR": str(self._mark), **environ},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -162,7 +164,7 @@ def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_an_url_that_leads_nowhere_is_one_sentence(tmp_path: Path) -> None:
-    port = _three_free_ports()
+    port = _free_ports(len(SERVED))
     said = _refusal(
         "--data",
         str(tmp_path / "data"),
@@ -353,11 +355,11 @@ def _refusal(*options: str, **environ: str) -> str:
     return line
 
 
-def _environment() -> dict[str, str]:
+def _environment(root: Path = ROOT) -> dict[str, str]:
     """Ours, without what the caller may have set for a system of their own."""
     given = ("DATABASE_URL", "RABBITMQ_URL", "MONGODB_URL")
     kept = {name: value for name, value in os.environ.items() if name not in given}
-    return kept | {"PYTHONPATH": f"{ROOT / 'services'}:{ROOT}"}
+    return kept | {"PYTHONPATH": f"{root / 'services'}:{root}"}
 
 
 def _url(scheme: str, server: Server) -> str:
@@ -384,11 +386,11 @@ def _create_user(gateway: str) -> str:
     return str(answer.json()["userId"])
 
 
-def _three_free_ports() -> int:
-    """The first of three ports in a row."""
+def _free_ports(count: int) -> int:
+    """The first of some ports in a row."""
     while True:
         port = free_port()
-        if is_free(port + 1) and is_free(port + 2):
+        if all(is_free(port + place) for place in range(1, count)):
             return port
 
 

@@ -20,6 +20,7 @@ import yaml
 
 from eventcore.__main__ import main as eventcore
 from local.servers import free_port
+from local.services import SERVICES
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "services" / "Dockerfile").read_text()
@@ -65,6 +66,9 @@ def evaluate(text: str, passwords: Path) -> Tilt:
         tilt.objects = [each for each in found if each]
         return tilt.objects
 
+    def read_yaml(file: str) -> Any:
+        return yaml.safe_load((ROOT / file).read_text())
+
     def k8s_yaml(text: str) -> None:
         assert text == said
 
@@ -76,7 +80,8 @@ def evaluate(text: str, passwords: Path) -> Tilt:
 
     module = starlark.Module()
     for builtin in (
-        docker_build, local, helm, decode_yaml_stream, k8s_yaml, k8s_resource, local_resource
+        docker_build, local, helm, read_yaml, decode_yaml_stream, k8s_yaml, k8s_resource,
+        local_resource,
     ):  # fmt: skip
         module.add_callable(builtin.__name__, builtin)
     module.add_callable("sync", lambda source, target: {"sync": [source, target]})
@@ -102,14 +107,14 @@ def workloads(tilt: Tilt) -> dict[str, dict[str, Any]]:
     return {each["metadata"]["name"]: each for each in tilt.objects if each["kind"] in kinds}
 
 
-def test_it_builds_the_three_images_that_the_chart_runs(tilt: Tilt) -> None:
+def test_it_builds_the_images_that_the_chart_runs(tilt: Tilt) -> None:
     used = {
         container["image"].split(":")[0]
         for each in workloads(tilt).values()
         for container in each["spec"]["template"]["spec"]["containers"]
         if each["kind"] != "StatefulSet"
     }
-    assert set(tilt.images) == used == {"shop-gateway", "shop-user", "shop-order"}
+    assert set(tilt.images) == used == {f"shop-{name}" for name in ("gateway", *SERVICES)}
     for name, image in tilt.images.items():
         assert image["build_args"] == {"SERVICE": name.removeprefix("shop-")}
         assert image["dockerfile"] == "services/Dockerfile"
@@ -176,8 +181,7 @@ def test_the_services_and_the_management_page_have_ports_here(tilt: Tilt) -> Non
     }
     assert forwards == {
         "gateway": ["3000:3000"],
-        "user-service": ["3001:3001"],
-        "order-service": ["3002:3002"],
+        **{f"{name}-service": [f"{s.port}:{s.port}"] for name, s in SERVICES.items()},
         "rabbitmq": ["15672:15672"],
     }
     for name, [forward] in forwards.items():
@@ -249,8 +253,7 @@ def watched(tmp_path: Path) -> Iterator[tuple[Path, str]]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "SERVICE": "gateway",
         "PORT": str(port),
-        "USER_SERVICE_URL": "http://127.0.0.1:1",
-        "ORDER_SERVICE_URL": "http://127.0.0.1:1",
+        "UPSTREAMS": "{}",
     }
     [entry] = re.findall(r'^ENTRYPOINT \["sh", "-c", "(case .*)", "--"\]$', DOCKERFILE, re.M)
     script = entry.replace('\\"', '"').replace("/app/services", str(code))

@@ -209,15 +209,54 @@ securityContext:
 {{- toYaml $result -}}
 {{- end -}}
 
+{{/*
+Every process by name: those that follow from `services`, with `processes` over them. A service is
+NAME-service, NAME-relay and its projectors; the gateway calls all services.
+*/}}
+{{- define "shop.processes" -}}
+{{- $all := dict -}}{{- $served := list -}}
+{{- range $service, $its := .Values.services -}}
+{{- if not (kindIs "invalid" $its) -}}
+{{- $served = append $served (printf "%s-service" $service) -}}
+{{- $_ := set $all (printf "%s-service" $service) (dict "service" $service "run" "serve" "port" $its.port) -}}
+{{- $_ := set $all (printf "%s-relay" $service) (dict "service" $service "run" "relay") -}}
+{{- range $name, $projector := $its.projectors -}}
+{{- if not (kindIs "invalid" $projector) -}}
+{{- $process := dict "service" $service "run" (printf "project %s" $projector.projection) "feed" ($projector.feed | default $service) "queue" $projector.queue -}}
+{{- $_ := set $all $name (merge $process (dict "env" ($projector.env | default dict))) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $_ := set $all "gateway" (dict "calls" $served) -}}
+{{- $all = fromYaml (include "shop.overlay" (list $all .Values.processes)) -}}
+{{- range $name, $process := $all -}}
+{{- if not (and $process.service $process.run) }}{{ fail (printf "processes.%s is a process of no service in `services`: say its service and what it runs, in processes.%s.service and processes.%s.run." $name $name $name) }}{{ end -}}
+{{- end -}}
+{{- toYaml $all -}}
+{{- end -}}
+
 {{/* A process with the defaults for what it does not say. (list $ NAME) */}}
 {{- define "shop.process" -}}
 {{- $root := index . 0 -}}
-{{- include "shop.overlay" (list $root.Values.defaults (index $root.Values.processes (index . 1))) -}}
+{{- include "shop.overlay" (list $root.Values.defaults (index (fromYaml (include "shop.processes" $root)) (index . 1))) -}}
+{{- end -}}
+
+{{/* The URL of a process that has a port: (list $ NAME) */}}
+{{- define "shop.url" -}}
+http://{{ include "shop.name" . }}:{{ (index (fromYaml (include "shop.processes" (index . 0))) (index . 1)).port }}
+{{- end -}}
+
+{{/* The first part of each path that the gateway forwards, and those of `ingress`. */}}
+{{- define "shop.paths" -}}
+{{- $paths := list -}}
+{{- range .Values.services }}{{ range (. | default dict).paths }}{{ $paths = append $paths (regexFind "^/[^/]*" .) }}{{ end }}{{ end -}}
+{{- toJson (dict "paths" (uniq (concat $paths .Values.ingress.paths))) -}}
 {{- end -}}
 
 {{- define "shop.processNames" -}}
 {{- $names := list -}}
-{{- range $name, $process := .Values.processes }}{{ if ne $process.enabled false }}{{ $names = append $names $name }}{{ end }}{{ end -}}
+{{- range $name, $process := fromYaml (include "shop.processes" .) }}{{ if ne $process.enabled false }}{{ $names = append $names $name }}{{ end }}{{ end -}}
 {{- toJson (dict "names" $names) -}}
 {{- end -}}
 
@@ -246,8 +285,9 @@ read model and the feed. They are pods of their own, so that no selector takes t
 */}}
 {{- define "shop.jobs" -}}
 {{- $jobs := dict -}}
+{{- $processes := fromYaml (include "shop.processes" .) -}}
 {{- range $name := (fromJson (include "shop.processNames" .)).names -}}
-{{- $process := index $.Values.processes $name -}}
+{{- $process := index $processes $name -}}
 {{- if hasPrefix "project " $process.run -}}
 {{- $projection := trimPrefix "project " $process.run -}}{{- $do := list -}}
 {{- if $.Values.verify.enabled }}{{ $do = append $do "verify" }}{{ end -}}
@@ -262,8 +302,9 @@ read model and the feed. They are pods of their own, so that no selector takes t
 {{/* All logins by server, and the services that have an event store; the administrator's is `admin`. */}}
 {{- define "shop.logins" -}}
 {{- $logins := dict "postgres" (list) "rabbitmq" (list "monitor") "mongodb" (list) -}}{{- $services := list -}}
+{{- $processes := fromYaml (include "shop.processes" .) -}}
 {{- range $name := (fromJson (include "shop.processNames" .)).names -}}
-{{- $process := index $.Values.processes $name -}}
+{{- $process := index $processes $name -}}
 {{- $needs := fromJson (include "shop.needs" (list $name $process)) -}}
 {{- range $server, $known := $logins -}}
 {{- with index $needs $server }}{{ $_ := set $logins $server (append $known . | uniq) }}{{ end -}}
