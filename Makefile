@@ -43,7 +43,7 @@ lint: $(VENV)/ready-dev ## Check style, types, import rules, workflows and insec
 	@$(VENV)/bin/ruff check
 	@$(VENV)/bin/ruff format --check
 	@$(VENV)/bin/mypy
-	@$(VENV)/bin/lint-imports --no-logo
+	@$(RUN) -m local.import_rules
 	@$(RUN) -m local.budgets
 	@$(SCHEMA) vendor.github-workflows .github/workflows/*.yml
 	@$(SCHEMA) vendor.dependabot .github/dependabot.yml

@@ -26,7 +26,6 @@ LISTS_OF_SERVICES = (
     "tests/unit/test_cluster_commands.py",
     "tests/unit/test_compose.py",
     "tests/unit/test_inside.py",
-    "tests/unit/test_repository.py",
     "tests/unit/test_workflows.py",
 )
 """The tests of `make unit` that look at what services there are."""
@@ -146,17 +145,19 @@ def test_the_added_projection_is_queried_over_http(gateway: str) -> None:
     assert {"/queries/cancellations", "/parcels/{id}"} <= set(described)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_whoever_follows_the_page_need_not_mend_a_test(copy: Path) -> None:
     run(copy, "-m", "ruff", "check", "--no-cache")
     run(copy, "-m", "ruff", "format", "--check", "--no-cache")
+    run(copy, "-m", "local.import_rules")
     run(copy, "-m", "mypy", "--cache-dir", str(copy / ".mypy"), "services/order", "services/parcel")
     run(copy, "-m", "pytest", "-q", "-x", "-p", "no:schemathesis", *LISTS_OF_SERVICES, timeout=300)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_the_chart_of_the_copy_says_what_its_services_declare(copy: Path) -> None:
     if not shutil.which("helm"):
         assert not os.environ.get("CI"), "CI is set, and helm is not on the PATH"
         pytest.skip("helm is not on the PATH")
-    run(copy, "-m", "pytest", "-q", "-x", "tests/chart/test_code.py", "tests/chart/test_network.py")
+    lists = ("tests/chart/test_code.py", "tests/chart/test_network.py")
+    run(copy, "-m", "pytest", "-q", "-x", *lists, timeout=500)

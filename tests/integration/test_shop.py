@@ -27,6 +27,7 @@ from eventcore.store.connection import connect
 from eventcore.store.port import Stream
 from eventcore.store.postgres import Postgres
 from local.servers import MongoDB, PostgreSQL, RabbitMQ
+from local.services import SERVICES as DECLARED
 from local.shop import Shop
 from order.projections import orders
 from tests.conftest import Databases
@@ -564,3 +565,9 @@ def test_everything_may_be_started_before_what_it_depends_on(
     truth.converges()
     assert new("user-relay").count("Waiting for Postgres") == 1
     assert new("order-service").count("Waiting for MongoDB") == 1
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_a_service_declares_the_paths_that_it_serves(shop: Shop, name: str) -> None:
+    described = urllib3.request("GET", f"{shop.url(f'{name}-service')}/openapi.json").json()
+    assert set(described["paths"]) == set(DECLARED[name].paths)

@@ -138,7 +138,7 @@ def test_changed_code_is_another_tag_which_is_built_and_deployed(
         lines = log.read_text().splitlines()
         (tag,) = {tag for line in lines for tag in re.findall(r"image\.tag=(\S+)", line)}
         built = [line for line in lines if line.startswith("docker build")]
-        assert len(built) == 3
+        assert len(built) == len(list((ROOT / "services").glob("*/main.py")))
         assert all(f":{tag} " in line and f"--build-arg VERSION={tag} " in line for line in built)
         return str(tag)
 
