@@ -268,7 +268,7 @@ def test_the_setup_job_makes_the_login_of_every_process() -> None:
 
 def test_the_setup_job_migrates_each_event_store_as_its_owner() -> None:
     steps = [each for each in setup_steps(render()) if each["args"][0] == "migrate"]
-    assert {service_of(each) for each in steps} == {"user", "order"}
+    assert {service_of(each) for each in steps} == set(SERVICES)
     for each in steps:
         service, told = service_of(each), environment(each)
         assert told["POSTGRES_DATABASE"] == f"{service}_event_db"
