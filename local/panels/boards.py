@@ -486,8 +486,8 @@ PROJECTIONS = Board(
                 ),
                 Panel(
                     "Staleness",
-                    "Age of the moment up to which all is known to be applied or parked: some "
-                    "sweeps, 2 to 5 s, while all is well.",
+                    "Time since the last point at which all earlier events were applied or parked: "
+                    "normally a few sweep intervals, 2 to 5 s.",
                     "s",
                     [_latest("projection_staleness_seconds", "projection")],
                     thresholds=(30, 300),

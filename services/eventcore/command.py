@@ -38,16 +38,15 @@ class Call:
     if_match: tuple[str, ...] = ()
 
     def expects(self, tag: str) -> bool:
-        """Whether the stream may be at `tag`: any may, or it is named, whole or by its version."""
+        """True if If-Match is absent or contains this tag or its version."""
         return not self.if_match or tag in self.if_match or tag.split(".")[0] in self.if_match
 
 
 _REPLAYED = {"Idempotency-Replayed": "true"}
 
 _STREAM_LOCKS = tuple(threading.Lock() for _ in range(1024))
-"""A command on a stream of a store holds the lock that both select. Of two commands that are
-decided at once on one stream, one is decided in vain; those of other processes meet as conflicts.
-"""
+"""Locks for commands, chosen by the hash of store and stream. Commands in one process wait;
+commands in other processes conflict and retry."""
 
 
 @contextmanager
@@ -77,9 +76,9 @@ def handle(
 
     `answer` makes the answer from the new state and version; its ETag is added. A command that
     `creates` has an id of its own making, so there is no stream to read. Raises NotFound,
-    StaleVersion, Conflict, KeyReused, whatever `decide` refuses, StoreUnavailable and Overloaded;
-    then nothing was written. What is refused may have been carried out before: see
-    answered_before. Raises OutcomeUnknown where it is not known whether it was written.
+    StaleVersion, Conflict, KeyReused, the refusals of `decide`, StoreUnavailable and Overloaded;
+    then nothing was written. A refused command may be a repeat of a successful one: see
+    answered_before. Raises OutcomeUnknown if it is not known whether it was written.
     """
     stream = Stream(decider.aggregate_type, aggregate_id)
     for attempt in range(ATTEMPTS):

@@ -1,8 +1,9 @@
 """The tree of everything that can go wrong, with a public code for each.
 
 Refused: the command cannot be done. Unavailable: a server cannot be reached now; nothing was lost.
-The others concern one message, one event, or settings. `web/problems.py` turns them into HTTP, in
-one table; nothing else knows status codes.
+The others concern one message, one event, or settings. `web/problems.py` has the table of their
+HTTP status codes. Two more files answer with a status of their own: `web/overload.py`, before the
+application is called, and the gateway's `forward.py`.
 """
 
 from uuid import UUID
@@ -56,8 +57,8 @@ class KeyReused(Refused, code="key-reused"):
 class Unavailable(Error, code="away"):
     """A server that cannot be reached now. Retry after `retry_after` seconds.
 
-    `unreachable`: nothing came back at all; else it answered that it cannot do it now.
-    `outcome_known`: the call had no effect. False: it was sent, and its answer was lost.
+    `unreachable`: there was no answer; if false, the server answered that it cannot do it now.
+    `outcome_known`: the call had no effect; if false, it was sent and its answer was lost.
     """
 
     retry_after = 2
@@ -89,7 +90,7 @@ class OutcomeUnknown(StoreUnavailable, code="outcome-unknown"):
 
 
 class SequenceBehind(StoreUnavailable):
-    """The store would draw positions that its log has already: it was put back in part."""
+    """The store would draw positions that its log has already: it was partly restored."""
 
     unreachable = False
 
@@ -107,7 +108,7 @@ class FeedUnavailable(Unavailable, code="feed-away"):
 
 
 class StoreRestored(Unavailable, code="store-restored"):
-    """The log lacks an event that its reader has seen: it is another one, or was put back."""
+    """The log lacks an event that its reader has seen: it is another log, or was restored."""
 
     unreachable = False
 

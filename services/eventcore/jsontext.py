@@ -49,7 +49,7 @@ def render(value: object) -> bytes:
 
 
 def render_line(value: object) -> str:
-    """The JSON text of whatever there is, on one line: what JSON has no form for, as its text."""
+    """Renders any value as one line; unsupported types become strings."""
     try:
         return _lenient.encode(value).decode()
     except (UnicodeEncodeError, TypeError):

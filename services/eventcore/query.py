@@ -1,7 +1,7 @@
 """The queries of a read model: the document as it is, the document as it was, and the history.
 
-A document is what its projection folds, wherever it comes from: the read model, or, where
-that has none (yet) or is away, the stream itself. So an answered write is never a 404.
+Reads the document from the read model. If it is missing or unavailable, folds the stream. So an
+answered write is never a 404.
 """
 
 import logging
@@ -51,7 +51,7 @@ class Views:
         self._serving = Serving(projection, readmodel)
 
     def current(self, aggregate_id: UUID) -> Document:
-        """The document now. Raises NotFound; StoreUnavailable where only the stream could tell."""
+        """The document now. Raises NotFound, and StoreUnavailable if the stream is needed."""
         try:
             collection = self._serving.now().collection
             document = self._readmodel.find(collection, [str(aggregate_id)]).get(str(aggregate_id))
@@ -105,7 +105,7 @@ class Views:
         return {"events": tuple(map(to_entry, shown)), "next": after_it}
 
     def _fold(self, aggregate_id: UUID, read: Callable[[], Iterable[Event]]) -> Document | None:
-        """The document after the events that `read` reads; skips are asked for where it fails."""
+        """The document after the events of `read`; reads the skips if an event does not apply."""
         try:
             return self.projection.fold(read())
         except Unavailable:

@@ -38,9 +38,10 @@ EXPIRE_AGAIN = 0.2  # seconds until the next statement of a round: 5,000 keys a 
 
 
 def gather_delay(events: int) -> float:
-    """Seconds to let the next events gather after so many; 0 after a full page: more waits.
+    """Delay before the next page in seconds, to collect more events; 0 after a full page.
 
-    A turn costs the same for one event as for ten, here, in PostgreSQL and in every projector.
+    The fixed cost of an iteration is high in the relay, in PostgreSQL and in every projector, so
+    larger batches are cheaper.
     """
     return min(0.004 + 0.001 * events, 0.015) if events < PAGE else 0.0
 
@@ -64,7 +65,7 @@ class Relay:
         self._halted = False
 
     def run(self, stop: Stop) -> None:
-        """Relay until `stop` is set, whatever servers come and go meanwhile."""
+        """Relays until `stop` is set; waits for servers that are unavailable."""
         failures = 0
         while not stop.is_set():
             HEARTBEAT.beat()

@@ -1,6 +1,6 @@
 """Retries with backoff, and a circuit breaker, for calls to a server that may be unavailable.
 
-Libraries that are maintained hold a lock around the call, or count errors that are answers.
+No library is used: the maintained ones serialise calls or count server errors as failures.
 """
 
 import threading

@@ -72,7 +72,7 @@ def play(gateway: str, say: Callable[[str], object] = sys.stdout.write) -> None:
     caller.ask("PUT", f"/users/{user}", 200, {"name": "Ada King"})
     refusal = caller.ask("POST", "/orders", 422, {**order, "userId": str(uuid4())})
     if refusal.get("title") != "User unknown":
-        raise Unexpected(f"An order of nobody was refused with {refusal.get('title')!r}.")
+        raise Unexpected(f"The order of an unknown user was refused with {refusal.get('title')!r}.")
 
     # A new document can be read at once, from its events; a change, and a list, when the
     # projector has come to it.

@@ -51,7 +51,7 @@ class Cancellation(Input):
 
 
 class OrderAccepted(BaseModel):
-    """The order is recorded, and will be readable within moments."""
+    """The order is recorded and readable at once."""
 
     orderId: str
 

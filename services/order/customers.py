@@ -1,7 +1,8 @@
-"""Whether a user may order: asks the cache of users, and waits a moment for a new one.
+"""Checks whether a user may order, in the read model of known users; waits for a new user.
 
-Ids are UUIDs of version 7, which tell when they were made. So nobody has an id that the cache
-covers and does not hold, nor one from the far future: there is nothing to wait for.
+Ids are UUIDs of version 7, which contain the time at which they were made. An id older than the
+checkpoint that is not in the read model belongs to no user, and neither does an id from the far
+future: such an order is refused at once.
 """
 
 import threading
@@ -17,22 +18,21 @@ from eventcore.readmodel.port import ReadModel
 from order.projections.known_users import PROJECTION
 
 REMEMBERED_USERS = 10_000
-"""User ids kept in memory, so that their orders are taken while MongoDB is away."""
+"""User ids kept in memory, so that their orders are accepted while MongoDB is unavailable."""
 
 CLOCK_TOLERANCE = timedelta(days=1)
 """Maximum difference between the clock of an id and this service's clock."""
 
 FIRST, LAST = 0.01, 0.1
-"""Seconds before a waiting request looks at the cache for the first time, and at most later."""
+"""Seconds before the first query of a waiting request, and the maximum between later ones."""
 
 
 class Customers:
     """The users who may order.
 
-    A user whom the cache does not know yet is waited for, `wait` seconds, by `waiters`
-    requests at once at most. "User unknown" is said only where the cache's checkpoint covers
-    the moment the id was made, and `margin` seconds after it, in which its user may have been
-    recorded, as clocks and commits go.
+    At most `waiters` requests wait at once, up to `wait` seconds each, for a user that the read
+    model does not have yet. Refuses with "User unknown" only if the checkpoint is at least `margin`
+    seconds later than the id: clocks differ, and an append takes time.
     """
 
     def __init__(self, readmodel: ReadModel, wait: float, margin: float, waiters: int) -> None:
@@ -48,14 +48,14 @@ class Customers:
         self._lock = threading.Lock()
 
     def knows(self, user_id: str) -> bool:
-        """Whether the user may order, as far as the cache goes; raises ReadModelUnavailable."""
+        """Whether the user is in the read model; raises ReadModelUnavailable."""
         return self._is_remembered(user_id) or self._is_known(user_id)
 
     def wait_for(self, user_id: str) -> None:
         """Return once a user who is not known yet may order, within the wait.
 
-        Raises Invalid ("User unknown"), Overloaded if too many wait already, NotYet where the
-        cache is behind, and ReadModelUnavailable.
+        Raises Invalid ("User unknown"), Overloaded if too many wait already, NotYet if the read
+        model is behind, and ReadModelUnavailable.
         """
         if self._cannot_exist(user_id):
             raise Invalid(
@@ -77,12 +77,12 @@ class Customers:
             with self._lock:
                 self._awaited -= Counter([user_id])
         raise NotYet(
-            "Whether this user exists cannot be known yet: the order service's cache of users is"
-            " behind. Nothing was written; try again."
+            "Whether this user exists cannot be known yet: the order service's read model of users"
+            " is behind. Nothing was written; try again."
         )
 
     def _is_known_since(self, user_id: str, since: float) -> bool:
-        """Whether the user is known by now; one look after `since` serves all who wait."""
+        """Whether the user is known by now; one query after `since` serves all waiting requests."""
         with self._load_lock:
             if self._loaded_at < since:
                 self._loaded_at = time.monotonic()
@@ -92,21 +92,21 @@ class Customers:
         return self._is_remembered(user_id)
 
     def _cannot_exist(self, user_id: str) -> bool:
-        """Whether the cache would know this user if there were one, or nobody can have the id."""
+        """Whether no user can have this id: it is covered but not known, or has no valid time."""
         made = made_at(UUID(user_id))
         if made is None or made > datetime.now(UTC) + CLOCK_TOLERANCE:
             return True
         covered_at = self._readmodel.checkpoint(self._serving.now().name).covered_at
         if covered_at is None or min(covered_at, datetime.now(UTC)) <= made + self._margin:
-            return False  # no moment that is still to come is covered, whatever a clock said
-        return not self._is_known(user_id)  # it may have come since we looked
+            return False  # ignores a checkpoint time in the future (clock error)
+        return not self._is_known(user_id)  # it may have been written since the last query
 
     def _is_known(self, user_id: str) -> bool:
         self._load_known([user_id])
         return self._is_remembered(user_id)
 
     def _load_known(self, user_ids: list[str]) -> None:
-        """Remembers which of these users the cache has."""
+        """Remembers which of these users the read model has."""
         known = self._readmodel.versions(self._serving.now().collection, user_ids)
         with self._lock:
             for user_id in known:

@@ -17,7 +17,7 @@ SERVICE = Service(
     ),
     projectors=(
         Projector("order-projector", orders.PROJECTION),
-        # sweeps more often than an order waits for its user
+        # sweep interval shorter than KNOWN_USER_WAIT
         Projector("order-user-sync", known_users.PROJECTION, {"SWEEP_INTERVAL": "0.5"}),
     ),
 )

@@ -35,7 +35,7 @@ class UserChange(Input):
 
 
 class UserAccepted(BaseModel):
-    """The user is recorded, and will be readable within moments."""
+    """The user is recorded and readable at once."""
 
     userId: str
 

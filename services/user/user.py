@@ -10,7 +10,7 @@ from eventcore.model.decider import Decider
 
 @dataclass(frozen=True, slots=True)
 class UserCreated:
-    """Someone is known from now on."""
+    """A user was created."""
 
     name: str
     email: str
@@ -18,14 +18,14 @@ class UserCreated:
 
 @dataclass(frozen=True, slots=True)
 class UserNameChanged:
-    """They go by another name."""
+    """A user's name was changed."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class UserEmailChanged:
-    """They are reached elsewhere."""
+    """A user's e-mail address was changed."""
 
     email: str
 
@@ -43,7 +43,7 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class CreateUser:
-    """Make somebody known."""
+    """Creates a user."""
 
     name: str
     email: str
@@ -51,7 +51,7 @@ class CreateUser:
 
 @dataclass(frozen=True, slots=True)
 class ChangeUser:
-    """Change what is given; what is None stays."""
+    """Changes the fields of a user that are not None."""
 
     name: str | None = None
     email: str | None = None

@@ -270,7 +270,9 @@ def test_what_is_no_event_goes_to_the_dead_letters_whole_and_nothing_stops(
     assert_converged(shop)
 
 
-def test_an_event_that_the_log_does_not_have_is_a_dead_letter(shop: FakeShop) -> None:
+def test_an_event_that_the_log_does_not_have_is_a_dead_letter(
+    shop: FakeShop, caplog: pytest.LogCaptureFixture
+) -> None:
     user_id = shop.create_user()
     shop.users.put(f"/users/{user_id}", json={"name": "Eve"})
     shop.relay()
@@ -280,6 +282,8 @@ def test_an_event_that_the_log_does_not_have_is_a_dead_letter(shop: FakeShop) ->
     shop.consume()
     shop.sweep()
     assert len(shop.broker.queues[f"{USERS}.dead-letters"]) == 1
+    messages = {each.getMessage() for each in caplog.records if each.levelname == "ERROR"}
+    assert messages == {"Event dead-lettered"}
     assert_converged(shop)
 
 

@@ -44,7 +44,7 @@ def test_a_request_that_waits_too_long_for_a_permit_writes_nothing(
         assert int(answer.headers["retry-after"]) > 0
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.value("requestId") == answer.headers["x-request-id"]
-        if "More is asked for" in answer.value("detail"):
+        if "The service is overloaded" in answer.value("detail"):
             assert seconds < PATIENCE + 2
     with owner.connect() as connection:
         written = "select count(*) from events where data->>'name' = 'Overload'"

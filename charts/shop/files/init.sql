@@ -152,7 +152,7 @@ begin
         began_at  timestamptz not null default clock_timestamp(),
         reason    text not null
     );
-    comment on table public.store_epochs is 'One row for each life of this log: it begins anew when the log is restored, so that who has read further than it now goes can know. The greatest number is the current one.';
+    comment on table public.store_epochs is 'One row for each epoch of this log: a restore begins a new one, so that readers ahead of the restored log can detect it. The greatest number is the current one.';
     comment on sequence public.store_epochs_number_seq is 'Draws the numbers of epochs.';
     comment on column public.store_epochs.number is 'Their order.';
     comment on column public.store_epochs.epoch is 'The name of the life, which checkpoints elsewhere remember.';

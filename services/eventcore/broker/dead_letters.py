@@ -18,7 +18,7 @@ from eventcore.model.message import Message
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A message that is not an event; `id` is unique within one listing."""
+    """A message that the projector refused; `id` is unique within one listing."""
 
     id: str
     message: Message

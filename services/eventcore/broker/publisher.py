@@ -119,7 +119,7 @@ class ConfirmedPublisher(Link):
             self._confirmed_prefix = prefix
 
     def _republish_later(self, sent: "_Sent") -> None:
-        """Sends an unroutable message again, a little later, with the others of its try."""
+        """Retries an unroutable message in a batch with others of the same attempt."""
         self.returned += sent.tries == 0
         if sent.tries == len(REPUBLISH_AFTER):
             log.warning("Not routable, left to the sweep", extra={"event_id": sent.message.id})

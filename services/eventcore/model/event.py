@@ -83,7 +83,7 @@ class Event:
 def tag_of(version: int, event_id: UUID | str) -> str:
     """The version of a stream in an ETag, `3.1a2b3c4d`, with the end of the id of its event.
 
-    A log that was put back reaches the same version by another event.
+    A restored log reaches the same version by another event.
     """
     return f"{version}.{str(event_id)[-8:]}" if event_id else str(version)
 

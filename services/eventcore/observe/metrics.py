@@ -49,7 +49,9 @@ RETURNED = Counter("relay_events_returned", "Events that the broker could not ro
 
 CHECKPOINT = _store_gauge("relay_checkpoint_position", "Position up to which all is confirmed")
 
-RELAY_LAG = _store_gauge("relay_lag_events", "Positions settled and not confirmed; gaps count")
+RELAY_LAG = _store_gauge(
+    "relay_lag_events", "Settled position minus checkpoint; unused numbers count"
+)
 
 RELAY_LAG_SECONDS = _store_gauge(
     "relay_lag_seconds", "Age of the oldest event not confirmed; 0: there is none"
@@ -99,7 +101,9 @@ CAUGHT_UP = Counter(
     ["projection"],
 )
 
-DEAD_LETTERS = Counter("projection_dead_letters", "Messages that are not events", ["projection"])
+DEAD_LETTERS = Counter(
+    "projection_dead_letters", "Messages moved to the dead letters", ["projection"]
+)
 
 PARKED = _projection_gauge("projection_parked_streams", "Parked streams")
 
@@ -123,7 +127,8 @@ WRONG = _projection_gauge(
 
 LAG = _projection_gauge(
     "projection_lag_events",
-    "Positions from the oldest event neither applied nor parked to the settled one; gaps count",
+    "Positions from the oldest event neither applied nor parked to the settled position; unused"
+    " numbers count",
 )
 
 LAG_SECONDS = _projection_gauge(
@@ -132,7 +137,8 @@ LAG_SECONDS = _projection_gauge(
 
 STALENESS = _projection_gauge(
     "projection_staleness_seconds",
-    "Age of the moment up to which all is known to be applied or parked; some sweeps at best",
+    "Time since the last point at which all earlier events were applied or parked; normally a few"
+    " sweep intervals",
 )
 
 UP = Gauge("dependency_up", "1: its last use succeeded; 0: it failed", ["server"])

@@ -30,7 +30,7 @@ CLOCK_DIFFERENCE = timedelta(minutes=1)
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a projection is with a stream; version 0: it has no document of it."""
+    """The state of a stream in a projection; version 0 if it has no document."""
 
     projection: str
     stream: Stream
@@ -129,8 +129,9 @@ def _search(
 
 
 def _position_at(store: Store, moment: datetime, settled: int) -> int:
-    """The position after which events were recorded from `moment` on: recorded_at grows with it,
-    but for the few seconds that an append may take.
+    """The position after which events were recorded from `moment` on.
+
+    `recorded_at` increases with position, within a few seconds.
     """
 
     def recorded_after(position: int) -> datetime:

@@ -82,7 +82,7 @@ def trace(wanted: str, as_json: bool, with_data: bool, since: datetime | None) -
 def lag(as_json: bool) -> None:
     """Print how far the relay and the projections are behind.
 
-    The log is that of the feed's service. Lags are in positions, where gaps count, and in seconds.
+    The log is that of the feed's service. Lags are in positions, unused ones included, and seconds.
     """
     readmodel, feed, projections = open_projections("lag")
     log = feed.progress()

@@ -60,7 +60,7 @@ def provision_store(admin: Server, service: str, passwords: Mapping[str, Secret]
             if member_of:
                 server.run("grant {} to {}", member_of, login)
                 server.limit(login)
-        # to make a database another's one must be a member of that role, superusers aside
+        # only a superuser or a member of a role can create a database owned by that role
         server.run("grant {} to current_user", owner)
         found = server.ask(
             "select pg_get_userbyid(datdba) from pg_database where datname = %s", database
@@ -115,14 +115,14 @@ def provision_readmodel(
 def provision_store_monitor(admin: Server, password: Secret) -> None:
     """Makes or mends PostgreSQL's login `monitor`, a member of pg_monitor, which reads no database.
 
-    Who made roles and databases may still not be allowed to grant pg_monitor: then Misconfigured
-    says who must. Raises StoreUnavailable.
+    The administrator may create roles and databases but not grant pg_monitor: raises Misconfigured,
+    which names the role that must grant it. Raises StoreUnavailable.
     """
     with _administering(admin) as server:
         server.make_login(MONITOR, password.read())
         if server.ask("select pg_has_role(%s, 'pg_monitor', 'member')", MONITOR):
             return
-        # before 16, who may create roles may grant any but a superuser's
+        # before version 16, CREATEROLE allows granting every role except a superuser's
         if not server.ask(
             "select rolsuper or pg_has_role('pg_monitor', 'member with admin option')"
             " or rolcreaterole and current_setting('server_version_num')::int < 160000"

@@ -14,7 +14,10 @@ from eventcore.store.port import Progress
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Something that happened, or is so now (`at` is None); `gap` is since the one before."""
+    """One line: something that happened, or the present state if `at` is None.
+
+    `gap` is the time since the entry before.
+    """
 
     what: str
     at: datetime | None
@@ -31,11 +34,11 @@ class Entry:
 
 
 Placed = tuple[datetime, Entry]
-"""An entry and the moment it stands at, which may be a little later than its own clock said."""
+"""An entry and the time by which it is sorted, which may be later than its own time."""
 
 
 def timeline(history: History, *, with_data: bool = False) -> list[Entry]:
-    """Everything that happened, in order, then what is so now.
+    """Everything that happened, in order, then the present state.
 
     An event's data, the text of an error, and who skipped an event and why are left out, unless
     `with_data`.
@@ -59,7 +62,7 @@ def timeline(history: History, *, with_data: bool = False) -> list[Entry]:
 
 
 def _requests(events: Sequence[Event]) -> list[Placed]:
-    """The requests that caused these events; one whose id tells no time stands at its event."""
+    """The requests that caused these events; an id without a time is placed at its event."""
     first: dict[str, Event] = {}
     for event in events:
         if cause := event.metadata.get("causationId"):
@@ -98,8 +101,8 @@ def _appended(event: Event, progress: Progress, with_data: bool) -> Entry:
 
 
 def _projected(standing: Standing, events: Sequence[Event], with_data: bool) -> list[Placed]:
-    """The acts of a projection on a stream, with times. MongoDB keeps milliseconds, and clocks
-    differ: a document does not stand before the event that it was made of.
+    """The entries of a projection for a stream. Orders a document after its events, even if the
+    clocks differ.
     """
     name, stream, version = standing.projection, standing.stream, standing.version
     place = _place(standing)
@@ -134,7 +137,7 @@ def _place(standing: Standing) -> dict[str, Json]:
 
 
 def _standing(standing: Standing, last: int) -> Entry:
-    """A projection that has not come to the end of a stream, or not said when it did."""
+    """The state of a projection that is behind, or whose document has no write time."""
     has = f"is at version {standing.version}" if standing.version else "has no document"
     of = f" of {last}" if last > standing.version > 0 else ""
     text = f"{standing.projection} {has}{of}: {standing.stream}"
@@ -151,7 +154,7 @@ def _relay(store: str, progress: Progress) -> Entry:
 
 
 def _with_gaps(entries: Iterable[Entry]) -> list[Entry]:
-    """Each with the time since the one before; a clock that is behind makes none below zero."""
+    """Sets the time since the entry before. Negative differences count as 0."""
     told: list[Entry] = []
     before: datetime | None = None
     for entry in entries:

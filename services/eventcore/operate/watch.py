@@ -103,10 +103,10 @@ class CheckpointWatch:
 
 @dataclass
 class LagWatch:
-    """How far a projection is behind the feed: from the oldest event not applied nor parked.
+    """Exports the lag of a projection: from the oldest event neither applied nor parked.
 
-    While sweeps move the checkpoint the lag is 0, at no cost. Where they do not, heads are compared
-    with documents, each stretch of the feed until it has been seen applied once.
+    While sweeps move the checkpoint, the lag is 0 without a query. Otherwise compares heads with
+    documents; does not compare again what was already applied.
     """
 
     projection: Projection
@@ -126,7 +126,7 @@ class LagWatch:
         checkpoint = self.readmodel.checkpoint(generation.name)
         if checkpoint != self._checkpoint:
             if self._checkpoint and checkpoint.position < self._checkpoint.position:
-                self._applied = 0  # it is being folded anew
+                self._applied = 0  # a rebuild began
             self._checkpoint, self._since = checkpoint, self.clock.monotonic()
         if self.clock.monotonic() - self._since < SWEEP_OVERDUE:
             self._export(0, 0)

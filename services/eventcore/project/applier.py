@@ -30,18 +30,18 @@ from eventcore.store.port import PAGE
 log = logging.getLogger(__name__)
 
 REMEMBERED_STREAMS = 10_000
-"""Streams of which a projector remembers how far it has brought them: more than begin in the time
-between two sweeps, which then need not ask for them. They take 1.5 MB."""
+"""Maximum number of streams whose applied version is cached. Sweeps skip cached streams. They take
+1.5 MB, and are more than the streams that change between two sweeps."""
 
 WRITE_ATTEMPTS = 20
-"""How often a batch is folded anew because another replica wrote one of its documents first."""
+"""Maximum number of attempts at a batch while other replicas write its documents first."""
 
 
 @dataclass(eq=False)
 class EventApplier:
-    """Applies events to the documents of one projection, whatever order they come in.
+    """Applies events to the documents of one projection, in any order of arrival.
 
-    They are those of the generation that serves, once `follow` was called; or of the `fixed` one.
+    The documents are those of the serving generation, as of the last `follow`, or of `fixed`.
     """
 
     projection: Projection
@@ -58,7 +58,7 @@ class EventApplier:
         """The event with the highest position that this process has folded into the generation."""
 
     def follow(self) -> None:
-        """Goes over to the generation that serves now, and reads the skips.
+        """Switches to the generation that serves now, and reads the skips.
 
         Raises ReadModelUnavailable.
         """
@@ -78,13 +78,13 @@ class EventApplier:
     def apply(self, streams: Mapping[str, Sequence[Event]]) -> dict[str, int]:
         """Applies events by stream, fills gaps from the feed, parks what cannot be applied.
 
-        On return each event is applied, or its stream is parked, or (the feed being away) it is
-        left to the sweep. Returns the streams whose events are ahead of the log, with the last
-        version of the log. Raises ReadModelUnavailable; then some events may be applied, and it
-        can be called again.
+        On return each event is applied, or its stream is parked, or, if the feed is unavailable,
+        the sweep applies it later. Returns the streams whose events are ahead of the log, with the
+        last version of the log. Raises ReadModelUnavailable; then some events may be applied, and
+        it can be called again.
 
-        The usual case costs no read: a stream that begins is written at once, since the guard
-        refuses it if a document is there; and the parked list is read only where a step fails.
+        The usual case needs no read: a new stream is written at once, because the guard refuses it
+        if a document exists; and the parked list is read only if a step fails.
         """
         known = [
             stream
@@ -101,7 +101,7 @@ class EventApplier:
         return self._fill(last) if last else {}
 
     def _fill(self, last: Mapping[str, int]) -> dict[str, int]:
-        """Applies what the log has of streams with a gap, whose `last` version was delivered.
+        """Fills the gaps of streams from the log; `last` has the last delivered version of each.
 
         Returns the streams whose events are ahead of the log, as `apply` does.
         """
@@ -119,9 +119,9 @@ class EventApplier:
         return ahead
 
     def retry(self, entries: Mapping[str, Parked]) -> set[str]:
-        """Tries parked streams again; returns those that are released, the others stay parked.
+        """Retries parked streams; returns the released ones. The others stay parked.
 
-        A stream is released once its document has reached everything that is known of it. Raises
+        A stream is released once its document is at the highest known version. Raises
         ReadModelUnavailable and FeedUnavailable.
         """
         name, moved = self.generation.name, set[str]()
@@ -143,7 +143,7 @@ class EventApplier:
     def _catch_up(
         self, streams: Iterable[str], entries: Mapping[str, Parked] = MappingProxyType({})
     ) -> Iterator[tuple[Mapping[str, Sequence[Event]], dict[str, FoldResult]]]:
-        """Applies what the log has of these streams, from the event of each document on.
+        """Applies the events of these streams in the log, from the event of each document on.
 
         Yields each page of the log, by stream, with its result. Raises ReadModelUnavailable and
         FeedUnavailable.
@@ -160,7 +160,7 @@ class EventApplier:
             left = [stream for stream in left if stream not in done]
 
     def renew(self, entries: Iterable[tuple[Parked, int]]) -> None:
-        """Notes how far parked streams are known to go; an entry never goes back."""
+        """Records the highest known versions of parked streams; they never decrease."""
         news = [replace(each, highest=to) for each, to in entries if to > each.highest]
         if news:
             self.readmodel.park(news)
@@ -272,9 +272,9 @@ class EventApplier:
             self._reached.popitem(last=False)
 
     def _park(self, folded: Iterable[FoldResult], entries: Mapping[str, Parked]) -> None:
-        """Parks the streams that stopped, in bulk, but those that are on the list already.
+        """Parks failed streams in bulk, except those already parked.
 
-        `entries` are those of the list, where they are known.
+        `entries` are the known ones of the parked list.
         """
         stopped = {each.stream: each for each in folded if each.error}
         if not stopped:

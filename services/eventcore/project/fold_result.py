@@ -99,10 +99,10 @@ def to_contradiction(
     events: Sequence[Event],
     is_log: bool,
 ) -> FoldResult:
-    """The result where ids contradict each other: the log itself decides.
+    """The result if ids contradict each other: the log itself decides.
 
-    Delivered events are compared with the log, from the document's event on; those that are not
-    the log's are left out then. A document that is not the log's is parked.
+    Delivered events are compared with the log, from the document's event on; events that are not in
+    the log are ignored. If the document's event is not in the log, its stream is parked.
     """
     version = version_of(document)
     if not is_log:

@@ -2,16 +2,15 @@
 
     guard     a document knows the version and the id of its last event; event n is applied only
               onto n-1, and only if that is the event before it in the log
-    catch up  what is missing in between is fetched from the owner's feed
+    catch up  missing events are read from the owner's feed
     park      a stream whose next event cannot be applied is set aside, alone
-    sweep     every few seconds, who holds the lease compares the feed with the documents,
+    sweep     every few seconds, the lease holder compares the feed with the documents,
               catches up what the broker lost, and moves the checkpoint
-    halt      the checkpoint, and the furthest event that was folded, must be in the log; else it
-              is another log, or was put back, and nothing is applied until a rebuild
+    halt      the checkpoint and the furthest folded event must be in the log; if not, the log is
+              another one or was restored, and nothing is applied until a rebuild
 
-The broker makes it fast, the sweep makes it sure: a delivery that cannot be dealt with now
-may be acknowledged, since the checkpoint is not past it. Replicas need not agree on
-anything but the guard.
+The broker gives low latency; the sweep guarantees completeness. So an unapplied delivery may be
+acknowledged: the checkpoint is not past it. Replicas share nothing but the guard and the lease.
 """
 
 import logging
@@ -19,7 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from threading import Event as Stop
+from threading import Event as Stop  # not an event of the log
 from threading import Thread
 
 from eventcore import jsontext
@@ -66,6 +65,14 @@ def in_thread(act: Callable[[], Consumer], name: str) -> "Future[Consumer]":
     return future
 
 
+def _read(delivery: Delivery) -> Event:
+    """The event of a delivery; raises NotAnEvent."""
+    try:
+        return from_message(jsontext.parse(delivery.message.body))
+    except ValueError as error:
+        raise NotAnEvent(str(error)) from error
+
+
 def _close(opened: "Future[Consumer]") -> None:
     """Closes a consumer that was opened too late."""
     if opened.exception() is None:
@@ -74,7 +81,7 @@ def _close(opened: "Future[Consumer]") -> None:
 
 @dataclass(eq=False)
 class Projector:
-    """Consumes one queue into one projection, and sweeps; as many replicas as are needed."""
+    """Consumes one queue into one projection, and sweeps; may have many replicas."""
 
     applier: EventApplier
     sweeping: Sweep
@@ -99,10 +106,10 @@ class Projector:
             metrics.CAUGHT_UP,
             metrics.DEAD_LETTERS,
         ):
-            counter.labels(self._name)  # 0 from the start, or nobody sees the first rise
+            counter.labels(self._name)  # creates it at 0, so that `rate()` sees the first increment
 
     def run(self, stop: Stop) -> None:
-        """Projects until `stop` is set, whatever servers come and go meanwhile."""
+        """Projects until `stop` is set; waits for servers that are unavailable."""
         self._until_done(self._prepare, stop)
         sweep_at = self._clock.monotonic()
         while not stop.is_set():
@@ -130,37 +137,38 @@ class Projector:
     def _handle(self, deliveries: Sequence[Delivery], consumer: Consumer) -> None:
         reach("projector:delivered")
         carried: list[tuple[Event, Delivery]] = []
-        unreadable: list[tuple[Delivery, str]] = []
+        refused: list[tuple[Delivery, str, str]] = []
+        own = self.applier.projection.aggregate_type
         for delivery in deliveries:
             try:
-                carried.append((self._read(delivery), delivery))
+                event = _read(delivery)
             except NotAnEvent as error:
-                unreadable.append((delivery, str(error)))
+                refused.append((delivery, "Failed to parse message", str(error)))
+                continue
+            if event.aggregate_type == own:
+                carried.append((event, delivery))
+            else:
+                reason = f"an event of {event.aggregate_type} does not belong to this queue"
+                refused.append((delivery, "Event dead-lettered", reason))
         # While halted, an event is left to a later sweep or to the rebuild: it may be one that the
         # log has lost.
         streams = {} if self._halted else by_stream(event for event, _ in carried)
         ahead = self.applier.apply(streams)
         for event, delivery in carried:
             if event.version > ahead.get(str(event.aggregate_id), event.version):
-                unreadable.append((delivery, f"version {event.version} is ahead of the log"))
-        for delivery, reason in unreadable:  # only now: while MongoDB is away, all this is repeated
-            self._dead_letter(delivery, consumer, reason)
+                reason = f"version {event.version} is ahead of the log"
+                refused.append((delivery, "Event dead-lettered", reason))
+        for delivery, log_message, reason in refused:  # last: a batch may be repeated up to here
+            self._dead_letter(delivery, consumer, log_message, reason)
         reach("projector:written")
         consumer.acknowledge(deliveries[-1])
         reach("projector:acknowledged")
 
-    def _read(self, delivery: Delivery) -> Event:
-        try:
-            event = from_message(jsontext.parse(delivery.message.body))
-        except ValueError as error:
-            raise NotAnEvent(str(error)) from error
-        if event.aggregate_type != self.applier.projection.aggregate_type:
-            raise NotAnEvent(f"an event of {event.aggregate_type} has no place in this queue")
-        return event
-
-    def _dead_letter(self, delivery: Delivery, consumer: Consumer, reason: str) -> None:
+    def _dead_letter(
+        self, delivery: Delivery, consumer: Consumer, log_message: str, reason: str
+    ) -> None:
         log.error(
-            "Failed to parse message",
+            log_message,
             extra={"projection": self._name, "id": delivery.message.id, "error": reason},
         )
         consumer.dead_letter(delivery, reason)
@@ -173,7 +181,7 @@ class Projector:
         self._halted = bool(readmodel.checkpoint(into.name).halted)
 
     def consume(self, stop: Stop, wait: float) -> None:
-        """Takes what is there and applies it; without a broker lets `wait` pass."""
+        """Applies the available deliveries; without a broker waits for `wait` seconds."""
         try:
             consumer = self._connected(wait)
             if consumer is None:
@@ -192,8 +200,8 @@ class Projector:
     def _connected(self, wait: float) -> Consumer | None:
         """The consumer, or None while there is none.
 
-        It is opened beside the loop, since a broker that does not even refuse takes seconds, in
-        which sweeps must go on.
+        It is opened in another thread, so that sweeps go on: connecting to a silent broker takes
+        seconds.
         """
         is_due = self._clock.monotonic() >= self._connect_at
         if self._consumer is None and self._opening is None and is_due:
@@ -220,7 +228,7 @@ class Projector:
     def _until_done(
         self, act: Callable[[], object], stop: Stop, consumer: Consumer | None = None
     ) -> None:
-        """Retries in place while the read model is away; `consumer` takes no more meanwhile."""
+        """Retries while the read model is unavailable; pauses `consumer` until then."""
         failures = 0
         while not stop.is_set():
             HEARTBEAT.beat()
@@ -238,7 +246,7 @@ class Projector:
                 failures += 1
 
     def sweep(self) -> bool:
-        """Sweeps one page; True if more is to be swept at once."""
+        """Sweeps one page; returns True if the next page is due at once."""
         try:
             more = self.sweeping.run()
             self._halted = False
@@ -259,10 +267,7 @@ class Projector:
         return more
 
     def _reconnect_if_stalled(self) -> None:
-        """Opens the queue anew where sweeps bring all, deliveries nothing, and nobody says why.
-
-        A broker may lose a consumer without a word, while its connection lives and is quiet.
-        """
+        """Reconnects if only sweeps find events: the broker may have lost the consumer silently."""
         if self.sweeping.caught_up and self._consumer:
             self._stalled_sweeps += 1
         if self._stalled_sweeps == STALLED_SWEEPS:

@@ -91,8 +91,8 @@ class Sweep:
     def run(self) -> bool:
         """Sweeps one page; True if there is more to sweep at once.
 
-        Raises Unavailable, and StoreRestored, by which every replica knows that nothing may be
-        applied.
+        Raises Unavailable. Raises StoreRestored; the projection is then marked halted for all
+        replicas.
         """
         self.caught_up = 0
         self.applier.follow()
@@ -104,7 +104,7 @@ class Sweep:
         )
         if lease is None:
             self._seen = None
-            self._export_lag(0, None)  # the holder tells
+            self._export_lag(0, None)  # the holder of the lease exports it
             if reason := self._readmodel.checkpoint(self._generation.name).halted:
                 raise StoreRestored(reason)
             return False

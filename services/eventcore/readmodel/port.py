@@ -98,11 +98,10 @@ class Bookkeeping(Protocol):
         """Note why a generation must not go on, for all its projectors; "": it may."""
 
     def move_checkpoint(self, lease: Lease, mark: Mark, covered_at: datetime | None) -> bool:
-        """Move forwards to an event, if the lease's epoch is still the newest; False: it is not.
+        """Moves forwards to an event; returns False if the lease's epoch is no longer the newest.
 
-        A checkpoint without an event, of an older version, is moved in any case. `covered_at` says
-        when `mark` had settled, and may go back; None: unknown, the known one stays. The lease's
-        `store_epoch` is kept with it.
+        A checkpoint without an event id always moves. `covered_at` is the time at which `mark` was
+        settled, and may decrease; None keeps the stored one. Stores the lease's `store_epoch` too.
         """
 
     def park(self, entries: Sequence[Parked]) -> list[str]:

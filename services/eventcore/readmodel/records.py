@@ -52,9 +52,9 @@ class Generations:
 class Checkpoint:
     """Up to `position`, where `event_id` is, every event is applied or parked.
 
-    That had settled at `covered_at`. `furthest` is the furthest event that a delivery has brought.
-    `store_epoch` names the life of the log that the generation is folded from; "": not yet known.
-    `halted` says why nothing more is applied: the log is not the one it was folded from.
+    `covered_at`: the time at which this position was settled. `furthest`: the furthest event that
+    was folded. `store_epoch`: the epoch of the log that the generation is folded from, or "" if it
+    is not known yet. `halted`: why no event is applied, because the log is another one, or "".
     """
 
     position: int = 0
@@ -81,7 +81,7 @@ class Lease(Checkpoint):
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """A stream that one generation has set aside at `version`; `highest` is known to exist."""
+    """A stream that one generation parked at `version`; `highest`: its highest known version."""
 
     generation: str
     stream: str

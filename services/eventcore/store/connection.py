@@ -40,7 +40,7 @@ notices a client that is gone within ten seconds. Roles of services and relays h
 class ConnectionPool:
     """Runs statements over a connection pool of its own, behind a circuit breaker of its own.
 
-    With `attempts` above 1 a statement is sent again where its connection was lost: it must read.
+    With `attempts` > 1, retries after a lost connection; use it for reads only.
     """
 
     PATIENCE = 2.0  # seconds that a caller waits for a free connection
@@ -118,8 +118,8 @@ def fetch(driver: Any, statement: str, values: tuple[object, ...]) -> list[Any]:
 def _wait(connection: Any) -> None:
     """Waits for PostgreSQL in place of psycopg2, which would wait for ever.
 
-    PostgreSQL's own time limits need a server that works, and TCP's one that is gone; one that is
-    stopped, or whose disk hangs, meets neither. After the error psycopg2 closes the connection.
+    Neither PostgreSQL's nor TCP's timeouts detect a stopped server or a hung disk. After the error
+    psycopg2 closes the connection.
     """
     connected = connection.status in (extensions.STATUS_READY, extensions.STATUS_BEGIN)
     seconds = CALL_TIME if connected else CONNECT_TIME

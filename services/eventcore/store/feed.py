@@ -21,11 +21,11 @@ MANY = 50  # streams that may be asked for at once
 @dataclass(frozen=True, slots=True)
 class HeadsPage:
     """The last version of each stream that changed up to the event `end`, and the log as it is now:
-    the settled event, the last position, and its epoch ("": the owner is too old to tell).
+    the settled event, the last position, and its epoch ("" from an owner of an older version).
 
-    Where `same` is false, the log does not have the events asked for: nothing else counts.
-    `at` is when the owner asked what has settled: by its own clock, which makes the ids of new
-    streams too, or by its database's if that is behind it. None: the owner is too old to tell.
+    If `same` is false, the log lacks an event of the request, and the other fields mean nothing.
+    `at` is the time of the settled position: the earlier of the owner's clock and the database's
+    clock at that time; None from an owner of an older version.
     """
 
     heads: Mapping[str, int]

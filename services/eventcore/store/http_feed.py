@@ -85,7 +85,7 @@ class HttpFeed:
         try:
             return [from_message(message) for message in messages]
         except NotAnEvent as error:
-            raise FeedUnavailable(f"{self._url} answers what is no event: {error}") from error
+            raise FeedUnavailable(f"{self._url} returned an invalid event: {error}") from error
 
     def _get(self, what: str, **query: str | int) -> Any:
         url = f"{self._url}/internal/{what}"

@@ -129,9 +129,9 @@ class Store(Protocol):
     ) -> Changes | None:
         """The streams that changed above `after`, in a page of SPAN positions up to `until`.
 
-        None: the log does not have one of `marks`. All of it is one statement: the page is of the
-        log that was looked at. `until` is at most `settled`; raises StoreUnavailable if that is
-        gone.
+        Returns None if the log lacks one of `marks`. One SQL statement checks the marks and reads
+        the page, so both see the same log. `until` is at most `settled`; raises StoreUnavailable if
+        the log lacks that event.
         """
 
 

@@ -1,4 +1,4 @@
-"""Which events have settled: no event can still appear before them."""
+"""Finds which events have settled: no event can still appear before them."""
 
 from collections.abc import Sequence
 
@@ -6,13 +6,12 @@ from eventcore.model.event import Mark
 
 
 class Settling:
-    """Which events have settled: the algorithm, apart from the SQL that feeds it.
+    """The algorithm that finds the settled event, without its SQL.
 
-    `observe` takes what the database's `settle()` answered. A head is settled once none of the
-    transactions that were writing when it was the head are left; a fresh head is watched as soon
-    as the one before has settled, so an unrelated or even an endless transaction elsewhere never
-    holds it back, and a slow writer only what came after it. Where the log has lost the settled
-    event or the watched one, nothing is known of it any more.
+    `observe` takes the result of the database's `settle()`. It records the head and its open
+    writers. The head is settled when those writers have finished; then the next head is watched. So
+    a transaction that does not write events delays nothing, and a slow writer delays only later
+    events. If the log has lost the settled event or the watched one, it begins again.
     """
 
     def __init__(self) -> None:

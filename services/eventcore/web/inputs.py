@@ -89,7 +89,7 @@ UUID_PATTERN = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 
 Id = Annotated[
     str,
-    Form(re.compile(UUID_PATTERN), "must be an id: a UUID, as POST answered it"),
+    Form(re.compile(UUID_PATTERN), "must be a UUID, as returned by POST"),
     Field(json_schema_extra={"format": "uuid"}),
     AfterValidator(lambda text: str(UUID(text))),
 ]

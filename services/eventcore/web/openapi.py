@@ -59,7 +59,7 @@ PROBLEMS = {
     400: "The request cannot be read",
     401: "A token is needed",
     404: "There is no such thing",
-    409: "Others kept changing it; try again",
+    409: "The resource was changed concurrently; retry",
     412: "It is not at the version in If-Match",
     413: "The body is over 64 KiB",
     415: "The body is not application/json",

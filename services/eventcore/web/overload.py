@@ -90,8 +90,8 @@ class Overload:
     sent: a slow peer holds a thread, which waits, and none of the permits.
     """
 
-    def __init__(self, behind: "WSGIApplication", permits: int) -> None:
-        self._behind = behind
+    def __init__(self, app: "WSGIApplication", permits: int) -> None:
+        self._app = app
         self._permits = threading.BoundedSemaphore(permits)
         self._finished = 0
         self._seen = 0
@@ -100,14 +100,14 @@ class Overload:
         try:
             receive(environ)
             if environ["PATH_INFO"] in PROBES:
-                return self._behind(environ, start_response)
+                return self._app(environ, start_response)
             if not self._permits.acquire(timeout=PATIENCE):
-                busy = "More is asked for than can be answered. Nothing was written; try again."
+                busy = "The service is overloaded. Nothing was written; retry."
                 raise Refusal(503, Overloaded.code, busy)
         except Refusal as refusal:
             return Correlation(refusal)(environ, start_response)
         try:
-            return self._behind(environ, start_response)
+            return self._app(environ, start_response)
         finally:
             self._finished += 1
             self._permits.release()

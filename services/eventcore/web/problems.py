@@ -25,8 +25,8 @@ _STATUS: Sequence[tuple[type[errors.Error], int, str, str]] = (
     (errors.KeyReused, 422, "Idempotency-Key reused", "This Idempotency-Key was used for another "
      "request. Send a new request with a new key; repeat one with the same path, body and caller."),
     (errors.OutcomeUnknown, 504, "Outcome unknown", "The event store did not confirm this in time: "
-     "it is not known whether it was done. The id is {error.aggregate_id}; read it to find out. To "
-     "repeat this is safe with the same Idempotency-Key; without a key it may be done twice."),
+     "it is not known whether it was done. The id is {error.aggregate_id}; read it to find out. "
+     "You can safely retry with the same Idempotency-Key; without a key it may be done twice."),
     (errors.NotYet, 503, _NOT_AVAILABLE, ""),
     (errors.Overloaded, 503, _NOT_AVAILABLE, ""),
     (errors.StoreUnavailable, 503, _NOT_AVAILABLE, "The event store is not available. {then}"),

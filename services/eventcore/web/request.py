@@ -63,7 +63,9 @@ def read_body() -> bytes:
 def _path_id(path: Mapping[str, str]) -> UUID:
     for text in path.values():
         if not re.fullmatch(UUID_PATTERN, text):
-            raise errors.NotFound(f"{text[:80]!r} is not an id. Ids are UUIDs, as POST gave them.")
+            raise errors.NotFound(
+                f"{text[:80]!r} is not an id. Ids are UUIDs, as returned by POST."
+            )
         return UUID(text)
     return UUID(int=0)
 
@@ -92,8 +94,8 @@ def _parse_body(text: bytes, operation: Operation) -> object:
 def _to_call(text: bytes, operation: Operation) -> Call:
     if operation.has_id and request.headers.get("If-None-Match", "").strip() == "*":
         raise PreconditionFailed(
-            "If-None-Match: * asks that there is nothing yet; this call changes what exists."
-            " Nothing was written. Leave the header out, or send If-Match."
+            "If-None-Match: * requires that the resource does not exist; this call changes an"
+            " existing one. Nothing was written. Leave the header out, or send If-Match."
         )
     ids: RequestContext = request.environ[REQUEST_CONTEXT]
     metadata = {"correlationId": ids.correlation_id, "causationId": ids.request_id}
@@ -117,7 +119,7 @@ def _idempotency(text: bytes) -> Idempotency | None:
 
 
 def _if_match() -> tuple[str, ...]:
-    """The versions that If-Match allows; none: any. Weak tags count: the version is in them."""
+    """The tags in If-Match; empty if any will do. Weak tags are accepted: they have the version."""
     given = request.headers.get("If-Match")
     if given is None or given.strip() == "*":
         return ()

@@ -1,4 +1,4 @@
-"""The order service's own cache of users: whom it may take orders from. Pure.
+"""The order service's own read model of users: those that may order. Pure.
 
     {_id: the user's id, version}
 

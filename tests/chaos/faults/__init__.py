@@ -24,7 +24,7 @@ FAULTS = (
     Fault("6", "kill -9 of one backend", "A B", 2, postgres.backend_killed, first=5, lag=10),
     Fault("7", "sessions ended, the relay's with its lock too", "B D", 10,
           postgres.session_ended, first=1, lag=2, hold=(0, 0.3)),
-    Fault("8", "PostgreSQL stopped; all started in the wrong order", "G H", 2, postgres.stopped,
+    Fault("8", "PostgreSQL stopped; all started in reverse order", "G H", 2, postgres.stopped,
           hold=(2, 4), first=5, lag=10, no_answer=True),
     Fault("9", "no connection free; events locked", "F G", 2, postgres.crowded,
           hold=(5, 5), first=1, lag=2, answers=5, goes_on=(USERS, QUERIES)),

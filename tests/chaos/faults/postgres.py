@@ -52,7 +52,7 @@ def session_ended(scene: Scene) -> Iterator[str]:
 
 @contextmanager
 def stopped(scene: Scene) -> Iterator[str]:
-    """An immediate stop; or everything down, and started in the wrong order."""
+    """An immediate stop; or all servers and processes down, then started in reverse order."""
     system = scene.system
     if scene.number % 2 == 0:
         os.kill(system.postgres.child.pid, signal.SIGQUIT)
