@@ -21,6 +21,8 @@ def test_each_projection_is_verified_where_its_projector_is(chart: Render) -> No
     verified = containers(chart, "CronJob")
     run = [pod.spec["containers"][0]["args"] for pod in chart.processes().values()]
     projected = {args[1] for args in run if args[0] == "project"}
+    if chart.name == "dev":  # Tilt would show each as a resource that waits
+        projected = set()
     assert sorted(each["args"][1] for each in verified) == sorted(projected)
     for each in verified:
         assert each["args"][0] == "verify"

@@ -51,12 +51,15 @@ def evaluate(text: str, passwords: Path) -> Tilt:
         told = [str(passwords) if part.startswith(".data/") else part for part in command]
         return subprocess.run(told, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
-    def helm(chart: str, name: str, values: list[str]) -> str:
+    def watch_file(path: str) -> None:
+        assert (ROOT / path).is_file()
+
+    def helm(chart: str, name: str, values: list[str], kube_version: str) -> str:
         nonlocal said
         tilt.values = values
         files = [str(passwords) if each.startswith(".data/") else each for each in values]
         flags = [part for file in files for part in ("--values", file)]
-        command = ["helm", "template", name, chart, *flags]
+        command = ["helm", "template", name, chart, f"--kube-version={kube_version}", *flags]
         done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
         said = done.stdout
         return said
@@ -80,7 +83,8 @@ def evaluate(text: str, passwords: Path) -> Tilt:
 
     module = starlark.Module()
     for builtin in (
-        docker_build, local, helm, read_yaml, decode_yaml_stream, k8s_yaml, k8s_resource,
+        docker_build, local, watch_file, helm, read_yaml, decode_yaml_stream, k8s_yaml,
+        k8s_resource,
         local_resource,
     ):  # fmt: skip
         module.add_callable(builtin.__name__, builtin)
@@ -206,9 +210,31 @@ def test_the_buttons_wait_to_be_pressed_and_do_what_exists(tilt: Tilt) -> None:
             assert {f"shop-{each}" for each in processes} <= set(workloads(tilt))
 
 
+def test_a_saved_file_runs_no_setup_and_a_changed_schema_reaches_it(tilt: Tilt) -> None:
+    [setup] = [how for how in tilt.resources.values() if how["new_name"] == "setup"]
+    assert setup["trigger_mode"] == "manual"
+    assert setup.get("auto_init", True)
+    assert ["cp", "init.sql", "charts/shop/files/init.sql"] in tilt.commands
+    assert not [each for each in tilt.objects if each["kind"] == "CronJob"]
+
+
+def test_a_process_that_a_syntax_error_stops_waits_for_the_next_save(tilt: Tilt) -> None:
+    for each in workloads(tilt).values():
+        if each["kind"] == "Deployment":
+            [container] = each["spec"]["template"]["spec"]["containers"]
+            for probe in ("startupProbe", "livenessProbe"):
+                patience = container[probe]["failureThreshold"] * container[probe]["periodSeconds"]
+                assert patience > 2 * 3600
+
+
+def test_the_demo_needs_nothing_of_this_machine(tilt: Tilt) -> None:
+    command = tilt.buttons["demo"]["cmd"]
+    assert (ROOT / "services/gateway/journey.py").is_file()
+    assert command.startswith("kubectl exec deployment/shop-gateway -- python -m gateway.journey ")
+
+
 def test_passwords_are_made_once_for_every_login_and_are_in_no_file_of_git(tilt: Tilt) -> None:
-    [command] = tilt.commands
-    kept = command[-1]
+    [kept] = [command[-1] for command in tilt.commands if "local/dev-passwords" in command]
     ignored = subprocess.run(["git", "check-ignore", kept], cwd=ROOT, check=False)
     assert ignored.returncode == 0
     assert kept in tilt.values
