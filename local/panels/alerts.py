@@ -302,6 +302,18 @@ _EVENTS: Sequence[Alert] = (
         _PROJECTIONS,
     ),
     Alert(
+        "ShopVerifyOld",
+        "warning",
+        "1h",
+        """
+        time() - max by (namespace, projection) (projection_verified_timestamp_seconds)
+          > 2 * 86400
+        """,
+        "A projection has not been compared with its log for two days.",
+        "{{ $labels.projection }} was last compared {{ $value | humanizeDuration }} ago.",
+        _PROJECTIONS,
+    ),
+    Alert(
         "ShopDeadLetters",
         "warning",
         "0m",
@@ -411,6 +423,70 @@ _SERVERS: Sequence[Alert] = (
         "The job that makes databases, logins and schema has given up.",
         "{{ $labels.job_name }} has failed: processes of the new version wait for it.",
         _OVERVIEW,
+    ),
+    Alert(
+        "ShopBackupOld",
+        "critical",
+        "10m",
+        f"""
+        time() - max by (namespace, cronjob) (
+          kube_cronjob_status_last_successful_time{{cronjob=~".+-backup"}}
+          or kube_cronjob_created{{cronjob=~".+-backup"}}
+        ) > 36 * 3600
+        {_IN_OUR_NAMESPACE}
+        """,
+        "No dump of an event store has been made for 36 hours.",
+        "The last dump by {{ $labels.cronjob }}, or its creation, was"
+        " {{ $value | humanizeDuration }} ago.",
+        _STORES,
+    ),
+    Alert(
+        "ShopContainerRestarts",
+        "warning",
+        "0m",
+        f"""
+        sum by (namespace, pod, container) (
+          increase(kube_pod_container_status_restarts_total[15m])
+        ) > 2
+        {_IN_OUR_NAMESPACE}
+        """,
+        "A container has been started again three times within a quarter of an hour.",
+        "{{ $labels.container }} of the pod {{ $labels.pod }} was started again"
+        " {{ $value | humanize }} times.",
+        _OVERVIEW,
+    ),
+    Alert(
+        "ShopAutoscalerAtMaximum",
+        "warning",
+        "15m",
+        f"""
+        (
+          max by (namespace, horizontalpodautoscaler) (
+            kube_horizontalpodautoscaler_status_desired_replicas
+          )
+          >= max by (namespace, horizontalpodautoscaler) (
+            kube_horizontalpodautoscaler_spec_max_replicas
+          )
+        )
+        {_IN_OUR_NAMESPACE}
+        """,
+        "An autoscaler has wanted its maximum of pods for a quarter of an hour.",
+        "{{ $labels.horizontalpodautoscaler }} wants {{ $value }} pods, and may have no more.",
+        _OVERVIEW,
+    ),
+    Alert(
+        "ShopExporterDown",
+        "warning",
+        "5m",
+        """
+        up == 0 and on (namespace, job, instance) (
+          last_over_time(pg_up[1d]) or last_over_time(mongodb_up[1d])
+          or last_over_time(rabbitmq_identity_info[1d])
+        )
+        """,
+        "An exporter of a server's metrics has not answered for five minutes.",
+        "{{ $labels.instance }} (job {{ $labels.job }}) does not answer Prometheus.",
+        _STORES,
     ),
 )
 

@@ -38,6 +38,8 @@ EXTRA: Object = {
 EVERYTHING: Object = {
     "observability": {"enabled": True},
     "rebuild": {"projections": ["orders"]},
+    "backup": {"enabled": True},
+    "restore": {"stores": {"user": "latest"}},
 }
 
 PLACES = [path for path in maps(documented()) if path[-1:] == ("extra",)]

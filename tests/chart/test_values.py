@@ -33,6 +33,7 @@ OPEN = [
     r".*\.resources\.(requests|limits)",
     r".*\.auth\.(secretKeys|users|passwords)",  # by login
     r"postgres\.parameters",
+    r"restore\.stores",  # by store
     r"podMonitor\.labels|alerts\.(labels|extraLabels)",
 ]
 """Maps of values that take any key."""
@@ -89,7 +90,11 @@ CHANGED: list[tuple[str, Any]] = [
     (r"httpRoute\.parentRefs", [{"name": "changed"}]),
     (r"httpRoute\.hostnames", ["changed.example"]),
     (r"rebuild\.projections", ["orders"]),
-    (r"verify\.schedule", "5 4 * * *"),
+    (r"(verify|backup)\.schedule", "5 4 * * *"),
+    (r"backup\.upload\.to", "backup:changed"),
+    (r"backup\.upload\.ports", [9000]),
+    (r"restore\.stores", {"user": "latest"}),
+    (r"restore\.maxAge", "3d"),
     (r"extraObjects", [{"kind": "ConfigMap", "metadata": {"name": "changed"}}]),
     (r"postgres\.auth\.(secretKeys|users|passwords)", {"user_service": "Changed.Password"}),
     (r"rabbitmq\.auth\.(secretKeys|users|passwords)", {"user-relay": "Changed.Password"}),
@@ -132,6 +137,12 @@ ROOMY = {"postgres": {"parameters": {"max_connections": 1000}}}
 
 OBSERVED = {"observability": {"enabled": True}}
 
+BACKUP = {"backup": {"enabled": True}}
+
+UPLOADED = over(BACKUP, {"backup": {"upload": {"to": "backup:bucket"}}})
+
+RESTORED = {"restore": {"stores": {"user": "latest"}}}
+
 WITHIN: list[tuple[str, Object]] = [
     (r"tracing\.(endpoint|ratio|peers)", {"tracing": {"endpoint": "http://away.example:4318"}}),
     (r"podMonitor\..*", {"global": {"scrape": "monitor"}}),
@@ -151,6 +162,11 @@ WITHIN: list[tuple[str, Object]] = [
     (r"ingress\.tls\.enabled", {"ingress": {"enabled": True}}),
     (r"ingress\..*", {"ingress": {"enabled": True, "tls": {"enabled": True}}}),
     (r"rebuild\.(?!projections).*", {"rebuild": {"projections": ["orders"]}}),
+    (r"backup\.enabled|restore\.stores", {}),
+    (r"backup\.upload\.(?!to).*", UPLOADED),
+    (r"backup\..*", BACKUP),
+    (r"restore\.maxAge", over(UPLOADED, RESTORED)),
+    (r"restore\..*", RESTORED),
     (r"httpRoute\.enabled", {"httpRoute": {"parentRefs": [{"name": "public"}]}}),
     (r"httpRoute\..*", {"httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]}}),
 ]  # fmt: skip

@@ -97,10 +97,18 @@ class Release:
         self._helm("install", self.name, str(chart), *wait, *_settings(chart), *arguments)
         return time.monotonic() - began
 
-    def upgrade(self, *arguments: str, chart: Path = CHART) -> None:
+    def upgrade(self, *arguments: str, chart: Path = CHART, wait: bool = True) -> None:
         """helm upgrade to these values and no older ones, until all of it is ready."""
-        wait = ("--reset-values", "--wait", "--timeout=5m")
-        self._helm("upgrade", self.name, str(chart), *wait, *_settings(chart), *arguments)
+        flags = ("--reset-values", *(("--wait", "--timeout=5m") if wait else ()))
+        self._helm("upgrade", self.name, str(chart), *flags, *_settings(chart), *arguments)
+
+    def await_jobs(self, component: str, word: str) -> None:
+        """Wait until the Jobs of a component that have this word in their names are complete."""
+        label = f"--selector=app.kubernetes.io/component={component}"
+        jobs = self.kubectl("get", "jobs", label, "--output=name").split()
+        mine = [name for name in jobs if word in name]
+        assert mine, jobs
+        self.kubectl("wait", *mine, "--for=condition=Complete", "--timeout=240s")
 
     def rollback(self) -> None:
         """helm rollback to the revision before, until all of it is ready."""

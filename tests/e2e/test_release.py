@@ -483,6 +483,54 @@ def test_an_upgrade_across_a_migration_and_its_rollback_lose_nothing(
     unharmed(release, lambda: release.upgrade("--set=defaults.env.LOG_LEVEL=INFO"), say)
 
 
+def test_a_deleted_event_store_comes_back_from_the_dump_of_its_cronjob(
+    release: Release, say: Callable[[str], None]
+) -> None:
+    """The drill of docs/backup.md: append, dump, delete the store, restore, rebuild, compare."""
+    backed_up = "--set=backup.enabled=true"
+    with steady_load(INGRESS) as record:
+        await_that(lambda: record.requests > 100, 30, "the load")
+    release.upgrade(backed_up)
+    release.await_jobs("user-backup", "user-backup-")
+    cron = "--from=cronjob/shop-user-backup"
+    release.kubectl("create", "job", "user-backup-now", cron)
+    release.await_jobs("user-backup", "backup-now")
+    with release.stores() as stores:
+        stores.await_converged()
+        before = stores.events("user")
+    assert len(before) > 10
+
+    release.kubectl("scale", "deployment/shop-user-service", "--replicas=0")
+    drop = "drop database user_event_db with (force)"
+    psql = ("exec", "shop-postgres-0", "--", "psql", "--username=postgres", f"--command={drop}")
+    release.kubectl(*psql)
+    began = time.monotonic()
+    release.kubectl("delete", "job", "--selector=app.kubernetes.io/component=setup")
+    release.upgrade(backed_up, "--set=restore.stores.user=latest", wait=False)
+    release.await_jobs("user-backup", "restore")
+    release.upgrade(
+        backed_up, "--set=rebuild.projections={users,known-users}",
+        "--set=rebuild.acceptDifferences=true", "--set=rebuild.run=restored", wait=False,
+    )  # fmt: skip
+    for component in ("user-projector-job", "order-user-sync-job"):
+        release.await_jobs(component, "-rebuild-")
+    release.await_ready()
+    say(f"restored and rebuilt in {time.monotonic() - began:.0f} s")
+
+    with release.stores() as stores:
+        assert stores.events("user") == before
+        stores.await_converged()
+        assert stores.differences(record) == []
+    with steady_load(INGRESS) as more:
+        await_that(lambda: more.requests > 50, 30, "it takes commands again")
+    with release.stores() as stores:
+        stores.await_converged()
+        assert stores.differences(more) == []
+    release.upgrade()
+    claims = "persistentvolumeclaim/shop-user-backup"
+    release.kubectl("delete", claims, "persistentvolumeclaim/shop-order-backup")
+
+
 def test_a_release_that_goes_leaves_data_and_passwords_to_the_next(
     release: Release, say: Callable[[str], None]
 ) -> None:

@@ -274,6 +274,105 @@ def test_the_commands_of_the_backup_page_bring_a_log_back_as_it_was(
     relay.close()
 
 
+# ── the chart's backups ───────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def script(
+    postgres: PostgreSQL, fresh: Login, tmp_path: Path
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a script of the chart's backups as the owner of the database."""
+    owner = fresh("owner")
+    (tmp_path / "password").write_text(owner.password.read())
+
+    def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", str(ROOT / f"charts/shop/files/backup/{name}.sh"), *map(str, arguments)],
+            env={
+                "PATH": f"{postgres.programs}:{os.environ['PATH']}",
+                "TMPDIR": str(tmp_path),
+                "POSTGRES_HOST": owner.host,
+                "POSTGRES_PORT": str(owner.port),
+                "POSTGRES_DATABASE": owner.name,
+                "POSTGRES_USER": owner.user,
+                "POSTGRES_PASSWORD_FILE": str(tmp_path / "password"),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+def test_the_charts_scripts_dump_a_log_and_bring_it_back_in_a_new_epoch(
+    script: Callable[..., subprocess.CompletedProcess[str]],
+    fresh: Login,
+    opened: Postgres,
+    tmp_path: Path,
+) -> None:
+    append(opened, 3)
+    before, kept = opened.progress("user"), opened.read_feed(0, 100)
+    done = script("dump", tmp_path, "user", 2)
+    assert done.returncode == 0, done.stderr
+    append(opened, 2)
+    refused = script("restore", tmp_path, "user", "latest", INIT_SQL)
+    assert refused.returncode == 1
+    assert f"Nothing is restored while {fresh('service').user} use" in refused.stderr
+    assert len(opened.read_feed(0, 100)) == 5
+    opened.close()
+    done = script("restore", tmp_path, "user", "latest", INIT_SQL)
+    assert done.returncode == 0, done.stderr
+    assert "holds 3 events of user-" in done.stdout
+    assert opened.read_feed(0, 100) == kept
+    assert opened.progress("user").epoch != before.epoch
+    append(opened, 1)
+
+
+def test_a_store_that_was_deleted_is_restored_into_the_one_that_setup_made_anew(
+    script: Callable[..., subprocess.CompletedProcess[str]],
+    fresh: Login,
+    opened: Postgres,
+    tmp_path: Path,
+) -> None:
+    append(opened, 3)
+    kept = opened.read_feed(0, 100)
+    assert script("dump", tmp_path, "user", 2).returncode == 0
+    opened.close()
+    owner = fresh("owner")
+    sql(owner, "begin; drop schema public cascade; create schema public; commit")
+    migrate(owner, INIT_SQL)
+    done = script("restore", tmp_path, "user", "latest", INIT_SQL)
+    assert done.returncode == 0, done.stderr
+    assert opened.read_feed(0, 100) == kept
+    append(opened, 1)
+
+
+def test_old_dumps_go_and_half_a_dump_never_has_a_name(
+    script: Callable[..., subprocess.CompletedProcess[str]], fresh: Login, tmp_path: Path
+) -> None:
+    for day in ("1", "2", "3"):
+        (tmp_path / f"user-2026010{day}T000000Z.dump").touch()
+    (tmp_path / "order-20260101T000000Z.dump").touch()
+    assert script("dump", tmp_path, "user", 2).returncode == 0
+    left = sorted(each.name for each in tmp_path.glob("*.dump"))
+    assert [name[:14] for name in left[:2]] == ["order-20260101", "user-20260103T"]
+    assert len(left) == 3
+    sql(fresh("owner"), "drop table events cascade")
+    assert script("dump", tmp_path, "user", 2).returncode != 0
+    assert sorted(each.name for each in tmp_path.glob("*.dump")) == left
+
+
+def test_a_dump_that_is_not_there_is_refused_with_those_that_are(
+    script: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "user-20260101T000000Z.dump").touch()
+    refused = script("restore", tmp_path, "user", "user-20260102T000000Z.dump", INIT_SQL)
+    assert refused.returncode == 1
+    assert "There is no dump user-20260102T000000Z.dump. There are:" in refused.stderr
+    assert "user-20260101T000000Z.dump" in refused.stderr
+
+
 def run(postgres: PostgreSQL, owner: Server, command: str, folder: Path) -> None:
     env = {
         **os.environ,

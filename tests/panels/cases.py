@@ -40,6 +40,9 @@ _INTERNAL = 'http_request_duration_seconds_count{route="/internal/heads", status
 
 _QUEUE = 'rabbitmq_detailed_queue_consumers{queue="%s"}'
 _DISK = 'kubelet_volume_stats_%s_bytes{persistentvolumeclaim="data-shop-postgres-0"}'
+_DUMPED = 'kube_cronjob_status_last_successful_time{cronjob="%s"}'
+_RESTARTS = 'kube_pod_container_status_restarts_total{pod="shop-postgres-0", container="postgres"}'
+_SCALER = 'kube_horizontalpodautoscaler_%s_replicas{horizontalpodautoscaler="shop-gateway"}'
 
 CASES = (
     Case(
@@ -381,6 +384,72 @@ CASES = (
         labels={"job_name": "shop-setup-0123abcd"},
         severity="critical",
     ),
+    # Samples begin at the epoch, so a time of two days before is negative.
+    Case(
+        "ShopVerifyOld",
+        {'projection_verified_timestamp_seconds{projection="users"}': "-172500x100 6000x60"},
+        fires=80,
+        quiet=(60, 130),
+        description="users was last compared 2d 1h 15m 0s ago.",
+        labels={"projection": "users"},
+    ),
+    Case(
+        "ShopBackupOld",
+        {
+            **_HERE,
+            _DUMPED % "shop-user-backup": "-129000x60 3600x100",
+            _DUMPED % "somebody-else": "-999999x160",
+        },
+        fires=40,
+        quiet=(15, 80),
+        description="The last dump by shop-user-backup, or its creation, was 1d 12h 30m 0s ago.",
+        labels={"cronjob": "shop-user-backup"},
+        severity="critical",
+    ),
+    Case(
+        "ShopBackupOld",
+        {
+            **_HERE,
+            'kube_cronjob_created{cronjob="a-backup"}': "-129000x160",
+            _DUMPED % "a-backup": "_x60 3600x100",
+        },
+        fires=40,
+        quiet=(15, 80),
+        description="The last dump by a-backup, or its creation, was 1d 12h 30m 0s ago.",
+        labels={"cronjob": "a-backup"},
+        severity="critical",
+    ),
+    Case(
+        "ShopContainerRestarts",
+        {**_HERE, _RESTARTS: "0x30 4x60"},
+        fires=34,
+        quiet=(29, 60),
+        description="postgres of the pod shop-postgres-0 was started again 4 times.",
+        labels={"pod": "shop-postgres-0", "container": "postgres"},
+    ),
+    Case(
+        "ShopAutoscalerAtMaximum",
+        {
+            **_HERE,
+            _SCALER % "status_desired": "2x10 6x30 2x20",
+            _SCALER % "spec_max": "6x60",
+        },
+        fires=30,
+        quiet=(20, 50),
+        description="shop-gateway wants 6 pods, and may have no more.",
+        labels={"horizontalpodautoscaler": "shop-gateway"},
+    ),
+    Case(
+        "ShopExporterDown",
+        {
+            'up{job="shop", instance="p:1"}': "1x5 0x10 1x20",
+            'pg_up{job="shop", instance="p:1"}': "1x5 stale",
+        },
+        fires=12,
+        quiet=(9, 18),
+        description="p:1 (job shop) does not answer Prometheus.",
+        labels={"job": "shop", "instance": "p:1"},
+    ),
 )
 
 _OURS = {
@@ -424,6 +493,11 @@ WELL = {
         _DISK % "available": "80-0.01x600",
         _DISK % "capacity": "100x600",
         'kube_job_failed{condition="true", job_name="shop-setup-0123abcd"}': "0x600",
+        _DUMPED % "shop-user-backup": "0x600",
+        _RESTARTS: "3x300 5x300",
+        _SCALER % "status_desired": "2x100 6x10 2x490",
+        _SCALER % "spec_max": "6x600",
+        'projection_verified_timestamp_seconds{projection="users"}': "0x600",
     },
 }
 """A system in which nothing is worth an alert, with and without its servers' own metrics."""

@@ -299,6 +299,24 @@ read model and the feed. They are pods of their own, so that no selector takes t
 {{- toJson $jobs -}}
 {{- end -}}
 
+{{/*
+The backups of each event store, by component: whether it is dumped, the dump to be restored, and what the pods need.
+*/}}
+{{- define "shop.backups" -}}
+{{- $backups := dict -}}{{- $stores := (fromJson (include "shop.logins" .)).services -}}
+{{- range $store, $dump := .Values.restore.stores -}}
+{{- if not (has $store $stores) }}{{ fail (printf "restore.stores.%s: there is no such event store; there are %s." $store (join ", " $stores)) }}{{ end -}}
+{{- end -}}
+{{- range $store := $stores -}}
+{{- $dump := get $.Values.restore.stores $store -}}
+{{- if or $.Values.backup.enabled $dump -}}
+{{- $needs := dict "postgres" (printf "%s_owner" $store) "uploads" (ne $.Values.backup.upload.to "") -}}
+{{- $_ := set $backups (printf "%s-backup" $store) (dict "store" $store "dump" $.Values.backup.enabled "restore" $dump "needs" $needs) -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $backups -}}
+{{- end -}}
+
 {{/* All logins by server, and the services that have an event store; the administrator's is `admin`. */}}
 {{- define "shop.logins" -}}
 {{- $logins := dict "postgres" (list) "rabbitmq" (list "monitor") "mongodb" (list) -}}{{- $services := list -}}
@@ -327,7 +345,7 @@ users has a name of yours. (list $ "postgres")
 
 {{/*
 Refuses more connections than PostgreSQL takes: the pools of all replicas that there may be, one more of each
-Deployment while it rolls, and those of setup and the exporter.
+Deployment while it rolls, and those of setup, the exporter and backups.
 */}}
 {{- define "shop.connections" -}}
 {{- $postgres := .Values.postgres -}}{{- $most := int $postgres.external.maxConnections -}}{{- $reserved := 3 -}}
@@ -356,6 +374,7 @@ Deployment while it rolls, and those of setup and the exporter.
 {{- end -}}
 {{- if .Values.setup.enabled }}{{ $sum = add $sum (mul 2 (len (fromJson (include "shop.logins" .)).services)) }}{{ end -}}
 {{- if include "shop.exported" (list . "postgres") }}{{ $sum = add $sum 2 }}{{ end -}}
+{{- $sum = add $sum (len (fromJson (include "shop.backups" .))) -}}
 {{- if gt (int (add $sum $reserved)) $most -}}
 {{- fail (printf "The pods may open %d connections to PostgreSQL, which takes %d and reserves %d of them (%s; one pod of each is counted for a rolling update). Raise %s, or lower maxReplicas or THREADS." (int $sum) $most $reserved (join ", " $parts) $where) -}}
 {{- end -}}
