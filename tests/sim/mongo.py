@@ -69,23 +69,23 @@ class FakeMongo:
             raise AutoReconnect("connection closed")
         return result
 
-    def bulk(self, acts: Sequence[Callable[[], object]]) -> None:
+    def bulk(self, what: str, acts: Sequence[Callable[[], object]]) -> None:
         """Carry out a bulk, in whatever order, others in between; raises in the middle."""
         waiting = list(acts)
         self.world.random.shuffle(waiting)
         try:
-            self.world.point("mongo bulk")
+            self.world.point(f"mongo {what}")
             self._require_up()
             if self.world.chance("mongo cut"):
                 raise AutoReconnect("connection closed")
             while waiting:
                 waiting.pop()()
                 if waiting and self.world.random.random() < 0.4:
-                    self.world.point("mongo in bulk")
+                    self.world.point(f"mongo in {what}")
                     if self.world.chance("mongo bulk cut") or self.world.now < self.away_until:
                         self.world.reach("a bulk is done in part")
                         raise AutoReconnect("connection closed")
-            self.world.point("mongo bulk done")
+            self.world.point(f"mongo {what} done")
         except (Crash, AutoReconnect):
             if waiting and self.world.random.random() < 0.5:
                 for act in waiting:
@@ -195,8 +195,10 @@ class FakeCollection:
                 return partial(self._update, one._filter, one._doc, bool(one._upsert))
             return partial(replace, one._filter, one._doc, bool(one._upsert))
 
-        self._server.bulk([act(index, one) for index, one in enumerate(operations)])
         is_of_documents = self._name == self._server.documents
+        kind = "delete" if isinstance(operations[0], DeleteOne) else "update"
+        what = "bulk" if is_of_documents else f"{kind} {self._name}"
+        self._server.bulk(what, [act(index, one) for index, one in enumerate(operations)])
         if is_of_documents and counts.inserted_count + counts.matched_count < len(operations):
             self._server.world.reach("a replica was faster with a document")
         if errors:
