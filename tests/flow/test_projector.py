@@ -419,6 +419,7 @@ def poison(
 
 
 def test_a_sweep_asks_for_no_document_that_its_projector_brought_itself(shop: FakeShop) -> None:
+    shop.sweep(["users"])
     busy(shop)
     shop.consume()
     asked: list[str] = []
@@ -436,6 +437,42 @@ def test_a_sweep_asks_for_no_document_that_its_projector_brought_itself(shop: Fa
     twin.sweep()
     twin.sweep()
     assert asked
+
+
+def lose(shop: FakeShop) -> None:
+    """MongoDB's data is lost whole, while all processes run."""
+    readmodel = shop.readmodel
+    for each in (readmodel.collections, readmodel.checkpoints, readmodel.generation_numbers):
+        each.clear()
+
+
+def test_a_lost_read_model_is_folded_again_by_projectors_that_run(shop: FakeShop) -> None:
+    busy(shop)
+    shop.settle()
+    shop.sweep()
+    lose(shop)
+    shop.sweep()
+    shop.sweep()
+    assert_converged(shop)
+
+
+def test_a_replica_that_takes_over_after_a_loss_trusts_no_memory(shop: FakeShop) -> None:
+    user_id = shop.create_user()
+    shop.sweep()
+    holder = shop.projectors["users"]
+    other = projector(users.PROJECTION, shop.readmodel, shop.user_store, shop.broker)
+    other.sweeping.holder = "other"
+    shop.users.put(f"/users/{user_id}", json={"name": "Eve"})
+    shop.relay()
+    other.consume(Stop(), wait=0)  # remembers the stream
+    assert not other.sweep()
+    lose(shop)
+    holder.sweeping.run()
+    other.sweep()
+    holder.sweeping.release()
+    for _ in range(3):
+        other.sweep()
+    assert_converged(shop)
 
 
 def test_a_gap_is_filled_from_the_feed_at_once(shop: FakeShop) -> None:

@@ -67,9 +67,13 @@ class EventApplier:
         serving = self.readmodel.generations(name).serving
         if not self.fixed and serving != self.generation.number:
             self.generation = generation_of(self.projection, serving)
-            self._reached.clear()
+            self.forget()
             self.furthest = START
             log.info("Another generation serves", extra={"projection": name, "generation": serving})
+
+    def forget(self) -> None:
+        """Forgets which documents this process has written: they may be gone."""
+        self._reached.clear()
 
     def has_reached(self, stream: str, version: int) -> bool:
         """Whether this process itself has brought a stream's document to `version`."""

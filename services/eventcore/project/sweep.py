@@ -86,6 +86,7 @@ class Sweep:
         """Nothing is known yet of the generation that the applier has now."""
         self._generation = self.applier.generation
         self._seen: tuple[int, datetime | None] | None = None
+        self._epoch, self._position = 0, 0
         self._parked_scan = ParkedScan(self._readmodel, self._generation)
 
     def run(self) -> bool:
@@ -108,6 +109,9 @@ class Sweep:
             if reason := self._readmodel.checkpoint(self._generation.name).halted:
                 raise StoreRestored(reason)
             return False
+        if lease.epoch != self._epoch or lease.position < self._position:
+            self._distrust_memory()
+        self._epoch, self._position = lease.epoch, lease.position
         until, covered_at = self._seen or (0, None)
         page = self.applier.feed.heads(lease.position, until, lease.marks)
         lease = self._require_same_log(lease, page)
@@ -115,6 +119,7 @@ class Sweep:
             self.applier.retry(due)
         self._catch_up(lease.position, page)
         reach("sweep:caught-up")
+        self._position = page.end.position
         if page.end.position < until:
             self._readmodel.move_checkpoint(lease, page.end, None)
             return True
@@ -128,6 +133,14 @@ class Sweep:
             self._readmodel.release_lease(self._generation.name, self.holder)
         except ReadModelUnavailable as error:
             log.warning("Lease left to run out", extra={"reason": str(error)})
+
+    def _distrust_memory(self) -> None:
+        """Forgets what this process has applied, and makes the indexes, if the lease is new.
+
+        It is also new if the read model was lost or restored: then documents are missing.
+        """
+        self.applier.forget()
+        self._readmodel.prepare(self._generation.collection, self.applier.projection.indexes)
 
     def _require_same_log(self, lease: Lease, page: HeadsPage) -> Lease:
         """The lease, with the epoch of its log. Raises StoreRestored if this is another one.
