@@ -35,7 +35,7 @@ clean: ## Remove the data of `make run`
 unit: $(VENV)/ready-dev ## Run the tests that need no server: rules, journeys on fakes, the fakes' contracts
 	@$(RUN) -m pytest -p no:schemathesis --hypothesis-profile=quick -m "not servers" tests/unit tests/flow tests/contract
 
-test: $(VENV)/ready-dev ## Run all tests, on fakes and on real servers of their own; RabbitMQ by apt
+test: $(VENV)/ready-dev ## Run all tests but those of the cluster and the benchmarks; RabbitMQ by apt
 	@$(RUN) -m local.packages
 	@$(RUN) -m pytest --ignore=tests/bench --ignore=tests/e2e
 
@@ -109,7 +109,7 @@ lock: $(VENV)/ready ## Lock the newest versions within the bounds of the require
 	    $(LOCK) --constraint tests/requirements.txt --output-file $$each.txt $$each.in || exit; done
 	@$(LOCK) --upgrade --output-file local/uv.txt local/uv.in
 
-# Installed anew when a lock has changed; --require-hashes takes nothing that is not locked.
+# Installed again when a lock has changed; --require-hashes takes nothing that is not locked.
 $(VENV)/ready: requirements.txt local/uv.txt local/make-venv
 	@local/make-venv $(VENV) requirements.txt
 	@touch $@

@@ -2,7 +2,8 @@
 --
 -- Apply it as the database's owner, and again at any time: a run changes only what the
 -- recorded schema version lacks, and does nothing where the database is newer than this file.
--- Functions are the API: callers append and read through them, and match on SQLSTATE:
+-- Functions are the API for every change: callers append and move checkpoints through them. Reads call
+-- functions or select from the tables. Callers match on SQLSTATE:
 --     ES001  conflict: the stream is not at the expected version
 --     ES002  the idempotency key stands for another request
 --     ES003  events are immutable

@@ -87,7 +87,7 @@ def _comment(lines: list[str], line: int, indent: int) -> str:
     """The description right above a line, which must be as far indented."""
     found: list[str] = []
     for above in reversed(lines[:line]):
-        match = re.fullmatch(rf" {{{indent}}}#(?: (--)? ?(.*))?", above)
+        match = re.fullmatch(rf" {{{indent}}}#(?: (?:(--) )?(.*))?", above)
         if not match:
             return ""
         found.insert(0, (match[2] or "").strip())
