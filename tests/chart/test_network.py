@@ -1,5 +1,6 @@
 """The network lets through what each process needs, and nothing else."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -290,7 +291,9 @@ def told(chart: Render, pod: Pod) -> Iterator[tuple[str, int]]:
         for name, value in variables.items():
             if server := re.fullmatch("(.+)_HOST", name):
                 yield _component(chart, value, int(variables[f"{server[1]}_PORT"]))
-        for text in (*variables.values(), *container.get("args", ())):
+        addresses = json.loads(variables.pop("UPSTREAMS", "{}")).values()
+        urls = [each["url"] for each in addresses]
+        for text in (*urls, *variables.values(), *container.get("args", ())):
             if text.startswith("http://"):
                 url = urlsplit(text)
                 assert url.hostname
