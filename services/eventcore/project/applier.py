@@ -53,7 +53,8 @@ class EventApplier:
     def __post_init__(self) -> None:
         self.generation = self.fixed or generation_of(self.projection)
         self._skips: frozenset[tuple[str, int]] = frozenset()
-        self._reached: OrderedDict[str, int] = OrderedDict()
+        self.reached: OrderedDict[str, int] = OrderedDict()
+        """The versions to which this process itself has brought documents lately, by stream."""
         self.furthest = START
         """The event with the highest position that this process has folded into the generation."""
 
@@ -67,17 +68,9 @@ class EventApplier:
         serving = self.readmodel.generations(name).serving
         if not self.fixed and serving != self.generation.number:
             self.generation = generation_of(self.projection, serving)
-            self.forget()
+            self.reached.clear()
             self.furthest = START
             log.info("Another generation serves", extra={"projection": name, "generation": serving})
-
-    def forget(self) -> None:
-        """Forgets which documents this process has written: they may be gone."""
-        self._reached.clear()
-
-    def has_reached(self, stream: str, version: int) -> bool:
-        """Whether this process itself has brought a stream's document to `version`."""
-        return self._reached.get(stream, 0) >= version
 
     def apply(self, streams: Mapping[str, Sequence[Event]]) -> dict[str, int]:
         """Applies events by stream, fills gaps from the feed, parks what cannot be applied.
@@ -93,7 +86,7 @@ class EventApplier:
         known = [
             stream
             for stream, events in streams.items()
-            if stream in self._reached or not any(event.version == 1 for event in events)
+            if stream in self.reached or not any(event.version == 1 for event in events)
         ]
         found = self.readmodel.find(self.generation.collection, known) if known else {}
         folded = self._advance(streams, found)
@@ -270,10 +263,10 @@ class EventApplier:
                     log.info(self.projection.log_message, extra={**at, **ids_of(event)})
 
     def _remember(self, stream: str, version: int) -> None:
-        self._reached[stream] = version
-        self._reached.move_to_end(stream)
-        if len(self._reached) > REMEMBERED_STREAMS:
-            self._reached.popitem(last=False)
+        self.reached[stream] = version
+        self.reached.move_to_end(stream)
+        if len(self.reached) > REMEMBERED_STREAMS:
+            self.reached.popitem(last=False)
 
     def _park(self, folded: Iterable[FoldResult], entries: Mapping[str, Parked]) -> None:
         """Parks failed streams in bulk, except those already parked.

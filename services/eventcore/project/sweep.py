@@ -109,9 +109,7 @@ class Sweep:
             if reason := self._readmodel.checkpoint(self._generation.name).halted:
                 raise StoreRestored(reason)
             return False
-        if lease.epoch != self._epoch or lease.position < self._position:
-            self._distrust_memory()
-        self._epoch, self._position = lease.epoch, lease.position
+        self._follow(lease)
         until, covered_at = self._seen or (0, None)
         page = self.applier.feed.heads(lease.position, until, lease.marks)
         lease = self._require_same_log(lease, page)
@@ -134,13 +132,16 @@ class Sweep:
         except ReadModelUnavailable as error:
             log.warning("Lease left to run out", extra={"reason": str(error)})
 
-    def _distrust_memory(self) -> None:
+    def _follow(self, lease: Lease) -> None:
         """Forgets what this process has applied, and makes the indexes, if the lease is new.
 
         It is also new if the read model was lost or restored: then documents are missing.
         """
-        self.applier.forget()
-        self._readmodel.prepare(self._generation.collection, self.applier.projection.indexes)
+        if lease.epoch != self._epoch or lease.position < self._position:
+            self.applier.reached.clear()
+            indexes = self.applier.projection.indexes
+            self._readmodel.prepare(self._generation.collection, indexes)
+        self._epoch, self._position = lease.epoch, lease.position
 
     def _require_same_log(self, lease: Lease, page: HeadsPage) -> Lease:
         """The lease, with the epoch of its log. Raises StoreRestored if this is another one.
@@ -186,7 +187,7 @@ class Sweep:
 
     def _behind(self, heads: Mapping[str, int]) -> dict[str, int]:
         """The streams whose document is behind; of those that are parked the entry is renewed."""
-        unsure = {s: v for s, v in heads.items() if not self.applier.has_reached(s, v)}
+        unsure = {s: v for s, v in heads.items() if self.applier.reached.get(s, 0) < v}
         versions = self._readmodel.versions(self._generation.collection, unsure)
         behind = {s: v for s, v in unsure.items() if versions.get(s, 0) < v}
         parked = self._readmodel.parked(self._generation.name, behind)
