@@ -161,8 +161,8 @@ def test_a_correlation_id_of_any_form_is_looked_for_among_the_newest(shop: FakeS
 
 def a_long_log(monkeypatch: pytest.MonkeyPatch, correlation_id: str) -> FakeStore:
     """Two hundred events, one a minute; the hundred-and-first has the correlation id."""
-    monkeypatch.setattr("eventcore.operate.history.REACH", 40)
-    monkeypatch.setattr("eventcore.operate.history.STEP", 7)
+    monkeypatch.setattr("eventcore.operate.history.SEARCHED_AT_MOST", 40)
+    monkeypatch.setattr("eventcore.operate.history.SEARCHED_AT_ONCE", 7)
     store = FakeStore()
     made = made_at(UUID(correlation_id))
     assert made
