@@ -270,5 +270,6 @@ def test_no_metric_is_used_that_nothing_has() -> None:
     ours = {metric for metric in shown() if metric.startswith(prefixes)}
     assert sorted(ours - set(declared())) == []
     theirs = {metric for metric in shown() if metric not in ours}
-    known = re.compile("(rabbitmq|pg|mongodb|kubelet_volume_stats)_.+|kube_job_failed|up|ALERTS")
+    cluster = "kube_(job|cronjob|pod|horizontalpodautoscaler)_.+"
+    known = re.compile(f"(rabbitmq|pg|mongodb|kubelet_volume_stats)_.+|{cluster}|up|ALERTS")
     assert [metric for metric in sorted(theirs) if not known.fullmatch(metric)] == []
