@@ -16,7 +16,7 @@ from eventcore.model.upcast import Upcaster, Upcasters
 Document: TypeAlias = dict[str, Json]
 
 Step: TypeAlias = Callable[[Document, Event], Document]
-"""A document and an event in, the next document out; before the first event it is empty."""
+"""A document and an event in, the fields that change out; before the first event it is empty."""
 
 
 def version_of(document: Document | None) -> int:
