@@ -37,7 +37,7 @@ store = Postgres(Server(host, int(port), name, user, Secret(password)), 1)
 done = handle(store, DECIDER, UUID(stream), ChangeUser(name="Last"), Call({}),
               lambda state, version: Answer(200, {"name": state.name, "at": version}, {}))
 [peak] = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line]
-print(done.answer.body["at"], done.answer.body["name"], peak.split()[1])
+print(done.body["at"], done.body["name"], peak.split()[1])
 """
 
 
