@@ -42,8 +42,6 @@ class Call:
         return not self.if_match or tag in self.if_match or tag.split(".")[0] in self.if_match
 
 
-_REPLAYED = {"Idempotency-Replayed": "true"}
-
 _STREAM_LOCKS = tuple(threading.Lock() for _ in range(1024))
 """Locks for commands, chosen by the hash of store and stream. Commands in one process wait;
 commands in other processes conflict and retry."""
@@ -104,7 +102,11 @@ def answered_before(store: Store, call: Call) -> Answer | None:
     refused: the same request, earlier, may be the reason. Raises KeyReused, StoreUnavailable.
     """
     earlier = store.recorded_answer(call.idempotency) if call.idempotency else None
-    return replace(earlier, headers={**earlier.headers, **_REPLAYED}) if earlier else None
+    return _to_replay(earlier) if earlier else None
+
+
+def _to_replay(earlier: Answer) -> Answer:
+    return replace(earlier, headers={**earlier.headers, "Idempotency-Replayed": "true"})
 
 
 def _once(
@@ -132,8 +134,8 @@ def _once(
     given = replace(given, headers={**given.headers, "ETag": f'"{tag}"'})
     with APPENDS.labels(decider.aggregate_type).time():
         appended = store.append(stream, version, events, call.metadata, call.idempotency, given)
-    if earlier := appended.replayed:
-        return replace(earlier, headers={**earlier.headers, **_REPLAYED})
+    if appended.replayed:
+        return _to_replay(appended.replayed)
     _note_appended(stream, events)
     return given
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn.http import errors
 
-from eventcore import jsontext
 from eventcore.errors import Overloaded
 from eventcore.web.correlation import REQUEST_CONTEXT, Correlation
+from eventcore.web.problems import to_body
 from eventcore.web.request import BODY_LIMIT
 
 if TYPE_CHECKING:
@@ -35,14 +35,8 @@ class Refusal(Exception):
 
     def __call__(self, environ: dict[str, Any], start_response: "StartResponse") -> Iterable[bytes]:
         """Answers with problem details (RFC 9457)."""
-        problem = {
-            "type": f"urn:problem:{self.code}",
-            "title": self.status.phrase,
-            "status": self.status.value,
-            "detail": self.detail,
-            "requestId": environ[REQUEST_CONTEXT].request_id,
-        }
-        body = jsontext.render(problem)
+        request_id = environ[REQUEST_CONTEXT].request_id
+        body = to_body(self.status, self.status.phrase, self.detail, self.code, request_id)
         headers = [
             ("Content-Type", "application/problem+json"),
             ("Content-Length", str(len(body))),

@@ -107,12 +107,18 @@ def problem(status: int, title: str, detail: str, code: str, **more: Any) -> Res
     ids: RequestContext | None = (
         request.environ.get(REQUEST_CONTEXT) if has_request_context() else None
     )
+    body = to_body(status, title, detail, code, ids.request_id if ids else "", **more)
+    return Response(body, status, mimetype="application/problem+json")
+
+
+def to_body(status: int, title: str, detail: str, code: str, request_id: str, **more: Any) -> bytes:
+    """Makes the body of a problem details answer."""
     body = {
         "type": f"urn:problem:{code}",
         "title": title,
         "status": status,
         "detail": detail,
-        "requestId": ids.request_id if ids else "",
+        "requestId": request_id,
         **more,
     }
-    return Response(jsontext.render(body), status, mimetype="application/problem+json")
+    return jsontext.render(body)
