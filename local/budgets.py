@@ -4,9 +4,8 @@ import ast
 import statistics
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from local.services import ROOT
 
 FILE, MEDIAN, FUNCTION = 300, 130, 30
 """Maximum lines of a file, of the median file, and of a function without its docstring."""

@@ -6,12 +6,13 @@ Runs each command beside `make run` and shows what it printed.
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
-PICTURE = Path(__file__).parent.parent / "docs/images/journey.svg"
+from local.services import ROOT
+
+PICTURE = ROOT / "docs/images/journey.svg"
 
 JSON = "-H 'Content-Type: application/json'"
 

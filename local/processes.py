@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from eventcore.model.service import Projector, Service
-from eventcore.operate.provision import LOGINS, provision_store
+from eventcore.model.service import STORE_LOGINS, Projector, Service
+from eventcore.operate.provision import provision_store
 from eventcore.operate.provision_broker import Limits, limit_queues
 from eventcore.retry import retry
 from eventcore.settings import SERVERS, Secret, Server
@@ -68,7 +68,7 @@ def prepare_stores(postgres: Server, secrets: Path, services: Iterable[str] = SE
     Raises StoreUnavailable, Misconfigured.
     """
     for service in services:
-        logins = [f"{service}_{purpose}" for purpose in LOGINS]
+        logins = [f"{service}_{purpose}" for purpose in STORE_LOGINS]
         provision_store(postgres, service, {each: secret_file(secrets, each) for each in logins})
         migrate(store_login(postgres, service, "owner", secrets), ROOT / "init.sql")
 

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from eventcore.model.service import Service
+from eventcore.model.service import STORE_LOGINS, Service
 
 ROOT = Path(__file__).parent.parent
 METRICS_PORT = 23000
@@ -31,11 +31,8 @@ PROJECTORS = tuple(each.name for service in SERVICES.values() for each in servic
 PROCESSES = (*SERVED, *(f"{name}-relay" for name in SERVICES), *PROJECTORS)
 """All processes, in an order in which they can be started and stopped."""
 
-PURPOSES = ("owner", "service", "relay")
-"""The logins of an event store: that of the schema, of the service and of its relay."""
-
 LOGINS = {
-    "postgres": ("admin", *(f"{name}_{each}" for name in SERVICES for each in PURPOSES)),
+    "postgres": ("admin", *(f"{name}_{each}" for name in SERVICES for each in STORE_LOGINS)),
     "rabbitmq": ("admin", "monitor", *(f"{name}-relay" for name in SERVICES), *PROJECTORS),
     "mongodb": ("admin", *(f"{name}-service" for name in SERVICES), *PROJECTORS),
     "feed": tuple(SERVICES),

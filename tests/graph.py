@@ -1,4 +1,4 @@
-"""Who talks to whom, as the services declare it: held against rendered policies and a cluster."""
+"""The connections of each component, held against rendered policies and a cluster."""
 
 from local.services import PROCESSES, SERVICES
 

@@ -23,6 +23,7 @@ from eventcore.broker.port import Queue
 from eventcore.broker.rabbitmq import RabbitMQ
 from eventcore.errors import Misconfigured, Refused, Unavailable
 from eventcore.model.projection import Projection
+from eventcore.model.service import STORE_LOGINS
 from eventcore.observe.health import HEARTBEAT, Health
 from eventcore.observe.logs import start, start_logging
 from eventcore.observe.metrics import WINDOW
@@ -160,7 +161,7 @@ class _Provisioning:
     def provision_store(self, admin: settings.Server, monitor: bool) -> None:
         """The database, its logins, and on demand the exporter's login."""
         service = self.own.service
-        logins = self._read("postgres", *(f"{service}_{each}" for each in provisioning.LOGINS))
+        logins = self._read("postgres", *(f"{service}_{each}" for each in STORE_LOGINS))
         what = f"{service}_event_db and its logins"
         self._do(what, provisioning.provision_store, admin, service, logins)
         if monitor:

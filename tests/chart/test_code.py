@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from eventcore.model.projection import Projection
-from eventcore.model.service import Service
-from eventcore.operate.provision import LOGINS
+from eventcore.model.service import STORE_LOGINS, Service
 from eventcore.settings import (
     ProjectionSettings,
     ProjectorSettings,
@@ -259,7 +258,7 @@ def test_the_setup_job_makes_the_login_of_every_process() -> None:
             if each.startswith("--projector=")
         )
         assert set(runs.values()) == set(projections(service))
-        logins = {f"postgres/{service}_{purpose}" for purpose in LOGINS}
+        logins = {f"postgres/{service}_{purpose}" for purpose in STORE_LOGINS}
         logins |= {f"rabbitmq/{login}" for login in ("monitor", f"{service}-relay", *runs)}
         logins |= {f"mongodb/{login}" for login in (f"{service}-service", *runs)}
         there = files(chart, chart.pod("setup"), container)

@@ -10,7 +10,8 @@ import pytest
 
 from eventcore.errors import Misconfigured
 from eventcore.model.event import NewEvent
-from eventcore.operate.provision import LOGINS, provision_store, provision_store_monitor
+from eventcore.model.service import STORE_LOGINS
+from eventcore.operate.provision import provision_store, provision_store_monitor
 from eventcore.settings import Secret, Server
 from eventcore.store.connection import LIMITS, connect
 from eventcore.store.migrate import migrate
@@ -46,7 +47,9 @@ def test_an_account_with_createdb_and_createrole_sets_both_services_up(
 ) -> None:
     for turn in ("first", "second"):
         for service in ("user", "order"):
-            passwords = {f"{service}_{purpose}": Secret(f"{turn}-{purpose}") for purpose in LOGINS}
+            passwords = {
+                f"{service}_{purpose}": Secret(f"{turn}-{purpose}") for purpose in STORE_LOGINS
+            }
             provision_store(admin, service, passwords)
             database = f"{service}_event_db"
             owner = f"{service}_owner"
@@ -72,7 +75,7 @@ def test_who_may_not_grant_pg_monitor_is_told_who_must_and_then_is_content(
 
 def set_up(admin: Server, service: str, turn: str = "first") -> dict[str, Secret]:
     """Provision and migrate a service's event store; its logins' passwords."""
-    passwords = {f"{service}_{purpose}": Secret(f"{turn}-{purpose}") for purpose in LOGINS}
+    passwords = {f"{service}_{purpose}": Secret(f"{turn}-{purpose}") for purpose in STORE_LOGINS}
     provision_store(admin, service, passwords)
     migrate(login(admin, service, "owner", passwords), SCHEMA)
     return passwords
@@ -168,7 +171,7 @@ def test_who_cannot_read_verifiers_sets_only_a_password_that_differs(
 
 @pytest.mark.parametrize("secret", ["a\\b", "it's", '"quoted"', "100%", "$1 {} :name", "päss wörd"])
 def test_any_printable_character_may_be_in_a_password(superuser: Server, secret: str) -> None:
-    passwords = {f"user_{purpose}": Secret(secret) for purpose in LOGINS}
+    passwords = {f"user_{purpose}": Secret(secret) for purpose in STORE_LOGINS}
     for _ in range(2):
         provision_store(superuser, "user", passwords)
         with connect(login(superuser, "user", "service", passwords)).connect() as connection:

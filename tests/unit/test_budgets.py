@@ -1,4 +1,4 @@
-"""What `make lint` says of files and functions that are too long."""
+"""`make lint` names files and functions that are too long."""
 
 from local.budgets import FILE, FUNCTION, MEDIAN, over_budget
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 from eventcore.model.projection import Projection
 
+STORE_LOGINS = {"owner": None, "service": "event_append", "relay": "event_relay"}
+"""The purposes of the logins of a service's store, and the role that each is a member of."""
+
 
 @dataclass(frozen=True, slots=True)
 class Projector:

@@ -29,15 +29,13 @@ from psycopg2.extensions import encrypt_password
 from psycopg2.sql import SQL, Composable, Identifier, Literal
 
 from eventcore.errors import Misconfigured
+from eventcore.model.service import STORE_LOGINS
 from eventcore.readmodel.client import make_login
 from eventcore.settings import Secret, Server
 from eventcore.store.connection import LIMITS, connect
 from eventcore.store.sqlstates import translated
 
 MONITOR = "monitor"  # the login that looks at a server and at nothing in it
-
-LOGINS = {"owner": None, "service": "event_append", "relay": "event_relay"}
-"""Purposes of a service's logins, and the role that each is a member of."""
 
 
 def provision_store(admin: Server, service: str, passwords: Mapping[str, Secret]) -> None:
@@ -54,7 +52,7 @@ def provision_store(admin: Server, service: str, passwords: Mapping[str, Secret]
         for role in ("event_append", "event_relay", "event_read"):
             if not server.has_role(role):
                 server.run("create role {} nologin", role)
-        for purpose, member_of in LOGINS.items():
+        for purpose, member_of in STORE_LOGINS.items():
             login = f"{service}_{purpose}"
             server.make_login(login, passwords[login].read())
             if member_of:
@@ -74,7 +72,7 @@ def provision_store(admin: Server, service: str, passwords: Mapping[str, Secret]
                 for statement in inside.column(_OF_OTHERS, owner):
                     inside.hand_over(SQL(statement))
         server.run("revoke all on database {} from public", database)
-        for purpose in LOGINS:
+        for purpose in STORE_LOGINS:
             server.run("grant connect on database {} to {}", database, f"{service}_{purpose}")
 
 
