@@ -18,12 +18,13 @@ import click
 from tests.bench import machine
 from tests.bench.appends import Appends
 from tests.bench.bed import FULL, QUICK, SHORT, Bed
+from tests.bench.parking import Parking
 from tests.bench.projector import Projecting
 from tests.bench.relay import Relaying
 from tests.bench.rows import HEAD, Row, measure
 from tests.bench.system import WholeSystem
 
-FAMILIES = (Appends, Relaying, Projecting, WholeSystem)
+FAMILIES = (Appends, Relaying, Projecting, Parking, WholeSystem)
 
 
 @click.command()

@@ -28,11 +28,14 @@ class Size:
     projected: int
     answered: int
     contended: int
+    parked: int
 
 
-FULL = Size(seconds=8, relayed=100_000, projected=100_000, answered=200, contended=400)
-SHORT = Size(seconds=3, relayed=10_000, projected=3_000, answered=60, contended=100)
-QUICK = Size(seconds=2, relayed=500, projected=900, answered=10, contended=20)
+FULL = Size(
+    seconds=8, relayed=100_000, projected=100_000, answered=200, contended=400, parked=20_000
+)  # fmt: skip
+SHORT = Size(seconds=3, relayed=10_000, projected=3_000, answered=60, contended=100, parked=2_000)
+QUICK = Size(seconds=2, relayed=500, projected=900, answered=10, contended=20, parked=200)
 
 
 Started = TypeVar("Started", PostgreSQL, RabbitMQ, MongoDB)
