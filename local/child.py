@@ -120,7 +120,7 @@ def _descendants(pid: int) -> list[int]:
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
         children = [int(child) for t in tasks for child in (t / "children").read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
-        return []  # it has ended meanwhile
+        return []  # it ended in between
     return children + [each for child in children for each in _descendants(child)]
 
 

@@ -62,41 +62,41 @@ def serve() -> None:
 @main.command()
 def relay() -> None:
     """Publish the service's events to the broker."""
-    own = settings.read_settings(settings.RelaySettings, "relay")
-    service = own.service
+    config = settings.read_settings(settings.RelaySettings, "relay")
+    service = config.service
     health = Health("store", "broker")
-    stop = _start(own, health.missing)
+    stop = _start(config, health.missing)
     published = [p for p in declared().projections if p.aggregate_type == service]
     queues = [Queue(projection.queue, projection.binding) for projection in published]
 
     def open_store() -> RelaySession:
-        session = RelaySession(own.store, service)
+        session = RelaySession(config.store, service)
         session.require_schema()
         return session
 
-    broker = RabbitMQ(own.broker, name=f"{service}-relay")
-    WINDOW.labels(service).set(own.window)
-    Relay(service, open_store, lambda: broker.publisher(queues, own.window), health).run(stop)
+    broker = RabbitMQ(config.broker, name=f"{service}-relay")
+    WINDOW.labels(service).set(config.window)
+    Relay(service, open_store, lambda: broker.publisher(queues, config.window), health).run(stop)
 
 
 @main.command()
 @click.argument("name")
 def project(name: str) -> None:
     """Run a projector for the projection NAME."""
-    own = settings.read_settings(settings.ProjectorSettings, f"project {name}")
+    config = settings.read_settings(settings.ProjectorSettings, f"project {name}")
     projection = projection_named(name)
     health = Health("broker", "readmodel", "feed")
-    stop = _start(own, health.missing)
-    applier = open_applier(own, projection)
-    broker = RabbitMQ(own.broker, name=f"{projection.name}-projector")
+    stop = _start(config, health.missing)
+    applier = open_applier(config, projection)
+    broker = RabbitMQ(config.broker, name=f"{projection.name}-projector")
     queue = Queue(projection.queue, projection.binding)
     Projector(
         applier,
-        Sweep(applier, str(uuid4()), own.lease),
-        lambda: broker.consumer(queue, prefetch=own.batch),
+        Sweep(applier, str(uuid4()), config.lease),
+        lambda: broker.consumer(queue, prefetch=config.batch),
         health,
-        batch=own.batch,
-        sweep_interval=own.sweep_interval,
+        batch=config.batch,
+        sweep_interval=config.sweep_interval,
     ).run(stop)
 
 
@@ -138,29 +138,29 @@ def provision(
     which each file is named for a login and holds its password. RABBITMQ_PORT is the
     management API's. Run again, it changes only what differs.
     """
-    own = settings.read_settings(settings.ProvisionSettings, "provision")
+    config = settings.read_settings(settings.ProvisionSettings, "provision")
     runs = dict(each.split("=", 1) for each in projectors)
     projections = {login: projection_named(name) for login, name in runs.items()}
-    steps = _Provisioning(own, passwords, wait)
-    if own.store:
-        steps.provision_store(own.store, "postgres" in monitors)
-    if own.broker:
-        steps.provision_broker(own.broker, projections)
-    if own.readmodel:
-        steps.provision_readmodel(own.readmodel, list(projections), "mongodb" in monitors)
+    steps = _Provisioning(config, passwords, wait)
+    if config.store:
+        steps.provision_store(config.store, "postgres" in monitors)
+    if config.broker:
+        steps.provision_broker(config.broker, projections)
+    if config.readmodel:
+        steps.provision_readmodel(config.readmodel, list(projections), "mongodb" in monitors)
 
 
 @dataclass(frozen=True)
 class _Provisioning:
     """The steps of `provision`, each repeated while its server is unavailable."""
 
-    own: settings.ProvisionSettings
+    config: settings.ProvisionSettings
     passwords: Path
     wait: float
 
     def provision_store(self, admin: settings.Server, monitor: bool) -> None:
         """The database, its logins, and on demand the exporter's login."""
-        service = self.own.service
+        service = self.config.service
         logins = self._read("postgres", *(f"{service}_{each}" for each in STORE_LOGINS))
         what = f"{service}_event_db and its logins"
         self._do(what, provisioning.provision_store, admin, service, logins)
@@ -173,9 +173,9 @@ class _Provisioning:
         self, admin: settings.Server, projections: Mapping[str, Projection]
     ) -> None:
         """The virtual host, its queues' limits, and the logins of relay and projectors."""
-        service = self.own.service
+        service = self.config.service
         logins = self._read("rabbitmq", provisioning.MONITOR, f"{service}-relay", *projections)
-        limits = provision_broker.Limits(self.own.queue_bytes, self.own.delivery_limit)
+        limits = provision_broker.Limits(self.config.queue_bytes, self.config.delivery_limit)
         given = admin, service, projections, logins, limits
         self._do(f"RabbitMQ's logins of {service}", provision_broker.provision_broker, *given)
 
@@ -183,7 +183,7 @@ class _Provisioning:
         self, admin: settings.Server, projectors: list[str], monitor: bool
     ) -> None:
         """The logins of service and projectors, and on demand the exporter's."""
-        service = self.own.service
+        service = self.config.service
         logins = self._read("mongodb", f"{service}-service", *projectors)
         given = admin, service, projectors, logins
         self._do(f"MongoDB's logins of {service}", provisioning.provision_readmodel, *given)
@@ -200,12 +200,12 @@ class _Provisioning:
         click.echo(f"{what} are there.")
 
 
-def _start(own: settings.Settings, missing: Callable[[], Any]) -> Stop:
+def _start(config: settings.Settings, missing: Callable[[], Any]) -> Stop:
     """Starts logs, traces and probes; returns an event that SIGTERM and SIGINT set."""
-    start(own)
-    start_tracing(own)
+    start(config)
+    start_tracing(config)
     atexit.register(stop_tracing)
-    serve_probes(listen(own.host, own.metrics_port), missing, HEARTBEAT.stuck)
+    serve_probes(listen(config.host, config.metrics_port), missing, HEARTBEAT.stuck)
     stop = Stop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

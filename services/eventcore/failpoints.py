@@ -12,11 +12,11 @@ from pathlib import Path
 FOLDER = os.environ.get("FAILPOINTS", "")
 
 
-def reach(point: str, folder: str = FOLDER) -> None:
+def failpoint(name: str, folder: str = FOLDER) -> None:
     """Dies at the point if the folder has a file of that name."""
     if folder:
         try:
-            (Path(folder) / point).unlink()
+            (Path(folder) / name).unlink()
         except FileNotFoundError:
             return
         os.kill(os.getpid(), signal.SIGKILL)

@@ -16,7 +16,7 @@ from eventcore.broker.port import Publisher
 from eventcore.broker.topology import EXCHANGE
 from eventcore.clock import SYSTEM_CLOCK, Clock
 from eventcore.errors import StoreRestored, Unavailable
-from eventcore.failpoints import reach
+from eventcore.failpoints import failpoint
 from eventcore.model.event import Event, Mark, to_message
 from eventcore.model.message import Message
 from eventcore.observe.health import HEARTBEAT, Health
@@ -47,7 +47,7 @@ def gather_delay(events: int) -> float:
 
 
 class Relay:
-    """One of them is active per store; others wait for its lock."""
+    """Runs a Forwarder while it holds the lock of its store; one relay is active per store."""
 
     def __init__(
         self,
@@ -100,11 +100,11 @@ class Relay:
             publisher = held.enter_context(closing(self._open_publisher()))
             self._health.mark_up("broker")
             log.info("Relaying", extra={"store": self._name, "from": checkpoint.position})
-            Pump(self._name, store, publisher, self._clock).run(stop)
+            Forwarder(self._name, store, publisher, self._clock).run(stop)
 
 
-class Pump:
-    """The relay's work on connections that hold: feed in, messages out, checkpoint after."""
+class Forwarder:
+    """Publishes the feed over one store session and one publisher, and moves the checkpoint."""
 
     def __init__(
         self, name: str, store: RelayStore, publisher: Publisher, clock: Clock = SYSTEM_CLOCK
@@ -122,7 +122,7 @@ class Pump:
         self._returned = 0
 
     def run(self, stop: Stop) -> None:
-        """Pump until stopped, then wait shortly for what is in flight, and save."""
+        """Forwards events until `stop` is set; then waits up to 5 s for confirms, and saves."""
         idle = 0
         expire_at = self._monotonic()
         while not stop.is_set():
@@ -152,19 +152,19 @@ class Pump:
         self.save()
 
     def turn(self) -> int:
-        """Publish what has settled since, one page of it, and count it."""
+        """Publishes one page of the newly settled events; returns their number."""
         settled = self._store.settled_event()
         if settled == self._sent:
             return 0
-        if settled.position < self._sent.position:  # writers are at work, or the log was put back
+        if settled.position < self._sent.position:  # writers are at work, or the log was restored
             settled = self._sent
         page = self._store.read_page(self._sent, settled)
         if page:
-            reach("relay:read")
+            failpoint("relay:read")
             began = self._monotonic()
             published = publishing(EXCHANGE, page, [to_broker(event) for event in page])
             self._publisher.publish(published.messages)
-            reach("relay:published")
+            failpoint("relay:published")
             self._pages.append((page[-1].position, began, published))
             self._in_flight.extend(event.mark for event in page)
             self._sent = page[-1].mark
@@ -174,11 +174,11 @@ class Pump:
         return len(page)
 
     def save(self) -> None:
-        """Move the checkpoint to the last event up to which everything is confirmed."""
+        """Moves the checkpoint to the last event up to which everything is confirmed."""
         if self._checkpoint.position > self._saved.position:
-            reach("relay:confirmed")
+            failpoint("relay:confirmed")
             self._store.move_checkpoint(self._checkpoint)
-            reach("relay:saved")
+            failpoint("relay:saved")
             self._saved, self._saved_at = self._checkpoint, self._monotonic()
 
     def _collect_confirms(self, wait: float) -> None:

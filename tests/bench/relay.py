@@ -10,7 +10,7 @@ from pika.adapters.select_connection import SelectConnection
 
 from eventcore.broker.port import Queue
 from eventcore.broker.rabbitmq import RabbitMQ
-from eventcore.relay import Pump
+from eventcore.relay import Forwarder
 from eventcore.settings import Server
 from eventcore.store.relay_session import RelaySession
 from tests.bench.backlog import Backlog
@@ -53,14 +53,14 @@ class Relaying:
         session = RelaySession(self._bed.store(backlog.name, "relay"), "bench")
         broker = RabbitMQ(self._bed.rabbitmq.address, name="bench")
         publisher = broker.publisher([QUEUE], WINDOW)
-        pump = Pump("bench", session, publisher)
+        forwarder = Forwarder("bench", session, publisher)
         began, spent = perf_counter(), Spent()
         sent = 0
         while sent < self._count:
-            sent += pump.turn()
+            sent += forwarder.turn()
         while publisher.wait(self._count - 1, 30) < self._count:
             pass
-        pump.save()
+        forwarder.save()
         took = perf_counter() - began
         self._spent = spent.each(self._count, "an event, relay and benchmark being one process")
         publisher.close()

@@ -125,7 +125,7 @@ def test_every_process_reads_its_settings_from_what_it_is_told(chart: Render) ->
         assert dict(told).get("port") == pod.ports.get("http")
 
 
-def test_every_step_of_the_setup_job_reads_its_settings_from_what_it_is_told(
+def test_every_step_of_the_setup_job_has_all_its_settings(
     chart: Render,
 ) -> None:
     for container in setup_steps(chart):
@@ -282,7 +282,7 @@ def test_the_charts_version_is_the_projects() -> None:
     assert f"ARG VERSION={tag}\n" in dockerfile
 
 
-def test_an_image_tells_its_process_the_version_and_revision_it_was_built_of() -> None:
+def test_an_image_tells_its_process_its_version_and_revision() -> None:
     dockerfile = (ROOT / "services" / "Dockerfile").read_text()
     _, run = dockerfile.split(" AS run\n")
     assert {"VERSION", "REVISION"} <= variables()

@@ -114,7 +114,7 @@ def test_kind_maps_the_ports_that_the_docs_name_to_those_of_the_ingress() -> Non
     assert {int(port) for port in re.findall(r"localhost:(8\d+)", said)} == set(mapped)
 
 
-def test_traefik_waits_for_no_load_balancer_and_frees_its_ports_before_the_next() -> None:
+def test_traefik_needs_no_load_balancer_and_frees_its_ports_on_an_upgrade() -> None:
     values = traefik("traefik-values.yaml")
     assert values["service"] == {"enabled": False}
     assert values["updateStrategy"]["rollingUpdate"]["maxSurge"] == 0
@@ -240,7 +240,7 @@ def test_each_server_has_three_of_its_kind() -> None:
     assert {example(server)["spec"][count] for server, count in counts.items()} == {3}
 
 
-def test_postgres_acknowledges_and_fails_over_only_with_what_a_second_machine_has() -> None:
+def test_postgres_acknowledges_and_fails_over_only_what_a_standby_has() -> None:
     postgresql = example("postgres")["spec"]["postgresql"]
     assert postgresql["synchronous"] == {
         "method": "any",
@@ -289,7 +289,7 @@ def test_rabbitmqs_pods_meet_the_restricted_standard() -> None:
     assert not list(breaches(override))
 
 
-def test_mongodbs_pods_meet_the_restricted_standard_where_the_operator_leaves_it_to_us() -> None:
+def test_mongodbs_pods_meet_the_restricted_standard_where_values_can() -> None:
     pod = example("mongodb")["spec"]["statefulSet"]["spec"]["template"]["spec"]["securityContext"]
     assert pod["runAsNonRoot"]
     assert pod["runAsUser"] > 0

@@ -186,7 +186,7 @@ def test_the_servers_reach_nothing_at_all() -> None:
             assert not any(policy.get("egress") for policy in policies(chart, "egress", each))
 
 
-def test_external_servers_are_reached_at_their_ports_by_those_alone_that_need_them() -> None:
+def test_external_servers_accept_only_the_pods_that_need_their_ports() -> None:
     chart = render("external")
     ports = {"postgres": 5432, "rabbitmq": 5671, "mongodb": 27017}
     reached: dict[str, set[int]] = {}
@@ -232,7 +232,7 @@ def test_values_may_open_more_for_a_process() -> None:
     assert not may_receive(chart, STRANGERS[0], peer(chart.pod("postgres")), 5432)
 
 
-def test_the_bundled_prometheus_asks_the_clusters_api_and_nobody_else_of_the_stack_leaves() -> None:
+def test_only_prometheus_of_the_bundled_stack_may_leave_the_namespace() -> None:
     chart = render("observability")
     leaving = {
         (each.name, port)
@@ -254,7 +254,7 @@ def test_nobody_but_those_of_the_release_that_need_it_reaches_the_stack() -> Non
     }
 
 
-def test_spans_go_to_the_port_of_an_endpoint_of_yours_and_where_its_peers_are() -> None:
+def test_spans_go_to_the_port_and_the_peers_of_an_external_endpoint() -> None:
     there = Peer("collector of yours", {}, "tracing", {"otlp": 4318})
     chart = render("monitors")
     for pod in chart.processes().values():

@@ -50,7 +50,7 @@ def test_every_object_and_every_pod_has_the_labels_that_tools_know(chart: Render
         assert set(pod.labels) >= wanted, pod.owner
 
 
-def test_a_new_version_of_a_servers_chart_alone_does_not_restart_the_server(
+def test_a_new_version_of_a_subchart_does_not_restart_its_server(
     tmp_path: Path,
 ) -> None:
     copy = tmp_path / "shop"
@@ -134,7 +134,7 @@ def test_an_autoscaler_alone_says_how_many_pods_there_are(chart: Render) -> None
         assert each["spec"].get("replicas") != 1, name
 
 
-def test_what_has_more_than_one_pod_has_a_budget_for_disruptions_and_what_has_one_has_none(
+def test_only_workloads_of_several_pods_have_a_disruption_budget(
     chart: Render,
 ) -> None:
     for name, each in chart.named("Deployment").items():
@@ -192,7 +192,7 @@ def test_an_ingress_has_a_rule_for_each_host_and_one_certificate() -> None:
     assert ["host" in rule for rule in ingress["spec"]["rules"]] == [False]
 
 
-def test_the_notes_always_give_a_way_that_works_and_no_address_that_is_not_there() -> None:
+def test_the_notes_give_a_working_address_and_no_other() -> None:
     forward = "port-forward service/shop-gateway 3000:3000"
     plain = notes()
     assert forward in plain
@@ -210,7 +210,7 @@ def test_the_notes_always_give_a_way_that_works_and_no_address_that_is_not_there
     assert "https://b.example/docs" in named
 
 
-def test_a_rolling_update_never_takes_a_pod_away_before_its_successor_is_ready(
+def test_a_rolling_update_keeps_a_pod_until_its_successor_is_ready(
     chart: Render,
 ) -> None:
     for each in chart.of("Deployment"):
@@ -259,7 +259,7 @@ def test_secrets_and_with_them_the_data_outlive_the_release(chart: Render) -> No
         assert each["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep", title(each)
 
 
-def test_a_changed_configuration_of_a_server_restarts_it_and_a_new_password_does_not() -> None:
+def test_a_new_configuration_restarts_a_server_and_a_new_password_does_not() -> None:
     def checksums(given: Object | None) -> dict[str, Any]:
         found = render(given=given).named("StatefulSet")
         return {name: each["spec"]["template"] for name, each in found.items()}

@@ -39,7 +39,7 @@ def annotations(pod: Pod) -> dict[str, str]:
     return {key: text for key, text in pod.annotations.items() if key.startswith("prometheus.io/")}
 
 
-def test_every_process_exporter_and_broker_has_its_metrics_at_a_port_of_one_name(
+def test_every_process_exporter_and_broker_has_a_metrics_port_of_one_name(
     chart: Render,
 ) -> None:
     expected = dict.fromkeys(chart.processes(), 9464)
@@ -49,7 +49,7 @@ def test_every_process_exporter_and_broker_has_its_metrics_at_a_port_of_one_name
     assert {name: pod.ports["http-metrics"] for name, pod in measured(chart).items()} == expected
 
 
-def test_metrics_are_found_by_annotations_or_by_a_monitor_and_never_by_both(chart: Render) -> None:
+def test_metrics_are_found_by_annotations_or_by_a_monitor_never_by_both(chart: Render) -> None:
     way = chart.values.get("global", {}).get("scrape", "annotations")
     assert bool(chart.of("PodMonitor", "ServiceMonitor")) == (way == "monitor")
     for pod in chart.pods:
@@ -96,7 +96,7 @@ def test_the_monitor_finds_every_pod_with_metrics_at_the_port_it_names() -> None
     ]
 
 
-def test_the_monitor_and_the_rules_have_the_labels_by_which_an_operator_finds_them() -> None:
+def test_monitor_and_rules_have_the_labels_that_an_operator_selects() -> None:
     chart = render("monitors")
     (monitor,), (rule,) = chart.of("PodMonitor"), chart.of("PrometheusRule")
     assert monitor["metadata"]["labels"]["release"] == "monitoring"
@@ -327,7 +327,7 @@ def test_the_stacks_images_are_official_and_of_one_exact_version() -> None:
         assert re.fullmatch(rf"{name}:v?\d+\.\d+\.\d+", container["image"])
 
 
-def test_prometheus_may_look_at_the_pods_of_its_namespace_and_at_nothing_else() -> None:
+def test_prometheus_may_read_the_pods_of_its_namespace_and_nothing_else() -> None:
     chart = render("observability")
     assert not chart.of("ClusterRole", "ClusterRoleBinding")
     (role,), (binding,) = chart.of("Role"), chart.of("RoleBinding")

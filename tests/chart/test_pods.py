@@ -95,7 +95,7 @@ def test_no_container_can_write_to_its_image(chart: Render) -> None:
     ]
 
 
-def test_no_pod_gets_a_token_of_the_cluster_or_the_addresses_of_other_services(
+def test_no_pod_gets_a_cluster_token_or_addresses_of_other_services(
     chart: Render,
 ) -> None:
     for pod in chart.pods:
@@ -188,7 +188,7 @@ def test_all_that_is_mounted_is_there_and_nothing_else(chart: Render) -> None:
             assert len(paths) == len(set(paths)), f"{pod.owner}: {each['name']}"
 
 
-def test_every_secret_config_and_claim_that_a_pod_names_is_rendered_or_given(
+def test_every_secret_config_and_claim_of_a_pod_is_rendered_or_given(
     chart: Render,
 ) -> None:
     given = _given(chart.values)

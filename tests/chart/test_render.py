@@ -84,7 +84,7 @@ def without_generated(text: str) -> str:
     )
 
 
-def test_two_renders_are_the_same_to_the_byte_where_all_passwords_are_given() -> None:
+def test_two_renders_with_all_passwords_given_are_identical() -> None:
     assert template(given=PLANTED) == template(given=PLANTED)
 
 

@@ -77,7 +77,7 @@ def test_mongodb_takes_arguments() -> None:
     assert container["args"][-1] == "--ipv6"
 
 
-def test_postgres_makes_its_data_by_the_images_own_script_for_init_containers() -> None:
+def test_postgres_creates_its_data_by_the_images_own_script() -> None:
     (init,) = server("postgres", {"postgres": {"parameters": {"work_mem": "8MB"}}})[
         "initContainers"
     ]

@@ -16,7 +16,7 @@ from eventcore.project.applier import EventApplier
 from eventcore.project.projector import Projector
 from eventcore.project.sweep import Sweep
 from eventcore.query import Views
-from eventcore.relay import Pump
+from eventcore.relay import Forwarder
 from eventcore.settings import Secret
 from eventcore.store.feed import StoreFeed
 from eventcore.web.app import create_app
@@ -94,10 +94,10 @@ class FakeShop:
             (self.order_store, (orders.PROJECTION,)),
         ):
             queues = [Queue(projection.queue, projection.binding) for projection in own]
-            pump = Pump("fake", store, self.broker.publisher(queues, 500))
-            while pump.turn():
+            forwarder = Forwarder("fake", store, self.broker.publisher(queues, 500))
+            while forwarder.turn():
                 continue
-            pump.save()
+            forwarder.save()
 
     def consume(self, names: Sequence[str] = ()) -> None:
         """The projectors take what is in their queues."""

@@ -590,7 +590,7 @@ def test_streams_of_one_batch_are_parked_at_once_and_logged_once(
     assert not [each for each in caplog.records if each.levelname == "ERROR"]
 
 
-def test_a_sweep_looks_at_a_part_of_a_long_parked_list_and_tries_each_entry_once(
+def test_sweeps_read_a_long_parked_list_in_parts_and_retry_each_entry_once(
     shop: FakeShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("eventcore.project.sweep.SCANNED_PER_SWEEP", 20)

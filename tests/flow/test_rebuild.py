@@ -210,7 +210,7 @@ def test_a_stream_that_new_code_cannot_fold_is_parked_there_alone(
     broken = replace(USERS, steps={**USERS.steps, "USER_NAME_CHANGED": refuse})
     build = rebuilt(shop, broken)
     parity = build.compare()
-    assert (parity.parked, parity.parked_anew) == (0, 5)
+    assert (parity.parked, parity.newly_parked) == (0, 5)
     assert not parity.agrees
     assert not shop.readmodel.parked("users")
     build.discard()
@@ -224,7 +224,7 @@ def test_a_stream_that_is_parked_in_both_is_left_out_of_the_comparison(shop: Fak
     shop.sweep()
     assert stream in shop.readmodel.parked("users")
     parity = rebuilt(shop).compare()
-    assert (parity.parked, parity.parked_anew) == (1, 0)
+    assert (parity.parked, parity.newly_parked) == (1, 0)
     assert parity.ids["parked"] == [stream]
     assert parity.agrees
 
@@ -380,7 +380,7 @@ def test_a_parked_stream_is_not_wrong(shop: FakeShop) -> None:
     assert verified(shop).wrong == ()
 
 
-# ── a log that was put back ───────────────────────────────────────────────────────────────
+# ── a log that was restored ───────────────────────────────────────────────────────────────
 
 
 def restored(shop: FakeShop, keep: int) -> None:

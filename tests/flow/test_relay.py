@@ -10,7 +10,7 @@ from eventcore.clock import Clock
 from eventcore.errors import BrokerUnavailable
 from eventcore.jsontext import parse
 from eventcore.model.event import NewEvent, from_message
-from eventcore.relay import EXPIRE_AGAIN, EXPIRE_EVERY, Pump, gather_delay
+from eventcore.relay import EXPIRE_AGAIN, EXPIRE_EVERY, Forwarder, gather_delay
 from eventcore.store.port import EXPIRED_AT_ONCE, PAGE, Stream
 from tests.fakes.broker import FakeBroker
 from tests.fakes.store import FakeStore
@@ -33,25 +33,25 @@ def positions(broker: FakeBroker) -> list[int]:
 
 def test_events_are_published_in_the_order_of_positions(store: FakeStore) -> None:
     broker = FakeBroker()
-    pump = Pump("user", store, broker.publisher([QUEUE], 500))
-    assert pump.turn() == 3
-    pump.save()
+    forwarder = Forwarder("user", store, broker.publisher([QUEUE], 500))
+    assert forwarder.turn() == 3
+    forwarder.save()
     assert positions(broker) == [1, 2, 3]
     assert store.checkpoint().position == 3
-    assert pump.turn() == 0
+    assert forwarder.turn() == 0
 
 
 def test_the_checkpoint_stays_behind_what_is_not_confirmed(store: FakeStore) -> None:
     broker = FakeBroker(silent=True)
-    pump = Pump("user", store, broker.publisher([QUEUE], 500))
-    pump.turn()
-    pump.save()
+    forwarder = Forwarder("user", store, broker.publisher([QUEUE], 500))
+    forwarder.turn()
+    forwarder.save()
     assert store.checkpoint().position == 0
 
 
 def test_after_a_lost_connection_it_goes_on_from_the_checkpoint(store: FakeStore) -> None:
     broker = FakeBroker()
-    first = Pump("user", store, broker.publisher([QUEUE], 500))
+    first = Forwarder("user", store, broker.publisher([QUEUE], 500))
     first.turn()
     first.save()
     store.append(Stream("user", uuid4()), 0, [NewEvent(uuid4(), "USER_CREATED", 1, {})], {})
@@ -60,7 +60,7 @@ def test_after_a_lost_connection_it_goes_on_from_the_checkpoint(store: FakeStore
         first.turn()
     assert store.checkpoint().position == 3
     broker.away = False
-    Pump("user", store, broker.publisher([QUEUE], 500)).turn()
+    Forwarder("user", store, broker.publisher([QUEUE], 500)).turn()
     assert positions(broker) == [1, 2, 3, 4]
 
 
@@ -85,7 +85,7 @@ def test_after_few_events_the_next_ones_are_let_gather_for_a_moment(
     for _ in range(waiting):
         event = NewEvent(uuid4(), "USER_CREATED", 1, {})
         store.append(Stream("user", uuid4()), 0, [event], {})
-    Pump("user", store, FakeBroker().publisher([QUEUE], 500)).run(stop)
+    Forwarder("user", store, FakeBroker().publisher([QUEUE], 500)).run(stop)
     [waited] = stop.waited
     assert waited
     assert least < waited <= most
@@ -113,7 +113,7 @@ def test_expired_keys_are_deleted_until_none_is_left_then_every_minute(
     monkeypatch.setattr(store, "expire_idempotency_keys", expire)
     monkeypatch.setattr(store, "wait", wait)
     publisher = FakeBroker().publisher([QUEUE], 500)
-    Pump("user", store, publisher, Clock(monotonic=lambda: now)).run(stop)
+    Forwarder("user", store, publisher, Clock(monotonic=lambda: now)).run(stop)
     first, second, third = rounds
     assert first == 0
     assert EXPIRE_AGAIN <= second <= EXPIRE_AGAIN + 1

@@ -130,7 +130,7 @@ def test_a_sweep_tells_the_lag_that_it_found(shop: FakeShop) -> None:
     assert lag() == (0, 0)
 
 
-def test_lag_is_from_the_oldest_event_that_lacks_even_if_later_ones_are_applied(
+def test_lag_is_from_the_oldest_missing_event_even_if_later_ones_are_done(
     shop: FakeShop, time: ManualTime
 ) -> None:
     watch = lag_watch(shop, time)

@@ -367,7 +367,7 @@ def test_the_etag_of_a_query_or_a_command_is_taken_by_if_match(shop: FakeShop, f
         assert answer.headers["ETag"] == tags[-1]
 
 
-def test_the_etag_of_a_log_that_was_put_back_is_stale_at_the_same_version(shop: FakeShop) -> None:
+def test_the_etag_of_a_restored_log_is_stale_at_the_same_version(shop: FakeShop) -> None:
     user_id = shop.create_user()
     path = f"/users/{user_id}"
     before = list(shop.user_store.log)

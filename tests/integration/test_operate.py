@@ -147,7 +147,7 @@ def test_verify_finds_an_altered_document_and_a_stream_rebuild_repairs_it(
     noted = truth.models["user"].verification("users")
     assert noted
     assert noted.wrong == 1
-    assert "folded anew" in tool("rebuild", "users", "--stream", user_id)
+    assert "folded again" in tool("rebuild", "users", "--stream", user_id)
     assert serving(truth, user_id)["name"] == "Eve"
     assert "right already" in tool("rebuild", "users", "--stream", user_id)
     assert tool.lines("verify", "--sample", "20")[-1]["checked"] > 0

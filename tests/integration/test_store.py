@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from eventcore.errors import Conflict, StoreUnavailable
 from eventcore.model.event import Mark, NewEvent
 from eventcore.model.message import Message
-from eventcore.relay import Pump
+from eventcore.relay import Forwarder
 from eventcore.store.connection import connect
 from eventcore.store.migrate import SCHEMA_VERSION, migrate
 from eventcore.store.port import Answer, Idempotency, Stream
@@ -291,7 +291,7 @@ def test_200_000_expired_keys_are_gone_within_minutes_while_commands_go_on(
                 (begin + 1, begin + 10_000),
             )
     session = RelaySession(spare_databases("spare", "relay"), "expiry under load")
-    pump = Pump("expiry under load", session, SilentPublisher())
+    forwarder = Forwarder("expiry under load", session, SilentPublisher())
     stop, done = threading.Event(), 0
 
     def expired() -> int:
@@ -300,7 +300,7 @@ def test_200_000_expired_keys_are_gone_within_minutes_while_commands_go_on(
             return int(connection.exec_driver_sql(question).scalar_one())
 
     with ThreadPoolExecutor(1) as threads:
-        pumping = threads.submit(pump.run, stop)
+        forwarding = threads.submit(forwarder.run, stop)
         try:
             deadline = time.monotonic() + 250
             while expired():
@@ -312,7 +312,7 @@ def test_200_000_expired_keys_are_gone_within_minutes_while_commands_go_on(
                     done += 1
         finally:
             stop.set()
-            pumping.result()
+            forwarding.result()
             session.close()
     assert done > 200
 

@@ -17,7 +17,7 @@ from uuid import UUID
 
 from pymongo import ReplaceOne
 
-from eventcore.broker.link import to_properties
+from eventcore.broker.connection import to_properties
 from eventcore.errors import BrokerUnavailable, FeedUnavailable, ReadModelUnavailable
 from eventcore.readmodel.conversion import PROJECTED_AT
 from tests.contract.test_readmodel import (
@@ -146,7 +146,7 @@ def _(real: Any, self: Any, head: Any, holders: Any, same: bool = True) -> Any:
     return self.mark
 
 
-@mutant("the relay's checkpoint moves when it publishes", "relay.Pump.turn")
+@mutant("the relay's checkpoint moves when it publishes", "relay.Forwarder.turn")
 def _(real: Any, self: Any) -> Any:
     sent = real(self)
     self._checkpoint = self._sent
@@ -163,14 +163,16 @@ def _(real: Any, self: Any) -> Any:
     real(self)
 
 
-@mutant("a refusal of the broker counts as a confirm", "broker.link.Link._on_answer")
+@mutant(
+    "a refusal of the broker counts as a confirm", "broker.connection.BrokerConnection._on_answer"
+)
 def _(real: Any, self: Any, frame: Any) -> Any:
     tag, multiple = frame.method.delivery_tag, frame.method.multiple
     ack = SimpleNamespace(NAME="Basic.Ack", delivery_tag=tag, multiple=multiple)
     real(self, SimpleNamespace(method=ack))
 
 
-@mutant("messages are not mandatory", "broker.link.Link._publish")
+@mutant("messages are not mandatory", "broker.connection.BrokerConnection._publish")
 def _(_: Any, self: Any, exchange: str, key: str, message: Any, headers: Any) -> Any:
     properties = to_properties(message.id, headers)
     self._channel.basic_publish(exchange, key, message.body, properties, mandatory=False)

@@ -12,8 +12,8 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+from eventcore.broker.connection import BrokerConnection
 from eventcore.broker.consumer import BatchConsumer
-from eventcore.broker.link import Link
 from eventcore.broker.port import Queue
 from eventcore.broker.publisher import ConfirmedPublisher
 from eventcore.broker.topology import DEAD_LETTERS, EXCHANGE, Topology
@@ -110,7 +110,7 @@ class FakeRabbit:
         for channel in [c for c in self.channels if c.queue == queue]:
             self.world.reach("a queue is deleted while it is consumed")
             channel.queue = None
-            channel.link._break(BrokerUnavailable(f"{queue} was deleted"))
+            channel.connection._break(BrokerUnavailable(f"{queue} was deleted"))
 
     def _lose_all(self, queue: str) -> None:
         for stored in self.queues.get(queue, ()):
@@ -138,7 +138,7 @@ class Channel:
     """A connection's one channel, with what is on the wire and what waits for an answer."""
 
     server: FakeRabbit
-    link: Any
+    connection: Any
     owner: Process | None
     may_publish: Callable[[], bool]
     open: bool = True
@@ -184,7 +184,7 @@ class Channel:
         """The connection is gone: the server knows at once, the client soon."""
         self.reachable = False
         self.server.world.later(
-            self.server.world.latency(), lambda: self.link._break(BrokerUnavailable(why))
+            self.server.world.latency(), lambda: self.connection._break(BrokerUnavailable(why))
         )
         self.close()
 
@@ -231,7 +231,7 @@ class Channel:
         callback(None)
 
     def add_on_cancel_callback(self, callback: Any) -> None:
-        """Deleting a queue breaks the link by itself."""
+        """Deleting a queue ends the connection by itself."""
 
     def basic_qos(self, prefetch_count: int, callback: Any) -> None:
         """How much may be unacknowledged."""
@@ -339,7 +339,9 @@ class Channel:
 
     def _answer(self, name: str, tag: int, multiple: bool) -> None:
         method = SimpleNamespace(NAME=name, delivery_tag=tag, multiple=multiple)
-        self.link._guarded(partial(self.link._on_answer, SimpleNamespace(method=method)))
+        self.connection._guarded(
+            partial(self.connection._on_answer, SimpleNamespace(method=method))
+        )
 
     def _told(self, tag: int) -> None:
         stored, in_queue = self._unconfirmed.pop(tag)
@@ -358,12 +360,12 @@ class Channel:
                     self.server.put(queue, copy)
             if not queues and mandatory and self.open:
                 self.server.world.reach("a message finds no queue and comes back")
-                self.link._on_return(stored.id)
+                self.connection._on_return(stored.id)
             self._unconfirmed[tag] = (stored, bool(queues))
 
 
-class SimLink(Link):
-    """The real link, whose I/O is a simulated channel."""
+class SimConnection(BrokerConnection):
+    """The real connection, whose I/O is a simulated channel."""
 
     def __init__(self, parameters: Any, topology: Topology) -> None:
         self._topology = topology
@@ -400,11 +402,11 @@ class SimLink(Link):
     def _notify_soon(self) -> None: ...
 
 
-class SimPublisher(ConfirmedPublisher, SimLink):
+class SimPublisher(ConfirmedPublisher, SimConnection):
     """The real publisher."""
 
 
-class SimConsumer(BatchConsumer, SimLink):
+class SimConsumer(BatchConsumer, SimConnection):
     """The real consumer."""
 
 

@@ -303,7 +303,7 @@ class Client:
             raise
 
     def _sleep_after_conflict(self, seconds: float) -> None:
-        self._world.reach("a command is decided anew after a conflict")
+        self._world.reach("a command is decided again after a conflict")
         self._world.sleep(seconds)
 
     def _told(self, issued: Issued, outcome: str) -> None:

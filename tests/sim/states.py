@@ -23,7 +23,7 @@ RARE = (
     "a bulk is done in part",
     "a bulk's outcome is unknown",
     "a command is answered that nothing was written",
-    "a command is decided anew after a conflict",
+    "a command is decided again after a conflict",
     "a command that is sent again gets its first answer",
     "a commit below the head",
     "a commit that its client has given up",

@@ -23,7 +23,9 @@ def test_there_are_enough_of_them_and_no_two_are_the_same() -> None:
     assert len({each.fault for each in MUTANTS}) == len(MUTANTS)
 
 
-@pytest.mark.parametrize("target", ["relay.Pump.gone", "gone.Pump.turn", "relay.Gone.turn"])
+@pytest.mark.parametrize(
+    "target", ["relay.Forwarder.gone", "gone.Forwarder.turn", "relay.Gone.turn"]
+)
 def test_a_mutant_whose_target_is_gone_fails_loudly(target: str) -> None:
     gone = Mutant("nothing", f"eventcore.{target}", lambda *_: None)
     with pytest.raises(Misfit, match="nothing"), gone.lives():
@@ -31,6 +33,6 @@ def test_a_mutant_whose_target_is_gone_fails_loudly(target: str) -> None:
 
 
 def test_a_mutant_that_uses_what_is_gone_fails_loudly() -> None:
-    stale = Mutant("nothing", "eventcore.relay.Pump.turn", lambda _, pump: pump.gone)
+    stale = Mutant("nothing", "eventcore.relay.Forwarder.turn", lambda _, forwarder: forwarder.gone)
     with pytest.raises(Misfit, match="nothing"):
         hunt(stale, range(3))

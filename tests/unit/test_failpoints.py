@@ -5,13 +5,13 @@ import signal
 from multiprocessing import get_context
 from pathlib import Path
 
-from eventcore.failpoints import reach
+from eventcore.failpoints import failpoint
 
 
 def test_without_a_folder_nothing_happens_at_any_point(tmp_path: Path) -> None:
     (tmp_path / "relay:published").touch()
-    reach("relay:published", "")
-    reach("relay:published")
+    failpoint("relay:published", "")
+    failpoint("relay:published")
     assert (tmp_path / "relay:published").exists()
 
 
@@ -30,5 +30,5 @@ def test_a_process_dies_at_the_point_that_is_armed_and_only_once(tmp_path: Path)
 
 
 def _passes(folder: str) -> None:
-    reach("relay:read", folder)
-    reach("relay:published", folder)
+    failpoint("relay:read", folder)
+    failpoint("relay:published", folder)

@@ -11,7 +11,7 @@ from eventcore.broker.port import Publisher
 from eventcore.errors import BrokerUnavailable
 from eventcore.observe import probes
 from eventcore.observe.health import STUCK, Health, Heartbeat
-from eventcore.relay import Pump, Relay
+from eventcore.relay import Forwarder, Relay
 from local.servers import free_port
 from tests.fakes.broker import FakeBroker
 from tests.fakes.shop import FakeShop, projector
@@ -118,7 +118,7 @@ class Standby(FakeStore):
 @pytest.mark.parametrize(
     "run",
     [
-        Pump("user", FakeStore(), FakeBroker().publisher([], 1)).run,
+        Forwarder("user", FakeStore(), FakeBroker().publisher([], 1)).run,
         Relay("user", FakeStore, away, Health()).run,
         Relay("user", Standby, away, Health()).run,
     ],

@@ -29,7 +29,7 @@ def test_it_stays_while_writers_are_at_work() -> None:
     assert settling.observe(at(9), ["a"]) == at(7)
 
 
-def test_it_goes_back_with_a_log_that_was_put_back() -> None:
+def test_the_settled_event_goes_back_with_a_restored_log() -> None:
     settling = Settling()
     settling.observe(at(9), [])
     assert settling.observe(at(5), [], same=False) == at(5)

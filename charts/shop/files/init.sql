@@ -114,7 +114,7 @@ begin
         updated_at  timestamptz not null default clock_timestamp()
     );
     comment on table public.checkpoints is 'How far the relay has come: every event up to here is confirmed by the broker.';
-    comment on column public.checkpoints.name is 'Whose checkpoint.';
+    comment on column public.checkpoints.name is 'The relay that the checkpoint belongs to.';
     comment on column public.checkpoints.position is 'The position; moves only forwards.';
     comment on column public.checkpoints.updated_at is 'When it moved last.';
 
@@ -399,7 +399,7 @@ begin
         return begun;
     end $epoch$;
     comment on function public.begin_epoch is
-        'Says that the log was put back to an earlier state, after a restore or a failover that lost commits: every projection stands still until it is rebuilt. A relay whose checkpoint stands on an event that is gone publishes the whole log again; a sequence that is behind the log is set to its end. For the owner alone.';
+        'Declares that the log was restored to an earlier state, by a restore or a failover that lost commits: every projection halts until it is rebuilt. A relay whose checkpoint stands on an event that is gone publishes the whole log again; a sequence that is behind the log is set to its end. For the owner alone.';
     revoke all on function public.begin_epoch from public;
 
     create or replace function public.expire_idempotency_keys(p_limit int)

@@ -7,14 +7,14 @@ from typing import Any
 
 import pika
 
-from eventcore.broker.link import Link
+from eventcore.broker.connection import BrokerConnection
 from eventcore.broker.port import Delivery, Queue
 from eventcore.broker.topology import ADDED, DEAD_LETTERS, ChannelOperation, Topology
 from eventcore.errors import BrokerUnavailable
 from eventcore.model.message import Message
 
 
-class BatchConsumer(Link):
+class BatchConsumer(BrokerConnection):
     """A Consumer."""
 
     def __init__(

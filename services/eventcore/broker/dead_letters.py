@@ -8,8 +8,8 @@ from typing import Any
 import pika
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
+from eventcore.broker.connection import cause_of, to_properties
 from eventcore.broker.consumer import to_delivery
-from eventcore.broker.link import cause_of, to_properties
 from eventcore.broker.port import Decision, Queue
 from eventcore.broker.topology import ADDED, DEAD_LETTERS
 from eventcore.errors import BrokerUnavailable, Misconfigured

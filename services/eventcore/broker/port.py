@@ -43,7 +43,7 @@ class Publisher(Protocol):
         """Sends messages; returns as soon as the window has room for the last of them.
 
         A message that cannot be routed is sent again a few times, with the topology
-        declared anew, then left to the sweep. Raises BrokerUnavailable.
+        declared again, then left to the sweep. Raises BrokerUnavailable.
         """
 
     def confirmed(self) -> int:

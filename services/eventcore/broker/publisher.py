@@ -13,7 +13,7 @@ from time import monotonic
 
 import pika
 
-from eventcore.broker.link import Link
+from eventcore.broker.connection import BrokerConnection
 from eventcore.broker.topology import EXCHANGE, ChannelOperation, Topology
 from eventcore.errors import BrokerUnavailable
 from eventcore.model.message import Message
@@ -24,7 +24,7 @@ REPUBLISH_AFTER = (0.1, 0.5, 2.0)
 """Seconds before each retry of a message that could not be routed."""
 
 
-class ConfirmedPublisher(Link):
+class ConfirmedPublisher(BrokerConnection):
     """A Publisher. Messages are counted by their place: 0 for the first one."""
 
     def __init__(
@@ -76,7 +76,7 @@ class ConfirmedPublisher(Link):
         return min(wanted, most + self._confirmed_prefix)
 
     def _check(self) -> None:
-        """Raises the error that broke the link, or BrokerUnavailable after too long a silence."""
+        """Raises the connection's error, or BrokerUnavailable if confirms take too long."""
         super()._check()
         waiting = self._submitted > self._confirmed_prefix
         if waiting and self._timer() - self._advanced_at > self._silence:

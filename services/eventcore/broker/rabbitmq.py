@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import pika
 
+from eventcore.broker.connection import BLOCKED_TIMEOUT, KEEPALIVE, tls_options
 from eventcore.broker.consumer import BatchConsumer
 from eventcore.broker.dead_letters import DeadLetters
-from eventcore.broker.link import BLOCKED_TIMEOUT, KEEPALIVE, tls_options
 from eventcore.broker.port import Queue
 from eventcore.broker.publisher import ConfirmedPublisher
 from eventcore.broker.topology import Topology

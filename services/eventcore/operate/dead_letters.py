@@ -98,7 +98,7 @@ def _letters(
     name: str, command: str, ids: Sequence[str] = (), decision: Decision = "keep"
 ) -> list[DeadLetter]:
     """Settles the dead letters of these ids, or all, and returns them."""
-    own = command_settings(settings.BrokerSettings, f"dead-letters {command}")
+    config = command_settings(settings.BrokerSettings, f"dead-letters {command}")
     projection = projection_named(name)
     found: list[DeadLetter] = []
 
@@ -108,7 +108,7 @@ def _letters(
         found.append(letter)
         return decision
 
-    broker = RabbitMQ(own.broker, name=own.process)
+    broker = RabbitMQ(config.broker, name=config.process)
     broker.dead_letters(Queue(projection.queue, projection.binding)).go_through(decide)
     return found
 

@@ -97,11 +97,11 @@ def find(
     """
     projections = tuple(projections)
     if stream_id := as_uuid(wanted):
-        own = Stream(service, stream_id)
+        stream = Stream(service, stream_id)
         progress = store.progress(service)
-        events = [event for page in read_pages(store, own) for event in page]
-        others = {Stream(each.aggregate_type, stream_id) for each in projections} - {own}
-        streams = others | {own} if events else others
+        events = [event for page in read_pages(store, stream) for event in page]
+        others = {Stream(each.aggregate_type, stream_id) for each in projections} - {stream}
+        streams = others | {stream} if events else others
         standings = _standings(readmodel, projections, streams, events)
         standings = [each for each in standings if each.is_known or each.stream not in others]
         history = History(service, events, standings, progress)
@@ -154,8 +154,8 @@ def _standings(
     for projection in projections:
         kind = projection.aggregate_type
         named = (as_uuid(event.data.get(f"{kind}Id")) for event in events)
-        own = {each.aggregate_id for each in streams if each.aggregate_type == kind}
-        ids = sorted(str(each) for each in own.union(named) if each)
+        ids_of_kind = {each.aggregate_id for each in streams if each.aggregate_type == kind}
+        ids = sorted(str(each) for each in ids_of_kind.union(named) if each)
         generation = Serving(projection, readmodel).now()
         versions = readmodel.versions(generation.collection, ids)
         written = readmodel.projected_at(generation.collection, ids)

@@ -65,14 +65,14 @@ def trace(wanted: str, as_json: bool, with_data: bool, since: datetime | None) -
     ID is an aggregate's, such as an order's, or a correlation id. It is looked for in the store and
     the read model of the SERVICE. Nothing of an event's data is printed, unless --data is given.
     """
-    own = command_settings(settings.TraceSettings, "trace")
-    store, readmodel = Postgres(own.store, 1), Mongo(own.readmodel, 1)
+    config = command_settings(settings.TraceSettings, "trace")
+    store, readmodel = Postgres(config.store, 1), Mongo(config.readmodel, 1)
     since = since and (since if since.tzinfo else since.replace(tzinfo=UTC))
-    history = find(wanted, own.service, store, readmodel, declared().projections, since)
+    history = find(wanted, config.service, store, readmodel, declared().projections, since)
     if history.searched and not history.searched.is_whole:
         click.echo(f"eventcore: {history.searched}", err=True)
     if history.is_empty:
-        raise Refused(f"nothing is known of {wanted} in the service {own.service}")
+        raise Refused(f"nothing is known of {wanted} in the service {config.service}")
     for entry in timeline(history, with_data=with_data):
         click.echo(jsontext.render(entry.as_json()) if as_json else tell(entry))
 

@@ -21,7 +21,7 @@ Pair = tuple[Document | None, Document | None]
 class Parity:
     """How two generations compare: documents that both have alike, and what else there is.
 
-    Streams that are parked in both are left out; `parked_anew` are those of the new one alone. Ids
+    Streams that are parked in both are left out; `newly_parked` are those of the new one alone. Ids
     are those of the first few. The digests are sums over all documents, in any order.
     """
 
@@ -32,7 +32,7 @@ class Parity:
     missing: int = 0
     added: int = 0
     parked: int = 0
-    parked_anew: int = 0
+    newly_parked: int = 0
     ids: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     serving_digest: int = 0
     new_digest: int = 0
@@ -40,7 +40,7 @@ class Parity:
     @property
     def agrees(self) -> bool:
         """Whether both hold the same, and the new one could apply all that the other could."""
-        return not (self.different or self.missing or self.added or self.parked_anew)
+        return not (self.different or self.missing or self.added or self.newly_parked)
 
     def note(self, kind: str, stream: str) -> None:
         """Count one more stream of a kind, and name it if it is among the first."""

@@ -36,14 +36,14 @@ def parked() -> None:
 @as_json
 def parked_list(as_json: bool) -> None:
     """List the parked streams: where each stopped, and why."""
-    own = command_settings(settings.ReadModelSettings, "parked list")
-    readmodel = Mongo(own.readmodel)
+    config = command_settings(settings.ReadModelSettings, "parked list")
+    readmodel = Mongo(config.readmodel)
     rows = [
         _parked(projection, each)
         for projection in declared().projections
         for each in readmodel.parked(Serving(projection, readmodel).now().name).values()
     ]
-    show(rows, as_json, f"No parked streams in the service {own.service}.")
+    show(rows, as_json, f"No parked streams in the service {config.service}.")
 
 
 @parked.command(name="show")

@@ -97,10 +97,10 @@ def _may(queues: Sequence[str], publish: Sequence[str], read: Sequence[str]) -> 
     Binding a queue is writing to it and reading the exchange; nothing but an exchange can be
     published to.
     """
-    own = [name for queue in queues for name in (queue, f"{queue}.dead-letters")]
+    owned = [name for queue in queues for name in (queue, f"{queue}.dead-letters")]
     return {
-        "configure": _exactly(EXCHANGE, DEAD_LETTERS, *own),
-        "write": _exactly(*publish, *own),
+        "configure": _exactly(EXCHANGE, DEAD_LETTERS, *owned),
+        "write": _exactly(*publish, *owned),
         "read": _exactly(EXCHANGE, DEAD_LETTERS, *read),
     }
 

@@ -1,4 +1,4 @@
-"""`rebuild`: fold a projection anew and let it serve."""
+"""`rebuild`: folds a projection again and lets it serve."""
 
 import json
 import time
@@ -19,7 +19,7 @@ from eventcore.readmodel.records import generation_of
 
 @click.command()
 @projection_name
-@click.option("--stream", help="Fold this one stream anew, in place.")
+@click.option("--stream", help="Fold this one stream again, in place.")
 @click.option("--rollback", is_flag=True, help="Go back to the generation that served before.")
 @click.option("--drop-previous", is_flag=True, help="Delete the generation that served before.")
 @click.option("--accept-differences", is_flag=True, help="Switch although documents differ.")
@@ -34,7 +34,7 @@ def rebuild(
     as_json: bool,
     yes: bool,
 ) -> None:
-    """Fold PROJECTION anew and let the new documents serve.
+    """Fold PROJECTION again and let the new documents serve.
 
     They are folded from position 0 beside those that serve, compared with them, and switched to in
     one step. Where they differ, or an event cannot be applied, it asks before it switches; without
@@ -78,7 +78,7 @@ def _rebuild_stream(applier: EventApplier, stream: str) -> None:
     changed = rebuilding.rebuild_stream(
         applier.projection, applier.readmodel, applier.feed, applier.generation, stream
     )
-    click.echo(f"{stream}: {'folded anew' if changed else 'was right already'}")
+    click.echo(f"{stream}: {'folded again' if changed else 'was right already'}")
 
 
 def _drop_previous(applier: EventApplier, yes: bool) -> None:
@@ -132,7 +132,7 @@ def _show_parity(name: str, parity: parity.Parity, as_json: bool) -> None:
         "missing": parity.missing,
         "added": parity.added,
         "parked": parity.parked,
-        "parkedAnew": parity.parked_anew,
+        "newlyParked": parity.newly_parked,
         "digest": f"{parity.new_digest % 2**64:016x}",
         "servingDigest": f"{parity.serving_digest % 2**64:016x}",
     }

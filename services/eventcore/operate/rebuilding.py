@@ -1,11 +1,11 @@
-"""Rebuild: a projection is folded anew, from position 0, beside the generation that serves.
+"""Rebuild: folds a projection again from position 0, beside the generation that serves.
 
     fold      the feed, page by page, into the documents of a new generation
     catch up  by the ordinary sweep, to where the log was when that began
     compare   with the generation that serves: counts, versions, digests
     switch    in one step; queries have the old documents until then, and the new ones after it
 
-The old generation is kept, and can be gone back to: it catches up before it serves again. A
+The old generation is kept for a rollback: it catches up before it serves again. A
 projector that has not noticed the switch yet writes to the old one for a moment; the sweep of
 the new one brings what it lacks.
 """
@@ -20,7 +20,7 @@ from time import monotonic
 from typing import TypeVar
 
 from eventcore.errors import CannotApply, Conflict, NotFound, Refused
-from eventcore.failpoints import reach
+from eventcore.failpoints import failpoint
 from eventcore.model.event import Mark
 from eventcore.model.projection import Document, Projection, version_of
 from eventcore.operate.parity import Given, Pair, Parity, alike, digest_of, kind_of
@@ -102,7 +102,7 @@ class Rebuild:
     def compare(self) -> Parity:
         """Compares all documents with those of the generation that serves.
 
-        What changes meanwhile is compared again, once both have caught up with it.
+        Documents that change during the comparison are compared again, once both have caught up.
         """
         serving = self._serving()
         parity, self._waits = Parity(), _WAITS
@@ -111,7 +111,7 @@ class Rebuild:
             parked = self._retrying(self.readmodel.parked_in, name, slots)
             before = self._retrying(self.readmodel.parked, serving.name, parked)
             for stream in parked:
-                parity.note("parked" if stream in before else "parked_anew", stream)
+                parity.note("parked" if stream in before else "newly_parked", stream)
         unsure: list[str] = []
         for stream, (old, new) in self._pairs(serving):
             parity.serving += old is not None
@@ -136,8 +136,8 @@ class Rebuild:
         name, number = self.projection.name, self.generation.number
         known = self._retrying(self.readmodel.generations, name)
         if not self.readmodel.switch(name, known.serving, number):
-            raise Conflict(f"another generation of {name} has begun to serve meanwhile")
-        reach("rebuild:switched")
+            raise Conflict(f"another rebuild was faster: another generation of {name} serves now")
+        failpoint("rebuild:switched")
         if known.previous not in (0, number):
             previous = generation_of(self.projection, known.previous)
             self._retrying(self.readmodel.drop, previous)
@@ -185,7 +185,7 @@ class Rebuild:
             after = str(page[-1]["_id"])
 
     def _compare_again(self, serving: Generation, unsure: list[str], parity: Parity) -> None:
-        """Notes those that are not alike after both have caught up either; not those parked."""
+        """Notes streams that still differ after both have caught up, except parked ones."""
         stopped = self._retrying(self.readmodel.parked, serving.name, unsure)
         left = [stream for stream in unsure if stream not in stopped]
         while left:
@@ -249,7 +249,7 @@ def rollback(
 def rebuild_stream(
     projection: Projection, readmodel: ReadModel, feed: Feed, generation: Generation, stream: str
 ) -> bool:
-    """Fold one stream anew and replace its document; False: it was right already.
+    """Folds one stream again and replaces its document; False: it was right already.
 
     Raises NotFound if the log has no such stream, Refused if it cannot be folded, and Unavailable.
     """

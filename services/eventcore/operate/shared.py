@@ -53,15 +53,16 @@ def projection_named(name: str) -> Projection:
     return known[name]
 
 
-def open_applier(own: settings.ProjectionSettings, projection: Projection) -> EventApplier:
+def open_applier(config: settings.ProjectionSettings, projection: Projection) -> EventApplier:
     """Returns the applier of a projection, on its read model and feed."""
-    return EventApplier(projection, Mongo(own.readmodel), HttpFeed(own.feed.url, own.feed.token))
+    feed = HttpFeed(config.feed.url, config.feed.token)
+    return EventApplier(projection, Mongo(config.readmodel), feed)
 
 
 def open_at(name: str, command: str) -> EventApplier:
     """The applier of a projection, at the generation that serves."""
-    own = command_settings(settings.ProjectionSettings, command)
-    applier = open_applier(own, projection_named(name))
+    config = command_settings(settings.ProjectionSettings, command)
+    applier = open_applier(config, projection_named(name))
     applier.follow()
     return applier
 
@@ -70,11 +71,11 @@ def open_projections(
     command: str, names: Sequence[str] = ()
 ) -> tuple[Mongo, HttpFeed, list[Projection]]:
     """A read model, a feed, and the projections that are folded from it, or those of `names`."""
-    own = command_settings(settings.ProjectionSettings, command)
-    feed = HttpFeed(own.feed.url, own.feed.token)
+    config = command_settings(settings.ProjectionSettings, command)
+    feed = HttpFeed(config.feed.url, config.feed.token)
     known = [projection_named(name) for name in names] or declared().projections
     owner = feed.aggregate_type()
-    return Mongo(own.readmodel), feed, [p for p in known if p.aggregate_type == owner]
+    return Mongo(config.readmodel), feed, [p for p in known if p.aggregate_type == owner]
 
 
 def ask(yes: bool, question: str) -> None:

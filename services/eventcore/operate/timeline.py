@@ -50,9 +50,9 @@ def timeline(history: History, *, with_data: bool = False) -> list[Entry]:
     ]
     now = []
     for standing in history.standings:
-        own = [each for each in events if each.aggregate_id == standing.stream.aggregate_id]
-        placed += _projected(standing, own, with_data)
-        last = max((each.version for each in own), default=0)
+        of_stream = [each for each in events if each.aggregate_id == standing.stream.aggregate_id]
+        placed += _projected(standing, of_stream, with_data)
+        last = max((each.version for each in of_stream), default=0)
         if standing.written_at is None or standing.version < last:
             now.append(_standing(standing, last))
     if events:

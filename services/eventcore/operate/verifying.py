@@ -1,8 +1,8 @@
 """Verify: compares a projection with the log, stream by stream.
 
-A stream is right when the log has its versions without a gap, and the document is what they
-fold to, field by field, or the stream stands on the parked list. What is only on its way is
-looked at again before it counts as wrong.
+A stream is right if the log has its versions without a gap, and its document equals their fold,
+field by field, or the stream is on the parked list. A stream whose events may still be on their
+way is compared again before it counts as wrong.
 """
 
 import random
@@ -27,9 +27,9 @@ ATTEMPT_INTERVAL = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A stream that is wrong, or the checkpoint itself (`stream` is empty), and how.
+    """A stream that is wrong, or the checkpoint itself (`stream` is empty), and the difference.
 
-    What the checkpoint has not come to yet may be on its way: it is only late.
+    It is late, not wrong, if the first missing event is above the checkpoint.
     """
 
     stream: str

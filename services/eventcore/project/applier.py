@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from eventcore.clock import SYSTEM_CLOCK, Clock
 from eventcore.errors import CannotApply, FeedUnavailable, ReadModelUnavailable
-from eventcore.failpoints import reach
+from eventcore.failpoints import failpoint
 from eventcore.model.event import START, Event, ids_of
 from eventcore.model.projection import Document, Projection, version_of
 from eventcore.observe import metrics
@@ -53,7 +53,7 @@ class EventApplier:
     def __post_init__(self) -> None:
         self.generation = self.fixed or generation_of(self.projection)
         self._skips: frozenset[tuple[str, int]] = frozenset()
-        self.reached: OrderedDict[str, int] = OrderedDict()
+        self.applied_versions: OrderedDict[str, int] = OrderedDict()
         """The versions to which this process itself has brought documents lately, by stream."""
         self.furthest = START
         """The event with the highest position that this process has folded into the generation."""
@@ -68,7 +68,7 @@ class EventApplier:
         serving = self.readmodel.generations(name).serving
         if not self.fixed and serving != self.generation.number:
             self.generation = generation_of(self.projection, serving)
-            self.reached.clear()
+            self.applied_versions.clear()
             self.furthest = START
             log.info("Another generation serves", extra={"projection": name, "generation": serving})
 
@@ -86,7 +86,7 @@ class EventApplier:
         known = [
             stream
             for stream, events in streams.items()
-            if stream in self.reached or not any(event.version == 1 for event in events)
+            if stream in self.applied_versions or not any(event.version == 1 for event in events)
         ]
         found = self.readmodel.find(self.generation.collection, known) if known else {}
         folded = self._advance(streams, found)
@@ -263,10 +263,10 @@ class EventApplier:
                     log.info(self.projection.log_message, extra={**at, **ids_of(event)})
 
     def _remember(self, stream: str, version: int) -> None:
-        self.reached[stream] = version
-        self.reached.move_to_end(stream)
-        if len(self.reached) > REMEMBERED_STREAMS:
-            self.reached.popitem(last=False)
+        self.applied_versions[stream] = version
+        self.applied_versions.move_to_end(stream)
+        if len(self.applied_versions) > REMEMBERED_STREAMS:
+            self.applied_versions.popitem(last=False)
 
     def _park(self, folded: Iterable[FoldResult], entries: Mapping[str, Parked]) -> None:
         """Parks failed streams in bulk, except those already parked.
@@ -280,7 +280,7 @@ class EventApplier:
         wanted = [self._entry(each) for each in stopped.values()]
         news = [each for each in wanted if not is_listed(each, known.get(each.stream))]
         if news:
-            reach("projector:parking")
+            failpoint("projector:parking")
             if new := self.readmodel.park(news):
                 log_parked(self.projection.name, [stopped[stream] for stream in new])
         for each in wanted:

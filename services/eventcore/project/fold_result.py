@@ -109,8 +109,8 @@ def to_contradiction(
         return FoldResult(stream, document, max(version - 1, 0), list(events))
     error = (
         f"the document is of event {event_id_of(document)}, version {version}, which the log"
-        " does not have: it was put back. Fold the stream anew: python -m eventcore rebuild"
-        f" {projection} --stream {stream}"
+        " does not have: the log was restored to an earlier state. Fold the stream again:"
+        f" python -m eventcore rebuild {projection} --stream {stream}"
     )
     return FoldResult(stream, document, version + 1, [], error)
 

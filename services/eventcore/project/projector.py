@@ -31,7 +31,7 @@ from eventcore.errors import (
     StoreRestored,
     Unavailable,
 )
-from eventcore.failpoints import reach
+from eventcore.failpoints import failpoint
 from eventcore.model.event import Event, from_message
 from eventcore.observe import metrics
 from eventcore.observe.health import HEARTBEAT, Health
@@ -135,17 +135,17 @@ class Projector:
         metrics.BATCHES.labels(self._name).observe(len(deliveries))
 
     def _handle(self, deliveries: Sequence[Delivery], consumer: Consumer) -> None:
-        reach("projector:delivered")
+        failpoint("projector:delivered")
         carried: list[tuple[Event, Delivery]] = []
         refused: list[tuple[Delivery, str, str]] = []
-        own = self.applier.projection.aggregate_type
+        aggregate_type = self.applier.projection.aggregate_type
         for delivery in deliveries:
             try:
                 event = _read(delivery)
             except NotAnEvent as error:
                 refused.append((delivery, "Failed to parse message", str(error)))
                 continue
-            if event.aggregate_type == own:
+            if event.aggregate_type == aggregate_type:
                 carried.append((event, delivery))
             else:
                 reason = f"an event of {event.aggregate_type} does not belong to this queue"
@@ -160,9 +160,9 @@ class Projector:
                 refused.append((delivery, "Event dead-lettered", reason))
         for delivery, log_message, reason in refused:  # last: a batch may be repeated up to here
             self._dead_letter(delivery, consumer, log_message, reason)
-        reach("projector:written")
+        failpoint("projector:written")
         consumer.acknowledge(deliveries[-1])
-        reach("projector:acknowledged")
+        failpoint("projector:acknowledged")
 
     def _dead_letter(
         self, delivery: Delivery, consumer: Consumer, log_message: str, reason: str

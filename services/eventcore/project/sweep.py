@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from eventcore.errors import FeedUnavailable, ReadModelUnavailable, StoreRestored
-from eventcore.failpoints import reach
+from eventcore.failpoints import failpoint
 from eventcore.model.event import Event
 from eventcore.observe import metrics
 from eventcore.project.applier import EventApplier
@@ -116,7 +116,7 @@ class Sweep:
         if due := self._parked_scan.due():
             self.applier.retry(due)
         self._catch_up(lease.position, page)
-        reach("sweep:caught-up")
+        failpoint("sweep:caught-up")
         self._position = page.end.position
         if page.end.position < until:
             self._readmodel.move_checkpoint(lease, page.end, None)
@@ -138,7 +138,7 @@ class Sweep:
         It is also new if the read model was lost or restored: then documents are missing.
         """
         if lease.epoch != self._epoch or lease.position < self._position:
-            self.applier.reached.clear()
+            self.applier.applied_versions.clear()
             indexes = self.applier.projection.indexes
             self._readmodel.prepare(self._generation.collection, indexes)
         self._epoch, self._position = lease.epoch, lease.position
@@ -187,7 +187,7 @@ class Sweep:
 
     def _behind(self, heads: Mapping[str, int]) -> dict[str, int]:
         """The streams whose document is behind; of those that are parked the entry is renewed."""
-        unsure = {s: v for s, v in heads.items() if self.applier.reached.get(s, 0) < v}
+        unsure = {s: v for s, v in heads.items() if self.applier.applied_versions.get(s, 0) < v}
         versions = self._readmodel.versions(self._generation.collection, unsure)
         behind = {s: v for s, v in unsure.items() if versions.get(s, 0) < v}
         parked = self._readmodel.parked(self._generation.name, behind)

@@ -3,14 +3,14 @@
 Prices are kept as Decimal128, exactly. A majority acknowledges every write, in its journal.
 
     <collection>   the documents of a generation: _id, version, the projection's own fields, and
-                   projectedAt, when it was written, which `projected_at` alone shows
-    generations    one a projection: the number of the generation that serves, and the newest one's
-    checkpoints    one a generation: the event it stands on (position, eventId), the furthest event
-                   that was folded, coveredAt, the epoch of the store, why it is halted, and who
-                   holds the lease, with the lease's own epoch
-    parked         one a stream that a generation has set aside: no payload, only where and why
-    skips          one an event that all generations of a projection pass over
-    verifications  one a projection: when it was last compared with the log, and the result
+                   projectedAt, the time of the write, which only `projected_at` shows
+    generations    for each projection: the numbers of the serving generation and of the newest
+    checkpoints    for each generation: the event of the checkpoint (position, eventId), the
+                   furthest folded event, coveredAt, the epoch of the store, the reason of a halt,
+                   and the holder of the lease with the lease's own epoch
+    parked         for each stream that a generation has parked: version and error, no payload
+    skips          for each event that all generations of a projection pass over
+    verifications  for each projection: the time and the result of the last comparison with the log
 """
 
 from eventcore.readmodel.bookkeeping import MongoBookkeeping

@@ -46,8 +46,8 @@ def halted_by(projection: str, position: int, epoch: str, page: HeadsPage) -> st
         return ""
     return (
         f"{projection}, at position {position}, has folded events that this log, which goes to"
-        f" {page.head}, does not have: it is another log, or was put back. Nothing is applied until"
-        " the right log is back, or until the projection is folded anew:"
+        f" {page.head}, does not have: it was restored to an earlier state, or is another log."
+        " Nothing is applied until the right log is back, or until the projection is rebuilt:"
         f" python -m eventcore rebuild {projection} --yes"
     )
 

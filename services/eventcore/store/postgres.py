@@ -11,7 +11,7 @@ from typing import Any
 
 from eventcore.clock import SYSTEM_CLOCK, Clock
 from eventcore.errors import Conflict, KeyReused, OutcomeUnknown, StoreUnavailable, Unavailable
-from eventcore.failpoints import reach
+from eventcore.failpoints import failpoint
 from eventcore.model.event import Data, Event, Mark, NewEvent
 from eventcore.retry import backoff
 from eventcore.settings import Server
@@ -112,7 +112,7 @@ class Postgres:
 
     def _append(self, values: tuple[Any, ...], outcome_unknown: bool) -> Appended:
         """Appends once; `outcome_unknown`: an earlier attempt may have been committed."""
-        reach("append:begin")
+        failpoint("append:begin")
         _, _, expected_version, event_ids, *_ = values
         try:
             replayed, recorded, version = self._write(APPEND, values)[0]
@@ -120,7 +120,7 @@ class Postgres:
             if outcome_unknown and self._rows(EVENT_EXISTS, (event_ids[0],)):
                 return Appended(expected_version + len(event_ids))
             raise
-        reach("append:committed")
+        failpoint("append:committed")
         return Appended(version, to_answer(recorded) if replayed else None)
 
     def recorded_answer(self, idempotency: Idempotency) -> Answer | None:
@@ -178,7 +178,7 @@ class Postgres:
         same, is_settled, position, event_id, *_ = rows[0]
         if not is_settled:
             raise StoreUnavailable(
-                "the log was put back while it was read; nothing was lost, try again"
+                "the log was restored to an earlier state while it was read; try again"
             )
         if not same:
             return None

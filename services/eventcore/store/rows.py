@@ -130,7 +130,8 @@ def relay_halted(checkpoint: Mark) -> str:
     """Why a relay publishes nothing, and what to do."""
     return (
         f"the relay's checkpoint is event {checkpoint.event_id} at position {checkpoint.position},"
-        " which this log does not have there: it is another log, or was put back. Nothing is"
-        " published until the right database is back, or until its owner says that this is the"
-        " right one: select begin_epoch('why'); then the whole log is published again"
+        " which this log does not have there: it was restored to an earlier state, or is another"
+        " log. Nothing is published until the right database is back, or until its owner states"
+        " that this is the right one: select begin_epoch('why'); then the whole log is published"
+        " again"
     )

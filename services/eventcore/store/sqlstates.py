@@ -30,7 +30,7 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "ES001": (Conflict, "{}"),
     "ES002": (KeyReused, "this Idempotency-Key was used for another request"),
     "ES004": (SequenceBehind, "{}"),
-    "ES005": (StoreRestored, "{}: it is another log, or was put back"),
+    "ES005": (StoreRestored, "{}: it was restored to an earlier state, or is another log"),
     READ_ONLY: (StoreUnavailable, "PostgreSQL accepts no writes: {}"),
     **dict.fromkeys(("57014", "55P03", "53300", "40001", "40P01"), _SLOW),
     **dict.fromkeys(("42501", "42883", "28P01", "28000", "3D000"), _FORBIDDEN),

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from eventcore.failpoints import reach
+from eventcore.failpoints import failpoint
 from eventcore.observe.background import repeat
 
 
@@ -36,6 +36,6 @@ class Wakeup:
         self._requested.wait()
         self._requested.clear()
         appends, self._appends = self._appends, 0
-        reach("wakeup:begin")
+        failpoint("wakeup:begin")
         self._notify()
         time.sleep(min(self.DELAY * appends, self.MAX_DELAY))

@@ -70,14 +70,14 @@ class Correlation:
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
             record_answer(environ["REQUEST_METHOD"], _route(environ), int(status[:3]), began)
-            own = [
+            added = [
                 ("X-Request-ID", ids.request_id),
                 ("X-Correlation-ID", ids.correlation_id),
                 ("X-Content-Type-Options", "nosniff"),
             ]
             if all(name != "Content-Security-Policy" for name, _ in headers):
-                own.append(("Content-Security-Policy", "default-src 'none'"))
-            return start_response(status, headers + own, exc_info)
+                added.append(("Content-Security-Policy", "default-src 'none'"))
+            return start_response(status, headers + added, exc_info)
 
         with log_fields(**ids.fields()):
             return self._application(environ, start)

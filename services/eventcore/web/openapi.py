@@ -103,8 +103,8 @@ class Operation:
     def headers(self) -> Sequence[str]:
         """The request headers that have a meaning here."""
         of_change = ["Idempotency-Key", "If-Match"] if self.has_id else ["Idempotency-Key"]
-        own = of_change if self.is_command else ["If-None-Match"]
-        return [*own, "X-Request-ID", "X-Correlation-ID"]
+        specific = of_change if self.is_command else ["If-None-Match"]
+        return [*specific, "X-Request-ID", "X-Correlation-ID"]
 
     @property
     def problems(self) -> Sequence[int]:

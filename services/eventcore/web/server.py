@@ -68,7 +68,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def handle(self, conn: Any) -> Any:
         """Handles a request; where the connection ends, waits here until the peer has closed.
 
-        gunicorn waits in its main thread, which accepts and dispatches nothing meanwhile.
+        gunicorn waits in its main thread, which accepts and dispatches nothing during the wait.
         """
         kept = super().handle(conn)
         if not kept:
@@ -143,7 +143,7 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     def load_config(self) -> None:
         """Called by gunicorn; see its settings reference."""
-        own = {
+        config = {
             "bind": [f"fd://{each.detach()}" for each in self._listeners],
             "workers": 1,
             "threads": SOCKET_THREADS,
@@ -162,7 +162,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             "post_worker_init": self._post_worker_init,
             "worker_exit": lambda _server, _worker: stop_tracing(),
         }
-        for name, value in own.items():
+        for name, value in config.items():
             self.cfg.set(name, value)
 
     def load(self) -> "WSGIApplication":

@@ -1,4 +1,4 @@
-"""A log that was put back: nothing is folded wrongly, and every reader that saw more halts."""
+"""A restored log: nothing is folded wrongly, and every reader that is ahead of it halts."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -17,7 +17,7 @@ from eventcore.operate.verifying import Verifier
 from eventcore.project.applier import EventApplier
 from eventcore.project.sweep import Sweep
 from eventcore.readmodel.records import generation_of
-from eventcore.relay import Pump, Relay, to_broker
+from eventcore.relay import Forwarder, Relay, to_broker
 from eventcore.store.feed import StoreFeed
 from eventcore.store.port import Stream
 from tests.fakes.broker import FakeBroker
@@ -42,8 +42,8 @@ def rename(shop: FakeShop, user_id: str, name: str) -> None:
     assert shop.users.put(f"/users/{user_id}", json={"name": name}).status_code == 200
 
 
-def put_back(shop: FakeShop, keep: int, drawn: int = 0) -> list[Event]:
-    """Keep the first events alone, as a recovery to a point in time does; the events that are lost.
+def restore_to(shop: FakeShop, keep: int, drawn: int = 0) -> list[Event]:
+    """Keeps the first `keep` events, as a recovery to a point in time; returns the lost ones.
 
     Positions up to `drawn` are not used again, as after the promotion of a standby.
     """
@@ -77,7 +77,7 @@ def sweep_of(shop: FakeShop, holder: str) -> Sweep:
 def test_a_projection_halts_however_far_the_log_has_grown_since(shop: FakeShop, drawn: int) -> None:
     """The services come up before the projectors, and the log passes the checkpoint."""
     before = deepcopy(documents(shop))
-    lost = put_back(shop, keep=9, drawn=drawn)
+    lost = restore_to(shop, keep=9, drawn=drawn)
     rename(shop, str(lost[0].aggregate_id), "of the new life")
     for number in range(30):
         shop.post(shop.users, "/users", {"name": f"New {number}", "email": "new@example.com"})
@@ -88,7 +88,7 @@ def test_a_projection_halts_however_far_the_log_has_grown_since(shop: FakeShop, 
 
 
 def test_growth_does_not_lift_a_halt_and_the_right_log_does(shop: FakeShop) -> None:
-    lost = put_back(shop, keep=4)
+    lost = restore_to(shop, keep=4)
     shop.sweep(["users"])
     assert halted(shop)
     for number in range(30):
@@ -113,7 +113,7 @@ def test_another_epoch_halts_although_the_log_has_every_event(shop: FakeShop) ->
 
 def test_every_replica_halts(shop: FakeShop) -> None:
     other = projector(USERS, shop.readmodel, shop.user_store, shop.broker)
-    put_back(shop, keep=8)
+    restore_to(shop, keep=8)
     assert shop.projectors["users"].sweep() is False
     with pytest.raises(StoreRestored, match="rebuild users"):
         sweep_of(shop, "another").run()
@@ -129,7 +129,7 @@ def test_a_failover_that_loses_what_only_deliveries_have_brought_halts(shop: Fak
     """The checkpoint is older than the lost commit, and its event is there."""
     shop.create_user("Lost")
     checkpoint = shop.readmodel.checkpoint("users")
-    put_back(shop, keep=10, drawn=42)
+    restore_to(shop, keep=10, drawn=42)
     assert checkpoint.position <= 10
     shop.post(shop.users, "/users", {"name": "New", "email": "new@example.com"})
     shop.sweep(["users"])
@@ -159,12 +159,12 @@ def deliver(shop: FakeShop, *events: Event) -> None:
 
 
 def two_lives(shop: FakeShop) -> tuple[str, list[Event], list[Event]]:
-    """A stream whose second event is another one since the log was put back; both of them.
+    """A stream whose second event is another one since the log was restored; both of them.
 
     Nothing of the new life has been delivered or swept yet.
     """
     last = shop.user_store.log[-1]
-    lost = put_back(shop, keep=9, drawn=42)
+    lost = restore_to(shop, keep=9, drawn=42)
     rename(shop, str(last.aggregate_id), "of the new life")
     rename(shop, str(last.aggregate_id), "and on")
     return str(last.aggregate_id), lost, shop.user_store.log[9:]
@@ -223,18 +223,18 @@ def published(broker: FakeBroker) -> int:
 def test_a_relay_whose_event_is_gone_publishes_nothing_and_does_not_move(shop: FakeShop) -> None:
     store, broker = shop.user_store, FakeBroker()
     queues = [Queue(USERS.queue, USERS.binding)]
-    pump = Pump("user", store, broker.publisher(queues, 500))
+    forwarder = Forwarder("user", store, broker.publisher(queues, 500))
     rename(shop, str(store.log[0].aggregate_id), "New")
-    assert pump.turn() == 1
+    assert forwarder.turn() == 1
     lost = store.log[8:]
     store.log = store.log[:8]
     for growth in range(8):
         with pytest.raises(StoreRestored, match="begin_epoch"):
-            pump.turn()
+            forwarder.turn()
         shop.post(shop.users, "/users", {"name": f"New {growth}", "email": "new@example.com"})
     assert published(broker) == 1
     store.log = [*store.log[:8], *lost]
-    pump.save()
+    forwarder.save()
     assert store.checkpoint() == store.log[-1].mark
 
 
@@ -275,9 +275,9 @@ class Looks(Stop):
 
 def test_a_fresh_log_is_relayed_from_the_beginning() -> None:
     store, broker = FakeStore(), FakeBroker()
-    pump = Pump("user", store, broker.publisher([Queue("q", "user.#")], 500))
-    assert pump.turn() == 0
-    pump.save()
+    forwarder = Forwarder("user", store, broker.publisher([Queue("q", "user.#")], 500))
+    assert forwarder.turn() == 0
+    forwarder.save()
     assert store.checkpoint() == START
 
 
@@ -285,7 +285,7 @@ def test_a_fresh_log_is_relayed_from_the_beginning() -> None:
 
 
 def test_verification_tells_a_checkpoint_that_stands_on_another_event(shop: FakeShop) -> None:
-    put_back(shop, keep=9, drawn=42)
+    restore_to(shop, keep=9, drawn=42)
     for number in range(5):
         shop.post(shop.users, "/users", {"name": f"New {number}", "email": "new@example.com"})
     feed = StoreFeed(shop.user_store, "user")

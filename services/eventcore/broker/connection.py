@@ -60,7 +60,7 @@ class _IO(SelectorIOServicesAdapter):  # type: ignore[misc]
         return super().create_streaming_connection(protocol_factory, sock, done, *tls, **more)
 
 
-class Link:
+class BrokerConnection:
     """A connection with one channel in confirm mode, and the thread that runs its I/O.
 
     Methods below the line "in the I/O thread" run there; that thread alone uses the
@@ -95,18 +95,18 @@ class Link:
         self._thread.join(CLOSE_TIMEOUT + 1)
 
     def _await(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Waits for a condition, until the link is broken, and for so long at most."""
+        """Waits for a condition, until the connection is lost, and for so long at most."""
         with self._changed:
             self._changed.wait_for(lambda: self._broken or condition(), seconds)
             return self._broken is None and condition()
 
     def _check(self) -> None:
-        """Raises the error that broke the link, if there is one."""
+        """Raises the error that ended the connection, if there is one."""
         if self._broken is not None:
             raise BrokerUnavailable(str(self._broken)) from self._broken
 
     def _submit(self, act: Callable[[], object]) -> None:
-        """Runs `act` in the I/O thread soon; raises BrokerUnavailable if the link is broken."""
+        """Runs `act` in the I/O thread soon; raises BrokerUnavailable if the connection is lost."""
         self._check()
         self._loop.add_callback_threadsafe(partial(self._guarded, act))
 
@@ -184,7 +184,7 @@ class Link:
             self._break(BrokerUnavailable(f"RabbitMQ closed the channel: {reason.reply_text}"))
 
     def _guarded(self, act: Callable[[], object]) -> None:
-        """Runs `act`; a failure breaks the link, not the loop."""
+        """Runs `act`; a failure ends the connection, not the loop."""
         try:
             act()
         except Exception as error:  # noqa: BLE001 - raised in the caller

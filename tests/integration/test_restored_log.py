@@ -181,7 +181,7 @@ def test_what_has_settled_goes_back_with_the_log(fresh: Login, opened: Postgres)
     append(opened, 5)
     relay = RelaySession(fresh("relay"), "user")
     assert relayed(relay) == 5
-    put_back(fresh("owner"), 2)
+    restore_to(fresh("owner"), 2)
     assert opened.progress("user").settled == opened.progress("user").head == 2
     assert "begin_epoch" in opened.progress("user").relay_halted
     append(opened, 10)
@@ -199,8 +199,8 @@ def test_what_has_settled_goes_back_with_the_log(fresh: Login, opened: Postgres)
     relay.close()
 
 
-def put_back(owner: Server, keep: int) -> None:
-    """The first events alone, with the relay's checkpoint as it was."""
+def restore_to(owner: Server, keep: int) -> None:
+    """Deletes all but the first `keep` events and leaves the relay's checkpoint as it was."""
     sql(
         owner,
         "begin; alter table events disable trigger user;"
@@ -329,7 +329,7 @@ def test_the_charts_scripts_dump_a_log_and_bring_it_back_in_a_new_epoch(
     append(opened, 1)
 
 
-def test_a_store_that_was_deleted_is_restored_into_the_one_that_setup_made_anew(
+def test_a_deleted_store_is_restored_into_the_one_that_setup_re_creates(
     script: Callable[..., subprocess.CompletedProcess[str]],
     fresh: Login,
     opened: Postgres,
