@@ -31,7 +31,7 @@ def event_id_of(document: Document | None) -> str:
     return str(document.get("eventId", "")) if document else ""
 
 
-_PROJECTORS = {"_id", "version", "eventId", "removed", "projectedAt"}
+BOOKKEEPING = {"_id", "version", "eventId", "removed", "projectedAt", "positions"}
 """The fields of a document that no step may change."""
 
 
@@ -59,6 +59,16 @@ class Projection:
         assert self._upcast  # a broken chain of upcasters must not start
 
     @property
+    def stores(self) -> tuple[str, ...]:
+        """The aggregate types of the stores that it reads: its own."""
+        return (self.aggregate_type,)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """It has one checkpoint, one lease and one parked list."""
+        return ("",)
+
+    @property
     def binding(self) -> str:
         """The routing keys its queue is bound with: every event of its streams."""
         return f"{self.aggregate_type}.#"
@@ -75,7 +85,7 @@ class Projection:
         if event.event_type not in self.ignores:
             known = self._upcast(event)
             fields = self.steps[known.event_type](document, known)
-            for name in _PROJECTORS & fields.keys():
+            for name in BOOKKEEPING & fields.keys():
                 if fields[name] != document.get(name):
                     raise CannotApply(
                         f"the step for {known.event_type} sets {name!r}, which is the projector's:"

@@ -1,76 +1,27 @@
 """Applies events to documents, fills gaps, parks what cannot be applied."""
 
 import logging
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 
-from eventcore.clock import SYSTEM_CLOCK, Clock
-from eventcore.errors import CannotApply, FeedUnavailable, ReadModelUnavailable
-from eventcore.failpoints import failpoint
-from eventcore.model.event import START, Event, ids_of
+from eventcore.errors import FeedUnavailable
+from eventcore.model.event import Event
 from eventcore.model.projection import Document, Projection, version_of
 from eventcore.observe import metrics
 from eventcore.observe.health import HEARTBEAT
-from eventcore.project.fold_result import (
-    FoldResult,
-    continues,
-    is_listed,
-    log_parked,
-    log_sample,
-    to_contradiction,
-)
-from eventcore.readmodel.port import ReadModel
-from eventcore.readmodel.records import Generation, Parked, generation_of
-from eventcore.retry import backoff
-from eventcore.store.feed import MANY, Feed
+from eventcore.project.fold_result import FoldResult, continues, log_sample, to_contradiction
+from eventcore.project.folding import Folding
+from eventcore.readmodel.records import Parked, Skip
+from eventcore.store.feed import MANY
 from eventcore.store.port import PAGE
 
 log = logging.getLogger(__name__)
 
-REMEMBERED_STREAMS = 10_000
-"""Maximum number of streams whose applied version is cached. Sweeps skip cached streams. They take
-1.5 MB, and are more than the streams that change between two sweeps."""
-
-WRITE_ATTEMPTS = 20
-"""Maximum number of attempts at a batch while other replicas write its documents first."""
-
 
 @dataclass(eq=False)
-class EventApplier:
-    """Applies events to the documents of one projection, in any order of arrival.
-
-    The documents are those of the serving generation, as of the last `follow`, or of `fixed`.
-    """
-
-    projection: Projection
-    readmodel: ReadModel
-    feed: Feed
-    clock: Clock = SYSTEM_CLOCK
-    fixed: Generation | None = None
-
-    def __post_init__(self) -> None:
-        self.generation = self.fixed or generation_of(self.projection)
-        self._skips: frozenset[tuple[str, int]] = frozenset()
-        self.applied_versions: OrderedDict[str, int] = OrderedDict()
-        """The versions to which this process itself has brought documents lately, by stream."""
-        self.furthest = START
-        """The event with the highest position that this process has folded into the generation."""
-
-    def follow(self) -> None:
-        """Switches to the generation that serves now, and reads the skips.
-
-        Raises ReadModelUnavailable.
-        """
-        name = self.projection.name
-        self._skips = frozenset((s.stream, s.version) for s in self.readmodel.skips(name))
-        serving = self.readmodel.generations(name).serving
-        if not self.fixed and serving != self.generation.number:
-            self.generation = generation_of(self.projection, serving)
-            self.applied_versions.clear()
-            self.furthest = START
-            log.info("Another generation serves", extra={"projection": name, "generation": serving})
+class EventApplier(Folding[Projection]):
+    """Applies events to the documents of one projection, in any order of arrival."""
 
     def apply(self, streams: Mapping[str, Sequence[Event]]) -> dict[str, int]:
         """Applies events by stream, fills gaps from the feed, parks what cannot be applied.
@@ -156,58 +107,24 @@ class EventApplier:
             done = {s for s, each in folded.items() if each.error or len(answer[s]) < PAGE}
             left = [stream for stream in left if stream not in done]
 
-    def renew(self, entries: Iterable[tuple[Parked, int]]) -> None:
-        """Records the highest known versions of parked streams; they never decrease."""
-        news = [replace(each, highest=to) for each, to in entries if to > each.highest]
-        if news:
-            self.readmodel.park(news)
+    def stopped_events(self, entry: Parked) -> list[Event]:
+        return self.feed.stream(entry.stream, entry.version - 1)
 
-    def _advance(
-        self,
-        streams: Mapping[str, Sequence[Event]],
-        documents: Mapping[str, Document] | None = None,
-        entries: Mapping[str, Parked] = MappingProxyType({}),
-        is_log: bool = False,
-    ) -> dict[str, FoldResult]:
-        """Folds the events that follow each document without a gap, writes, and parks.
-
-        `documents` are those that are known; `entries` are those of the parked list. `is_log`: the
-        events come from the log itself, and from the document's last version on. Raises
-        ReadModelUnavailable.
-        """
-        if not streams:
-            return {}
-        into = self.generation.collection
-        for attempt in range(WRITE_ATTEMPTS):
-            if documents is None:
-                documents = self.readmodel.find(into, streams)
-            folded = {
-                stream: self._fold(stream, documents.get(stream), events, is_log)
-                for stream, events in streams.items()
-            }
-            if self._write(folded.values()):
-                self._park(folded.values(), entries)
-                return folded
-            documents = None
-            self.clock.sleep(
-                backoff(attempt, self.clock) / 50
-            )  # a replica was faster with one of them
-        raise ReadModelUnavailable(
-            f"documents of {into} kept changing under {WRITE_ATTEMPTS} attempts"
-        )
+    def _key_of(self, skip: Skip) -> tuple[str, int]:
+        return skip.stream, skip.version
 
     def _fold(
-        self, stream: str, document: Document | None, events: Sequence[Event], is_log: bool
+        self, id: str, document: Document | None, events: Sequence[Event], is_log: bool
     ) -> FoldResult:
         if not continues(document, events):
-            return to_contradiction(self.projection.name, stream, document, events, is_log)
+            return to_contradiction(self.projection.name, id, document, events, is_log)
         ordered, after_gap = self._in_order(version_of(document), events)
         if not is_log:
             duplicates = len(events) - len(ordered) - len(after_gap)
             metrics.DUPLICATES.labels(self.projection.name).inc(duplicates)
-        result = FoldResult(stream, document, version_of(document) + len(ordered), after_gap)
+        result = FoldResult(id, document, version_of(document) + len(ordered), after_gap)
         for event in ordered:
-            skipped = (stream, event.version) in self._skips
+            skipped = (id, event.version) in self._skips
             step = self.projection.skip if skipped else self.projection.apply
             try:
                 result.document = step(result.document, event)
@@ -225,73 +142,3 @@ class EventApplier:
             after += 1
             ordered.append(later.pop(after))
         return ordered, list(later.values())
-
-    def _write(self, folded: Iterable[FoldResult]) -> bool:
-        """Writes all documents that changed; False if another replica was faster with any.
-
-        A document that cannot be stored stops its own stream: then each is written by itself.
-        """
-        changed = [each for each in folded if each.applied]
-        if not changed:
-            return True
-        into, complete = self.generation.collection, True
-        try:
-            complete = self.readmodel.write(into, [each.write for each in changed])
-        except CannotApply:
-            for each in changed:
-                try:
-                    complete &= self.readmodel.write(into, [each.write])
-                except CannotApply as error:
-                    each.refuse(error)
-        if complete:
-            self._record_written([each for each in changed if each.applied])
-        return complete
-
-    def _record_written(self, written: Sequence[FoldResult]) -> None:
-        """Notes and logs the events that are readable now, and counts how long each took."""
-        now, readable = self.clock.now(), metrics.READABLE.labels(self.projection.name)
-        logs = log.isEnabledFor(logging.INFO)  # a rebuild logs none of its events
-        metrics.APPLIED.labels(self.projection.name).inc(sum(len(each.applied) for each in written))
-        for each in written:
-            self._remember(each.stream, each.version)
-            last = each.applied[-1].mark
-            self.furthest = max(self.furthest, last, key=lambda mark: mark.position)
-            for event in each.applied:
-                readable.observe(max(0.0, (now - event.recorded_at).total_seconds()))
-                if logs:
-                    at = {"id": each.stream, "version": event.version}
-                    log.info(self.projection.log_message, extra={**at, **ids_of(event)})
-
-    def _remember(self, stream: str, version: int) -> None:
-        self.applied_versions[stream] = version
-        self.applied_versions.move_to_end(stream)
-        if len(self.applied_versions) > REMEMBERED_STREAMS:
-            self.applied_versions.popitem(last=False)
-
-    def _park(self, folded: Iterable[FoldResult], entries: Mapping[str, Parked]) -> None:
-        """Parks failed streams in bulk, except those already parked.
-
-        `entries` are the known ones of the parked list.
-        """
-        stopped = {each.stream: each for each in folded if each.error}
-        if not stopped:
-            return
-        known = entries or self.readmodel.parked(self.generation.name, stopped)
-        wanted = [self._entry(each) for each in stopped.values()]
-        news = [each for each in wanted if not is_listed(each, known.get(each.stream))]
-        if news:
-            failpoint("projector:parking")
-            if new := self.readmodel.park(news):
-                log_parked(self.projection.name, [stopped[stream] for stream in new])
-        for each in wanted:
-            self._remember(each.stream, each.highest)
-
-    def _entry(self, stopped: FoldResult) -> Parked:
-        return Parked(
-            generation=self.generation.name,
-            stream=stopped.stream,
-            version=stopped.stopped_at,
-            highest=stopped.known,
-            error=stopped.error[:500],
-            when=self.clock.now(),
-        )

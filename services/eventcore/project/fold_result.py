@@ -30,7 +30,7 @@ class FoldResult:
 
     `known` is the last version of the events that follow the document without a gap; `after_gap`
     are the events after such a gap. `error` says why the event after the document, `failed`,
-    cannot be applied.
+    cannot be applied. Of a document of many streams (`is_of_many`), `known` is a position.
     """
 
     stream: str
@@ -41,6 +41,7 @@ class FoldResult:
     failed: Event | None = None
     applied: list[Event] = field(default_factory=list)
     document: Document | None = None
+    is_of_many: bool = False
 
     def __post_init__(self) -> None:
         self.document = self.before
@@ -52,7 +53,10 @@ class FoldResult:
 
     @property
     def stopped_at(self) -> int:
-        """The version that cannot be applied, where there is an error."""
+        """The version, or the position, that cannot be applied, where there is an error."""
+        if self.is_of_many:
+            assert self.failed
+            return self.failed.position
         return self.version + 1
 
     @property
@@ -63,7 +67,7 @@ class FoldResult:
 
     def refuse(self, error: CannotApply) -> None:
         """Takes back what was applied: the document cannot be stored."""
-        self.document, self.error = self.before, str(error)
+        self.document, self.error, self.failed = self.before, str(error), self.applied[0]
         self.applied.clear()
 
 

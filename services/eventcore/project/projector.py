@@ -14,12 +14,14 @@ acknowledged: the checkpoint is not past it. Replicas share nothing but the guar
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from threading import Event as Stop  # not an event of the log
 from threading import Thread
+from typing import Generic
 
 from eventcore import jsontext
 from eventcore.broker.port import Consumer, Delivery
@@ -38,7 +40,7 @@ from eventcore.observe.health import HEARTBEAT, Health
 from eventcore.observe.tracing import processing
 from eventcore.project.applier import EventApplier
 from eventcore.project.fold_result import by_stream
-from eventcore.project.sweep import Sweep
+from eventcore.project.sweep import Applier, Sweep, Sweeping
 from eventcore.retry import backoff
 
 SWEEP_INTERVAL_WITHOUT_BROKER = 0.5
@@ -80,11 +82,11 @@ def _close(opened: "Future[Consumer]") -> None:
 
 
 @dataclass(eq=False)
-class Projector:
-    """Consumes one queue into one projection, and sweeps; may have many replicas."""
+class ProjectorLoop(ABC, Generic[Applier]):
+    """Takes deliveries of one queue, and sweeps; may have many replicas."""
 
-    applier: EventApplier
-    sweeping: Sweep
+    applier: Applier
+    sweeping: Sweeping
     open_consumer: Callable[[], Consumer]
     health: Health
     batch: int
@@ -92,13 +94,14 @@ class Projector:
     open_beside: Callable[[Callable[[], Consumer], str], Future[Consumer]] = in_thread
 
     def __post_init__(self) -> None:
-        self._name = self.applier.projection.name
+        self._name = self.applier.generation.label
         self._clock = self.applier.clock
         self._consumer: Consumer | None = None
         self._opening: Future[Consumer] | None = None
         self._connect_at = 0.0
         self._failures = 0
         self._stalled_sweeps = 0
+        self._sweep_at = 0.0
         self._halted = False
         for counter in (
             metrics.APPLIED,
@@ -111,18 +114,17 @@ class Projector:
     def run(self, stop: Stop) -> None:
         """Projects until `stop` is set; waits for servers that are unavailable."""
         self._until_done(self._prepare, stop)
-        sweep_at = self._clock.monotonic()
         while not stop.is_set():
             HEARTBEAT.beat()
-            self.consume(stop, wait=max(0.0, min(0.25, sweep_at - self._clock.monotonic())))
-            if self._clock.monotonic() >= sweep_at and not stop.is_set():
+            self.consume(stop, wait=max(0.0, min(0.25, self._sweep_at - self._clock.monotonic())))
+            if self._clock.monotonic() >= self._sweep_at and not stop.is_set():
                 more = self.sweep()
                 pause = (
                     self.sweep_interval
                     if self._consumer
                     else min(self.sweep_interval, SWEEP_INTERVAL_WITHOUT_BROKER)
                 )
-                sweep_at = self._clock.monotonic() + (0 if more else pause)
+                self._sweep_at = self._clock.monotonic() + (0 if more else pause)
         self.disconnect()
         self.sweeping.release()
 
@@ -134,45 +136,9 @@ class Projector:
             self._handle(deliveries, consumer)
         metrics.BATCHES.labels(self._name).observe(len(deliveries))
 
+    @abstractmethod
     def _handle(self, deliveries: Sequence[Delivery], consumer: Consumer) -> None:
-        failpoint("projector:delivered")
-        carried: list[tuple[Event, Delivery]] = []
-        refused: list[tuple[Delivery, str, str]] = []
-        aggregate_type = self.applier.projection.aggregate_type
-        for delivery in deliveries:
-            try:
-                event = _read(delivery)
-            except NotAnEvent as error:
-                refused.append((delivery, "Failed to parse message", str(error)))
-                continue
-            if event.aggregate_type == aggregate_type:
-                carried.append((event, delivery))
-            else:
-                reason = f"an event of {event.aggregate_type} does not belong to this queue"
-                refused.append((delivery, "Event dead-lettered", reason))
-        # While halted, an event is left to a later sweep or to the rebuild: it may be one that the
-        # log has lost.
-        streams = {} if self._halted else by_stream(event for event, _ in carried)
-        ahead = self.applier.apply(streams)
-        for event, delivery in carried:
-            if event.version > ahead.get(str(event.aggregate_id), event.version):
-                reason = f"version {event.version} is ahead of the log"
-                refused.append((delivery, "Event dead-lettered", reason))
-        for delivery, log_message, reason in refused:  # last: a batch may be repeated up to here
-            self._dead_letter(delivery, consumer, log_message, reason)
-        failpoint("projector:written")
-        consumer.acknowledge(deliveries[-1])
-        failpoint("projector:acknowledged")
-
-    def _dead_letter(
-        self, delivery: Delivery, consumer: Consumer, log_message: str, reason: str
-    ) -> None:
-        log.error(
-            log_message,
-            extra={"projection": self._name, "id": delivery.message.id, "error": reason},
-        )
-        consumer.dead_letter(delivery, reason)
-        metrics.DEAD_LETTERS.labels(self._name).inc()
+        """Does what `handle` does, untimed."""
 
     def _prepare(self) -> None:
         self.applier.follow()
@@ -274,3 +240,50 @@ class Projector:
             log.warning("Nothing is delivered", extra={"projection": self._name})
             self._stalled_sweeps = 0
             self.disconnect()
+
+
+@dataclass(eq=False)
+class Projector(ProjectorLoop[EventApplier]):
+    """Consumes one queue into one projection."""
+
+    sweeping: Sweep
+
+    def _handle(self, deliveries: Sequence[Delivery], consumer: Consumer) -> None:
+        failpoint("projector:delivered")
+        carried: list[tuple[Event, Delivery]] = []
+        refused: list[tuple[Delivery, str, str]] = []
+        aggregate_type = self.applier.projection.aggregate_type
+        for delivery in deliveries:
+            try:
+                event = _read(delivery)
+            except NotAnEvent as error:
+                refused.append((delivery, "Failed to parse message", str(error)))
+                continue
+            if event.aggregate_type == aggregate_type:
+                carried.append((event, delivery))
+            else:
+                reason = f"an event of {event.aggregate_type} does not belong to this queue"
+                refused.append((delivery, "Event dead-lettered", reason))
+        # While halted, an event is left to a later sweep or to the rebuild: it may be one that the
+        # log has lost.
+        streams = {} if self._halted else by_stream(event for event, _ in carried)
+        ahead = self.applier.apply(streams)
+        for event, delivery in carried:
+            if event.version > ahead.get(str(event.aggregate_id), event.version):
+                reason = f"version {event.version} is ahead of the log"
+                refused.append((delivery, "Event dead-lettered", reason))
+        for delivery, log_message, reason in refused:  # last: a batch may be repeated up to here
+            self._dead_letter(delivery, consumer, log_message, reason)
+        failpoint("projector:written")
+        consumer.acknowledge(deliveries[-1])
+        failpoint("projector:acknowledged")
+
+    def _dead_letter(
+        self, delivery: Delivery, consumer: Consumer, log_message: str, reason: str
+    ) -> None:
+        log.error(
+            log_message,
+            extra={"projection": self._name, "id": delivery.message.id, "error": reason},
+        )
+        consumer.dead_letter(delivery, reason)
+        metrics.DEAD_LETTERS.labels(self._name).inc()

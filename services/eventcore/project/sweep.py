@@ -1,9 +1,11 @@
 """Compares the log with the documents, and catches up."""
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any, Generic, Protocol, TypeVar
 
 from eventcore.errors import FeedUnavailable, ReadModelUnavailable, StoreRestored
 from eventcore.failpoints import failpoint
@@ -11,8 +13,9 @@ from eventcore.model.event import Event
 from eventcore.observe import metrics
 from eventcore.project.applier import EventApplier
 from eventcore.project.fold_result import by_stream
+from eventcore.project.folding import Folding
 from eventcore.readmodel.port import SLOTS, ReadModel
-from eventcore.readmodel.records import Generation, Lease, Parked
+from eventcore.readmodel.records import Checkpoint, Generation, Lease, Parked
 from eventcore.store.feed import HeadsPage, halted_by
 
 log = logging.getLogger(__name__)
@@ -63,31 +66,53 @@ class ParkedScan:
         return due
 
 
+Applier = TypeVar("Applier", bound=Folding[Any])
+
+
+class Sweeping(Protocol):
+    """The port through which a projector sweeps."""
+
+    caught_up: int
+    """How many events the last `run` had to bring."""
+
+    def run(self) -> bool:
+        """Sweeps one page; True if there is more to sweep at once. Raises Unavailable."""
+
+    def release(self) -> None:
+        """Lets a replica sweep at once, rather than when the lease has run out."""
+
+
 @dataclass(eq=False)
-class Sweep:
-    """Compares the feed with the documents, from the checkpoint on, while it has the lease.
+class LeasedSweep(ABC, Generic[Applier]):
+    """Goes through the feed from the checkpoint on, a page at a time, while it has the lease."""
 
-    It looks only at what had settled when it looked the last time, so that it does not do
-    again what the broker is about to bring.
-    """
-
-    applier: EventApplier
+    applier: Applier
     holder: str
     lease_seconds: float
 
     def __post_init__(self) -> None:
         self._readmodel = self.applier.readmodel
-        self._name = self.applier.projection.name
         self.caught_up = 0
-        """How many events the last `run` had to bring."""
+        self.is_holder = False
+        """Whether it had the lease at the last `run`."""
         self._begin()
+
+    def checkpoint(self) -> Checkpoint:
+        """Its checkpoint now; raises ReadModelUnavailable."""
+        return self._readmodel.checkpoint(self.applier.generation.name)
 
     def _begin(self) -> None:
         """Nothing is known yet of the generation that the applier has now."""
         self._generation = self.applier.generation
-        self._seen: tuple[int, datetime | None] | None = None
+        self._name = self._generation.label
         self._epoch, self._position = 0, 0
-        self._parked_scan = ParkedScan(self._readmodel, self._generation)
+
+    @abstractmethod
+    def _page(self, lease: Lease) -> bool:
+        """Goes through one page; True if there is more at once. Raises Unavailable."""
+
+    def _wait_for_lease(self) -> None:
+        """Forgets what it has seen: another one has the lease."""
 
     def run(self) -> bool:
         """Sweeps one page; True if there is more to sweep at once.
@@ -103,30 +128,17 @@ class Sweep:
         lease = self._readmodel.take_lease(
             self._generation.name, self.holder, self.lease_seconds, self.applier.furthest
         )
+        self.is_holder = lease is not None
         if lease is None:
-            self._seen = None
+            self._wait_for_lease()
             self._export_lag(0, None)  # the holder of the lease exports it
             if reason := self._readmodel.checkpoint(self._generation.name).halted:
                 raise StoreRestored(reason)
             return False
         self._follow(lease)
-        until, covered_at = self._seen or (0, None)
-        page = self.applier.feed.heads(lease.position, until, lease.marks)
-        lease = self._require_same_log(lease, page)
-        if due := self._parked_scan.due():
-            self.applier.retry(due)
-        self._catch_up(lease.position, page)
-        failpoint("sweep:caught-up")
-        self._position = page.end.position
-        if page.end.position < until:
-            self._readmodel.move_checkpoint(lease, page.end, None)
-            return True
-        self._seen = (page.settled.position, page.at)
-        self._readmodel.move_checkpoint(lease, page.end, covered_at)
-        return not self._parked_scan.is_complete
+        return self._page(lease)
 
     def release(self) -> None:
-        """Lets a replica sweep at once, rather than when the lease has run out."""
         try:
             self._readmodel.release_lease(self._generation.name, self.holder)
         except ReadModelUnavailable as error:
@@ -155,6 +167,45 @@ class Sweep:
             self._readmodel.halt(lease.generation, "")
         return replace(lease, store_epoch=page.epoch)
 
+    def _export_lag(self, settled: int, oldest: Event | None) -> None:
+        """Sets the lag: from the oldest event that should be applied by now, None: all are."""
+        age = (self.applier.clock.now() - oldest.recorded_at).total_seconds() if oldest else 0.0
+        metrics.LAG.labels(self._name).set(settled - oldest.position + 1 if oldest else 0)
+        metrics.LAG_SECONDS.labels(self._name).set(max(0.0, age))
+
+
+@dataclass(eq=False)
+class Sweep(LeasedSweep[EventApplier]):
+    """Compares the feed with the documents, and applies what they lack.
+
+    It looks only at what had settled when it looked the last time, so that it does not do
+    again what the broker is about to bring.
+    """
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._seen: tuple[int, datetime | None] | None = None
+        self._parked_scan = ParkedScan(self._readmodel, self._generation)
+
+    def _wait_for_lease(self) -> None:
+        self._seen = None
+
+    def _page(self, lease: Lease) -> bool:
+        until, covered_at = self._seen or (0, None)
+        page = self.applier.feed.heads(lease.position, until, lease.marks)
+        lease = self._require_same_log(lease, page)
+        if due := self._parked_scan.due():
+            self.applier.retry(due)
+        self._catch_up(lease.position, page)
+        failpoint("sweep:caught-up")
+        self._position = page.end.position
+        if page.end.position < until:
+            self._readmodel.move_checkpoint(lease, page.end, None)
+            return True
+        self._seen = (page.settled.position, page.at)
+        self._readmodel.move_checkpoint(lease, page.end, covered_at)
+        return not self._parked_scan.is_complete
+
     def _catch_up(self, position: int, page: HeadsPage) -> None:
         """Applies what the streams lack whose document is behind their head on this page.
 
@@ -178,12 +229,6 @@ class Sweep:
         self.applier.apply(by_stream(events))
         if still := self._behind(behind):
             raise FeedUnavailable(f"{len(still)} streams cannot be brought to where the feed is")
-
-    def _export_lag(self, settled: int, oldest: Event | None) -> None:
-        """Sets the lag: from the oldest event that should be applied by now, None: all are."""
-        age = (self.applier.clock.now() - oldest.recorded_at).total_seconds() if oldest else 0.0
-        metrics.LAG.labels(self._name).set(settled - oldest.position + 1 if oldest else 0)
-        metrics.LAG_SECONDS.labels(self._name).set(max(0.0, age))
 
     def _behind(self, heads: Mapping[str, int]) -> dict[str, int]:
         """The streams whose document is behind; of those that are parked the entry is renewed."""

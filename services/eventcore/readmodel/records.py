@@ -5,7 +5,8 @@ from datetime import datetime
 from typing import TypeVar
 
 from eventcore.model.event import START, Mark
-from eventcore.model.projection import Document, Projection
+from eventcore.model.projection import Document
+from eventcore.model.view import AnyProjection
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,23 +21,35 @@ class Write:
 class Generation:
     """One build of a projection: it has documents, a checkpoint and a parked list of its own.
 
-    Other generations are folded beside the one that serves, and may take its place.
+    Other generations are folded beside the one that serves, and may take its place. That of a view
+    has a checkpoint and a parked list for each store: it has a part for each `store`.
     """
 
     projection: str
     number: int
     collection: str
+    store: str = ""
+
+    @property
+    def label(self) -> str:
+        """The projection's name in metrics and commands, and the store's."""
+        return f"{self.projection}/{self.store}" if self.store else self.projection
 
     @property
     def name(self) -> str:
         """The name under which its checkpoint and its parked list are kept."""
-        return self.projection if self.number == 1 else f"{self.projection}.{self.number}"
+        return self.label if self.number == 1 else f"{self.label}.{self.number}"
 
 
-def generation_of(projection: Projection, number: int = 1) -> Generation:
+def generation_of(projection: AnyProjection, number: int = 1, store: str = "") -> Generation:
     """A generation of a projection; the first has its collection's plain name."""
     collection = projection.collection if number == 1 else f"{projection.collection}.{number}"
-    return Generation(projection.name, number, collection)
+    return Generation(projection.name, number, collection, store)
+
+
+def parts_of(projection: AnyProjection, number: int) -> list[Generation]:
+    """A generation, or the part for each store of a view's."""
+    return [generation_of(projection, number, store) for store in projection.parts]
 
 
 @dataclass(frozen=True, slots=True)

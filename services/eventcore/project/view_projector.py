@@ -1,0 +1,91 @@
+"""The process of a view: it folds the feeds of its stores, and the broker only wakes it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eventcore.broker.port import Consumer, Delivery
+from eventcore.errors import FeedUnavailable, Unavailable
+from eventcore.failpoints import failpoint
+from eventcore.project.projector import ProjectorLoop
+from eventcore.project.sweep import LeasedSweep
+from eventcore.project.view_applier import ViewApplier
+from eventcore.readmodel.records import Lease
+from eventcore.store.feed import SWEEP_RANGE
+
+_ANY = 2**62
+"""A position past every feed's end."""
+
+
+@dataclass(eq=False)
+class PartSweep(LeasedSweep[ViewApplier]):
+    """Folds the feed of one store into a view."""
+
+    def _page(self, lease: Lease) -> bool:
+        feed = self.applier.feed
+        page = feed.heads(lease.position, _ANY, lease.marks)
+        lease = self._require_same_log(lease, page)
+        after = max(lease.position, page.end.position - SWEEP_RANGE)  # of a gap: its end alone
+        events = feed.between(after, page.end.position) if page.heads else []
+        if page.heads and (not events or events[-1].mark != page.end):
+            raise FeedUnavailable(f"the log changed while {self._name} read it")
+        self._export_lag(page.settled.position, next(iter(events), None))
+        self.applier.apply(events)
+        failpoint("view:written")
+        self._position = page.end.position
+        is_behind = page.end.position < page.settled.position
+        self._readmodel.move_checkpoint(lease, page.end, None if is_behind else page.at)
+        return is_behind
+
+
+@dataclass(eq=False)
+class ViewSweep:
+    """Folds the feeds of all stores of a view; the holder of the first one's lease does."""
+
+    parts: Sequence[PartSweep]
+    caught_up = 0
+
+    @property
+    def is_holder(self) -> bool:
+        """Whether this process folds the view."""
+        return self.parts[0].is_holder
+
+    def run(self) -> bool:
+        """Folds a page of each store; True if there is more at once. Raises Unavailable."""
+        more, problem = False, None
+        for part in self.parts:
+            try:
+                more |= part.run()
+            except Unavailable as error:
+                problem = error
+            if not self.is_holder:
+                break
+        if problem:
+            raise problem
+        return more
+
+    def release(self) -> None:
+        """Lets a replica fold at once, rather than when the leases have run out."""
+        for part in self.parts:
+            part.release()
+
+
+@dataclass(eq=False)
+class ViewProjector(ProjectorLoop[ViewApplier]):
+    """Folds a view at once when a delivery hints at something, and at each sweep.
+
+    The holder of the lease alone consumes: a hint that another replica took would be lost.
+    """
+
+    sweeping: ViewSweep
+
+    def _connected(self, wait: float) -> Consumer | None:
+        consumer = super()._connected(wait)
+        if consumer and self.sweeping.is_holder:
+            consumer.resume()
+        elif consumer:
+            consumer.pause()
+        return consumer
+
+    def _handle(self, deliveries: Sequence[Delivery], consumer: Consumer) -> None:
+        consumer.acknowledge(deliveries[-1])
+        self._sweep_at = 0.0
