@@ -1,5 +1,6 @@
-"""What `make lint` looks for beside style and types: insecure code, secrets in files, and
-dependencies with known vulnerabilities, where the list of those can be had.
+"""Finds insecure code, secrets in files and vulnerable dependencies, for `make lint`.
+
+The last check is left out if the list of vulnerabilities cannot be downloaded.
 """
 
 import json
@@ -15,7 +16,7 @@ LOCK = "tests/requirements.txt"
 
 
 def insecure_code() -> bool:
-    """Whether bandit finds something; it says what."""
+    """Returns whether bandit finds a problem, which it prints."""
     command = ("bandit", "-q", "-c", "pyproject.toml", "-r", "services", "local")
     done = _run(*command)
     print(done.stdout, end="")
@@ -23,7 +24,7 @@ def insecure_code() -> bool:
 
 
 def secrets() -> bool:
-    """Whether a file of the repository holds what looks like a secret; says where.
+    """Returns whether a file of the repository holds a possible secret; prints where.
 
     Names that have "password" in them are not looked for: they are all over the chart, whose own
     tests hold that none has a value.
@@ -40,7 +41,7 @@ def secrets() -> bool:
 
 
 def vulnerable_dependencies() -> bool:
-    """Whether a locked package has a known vulnerability; says which, or that nobody could tell."""
+    """Returns whether a locked package has a known vulnerability; prints it."""
     told = ("--disable-pip", "--require-hashes", "--progress-spinner=off", "--format=json")
     answer = _run("pip-audit", *told, "--requirement", LOCK)
     try:

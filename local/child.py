@@ -43,7 +43,7 @@ class Child:
 
     @property
     def is_running(self) -> bool:
-        """Whether it has been started and has not ended yet."""
+        """Whether it runs."""
         return self._process is not None and self._process.poll() is None
 
     @property
@@ -140,7 +140,7 @@ def _send(pid: int, number: signal.Signals) -> None:
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen on `port` of all addresses now."""
+    """Returns whether `port` is free on all addresses."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -151,7 +151,7 @@ def is_free(port: int) -> bool:
 
 
 def accepts(port: int) -> bool:
-    """Whether something on this machine takes connections on `port`."""
+    """Returns whether a process of this machine accepts connections on `port`."""
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0

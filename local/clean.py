@@ -15,7 +15,7 @@ VARIABLE = "SHOP_PASSWORD"
 
 
 def clean(data: Path) -> None:
-    """Removes the folder and the volumes; raises CannotStart while somebody runs on it."""
+    """Removes the folder and the volumes; raises CannotStart while a process uses it."""
     if not data.exists():
         return
     with sole_use(data):

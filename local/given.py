@@ -26,21 +26,21 @@ from local.child import CannotStart
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A server that others run: it is there, and it stays."""
+    """A server that the user runs: it is neither started nor stopped here."""
 
     address: Server
 
     def launch(self) -> None:
-        """It runs."""
+        """Does nothing: the server runs already."""
 
     def await_ready(self) -> None:
-        """It has been tried."""
+        """Does nothing: a connection was tried before."""
 
     def stop(self) -> None:
-        """It is not ours to stop."""
+        """Does nothing: the user stops it."""
 
     def login(self, database: str) -> Server:
-        """The one user that was given, for `database`."""
+        """The given user, with the address of `database`."""
         return replace(self.address, name=database)
 
 

@@ -1,4 +1,4 @@
-"""Who runs on a data folder: one at a time, and `make clean` never beside it."""
+"""A lock of a data folder: only one `make run` or `make clean` uses it at a time."""
 
 import fcntl
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from local.child import CannotStart
 
 @contextmanager
 def sole_use(data: Path) -> Iterator[None]:
-    """Hold the data folder; raises CannotStart while somebody else does.
+    """Holds the lock of a data folder; raises CannotStart while another process holds it.
 
     The lock belongs to the process and all it forks: it is free when the last has ended.
     """

@@ -1,4 +1,4 @@
-"""Where the distribution's own programs are, installed now if they are missing and we may."""
+"""Finds programs of the distribution's packages; installs missing packages if it may."""
 
 import fcntl
 import os
@@ -98,7 +98,7 @@ def _install(package: str, find: Callable[[], Path | None], advice: str) -> None
     with (Path(tempfile.gettempdir()) / "packages-install.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if find():
-            return  # somebody else did it while we waited
+            return  # another process installed it while this one waited
         done = subprocess.run(
             [*prefix, "sh", "-c", _INSTALL, "install", package],
             stdin=subprocess.DEVNULL,
@@ -112,7 +112,7 @@ def _install(package: str, find: Callable[[], Path | None], advice: str) -> None
 
 
 def _root_prefix() -> list[str] | None:
-    """What to put before a command to run it as root, or None if we may not."""
+    """The prefix of a command that runs it as root, or None without that right."""
     if os.geteuid() == 0:
         return []
     if not shutil.which("sudo"):

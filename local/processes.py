@@ -1,4 +1,4 @@
-"""The processes of the system, as data: what each runs, and all that it is told.
+"""The processes of the system, as data: the command and the environment of each.
 
 The gateway; of each service, the service, its relay and its projectors. Each gets only the
 passwords it needs, as files; no projector can reach PostgreSQL.
@@ -47,7 +47,9 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """Where the servers are. PostgreSQL's is the administrator's; a read model's is its own."""
+    """The addresses of the servers: PostgreSQL's with the administrator, each read model's with its
+    login.
+    """
 
     postgres: Server
     rabbitmq: Server
@@ -92,7 +94,7 @@ def processes(
     settings: Environment | None = None,
 ) -> list[Process]:
     """The processes. `ports` has those of local.services.SERVED; metrics go to a `free_port`
-    each; `settings` are told to all of them.
+    each; `settings` are added to the environment of all.
     """
     urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
     common = _inherited() | ENVIRONMENT | dict(settings or {})

@@ -12,7 +12,7 @@ def secret_file(folder: Path, name: str, value: str | None = None) -> Secret:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     file = folder / name
     if not file.exists():
-        # Named in one step when it is whole: nobody ever reads half of it.
+        # Renamed in one step when it is complete: no reader sees a part of it.
         draft = folder / f".{name}.{os.getpid()}"
         draft.touch(mode=0o600)
         draft.write_text(value or secrets.token_urlsafe(24))

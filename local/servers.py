@@ -93,7 +93,7 @@ class OwnServer(ABC):
 
     @abstractmethod
     def _answers(self) -> bool:
-        """Whether it does its work."""
+        """Returns whether it works."""
 
 
 class PostgreSQL(OwnServer):
@@ -245,7 +245,7 @@ class RabbitMQ(OwnServer):
         self._port_mapper.kill()
 
     def ctl(self, *arguments: str) -> str:
-        """What `rabbitmqctl` says of this node; raises CannotStart if it fails."""
+        """The output of `rabbitmqctl` for this node; raises CannotStart if it fails."""
         program = [str(self._programs / "rabbitmqctl"), "--quiet", *arguments]
         return _run(program, "rabbitmqctl", self._env)
 
@@ -275,7 +275,7 @@ class RabbitMQ(OwnServer):
         (self._folder / "enabled_plugins").write_text(f"[{', '.join(plugins)}].\n")
 
     def _answers(self) -> bool:
-        """Whether it answers our greeting with its own, connection.start."""
+        """Returns whether it answers the protocol header with connection.start."""
         try:
             with socket.create_connection((HOST, self.address.port), timeout=2) as connection:
                 connection.sendall(b"AMQP\x00\x00\x09\x01")
@@ -381,7 +381,7 @@ def _emptied(folder: Path) -> Path:
 
 
 def _package(name: str) -> Path:
-    """Where an installed package is, without importing it."""
+    """The folder of an installed package, without importing it."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         raise CannotStart(f"The Python package {name} is missing: `make run` installs it.")

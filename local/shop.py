@@ -29,15 +29,15 @@ class Shop:
         return list(self._processes)
 
     def url(self, name: str) -> str:
-        """Where a process answers HTTP: a service its calls, the others probes and metrics."""
+        """The URL of the calls of a service, or of the probes and metrics of another process."""
         return f"http://127.0.0.1:{self._processes[name].port}"
 
     def environment(self, name: str) -> Environment:
-        """What a process is told, for tools that work where it does."""
+        """The environment of a process, for tools that run in its place."""
         return self._processes[name].env
 
     def log(self, name: str) -> str:
-        """All that a process has said, in all its lives."""
+        """The log of a process since it was first started."""
         return self._children[name].log.read_text(errors="replace")
 
     def pid(self, name: str) -> int:
@@ -45,7 +45,7 @@ class Shop:
         return self._children[name].pid
 
     def runs(self, name: str) -> bool:
-        """Whether a process has been started and has not ended yet."""
+        """Returns whether a process runs."""
         return self._children[name].is_running
 
     def launch(self, *names: str) -> None:

@@ -1,4 +1,4 @@
-"""The alerts: what is worth waking somebody, or telling one, and where its runbook is.
+"""The alerts: expression, severity and runbook of each.
 
 They name no job, so that they hold however the processes are scraped: what is ours is known by
 `eventcore_build_info`. Those about servers are silent where no exporter is. Gauges are told by
@@ -13,7 +13,7 @@ from typing import Any, Literal
 Severity = Literal["critical", "warning", "info"]
 
 RUNBOOKS = "docs/runbooks"
-"""Where runbooks are, below the root of the repository."""
+"""The folder of the runbooks in the repository."""
 
 OBJECTIVE = 0.999
 """The share of calls that must not fail by our fault: the error budget is what is left."""

@@ -1,4 +1,4 @@
-"""What the rows are measured on: servers and processes of the run's own, begun when asked for."""
+"""The servers and processes that the rows are measured on, started at first use."""
 
 import threading
 from contextlib import ExitStack
@@ -98,7 +98,7 @@ class Bed:
         return shop
 
     def durability(self) -> str:
-        """What the servers themselves say about waiting for their disks."""
+        """The servers' own figures of waiting for their disks."""
         with self.sql(self.postgres.address) as cursor:
             names = ("fsync", "synchronous_commit", "full_page_writes", "wal_sync_method")
             said = []
@@ -151,7 +151,7 @@ class Sql:
 USER = new_id()
 
 ORDER = {"userId": str(USER), "item": "Laptop", "price": 2500}
-"""What each measured order is about."""
+"""The item of each measured order."""
 
 
 def new_event() -> NewEvent:
@@ -160,7 +160,7 @@ def new_event() -> NewEvent:
 
 
 def metadata() -> dict[str, str]:
-    """What stands beside an event's data."""
+    """The metadata of an event."""
     request_id = str(new_id())
     return {"correlationId": request_id, "causationId": request_id}
 

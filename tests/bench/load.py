@@ -31,7 +31,7 @@ end
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """What wrk says: all answers, in so many seconds; every one was good."""
+    """The result of wrk: the number of answers, all good, and the seconds."""
 
     answers: int
     seconds: float
@@ -69,7 +69,7 @@ def as_much_as_goes(
 
 @dataclass
 class Outcome:
-    """What became of requests at a fixed rate; `times` in seconds, of the good answers."""
+    """The result of requests at a fixed rate; `times` of the good answers, in seconds."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     times: list[float] = field(default_factory=list)

@@ -131,7 +131,7 @@ class WholeSystem:
 
     @cached_property
     def _capacity(self) -> float:
-        """What P14 has found; found now, if it was not measured before."""
+        """The result of P14, measured now if it was not before."""
         if not self._sustained:
             self._sustain()
         return self._sustained

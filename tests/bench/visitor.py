@@ -35,7 +35,7 @@ class Visitor:
         return str(self._post(self.url, json.loads(self.order_body))["orderId"])
 
     def ask(self, url: str) -> Any:
-        """What a GET answers."""
+        """The answer of a GET."""
         answer = self._http.request("GET", url)
         require(answer.status == 200, f"{url} answered {answer.status}")
         return answer.json()

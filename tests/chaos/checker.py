@@ -22,7 +22,7 @@ SHOWN = 5
 
 @dataclass
 class Finding:
-    """What a check has counted, and what it found wrong."""
+    """The counts and the violations of a check."""
 
     invariant: str
     counts: Counter[str] = field(default_factory=Counter)
@@ -78,7 +78,7 @@ def _judge(entry: Entry, events: Sequence[Event], finding: Finding) -> None:
 
 
 def _compare(entry: Entry, events: Sequence[Event], finding: Finding) -> None:
-    """What is in the log is what was asked, and is about what was answered."""
+    """The log has what was requested, under the ids that were answered."""
     said = {key: str(value) for event in events for key, value in event.data.items()}
     for key, value in entry.says.items():
         if not _same(said.get(key), value):
@@ -237,7 +237,7 @@ def recovered(times: Sequence[Recovery], first: float, lag: float) -> Finding:
 
 @dataclass(frozen=True)
 class Resources:
-    """What is held at one moment. By process: MB, descriptors, threads; by login: sessions.
+    """The resources held at one moment. By process: MB, descriptors, threads; by login: sessions.
 
     `stuck` counts locks that are waited for and transactions left open, `queued` messages.
     """

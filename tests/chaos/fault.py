@@ -1,4 +1,4 @@
-"""What a fault is: data. One for each row of the table; the strikes are in `faults`."""
+"""The faults as data, one for each row of the table; the strikes are in `faults`."""
 
 import time
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class Unmet(AssertionError):
 
 @dataclass(frozen=True)
 class Scene:
-    """What a strike works with; `chance` makes all its choices, `number` is which time it is."""
+    """The input of a strike; `chance` makes all its choices, `number` counts its strikes."""
 
     system: System
     load: Load
@@ -35,7 +35,7 @@ class Scene:
 
     @property
     def known(self) -> Known:
-        """What the clients know."""
+        """The knowledge of the clients."""
         return self.load.known
 
     def turn(self, *options: str) -> str:

@@ -19,7 +19,7 @@ GROUPS = {
     "read order": "queries",
     "list": "lists",
 }
-"""What goes on or does not: kinds of requests that need the same things."""
+"""Kinds of requests that need the same servers and processes."""
 
 
 @dataclass(slots=True)
@@ -83,7 +83,7 @@ class Journal:
         self._write({"answered": tried.status, "id": entry.id, "about": entry.subject})
 
     def since(self, began: float) -> list[Entry]:
-        """Those whose first try was sent since then."""
+        """The requests whose first attempt was sent since then."""
         with self._lock:
             return [e for e in self.entries.values() if e.tries and e.tries[0].at >= began]
 

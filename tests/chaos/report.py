@@ -37,7 +37,7 @@ def print_row(result: Result) -> None:
 
 
 def print_summary(results: Sequence[Result], whole: Sequence[Finding], seed: str) -> None:
-    """What it comes to."""
+    """The verdict."""
     print("\n".join(summary(results, whole, seed)), flush=True)
     for finding in whole:
         for text in finding.wrong[:12]:

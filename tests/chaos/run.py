@@ -35,7 +35,7 @@ DRAIN = 60.0
 
 @dataclass
 class Result:
-    """What became of one row."""
+    """The result of one row."""
 
     fault: Fault
     times: list[Recovery] = field(default_factory=list)
@@ -156,7 +156,7 @@ class Run:
         self.load.go()
 
     def _concerned(self, new: Sequence[Event]) -> list[Entry]:
-        """What was asked since the last check, or before it, and has come into the log since."""
+        """Requests, of any time, whose events came into the log since the last check."""
         asked = {entry.id: entry for entry in self.journal.since(self._checked_at)}
         for event in new:
             command = str(event.metadata.get("causationId"))

@@ -28,7 +28,7 @@ SLOWER = 1.2
 
 @dataclass
 class Soak:
-    """What was seen: when, each process's memory, how soon a write was readable."""
+    """A sample: the time, each process's memory, the delay until a write was readable."""
 
     at: list[float] = field(default_factory=list)
     memory: dict[str, list[float]] = field(default_factory=dict)
@@ -108,7 +108,7 @@ def percentile(seconds: Sequence[float]) -> float:
 def lines(
     seen: Soak, finding: Finding, whole: Sequence[Finding], seed: str, minutes: float, most: float
 ) -> list[str]:
-    """What docs/chaos.md says of it."""
+    """The text about it in docs/chaos.md."""
     counts, grown = finding.counts, slopes(seen.at, seen.memory)
     lags = sorted(seen.lags)
     return [

@@ -1,4 +1,4 @@
-"""What a run says of itself: the table in the file, and the figures of a soak."""
+"""The report of a run: the table in the file, and the figures of a soak."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is there now, asked past the proxies: both logs, all documents, what processes hold."""
+"""The state now, read past the proxies: both logs, all documents, resources of processes."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -27,7 +27,7 @@ class Log:
         self.events: dict[str, list[Event]] = {"user": [], "order": []}
 
     def read(self, anew: bool = False) -> list[Event]:
-        """What has come since the last time; the log must have come to rest."""
+        """The events since the last call; the log must be at rest."""
         new: list[Event] = []
         for service, known in self.events.items():
             if anew:
@@ -117,7 +117,7 @@ QUEUES = tuple(projection.queue for projection, _, _ in PROJECTIONS)
 
 
 def resources(system: System) -> Resources:
-    """What processes and servers hold now."""
+    """The resources that processes and servers hold now."""
     memory: dict[str, float] = {}
     descriptors: dict[str, int] = {}
     threads: dict[str, int] = {}
@@ -142,7 +142,7 @@ def resources(system: System) -> Resources:
 
 
 def rests(system: System, was: Resources | None, is_well: Callable[[Resources], bool]) -> Resources:
-    """What is held, as soon as that is well, or as it is half a minute later."""
+    """The held resources, as soon as they are within bounds, or after half a minute."""
     deadline = time.monotonic() + 30
     now = resources(system)
     while not is_well(now) and time.monotonic() < deadline:

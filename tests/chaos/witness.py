@@ -1,4 +1,4 @@
-"""What sees every message: a queue of our own beside the projections', bound to everything.
+"""A witness of every message: a queue beside the projections', bound to everything.
 
 It remembers the order in which the versions of each stream were delivered for the first time.
 """

@@ -1,4 +1,4 @@
-"""Who may reach whom by NetworkPolicies, computed as Kubernetes does it."""
+"""The connections that NetworkPolicies allow, computed as Kubernetes does it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field

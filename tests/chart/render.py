@@ -1,4 +1,4 @@
-"""What Helm makes of charts/shop for a set of values, as plain objects. Rendered once a run."""
+"""The objects that Helm renders from charts/shop for a set of values, once a run."""
 
 import json
 import os

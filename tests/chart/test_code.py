@@ -56,7 +56,7 @@ TUNING = {
 """Settings with a default that is right for most: `env` of the values has them if need be."""
 
 OF_THE_SDK = {"OTEL_RESOURCE_ATTRIBUTES", "K8S_NAMESPACE", "K8S_POD", "K8S_NODE"}
-"""What OpenTelemetry's SDK reads by itself, and what the chart makes that of."""
+"""Variables that OpenTelemetry's SDK reads itself, and their source in the chart."""
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_the_cluster_tells_each_process_what_a_laptop_tells_it(
 
 
 def gist(settings: Settings) -> Object:
-    """What of a process's settings is the same wherever it runs."""
+    """The settings of a process that are the same wherever it runs."""
     told = dict(settings)
     store, readmodel, feed = told.get("store"), told.get("readmodel"), told.get("feed")
     return {

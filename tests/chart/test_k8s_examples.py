@@ -1,4 +1,4 @@
-"""What k8s/ says fits: the docs, the chart, and what each server's operator makes of its example.
+"""The examples of k8s/ fit the docs, the chart and the objects that each server's operator makes.
 
 No operator runs here. What they write, and the names they give, is in tables with their sources.
 """

@@ -1,4 +1,4 @@
-"""What all objects keep to: labels, selectors, names that meet, secrets, numbers of pods."""
+"""Rules of all objects: labels, selectors, matching names, secrets, numbers of pods."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""What looks at the system: how metrics are found, dashboards, alerts, exporters, the stack."""
+"""Observability: discovery of metrics, dashboards, alerts, exporters, the stack."""
 
 import json
 import re
@@ -24,7 +24,7 @@ from tests.chart.render import (
 )
 
 PORTS = {"rabbitmq": 15692, "postgres-exporter": 9187, "mongodb-exporter": 9216}
-"""Where metrics are that are not a process's own."""
+"""The places of metrics that are not a process's own."""
 
 BOARDS = {file.stem: file for file in (CHART / "files/dashboards").glob("*.json")}
 
@@ -35,7 +35,7 @@ def measured(chart: Render) -> dict[str, Pod]:
 
 
 def annotations(pod: Pod) -> dict[str, str]:
-    """Those by which a Prometheus finds a pod."""
+    """The annotations by which a Prometheus finds a pod."""
     return {key: text for key, text in pod.annotations.items() if key.startswith("prometheus.io/")}
 
 

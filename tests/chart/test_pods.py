@@ -1,4 +1,4 @@
-"""What every pod keeps to, whatever makes it: processes, servers, the Job, the test."""
+"""Rules of every pod: of processes, servers, Jobs and the test."""
 
 import re
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ READS_NO_FILE = {("mongodb-exporter", "MONGODB_PASSWORD")}
 """Passwords that a program of others takes from its environment alone."""
 
 CONTROL_PLANE = {"cpu": 0.95, "memory": 400 * 2**20}
-"""What a kind node's own pods ask for, and a little for the ingress controller."""
+"""The requests of a kind node's own pods and of the ingress controller."""
 
 
 @pytest.mark.parametrize("values", VALUES)
@@ -52,7 +52,7 @@ def test_every_pod_may_do_nothing_as_the_restricted_standard_has_it(chart: Rende
 
 
 def breaches(spec: Object) -> Iterator[str]:
-    """What the "restricted" Pod Security Standard would refuse in a pod."""
+    """The violations of the "restricted" Pod Security Standard in a pod."""
     pod = spec.get("securityContext", {})
     for name in ("hostNetwork", "hostPID", "hostIPC"):
         if spec.get(name):

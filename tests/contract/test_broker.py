@@ -1,4 +1,4 @@
-"""What a broker promises, asked of the one in memory and of RabbitMQ itself.
+"""The contract of a broker, tested on the one in memory and on RabbitMQ.
 
 Each test has queues of its own and a site: the broker, and ways to do it harm. RabbitMQ
 stands behind a proxy that can cut connections, or keep them open and let nothing through.
@@ -262,7 +262,7 @@ def take(consumer: Consumer, count: int, seconds: float = 10) -> list[Delivery]:
 
 
 def raises_soon(act: Callable[[], object]) -> BrokerUnavailable:
-    """What happened to the connection is known a moment later."""
+    """Waits until the loss of the connection is known."""
     until = monotonic() + 10
     while monotonic() < until:
         try:

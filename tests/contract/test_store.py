@@ -1,4 +1,4 @@
-"""What a store promises: the same tests for the one in memory and for PostgreSQL."""
+"""The contract of a store: the same tests in memory and on PostgreSQL."""
 
 from collections.abc import Callable, Iterator
 from decimal import Decimal

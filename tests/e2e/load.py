@@ -13,12 +13,12 @@ from uuid import uuid4
 import urllib3
 
 OK = {"POST /users": 202, "POST /orders": 200}
-"""What is answered when all is well; 200 where nothing is said."""
+"""The expected status by call; 200 where it is missing."""
 
 
 @dataclass
 class Record:
-    """What the clients sent and what they were told.
+    """The requests of the clients and the answers.
 
     `users` and `orders` have each one's mark (an e-mail, an item) and its id, None where no good
     answer came; `names` a user's id and the names that were confirmed for it, in order.

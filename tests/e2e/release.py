@@ -26,7 +26,7 @@ SERVERS = ("postgres", "rabbitmq", "mongodb")
 
 
 def run(*command: str, timeout: float = 600, check: bool = True, **extra: Any) -> str:
-    """What a command prints; raises AssertionError with all it said if it fails."""
+    """The output of a command; raises AssertionError with it if the command fails."""
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=timeout, check=False, **extra
     )
@@ -187,7 +187,7 @@ class Release:
 
     @contextmanager
     def stores(self) -> Iterator["Stores"]:
-        """What the event stores and read models hold, as their administrators see it."""
+        """The contents of event stores and read models, read by their administrators."""
         with (
             self.port(f"service/{self.name}-postgres", 5432) as postgres,
             self.port(f"service/{self.name}-mongodb", 27017) as mongodb,

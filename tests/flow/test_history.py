@@ -1,4 +1,4 @@
-"""What `trace` tells: everything that happened to an id, in order, and nothing that is private."""
+"""`trace` prints everything that happened to an id, in order, and no personal data."""
 
 import json
 import re

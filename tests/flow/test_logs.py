@@ -27,7 +27,7 @@ class Lines(logging.Handler):
 
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
-    """What is logged from now on."""
+    """The log lines from now on."""
     root = logging.getLogger()
     handler, level = Lines(), root.level
     root.addHandler(handler)

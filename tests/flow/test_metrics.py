@@ -1,4 +1,4 @@
-"""What a process counts: names as the page of all says, routes without ids, times of each stage."""
+"""Metrics: the names of the page, routes without ids, the time of each stage."""
 
 from pathlib import Path
 

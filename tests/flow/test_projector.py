@@ -39,7 +39,7 @@ def shop() -> FakeShop:
 
 
 def expected(shop: FakeShop, projection: Projection) -> dict[str, object]:
-    """What the read model must be: each stream of the log, folded."""
+    """The expected read model: each stream of the log, folded."""
     store = {"user": shop.user_store, "order": shop.order_store}[projection.aggregate_type]
     streams = {e.aggregate_id for e in store.log}
     return {

@@ -1,4 +1,4 @@
-"""What a service says about its relay and projections: how far they are behind, stopped or not."""
+"""A service exports the lag of its relay and projections, even if they are stopped."""
 
 from collections.abc import Iterable
 from dataclasses import replace

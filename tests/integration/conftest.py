@@ -1,4 +1,4 @@
-"""What tests of the services' edges share: a wire to send on, somebody to send about, and
+"""Fixtures of the tests of the services' interfaces: a wire to send on, somebody to send about, and
 the proof that nothing came of it.
 """
 

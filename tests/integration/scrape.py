@@ -1,4 +1,4 @@
-"""What a running process's metrics say now."""
+"""The metrics of a running process now."""
 
 import urllib.request
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What every process says under load, while processes and servers are taken away and given back:
+"""The log of every process under load, while processes and servers are taken away and given back:
 lines that a machine can read, with the ids by which they are found, and nobody's name in any.
 """
 
@@ -39,10 +39,10 @@ PATIENCE = 60.0
 pytestmark = pytest.mark.timeout(400)  # all processes are started anew, some of them often
 
 NAME, HOST = "Zebedee", "private.example"
-"""What is in every name and every e-mail of the load, and in no line."""
+"""A text in every name and e-mail of the load, and in no log line."""
 
 UNLUCKY = "Zebedee Unlucky"
-"""Whom the database refuses, for a reason that it tells with the whole row."""
+"""A user whom the database refuses, with the whole row in its error."""
 
 Line = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""What each login of an event store may do, and what it may not: the database itself refuses it."""
+"""The rights of each login of an event store, which the database enforces."""
 
 from dataclasses import replace
 
@@ -76,7 +76,7 @@ MAY = {
     },
 }
 ALONE = {"make a database", "change the server"}
-"""What PostgreSQL does in no transaction."""
+"""Statements that PostgreSQL refuses in a transaction."""
 
 NOT_FOR_OWNERS = [
     "pass by the guard", "make a login", "become the superuser", "be more than it is",

@@ -34,7 +34,7 @@ def ours(pid: int) -> Iterator[int]:
 
 
 def shown(pid: int) -> str:
-    """What `ps` shows of a process, and its environment."""
+    """The command line and the environment of a process."""
     folder = Path(f"/proc/{pid}")
     try:
         told = (folder / "cmdline").read_bytes() + b"\0" + (folder / "environ").read_bytes()

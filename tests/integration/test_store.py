@@ -1,4 +1,4 @@
-"""What only the real PostgreSQL can show: races, order, immutability, rights."""
+"""Properties of the real PostgreSQL: races, order, immutability, rights."""
 
 import random
 import threading
@@ -38,7 +38,7 @@ def new_event(number: int = 0) -> NewEvent:
 
 @dataclass
 class Reader:
-    """What one way of reading has seen."""
+    """The events that one way of reading has returned."""
 
     seen: list[tuple[int, UUID, int]] = field(default_factory=list)
 

@@ -1,4 +1,4 @@
-"""What makes the running system complain, as it happens to it in earnest."""
+"""Faults that make the running system log errors."""
 
 import os
 import signal

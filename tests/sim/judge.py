@@ -1,4 +1,4 @@
-"""What must be so at every step and in the end: the promises, told by what the servers hold.
+"""The promises at every step and at the end, checked on the contents of the servers.
 
 The judge sees the servers from within and believes no process. It knows the log, so it knows
 what each document must be, and what may be forgotten when: a delivery that was acknowledged, a

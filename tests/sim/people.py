@@ -1,4 +1,4 @@
-"""What is simulated with: users who may marry, which older projectors do not know.
+"""The simulated aggregate: users who may marry, an event that older projectors do not know.
 
 The service knows USER_MARRIED, and an e-mail address that is a number too large for MongoDB; the
 projector learns of both when it is deployed anew.

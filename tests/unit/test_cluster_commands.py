@@ -1,4 +1,4 @@
-"""What a machine lacks for a cluster is said in one sentence, with how to get it."""
+"""A missing tool for a cluster is named in one sentence, with how to get it."""
 
 import re
 import shutil
@@ -27,7 +27,7 @@ def put(machine: Path, program: str, does: str) -> None:
 
 
 def said(machine: Path, script: str) -> str:
-    """What a script says in the end; it must fail."""
+    """The last output of a script, which must fail."""
     done = subprocess.run(
         [str(ROOT / script)],
         env={"PATH": str(machine)},

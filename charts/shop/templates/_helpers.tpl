@@ -261,7 +261,7 @@ http://{{ include "shop.name" . }}:{{ (index (fromYaml (include "shop.processes"
 {{- end -}}
 
 {{/*
-Who talks to whom, in one place: what a process reaches, and as whom. (list NAME PROCESS)
+The servers and services that a process connects to, and its logins there. (list NAME PROCESS)
 Its environment, its mounted passwords and its NetworkPolicy all come from here.
 */}}
 {{- define "shop.needs" -}}

@@ -26,7 +26,7 @@ class Projector:
 class Service:
     """A service with an event store, a relay and read models; `name` is its aggregate type.
 
-    The gateway forwards `paths`, with any method: the service knows its own. `{id}` is an id.
+    The gateway forwards `paths`, with any method. `{id}` in a path stands for a UUID.
     """
 
     name: str

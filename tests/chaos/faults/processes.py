@@ -32,7 +32,7 @@ REPLACED = (
     "user-service", "order-projector", "order-relay", "order-service",
     "user-projector", "order-user-sync", "user-relay", "order-service",
 )  # fmt: skip
-"""Those that can have a replica here: of the gateway there is one port."""
+"""The processes that can have a replica here; the gateway has one port."""
 
 POINTS = (
     ("append:begin", "order-service"),

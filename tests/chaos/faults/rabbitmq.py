@@ -105,7 +105,7 @@ def repeated(scene: Scene) -> Iterator[str]:
 
 @contextmanager
 def poisoned(scene: Scene) -> Iterator[str]:
-    """What is no event of ours, or none yet: straight into a projection's queue."""
+    """Publishes messages that are no valid events straight into a projection's queue."""
     how = scene.turn("not JSON", "unknown type", "wrong schema", "10 MB", "NUL", "10 ahead")
     log = Log(scene.system)
     log.read()
