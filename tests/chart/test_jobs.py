@@ -1,4 +1,4 @@
-"""What is run for a projection now and then: verify by the clock, rebuild as values ask."""
+"""The Jobs for a projection: verify on a schedule, rebuild as values ask."""
 
 import pytest
 
@@ -56,7 +56,7 @@ def test_nothing_is_rebuilt_unless_it_is_named() -> None:
     [job] = containers(rebuilding("orders"), "Job")
     assert job["args"] == ["rebuild", "orders", "--json"]
     [accepting] = containers(rebuilding("orders", acceptDifferences=True), "Job")
-    assert accepting["args"][-1] == "--accept-differences"
+    assert accepting["args"][-1] == "--yes"
 
 
 def test_a_rebuild_runs_once_for_each_name_it_is_given() -> None:

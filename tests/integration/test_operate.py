@@ -198,16 +198,16 @@ def test_a_rebuild_that_differs_needs_consent_and_can_be_undone(
     assert "nothing was changed" in said
     assert "--yes" in said
     assert truth.models["user"].generations("users").serving == before
-    tool("rebuild", "users", "--accept-differences")
+    tool("rebuild", "users", "--yes")
     assert serving(truth, user_id)["name"] == "Eve"
     until(lambda: client.send("GET", f"/users/{user_id}")[1]["name"] == "Eve")
     new = client.create_user("New")
     until(lambda: serving(truth, new)["name"] == "New")
-    tool("rebuild", "users", "--rollback", "--accept-differences")
+    tool("rebuild", "users", "--rollback", "--yes")
     assert truth.models["user"].generations("users").serving == before
     assert serving(truth, user_id)["name"] == "Mallory"
     assert serving(truth, new)["name"] == "New"
-    tool("rebuild", "users", "--rollback", "--accept-differences")
+    tool("rebuild", "users", "--rollback", "--yes")
     assert "is deleted" in tool("rebuild", "users", "--drop-previous", "--yes")
     assert "no generation" in tool("rebuild", "users", "--rollback", status=1)
 

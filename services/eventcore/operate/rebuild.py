@@ -22,7 +22,6 @@ from eventcore.readmodel.records import generation_of
 @click.option("--stream", help="Fold this one stream again, in place.")
 @click.option("--rollback", is_flag=True, help="Go back to the generation that served before.")
 @click.option("--drop-previous", is_flag=True, help="Delete the generation that served before.")
-@click.option("--accept-differences", is_flag=True, help="Switch although documents differ.")
 @as_json
 @yes
 def rebuild(
@@ -30,7 +29,6 @@ def rebuild(
     stream: str | None,
     rollback: bool,
     drop_previous: bool,
-    accept_differences: bool,
     as_json: bool,
     yes: bool,
 ) -> None:
@@ -58,7 +56,7 @@ def rebuild(
         if not rollback:
             build.fold(_progress(applier.projection.name))
         build.catch_up()
-        _compare(build, applier.generation.name, accept_differences, as_json, yes)
+        _compare(build, applier.generation.name, as_json, yes)
         build.switch()
     show([{"serves": build.generation.name}], as_json)
 
@@ -92,9 +90,7 @@ def _drop_previous(applier: EventApplier, yes: bool) -> None:
     click.echo(f"{previous.name} is deleted.")
 
 
-def _compare(
-    build: Rebuild, serving: str, accept_differences: bool, as_json: bool, yes: bool
-) -> None:
+def _compare(build: Rebuild, serving: str, as_json: bool, yes: bool) -> None:
     """Shows how the new generation differs from the serving one; raises Refused if it must not."""
     new = build.generation.name
     if build.readmodel.checkpoint(serving).halted:
@@ -103,7 +99,7 @@ def _compare(
         return
     parity = build.compare()
     _show_parity(new, parity, as_json)
-    if not parity.agrees and not accept_differences:
+    if not parity.agrees:
         ask(yes, f"{new} differs. Let it serve all the same?")
 
 

@@ -68,8 +68,6 @@ def damaged(scene: Scene) -> Iterator[str]:
     if found.returncode != 1 or '"what"' not in found.stdout:
         raise Unmet(f"verify did not find it ({found.returncode}): {found.stdout[-300:]}")
     yield f"the read model of orders {how}; found by verify"
-    mended = system.tool(
-        process, "rebuild", projection.name, "--yes", "--accept-differences", "--json"
-    )
+    mended = system.tool(process, "rebuild", projection.name, "--yes", "--json")
     if mended.returncode:
         raise Unmet(f"rebuild: {mended.stdout[-200:]}{mended.stderr[-300:]}")
