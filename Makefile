@@ -10,7 +10,7 @@ UV = $(or $(shell command -v uv),$(VENV)/bin/uv)
 LOCK = $(UV) --quiet pip compile --universal --python-version 3.11 --generate-hashes --no-header
 SCHEMA = $(VENV)/bin/check-jsonschema --quiet --builtin-schema
 
-.PHONY: help run demo shell clean unit test lint chaos simulation soak bench profile docs picture lock images up deploy down e2e bench-cluster
+.PHONY: help run demo shell clean unit test lint format chaos simulation soak bench profile docs picture lock images up deploy down e2e bench-cluster
 
 help: ## List the targets
 	@sed -n -e 's/^##@ \(.*\)/\n\1/p' -e 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -39,19 +39,25 @@ test: $(VENV)/ready-dev ## Run all tests but those of the cluster and the benchm
 	@$(RUN) -m local.packages
 	@$(RUN) -m pytest --ignore=tests/bench --ignore=tests/e2e
 
-lint: $(VENV)/ready-dev ## Check style, types, import rules, workflows and insecure code
-	@$(VENV)/bin/ruff check
-	@$(VENV)/bin/ruff format --check
-	@$(VENV)/bin/mypy
-	@$(RUN) -m local.import_rules
-	@$(RUN) -m local.budgets
-	@$(SCHEMA) vendor.github-workflows .github/workflows/*.yml
-	@$(SCHEMA) vendor.dependabot .github/dependabot.yml
-	@$(SCHEMA) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
-	@$(SCHEMA) vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
-	@$(SCHEMA) vendor.compose-spec compose.yaml
-	@if command -v actionlint >/dev/null; then actionlint; fi
-	@$(RUN) -m local.audit
+lint: $(VENV)/ready-dev ## Check style, types, import rules, workflows and insecure code; shows the problems of all tools
+	@failed=0; try() { "$$@" || failed=1; }; \
+	try $(VENV)/bin/ruff check; \
+	try $(VENV)/bin/ruff format --check; \
+	try $(VENV)/bin/mypy; \
+	try $(RUN) -m local.import_rules; \
+	try $(RUN) -m local.budgets; \
+	try $(SCHEMA) vendor.github-workflows .github/workflows/*.yml; \
+	try $(SCHEMA) vendor.dependabot .github/dependabot.yml; \
+	try $(SCHEMA) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml; \
+	try $(SCHEMA) vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml; \
+	try $(SCHEMA) vendor.compose-spec compose.yaml; \
+	if command -v actionlint >/dev/null; then try actionlint; fi; \
+	try $(RUN) -m local.audit; \
+	exit $$failed
+
+format: $(VENV)/ready-dev ## Format the code, and correct what ruff can
+	@$(VENV)/bin/ruff check --fix-only --quiet
+	@$(VENV)/bin/ruff format
 
 chaos: $(VENV)/ready-dev ## Simulate 10,000 runs, then make every fault of docs/chaos.md under load; SEED=... ROW=... replay
 	@$(if $(ROW),,$(RUN) -m tests.sim --seeds 10000)

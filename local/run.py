@@ -2,8 +2,8 @@
 
 Starts PostgreSQL, RabbitMQ and MongoDB, each unless its URL is given, or all in containers.
 Prepares the event stores, starts the processes under honcho, waits until all are ready and
-says where they are. Stops in the opposite order: processes, then servers. Data stays for the next
-run.
+prints their addresses. Stops in the opposite order: processes, then servers. Data stays for the
+next run.
 """
 
 import ctypes
@@ -42,7 +42,7 @@ from local.servers import MongoDB, OwnServer, PostgreSQL, RabbitMQ, free_port
 from local.services import METRICS_PORT, SERVED, SERVICES
 
 _POSTGRES, _RABBITMQ, _MANAGEMENT, _MONGODB = 25432, 25672, 25673, 27117
-"""Ports that nobody else's servers use; where one is taken after all, another is found."""
+"""Ports of the servers, outside the usual ones; a free one replaces one that is taken."""
 
 
 @click.command()
@@ -66,11 +66,12 @@ def main(data: Path, port: int, host: str, servers: str, observability: bool) ->
     except (CannotStart, Error) as problem:
         sys.exit(f"make run: {problem}")
     except KeyboardInterrupt:
-        say("Stopped.")
+        pass  # before the processes ran; afterwards honcho handles it
+    say("Stopped.")
 
 
 def run(data: Path, port: int, host: str) -> None:
-    """Run on `data`, with the gateway on `port` of `host`, until we are told to stop.
+    """Runs on `data`, with the gateway on `port` of `host`, until Ctrl-C or SIGTERM.
 
     Raises CannotStart or one of eventcore's errors; leaves nothing running in any case.
     """
@@ -101,9 +102,9 @@ def run(data: Path, port: int, host: str) -> None:
 def _servers(
     data: Path, environ: Environment
 ) -> Iterator[tuple[Servers, Environment, Sequence[Child]]]:
-    """The three servers, ready and prepared, where people find them, and those started here.
+    """The three servers, ready and prepared; their addresses as text; and those started here.
 
-    Those that are started here are stopped in the end.
+    It stops the servers that it started.
     """
     secrets = data / "secrets"
     given = given_rabbitmq(environ), given_mongodb(environ), given_postgres(environ)
@@ -141,13 +142,13 @@ def _servers(
 
 
 def _place(server: Server) -> str:
-    """Where a server is, who may do all there, and the file with the password."""
+    """The address of a server, its administrator, and the file with the password."""
     where = f"{server.host}:{server.port}, user {server.user}"
     return f"{where}, password in {server.password.file}" if server.password.file else where
 
 
 def _supervise(processes: Sequence[Process], places: Environment, started: Sequence[Child]) -> None:
-    """Run the processes until we are told to stop; then end all.
+    """Runs the processes until Ctrl-C or SIGTERM; then ends all.
 
     Raises CannotStart if one of them ends by itself.
     """
@@ -176,18 +177,18 @@ def _announce(processes: Sequence[Process], places: Environment, started: Sequen
 
 
 def _die_with_parent() -> None:
-    """Let the kernel kill this process when the one that forked it dies, see prctl(2).
+    """Lets the kernel kill this process when the one that forked it dies, see prctl(2).
 
-    What it has started is told to stop in the same way, so a SIGKILL leaves nothing behind.
+    Its children get SIGTERM in the same way, so a SIGKILL leaves no process behind.
     """
     ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))
 
 
 def _hang_up(_number: int, _frame: object) -> None:
-    """The terminal is gone: write to nobody from now on, and stop."""
-    nobody = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nobody, 1)
-    os.dup2(nobody, 2)
+    """Stops, with output to /dev/null: the terminal is gone."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
     os.kill(os.getpid(), signal.SIGTERM)
 
 

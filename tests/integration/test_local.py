@@ -1,4 +1,4 @@
-"""What runs the system on one machine: `make run`, its servers, and what it refuses."""
+"""`make run`: the system on one machine, its servers, and its refusals."""
 
 import os
 import re
@@ -100,6 +100,7 @@ def test_it_runs_stops_without_a_trace_and_runs_again_on_the_same_data(
     user_id = _create_user(make_run.url())
 
     assert make_run.send(signal.SIGINT) == 0
+    assert make_run.said().rstrip().endswith("Stopped.")
     assert make_run.left_running() == []
 
     # Again, with a broker that is given this time, and that it must leave alone.
