@@ -40,13 +40,12 @@ RESPONSE_HEADERS = (
 )
 """Headers of an answer that are forwarded to the caller."""
 
-ABOUT = """Users and orders, event-sourced.
+ABOUT = """An event-sourced system behind one gateway.
 
-Create a user (`POST /users`), place an order for that user (`POST /orders`), and read both
-(`GET /users/{id}`, `GET /queries/orders/{id}`). Every change is an event: `/events` lists them, and
+Every change is an event. A path that ends with `/events` lists those of one resource, and
 `?version=` or `?at=` shows the state as it was. An `Idempotency-Key` makes every command safe to
 repeat; `If-Match` makes a change depend on the version that was read."""
-"""Introduction of the OpenAPI document and its page."""
+"""Introduction of the OpenAPI document and its page; a line for each service follows."""
 
 _VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
 
@@ -60,7 +59,7 @@ class _Id(BaseConverter):
 def add_forwarding(
     app: Flask, paths: Mapping[str, Sequence[str]], upstreams: Mapping[str, Upstream]
 ) -> None:
-    """Adds the `paths` of each service, with any method: the service knows its own."""
+    """Adds the `paths` of each service, with any method; the service refuses those it lacks."""
     app.url_map.converters["id"] = _Id
     app.register_error_handler(UpstreamUnavailable, _unavailable)
     for service, upstream in upstreams.items():

@@ -150,10 +150,13 @@ def merge(
 ) -> bytes:
     """One document of several: their paths and schemas side by side.
 
+    Its description is `description`, then a line for each document with its title and description.
     `problems` are those that every call may meet besides its own.
     """
     parts = [json.loads(each) for each in documents]
-    info = {**parts[0]["info"], "title": title, "description": description}
+    services = (f"- **{i['title']}**: {i['description']}" for i in (p["info"] for p in parts))
+    about = "\n\n".join((description, "\n".join(services)))
+    info = {**parts[0]["info"], "title": title, "description": about}
     paths, schemas = dict[str, Any](), dict[str, Any]()
     for part in parts:
         paths = part["paths"] | paths
