@@ -97,7 +97,7 @@ def routes(store: Store, orders: Views, customers: Customers) -> Routes:
     """All routes of the order service."""
     route = Routes("orders")
     _add_commands(route, store, customers)
-    add_queries(route, "/queries/orders/{id}", "/orders/{id}/events", orders, shown, OrderShown)
+    add_queries(route, "/queries/orders/{id}", orders, shown, OrderShown, "/orders/{id}/events")
     _add_list(route, orders)
     return route
 

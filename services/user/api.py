@@ -74,5 +74,5 @@ def routes(store: Store, users: Views) -> Routes:
 
         return handle(store, DECIDER, incoming.id, command, incoming.call, show)
 
-    add_queries(route, "/users/{id}", "/users/{id}/events", users, shown, UserShown)
+    add_queries(route, "/users/{id}", users, shown, UserShown, "/users/{id}/events")
     return route

@@ -1,4 +1,4 @@
-"""What a read model promises: the same tests for the one in memory and over MongoDB's wire."""
+"""The contract of a read model: the same tests in memory and over MongoDB's protocol."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -50,7 +50,7 @@ def readmodel(request: pytest.FixtureRequest) -> Iterator[ReadModel]:
 
 def write(readmodel: ReadModel, key: str, version: int, **fields: object) -> bool:
     document = {"_id": key, "version": version, **fields}
-    return readmodel.write("things", [Write(document, version - 1)])  # type: ignore[arg-type]
+    return readmodel.write("things", [Write(document, version - 1)])
 
 
 def test_documents_come_back_exactly(readmodel: ReadModel) -> None:

@@ -19,10 +19,15 @@ from pydantic_core.core_schema import ErrorType
 from eventcore.errors import CannotApply, OutcomeUnknown, StoreUnavailable
 from eventcore.model.event import NewEvent
 from eventcore.model.projection import Document
+from eventcore.query import Views
 from eventcore.store.port import Stream
 from eventcore.web.app import create_app
-from eventcore.web.inputs import VISIBLE, Input, problems_of, sentence
-from tests.fakes.shop import TOKEN, FakeShop
+from eventcore.web.inputs import MULTILINE, VISIBLE, Input, problems_of, sentence
+from eventcore.web.queries import add_queries
+from eventcore.web.routes import Routes
+from tests.fakes.shop import TOKEN, FakeShop, web_app
+from user.api import UserShown
+from user.projections import users
 
 CALLS = [
     ("POST", "/users", {"name": "Ada", "email": "ada@example.com"}),
@@ -208,6 +213,16 @@ def test_a_key_that_was_used_otherwise_says_what_to_do(shop: FakeShop) -> None:
     shop.users.post("/users", json={"name": "Ada", "email": "a@b"}, headers=key)
     answer = shop.users.post("/users", json={"name": "Eve", "email": "a@b"}, headers=key)
     assert "new key" in refused(answer, 422)["detail"]
+
+
+def test_documents_can_be_queried_without_a_history(shop: FakeShop) -> None:
+    user_id, route = shop.create_user(), Routes("users")
+    views = Views(users.PROJECTION, shop.readmodel, shop.user_store)
+    add_queries(route, "/queries/users/{id}", views, users.shown, UserShown)
+    client = web_app(shop.user_store, route, "user").test_client()
+    assert refused(client.get(f"/queries/users/{user_id}/events"), 404)
+    assert client.get(f"/queries/users/{user_id}").json["userId"] == user_id  # type: ignore[index]
+    assert list(json.loads(client.get("/openapi.json").data)["paths"]) == ["/queries/users/{id}"]
 
 
 def test_a_rule_has_a_type_of_its_own(shop: FakeShop) -> None:
@@ -531,6 +546,36 @@ def test_every_text_of_an_input_is_held_to_be_plain(text: str) -> None:
         except ValidationError:
             continue
         assert not UNWANTED.search(text)
+
+
+@slow
+@given(text=HOSTILE)
+def test_only_a_multiline_text_may_have_line_breaks(text: str) -> None:
+    class Comment(Input):
+        title: str = ""
+        text: Annotated[str, Field(max_length=5000), MULTILINE] | None = None
+        parts: list[Annotated[str, MULTILINE]] = []  # noqa: RUF012
+
+    def accepts(**fields: object) -> bool:
+        try:
+            Comment.model_validate(fields)
+        except ValidationError:
+            return False
+        return True
+
+    is_plain = not UNWANTED.search(re.sub("[\t\n\r]", "", text))
+    assert accepts(text=text) == accepts(parts=[text]) == is_plain
+    assert accepts(text=f"{text}\n") == is_plain
+    assert not accepts(title=f"{text}\n")
+
+
+def test_the_schema_of_a_multiline_text_allows_line_breaks_and_no_control() -> None:
+    class Comment(Input):
+        text: Annotated[str, MULTILINE]
+
+    pattern = Comment.model_json_schema()["properties"]["text"]["pattern"]
+    assert re.search(pattern, "one\r\n\ttwo")
+    assert not re.search(pattern, "one\0")
 
 
 @slow

@@ -267,7 +267,7 @@ class FakeCollection:
         del self._documents[where["_id"]]
         if self._name == "parked":
             judge = self._server.judge
-            judge.taken_off(str(found["stream"]), found["highest"])  # type: ignore[arg-type]
+            judge.taken_off(str(found["stream"]), found["highest"])
             judge.released(str(found["stream"]))
         return 1
 
@@ -321,7 +321,7 @@ class FakeCollection:
         world = self._server.world
         if new["position"] != old.get("position", 0):
             world.note(f"the checkpoint is {new['position']}")
-            self._server.judge.swept(new["position"], str(new["holder"]))  # type: ignore[arg-type]
+            self._server.judge.swept(new["position"], str(new["holder"]))
         if old and new["holder"] != old["holder"]:
             kind = "a live" if world.named(str(old["holder"])) else "a dead"
             world.reach(f"the lease is taken over from {kind} holder")

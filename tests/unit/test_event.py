@@ -25,7 +25,7 @@ def event(data: dict[str, object]) -> Event:
         version=3,
         event_type="ORDER_PLACED",
         schema_version=1,
-        data=data,  # type: ignore[arg-type]
+        data=data,
         metadata={"correlationId": "c"},
         recorded_at=datetime(2026, 1, 16, 10, 0, 0, 123456, UTC),
     )

@@ -1,17 +1,52 @@
-"""What a projection refuses of its steps."""
+"""Each projection covers the events of its streams; a step changes no field of the projector."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from importlib import import_module
+from typing import Any, get_args
 from uuid import UUID
 
 import pytest
 
 from eventcore.errors import CannotApply
+from eventcore.model.decider import event_type_of
 from eventcore.model.event import Event
 from eventcore.model.projection import Projection
+from local.services import SERVICES
 
 ID = UUID(int=1)
+
+PROJECTIONS = [
+    each
+    for service in SERVICES.values()
+    for each in service.projections
+    if isinstance(each, Projection)  # a view reads the event types that it names, and no other
+]
+
+
+def event_types(aggregate_type: str) -> set[str]:
+    """The event types of an aggregate, whose decider is `DECIDER` in services/NAME/NAME.py."""
+    events = import_module(f"{aggregate_type}.{aggregate_type}").DECIDER.events
+    return {event_type_of(kind) for kind in get_args(events) or (events,)}
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS, ids=lambda each: each.name)
+def test_a_projection_has_a_step_or_ignores_each_event_of_its_streams(
+    projection: Projection,
+) -> None:
+    known, covered = (
+        event_types(projection.aggregate_type),
+        {*projection.steps, *projection.ignores},
+    )
+    missing, strange = sorted(known - covered), sorted(covered - known)
+    assert not missing, (
+        f"{projection.name} has no step for {', '.join(missing)}, which parks its streams:"
+        " add the type to `steps` or to `ignores`"
+    )
+    assert not strange, (
+        f"{projection.name} names {', '.join(strange)}, but an event of"
+        f" {projection.aggregate_type} is one of {', '.join(sorted(known))}"
+    )
 
 
 def projection(fields: Mapping[str, Any]) -> Projection:

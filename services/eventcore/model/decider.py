@@ -73,7 +73,7 @@ class Decider(Generic[Command, State, DomainEvent]):
         known = {camel(each.name): each for each in fields(kind)}
         decided: DomainEvent = kind(
             **{
-                known[name].name: Decimal(value) if known[name].type is Decimal else value  # type: ignore[arg-type]
+                known[name].name: Decimal(value) if known[name].type is Decimal else value
                 for name, value in event.data.items()
                 if name in known
             }

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from uuid import UUID
 
 from eventcore.errors import NotAnEvent
@@ -52,8 +52,8 @@ class NewEvent:
 class Event:
     """An immutable record that something has happened, at its place in its stream and its store.
 
-    `previous` is the id of the event before it in its stream; None for the first one, and where
-    the reader did not ask.
+    `data` holds JSON values; the reader knows their types by the event type. `previous` is the id
+    of the event before it in its stream; None for the first one, and where the reader did not ask.
     """
 
     position: int
@@ -63,7 +63,7 @@ class Event:
     version: int
     event_type: str
     schema_version: int
-    data: Data
+    data: Mapping[str, Any]
     metadata: Data
     recorded_at: datetime
     previous: UUID | None = field(default=None, compare=False)

@@ -7,13 +7,14 @@ those of the last event folded into it; a step sets none of them.
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from eventcore.errors import CannotApply
-from eventcore.model.event import Event, Json
+from eventcore.model.event import Event
 from eventcore.model.upcast import Upcaster, Upcasters
 
-Document: TypeAlias = dict[str, Json]
+Document: TypeAlias = dict[str, Any]
+"""JSON values by field; a step knows their types."""
 
 Step: TypeAlias = Callable[[Document, Event], Document]
 """A document and an event in, the fields that change out; before the first event it is empty."""

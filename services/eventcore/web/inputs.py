@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Annotated, Any
+from functools import cache
+from typing import Annotated, Any, get_args
 from uuid import UUID
 
 from pydantic import (
@@ -16,14 +17,13 @@ from pydantic import (
     GetJsonSchemaHandler,
     PlainValidator,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 PLAIN = "^[^\\u0000-\\u001f\\u007f-\\u009f\\u2028\\u2029]*$"
 """Text without control characters and line separators; JSON has no lone surrogates here."""
-
-_plain = re.compile(PLAIN)
 
 
 def _refusal(rule: str) -> PydanticCustomError:
@@ -42,7 +42,8 @@ class Form:
     rule: str
     before: bool = False
 
-    def _check(self, value: Any) -> Any:
+    def check(self, value: Any) -> Any:
+        """Returns the value; raises a validation error for a text of another form."""
         if isinstance(value, str) and not self.pattern.fullmatch(value):
             raise _refusal(self.rule)
         return value
@@ -51,8 +52,8 @@ class Form:
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         if self.before:
-            return core_schema.no_info_before_validator_function(self._check, handler(source))
-        return core_schema.no_info_after_validator_function(self._check, handler(source))
+            return core_schema.no_info_before_validator_function(self.check, handler(source))
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
@@ -60,6 +61,8 @@ class Form:
         described = handler(schema)
         return described if self.before else {**described, "pattern": self.pattern.pattern}
 
+
+_PLAIN = Form(re.compile(PLAIN), "must not contain control characters or line breaks")
 
 _INVISIBLE = (
     "\\u0000-\\u001f\\u007f-\\u009f\\u00ad\\u061c\\u180e\\u200b-\\u200f\\u2028-\\u202e"
@@ -84,6 +87,12 @@ EMAIL = Form(
     re.compile(f"^[^@{_INVISIBLE}{_BLANK}]+@[^@{_INVISIBLE}{_BLANK}]+$"),
     "must be an e-mail address, such as ada@example.com",
 )
+
+MULTILINE = Form(
+    re.compile("^[^\\u0000-\\u0008\\u000b\\u000c\\u000e-\\u001f\\u007f-\\u009f\\u2028\\u2029]*$"),
+    "must not contain control characters other than line breaks and tabs",
+)
+"""Text of several lines, such as a comment. All other texts refuse line breaks."""
 
 UUID_PATTERN = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 
@@ -129,13 +138,14 @@ def exact_number(highest: Decimal) -> PlainValidator:
 
 
 class _Checked(BaseModel):
-    """Refuses control characters in all texts, also in lists and objects."""
+    """Refuses control characters in all texts, also in lists and objects; see MULTILINE."""
 
     @field_validator("*", mode="after")
     @classmethod
-    def _refuse_controls(cls, value: Any) -> Any:
-        if any(not _plain.fullmatch(text) for text in _texts(value)):
-            raise _refusal("must not contain control characters or line breaks")
+    def _refuse_controls(cls, value: Any, info: ValidationInfo) -> Any:
+        form = MULTILINE if info.field_name in _multiline_fields(cls) else _PLAIN
+        for text in _texts(value):
+            form.check(text)
         return value
 
     @classmethod
@@ -159,6 +169,20 @@ class QueryInput(_Checked):
     """The query string of a request, in which every value is text at first."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@cache
+def _multiline_fields(model: type[BaseModel]) -> frozenset[str]:
+    """The fields of a model that are annotated with MULTILINE, at any depth."""
+    found = set()
+    for name, field in model.model_fields.items():
+        waiting = [field.annotation, *field.metadata]
+        while waiting:
+            part = waiting.pop()
+            if part is MULTILINE:
+                found.add(name)
+            waiting += get_args(part)
+    return frozenset(found)
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The routes that every read model has: a document, now or as it was, and its history."""
+"""The queries of a read model: a document, now or as it was, and the history of its stream."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -69,12 +69,15 @@ class History(BaseModel):
 def add_queries(
     route: Routes,
     path: str,
-    history_path: str,
     views: Views,
     shown: Callable[[Document], Data],
     model: type[BaseModel],
+    history_path: str | None = None,
 ) -> None:
-    """Adds the two queries of a read model: its documents, and their histories."""
+    """Adds the queries of a read model: its documents by id, and the histories of their streams.
+
+    Without `history_path` there is no query of histories: one for each aggregate type is enough.
+    """
     name = views.projection.aggregate_type
 
     @route("GET", path, f"The {name}, now or as it was", {200: model}, query=AsOf)
@@ -86,6 +89,9 @@ def add_queries(
             document = views.current(incoming.id)
         tag = tag_of(version_of(document), str(document.get("eventId", "")))
         return Answer(200, shown(document), {"ETag": f'"{tag}"'})
+
+    if history_path is None:
+        return
 
     @route("GET", history_path, f"The {name}'s events, oldest first", {200: History}, query=Page)
     def history(incoming: Incoming[None, Page]) -> Answer:
