@@ -29,6 +29,7 @@ GRAPH = _graph()
 OBSERVED = {
     **GRAPH,
     **{name: [*GRAPH[name], "collector:4318"] for name in PROCESSES},
+    "traffic": ["gateway:3000"],
     "collector": ["jaeger:4317"],
     "jaeger": [],
     "grafana": ["prometheus:9090", "jaeger:16686"],
@@ -41,4 +42,4 @@ OBSERVED = {
     "postgres-exporter": ["postgres:5432"],
     "mongodb-exporter": ["mongodb:27017"],
 }
-"""The same with the bundled stack that looks at it."""
+"""The same with the bundled stack that looks at it, and with traffic."""

@@ -5,7 +5,7 @@ With several replicas each tells the same gauge, so gauges are taken as `max by`
 
 from collections.abc import Sequence
 
-from local.panels.grafana import Board, Panel, Query, Row
+from local.panels.grafana import HALTED, UP_OR_DOWN, Board, Panel, Query, Row, States
 
 OURS = "eventcore_build_info"
 """The metrics of every process."""
@@ -76,41 +76,36 @@ _FIRING = 'ALERTS{namespace=~"$namespace", alertname=~"Shop.*", alertstate="firi
 
 _READABLE = "projection_append_to_readable_seconds"
 
+_GONE = (
+    "count(group by (namespace, service, process) (last_over_time(eventcore_build_info{*}[1h])))"
+    " - count(group by (namespace, service, process) (eventcore_build_info{*}))"
+)
+
 _NOW = Row(
     "Now",
     (
         Panel(
-            "What is red now",
-            "Every alert that fires, and how bad it is. Its runbook is docs/runbooks/NAME.md: "
-            "it begins with the command to run. Empty is good.",
-            "none",
-            [
-                Query(
-                    "sum by (alertname, severity, namespace, store, projection, server, queue,"
-                    f" route, instance) ({_FIRING})"
-                )
-            ],
-            kind="table",
-            width=12,
-        ),
-        Panel(
             "Alerts",
-            "How many alerts fire.",
+            "How many alerts fire. Their names are at the end of this board.",
             "none",
             [Query(f"count({_FIRING}) or vector(0)")],
             kind="stat",
             thresholds=(1,),
             width=4,
-            height=4,
+            height=3,
+            spark=False,
         ),
         Panel(
-            "Processes",
-            "How many processes can be scraped; eight, with one replica each.",
+            "Processes gone",
+            "How many processes ran within the last hour and cannot be scraped now.",
             "none",
-            [Query("count(max by (namespace, job, instance) (eventcore_build_info{*}))")],
+            [Query(_GONE)],
             kind="stat",
+            thresholds=(1,),
             width=4,
-            height=4,
+            height=3,
+            runbooks=("ShopServiceDown", "ShopScrapeMissing"),
+            spark=False,
         ),
         Panel(
             "Servers missed",
@@ -120,7 +115,122 @@ _NOW = Row(
             kind="stat",
             thresholds=(1,),
             width=4,
+            height=3,
+            runbooks=("ShopDependencyDown",),
+            spark=False,
+        ),
+        Panel(
+            "Streams parked",
+            "Streams that a projection has parked, because their next event cannot be applied.",
+            "none",
+            [Query("sum(max by (namespace, projection) (projection_parked_streams{*}))")],
+            kind="stat",
+            thresholds=(1,),
+            width=4,
+            height=3,
+            runbooks=("ShopStreamParked",),
+            spark=False,
+        ),
+        Panel(
+            "Calls failed",
+            "Share of all calls that were answered with 5xx.",
+            "percentunit",
+            [
+                Query(
+                    f'(sum(rate({_CALLS}{{*{_PUBLIC}, status=~"5.."}}[*])) or vector(0))'
+                    f" / (sum(rate({_CALLS}{{*{_PUBLIC}}}[*])) > 0) or vector(0)"
+                )
+            ],
+            kind="stat",
+            thresholds=(0.001, 0.01),
+            width=4,
+            height=3,
+            runbooks=("ShopHighErrorRate",),
+            spark=False,
+        ),
+        Panel(
+            "Calls slow",
+            "Share of all calls that took longer than half a second.",
+            "percentunit",
+            [
+                Query(
+                    "1 - sum(rate(http_request_duration_seconds_bucket"
+                    f'{{*{_PUBLIC}, le="0.5"}}[*]))'
+                    f" / (sum(rate({_CALLS}{{*{_PUBLIC}}}[*])) > 0) or vector(0)"
+                )
+            ],
+            kind="stat",
+            thresholds=(0.01, 0.05),
+            width=4,
+            height=3,
+            runbooks=("ShopHighLatency",),
+            spark=False,
+        ),
+    ),
+)
+
+_FLOWS: States = {0: ("flows", "green"), 1: ("waits", "orange"), 2: ("stopped", "red")}
+
+
+_AT_WORK: States = {0: ("none", "red"), 1: ("one", "green"), 2: ("two", "red")}
+
+_ALARM: States = {0: ("takes messages", "green"), 1: ("blocks publishers", "red")}
+
+
+def _waits(seconds: str, by: str, stage: str, warn: int, stop: int) -> Query:
+    """0 while the oldest event of a stage is young, 1 when it waits, 2 when it is an alert's."""
+    oldest = f"max by ({by}) ({seconds}{{*}})"
+    return Query(f"({oldest} > bool {warn}) + ({oldest} > bool {stop})", f"{stage} {_legend(by)}")
+
+
+_FLOW = Row(
+    "Flow: appended → confirmed → applied → readable",
+    (
+        Panel(
+            "Appended",
+            "Events a second that were written to the logs.",
+            "cps",
+            [Query("sum(rate(eventstore_events_appended_total{*}[*])) or vector(0)")],
+            kind="stat",
+            width=4,
             height=4,
+        ),
+        Panel(
+            "Confirmed",
+            "Events a second that the broker has taken from the relays.",
+            "cps",
+            [Query("sum(rate(relay_events_confirmed_total{*}[*])) or vector(0)")],
+            kind="stat",
+            width=4,
+            height=4,
+            runbooks=("ShopNothingRelayed",),
+        ),
+        Panel(
+            "Applied",
+            "Events a second that were folded into documents, once for each projection that reads "
+            "them: more than were appended, where several do.",
+            "cps",
+            [Query("sum(rate(projection_events_applied_total{*}[*])) or vector(0)")],
+            kind="stat",
+            width=4,
+            height=4,
+            runbooks=("ShopProjectionStuck",),
+        ),
+        Panel(
+            "Readable within, p95",
+            "Time from an event's append to the write of its document, of 95 in 100.",
+            "s",
+            [
+                Query(
+                    f"histogram_quantile(0.95, sum by (le) (rate({_READABLE}_bucket{{*}}[*])))"
+                    " >= 0 or vector(0)"
+                )
+            ],
+            kind="stat",
+            thresholds=(1, 10),
+            width=4,
+            height=4,
+            traced=True,
         ),
         Panel(
             "Oldest not relayed",
@@ -131,9 +241,10 @@ _NOW = Row(
             thresholds=(5, 30),
             width=4,
             height=4,
+            runbooks=("ShopRelayLagHigh",),
         ),
         Panel(
-            "Oldest not readable",
+            "Oldest not applied",
             "Age of the oldest event that a projection has neither applied nor parked.",
             "s",
             [Query("max(projection_lag_seconds{*})")],
@@ -141,16 +252,77 @@ _NOW = Row(
             thresholds=(10, 60),
             width=4,
             height=4,
+            runbooks=("ShopProjectionLagHigh",),
         ),
         Panel(
-            "Set aside",
-            "Streams that a projection has parked, because their next event cannot be applied.",
+            "Where events stop",
+            "Each stage of each store and projection: events flow, wait, or have waited for so "
+            "long that an alert fires. The uppermost red stage is the one to look at.",
             "none",
-            [Query("sum(max by (namespace, projection) (projection_parked_streams{*}))")],
-            kind="stat",
-            thresholds=(1,),
-            width=4,
-            height=4,
+            [
+                _waits("eventstore_unsettled_seconds", "store", "1 settle", 10, 60),
+                _waits("relay_lag_seconds", "store", "2 relay", 5, 30),
+                _waits("projection_lag_seconds", "projection", "3 apply", 10, 60),
+            ],
+            kind="state-timeline",
+            states=_FLOWS,
+            width=12,
+            runbooks=("ShopFeedStalled", "ShopRelayLagHigh", "ShopProjectionLagHigh"),
+        ),
+        Panel(
+            "Events by stage",
+            "Events a second at each stage: what a store appends, its relay confirms and each of "
+            "its projections applies. Curves that part show where events stop.",
+            "cps",
+            [
+                Query(
+                    _service_sum("rate(eventstore_events_appended_total{*}[*])"),
+                    "1 appended {{service}}",
+                ),
+                Query(
+                    "sum by (store) (rate(relay_events_confirmed_total{*}[*]))",
+                    "2 confirmed {{store}}",
+                ),
+                Query(
+                    "sum by (projection) (rate(projection_events_applied_total{*}[*]))",
+                    "3 applied {{projection}}",
+                ),
+            ],
+            width=12,
+        ),
+        Panel(
+            "Positions",
+            "How far each store is written, settled, confirmed and applied. Curves lie on each "
+            "other when all is well; the one that stays below the others is where events wait.",
+            "none",
+            [
+                Query("max by (store) (eventstore_head_position{*})", "1 head {{store}}"),
+                Query("max by (store) (eventstore_settled_position{*})", "2 settled {{store}}"),
+                Query("max by (store) (relay_checkpoint_position{*})", "3 confirmed {{store}}"),
+                Query(
+                    "max by (projection) (projection_checkpoint_position{*})",
+                    "4 applied {{projection}}",
+                ),
+            ],
+            width=12,
+        ),
+        Panel(
+            "Processes and servers",
+            "Whether each process can be scraped, and whether each server answers all processes "
+            "that use it. A gap: nothing was scraped.",
+            "none",
+            [
+                Query(
+                    "min by (job) (up{*} and on (namespace, job, instance)"
+                    " last_over_time(eventcore_build_info{*}[1h]))",
+                    "{{job}}",
+                ),
+                Query("min by (server) (dependency_up{*})", "{{server}}"),
+            ],
+            kind="state-timeline",
+            states=UP_OR_DOWN,
+            width=12,
+            runbooks=("ShopServiceDown", "ShopDependencyDown"),
         ),
     ),
 )
@@ -170,6 +342,7 @@ _RED = Row(
             "percentunit",
             [Query(_failed("route"), "{{route}}")],
             thresholds=(0.01, 0.05),
+            runbooks=("ShopHighErrorRate",),
         ),
         Panel(
             "Time by route",
@@ -178,6 +351,8 @@ _RED = Row(
             "s",
             _quantiles("http_request_duration_seconds", "route", 0.99, 0.5, more=_PUBLIC),
             thresholds=(0.5,),
+            traced=True,
+            runbooks=("ShopHighLatency",),
         ),
         Panel(
             "Calls by service",
@@ -214,6 +389,7 @@ _RED = Row(
                 )
             ],
             thresholds=(0.5,),
+            traced=True,
         ),
         Panel(
             "Answers by status",
@@ -234,13 +410,13 @@ _RED = Row(
                 )
             ],
             thresholds=(0.01, 0.05),
+            traced=True,
         ),
         Panel(
-            "Append to readable",
-            "Time from an event's append to the write of its document.",
-            "s",
-            _quantiles(_READABLE, "projection", 0.99, 0.5),
-            thresholds=(1, 10),
+            "Events appended",
+            "Events a second, by their type.",
+            "cps",
+            [_rate("eventstore_events_appended_total", "event_type")],
         ),
     ),
 )
@@ -254,6 +430,7 @@ _BEHIND = Row(
             "s",
             [_latest("relay_lag_seconds", "store")],
             thresholds=(5, 30),
+            runbooks=("ShopRelayLagHigh",),
         ),
         Panel(
             "Lag of the projections",
@@ -262,12 +439,69 @@ _BEHIND = Row(
             "s",
             [_latest("projection_lag_seconds", "projection")],
             thresholds=(10, 60),
+            runbooks=("ShopProjectionLagHigh",),
         ),
         Panel(
-            "Events appended",
-            "Events a second, by their type.",
-            "cps",
-            [_rate("eventstore_events_appended_total", "event_type")],
+            "Append to readable",
+            "Time from an event's append to the write of its document.",
+            "s",
+            _quantiles(_READABLE, "projection", 0.99, 0.5),
+            thresholds=(1, 10),
+            traced=True,
+        ),
+    ),
+)
+
+_PROCESS = " and on (namespace, job, instance) eventcore_build_info{*}"
+
+_RESOURCES = Row(
+    "Resources of the processes",
+    (
+        Panel(
+            "CPU",
+            "Cores that each process uses. One that is at 1 can do no more: Python runs on one.",
+            "none",
+            [Query(f"max by (job) (rate(process_cpu_seconds_total{{*}}[*]){_PROCESS})", "{{job}}")],
+            thresholds=(0.9,),
+        ),
+        Panel(
+            "Memory",
+            "Memory that each process holds. One that only grows ends at its limit.",
+            "bytes",
+            [Query(f"max by (job) (process_resident_memory_bytes{{*}}{_PROCESS})", "{{job}}")],
+        ),
+        Panel(
+            "Restarts",
+            "Starts of each process within the interval, without the first.",
+            "none",
+            [
+                Query(
+                    f"sum by (job) (changes(process_start_time_seconds{{*}}[*]){_PROCESS})",
+                    "{{job}}",
+                )
+            ],
+            bars=True,
+            runbooks=("ShopContainerRestarts",),
+        ),
+    ),
+)
+
+_ALERTS = Row(
+    "Alerts",
+    (
+        Panel(
+            "Alerts that fire",
+            "Every alert that fires, and how bad it is; its name links to its runbook, which "
+            "begins with the command to run. Empty is good.",
+            "none",
+            [
+                Query(
+                    "sum by (alertname, severity, namespace, store, projection, server, queue,"
+                    f" route, instance) ({_FIRING})"
+                )
+            ],
+            kind="table",
+            width=24,
         ),
     ),
 )
@@ -277,7 +511,7 @@ OVERVIEW = Board(
     "Shop / Overview",
     "Is it well, what is slow, what is stuck?",
     OURS,
-    (_NOW, _RED, _BEHIND),
+    (_NOW, _FLOW, _RED, _BEHIND, _RESOURCES, _ALERTS),
 )
 
 EVENT_FLOW = Board(
@@ -301,6 +535,7 @@ EVENT_FLOW = Board(
                     "s",
                     _quantiles("eventstore_append_duration_seconds", "aggregate_type", 0.99, 0.5),
                     thresholds=(0.1, 0.5),
+                    traced=True,
                 ),
                 Panel(
                     "Conflicts",
@@ -317,6 +552,7 @@ EVENT_FLOW = Board(
                             "{{aggregate_type}} given up",
                         ),
                     ],
+                    runbooks=("ShopConflictsHigh",),
                 ),
             ),
         ),
@@ -354,6 +590,7 @@ EVENT_FLOW = Board(
                     "s",
                     [_latest("eventstore_unsettled_seconds", "store")],
                     thresholds=(10, 60),
+                    runbooks=("ShopFeedStalled",),
                 ),
             ),
         ),
@@ -366,6 +603,7 @@ EVENT_FLOW = Board(
                     "s",
                     [_latest("relay_lag_seconds", "store")],
                     thresholds=(5, 30),
+                    runbooks=("ShopRelayLagHigh",),
                 ),
                 Panel(
                     "Lag in events",
@@ -416,12 +654,16 @@ EVENT_FLOW = Board(
                     "cps",
                     [_rate("relay_events_returned_total", "store")],
                     thresholds=(0.01,),
+                    runbooks=("ShopUnroutableMessages",),
                 ),
                 Panel(
                     "Relays at work",
                     "Relays that hold their store's lock: one for each store; others stand by.",
                     "none",
                     [Query("sum by (store) (relay_active{*})", "{{store}}")],
+                    kind="state-timeline",
+                    states=_AT_WORK,
+                    runbooks=("ShopRelayIdle",),
                 ),
                 Panel(
                     "Relays halted",
@@ -429,7 +671,9 @@ EVENT_FLOW = Board(
                     "nothing is published.",
                     "none",
                     [Query("max by (store) (relay_halted{*})", "{{store}}")],
-                    thresholds=(1,),
+                    kind="state-timeline",
+                    states=HALTED,
+                    runbooks=("ShopNothingRelayed",),
                 ),
             ),
         ),
@@ -455,6 +699,7 @@ EVENT_FLOW = Board(
                     "s",
                     _quantiles(_READABLE, "projection", 0.99, 0.95, 0.5),
                     thresholds=(1, 10),
+                    traced=True,
                 ),
             ),
         ),
@@ -476,6 +721,7 @@ PROJECTIONS = Board(
                     "s",
                     [_latest("projection_lag_seconds", "projection")],
                     thresholds=(10, 60),
+                    runbooks=("ShopProjectionLagHigh",),
                 ),
                 Panel(
                     "Lag in events",
@@ -491,6 +737,7 @@ PROJECTIONS = Board(
                     "s",
                     [_latest("projection_staleness_seconds", "projection")],
                     thresholds=(30, 300),
+                    runbooks=("ShopProjectionStuck",),
                 ),
                 Panel(
                     "Checkpoints",
@@ -504,6 +751,7 @@ PROJECTIONS = Board(
                     "s",
                     _quantiles(_READABLE, "projection", 0.99, 0.95, 0.5),
                     thresholds=(1, 10),
+                    traced=True,
                 ),
                 Panel(
                     "Readable within",
@@ -579,6 +827,7 @@ PROJECTIONS = Board(
                     [_latest("projection_parked_streams", "projection")],
                     thresholds=(1,),
                     width=12,
+                    runbooks=("ShopStreamParked",),
                 ),
                 Panel(
                     "Dead letters",
@@ -593,6 +842,7 @@ PROJECTIONS = Board(
                     thresholds=(1,),
                     width=12,
                     bars=True,
+                    runbooks=("ShopDeadLetters",),
                 ),
             ),
         ),
@@ -605,6 +855,7 @@ PROJECTIONS = Board(
                     "none",
                     [_latest("projection_verified_wrong_streams", "projection")],
                     thresholds=(1,),
+                    runbooks=("ShopReadModelWrong",),
                 ),
                 Panel(
                     "Verified ago",
@@ -617,13 +868,16 @@ PROJECTIONS = Board(
                             "{{projection}}",
                         )
                     ],
+                    runbooks=("ShopVerifyOld",),
                 ),
                 Panel(
                     "Halted",
                     "1: nothing is applied, since the log lacks folded events, until `rebuild`.",
                     "none",
                     [_latest("projection_halted", "projection")],
-                    thresholds=(1,),
+                    kind="state-timeline",
+                    states=HALTED,
+                    runbooks=("ShopProjectionHalted",),
                 ),
                 Panel(
                     "Generation",
@@ -649,7 +903,9 @@ _OWN: Sequence[Panel] = (
         "1: the server worked for every process that last used it; 0: for one it did not.",
         "none",
         [Query("min by (server) (dependency_up{*})", "{{server}}")],
-        highest=1,
+        kind="state-timeline",
+        states=UP_OR_DOWN,
+        runbooks=("ShopDependencyDown",),
     ),
     Panel(
         "Errors in background threads",
@@ -686,6 +942,7 @@ _OWN: Sequence[Panel] = (
         ],
         thresholds=(0.8, 1),
         highest=1,
+        runbooks=("ShopPoolExhausted",),
     ),
     Panel(
         "What runs",
@@ -721,6 +978,7 @@ _RABBITMQ: Sequence[Panel] = (
         "Consumers of each queue; that of dead letters has none.",
         "none",
         [Query(_queue("consumers"), "{{queue}}")],
+        runbooks=("ShopQueueWithoutConsumer",),
     ),
     Panel(
         "Messages through the broker",
@@ -740,6 +998,7 @@ _RABBITMQ: Sequence[Panel] = (
             for what in ("returned", "dropped")
         ],
         thresholds=(0.01,),
+        runbooks=("ShopUnroutableMessages",),
     ),
     Panel(
         "Alarms",
@@ -752,8 +1011,9 @@ _RABBITMQ: Sequence[Panel] = (
                 ("free_disk_space", "{{instance}} disk"),
             )
         ],
-        thresholds=(1,),
-        highest=1,
+        kind="state-timeline",
+        states=_ALARM,
+        runbooks=("ShopRabbitAlarm",),
     ),
     Panel(
         "Memory and its limit",
@@ -790,7 +1050,9 @@ _POSTGRES: Sequence[Panel] = (
         "1: its exporter can log in.",
         "none",
         [Query("min by (instance) (pg_up{*})", "{{instance}}")],
-        highest=1,
+        kind="state-timeline",
+        states=UP_OR_DOWN,
+        runbooks=("ShopPostgresDown",),
     ),
     Panel(
         "Connections of PostgreSQL",
@@ -800,6 +1062,7 @@ _POSTGRES: Sequence[Panel] = (
             Query("sum by (state) (pg_stat_activity_count{*})", "{{state}}"),
             Query("max(pg_settings_max_connections{*})", "at most"),
         ],
+        runbooks=("ShopPostgresConnectionsHigh",),
     ),
     Panel(
         "Longest transaction",
@@ -807,6 +1070,7 @@ _POSTGRES: Sequence[Panel] = (
         "s",
         [Query("max by (datname) (pg_stat_activity_max_tx_duration{*})", "{{datname}}")],
         thresholds=(10, 60),
+        runbooks=("ShopFeedStalled",),
     ),
     Panel(
         "Transactions",
@@ -838,7 +1102,9 @@ _MONGODB: Sequence[Panel] = (
         "1: its exporter can log in.",
         "none",
         [Query("min by (instance) (mongodb_up{*})", "{{instance}}")],
-        highest=1,
+        kind="state-timeline",
+        states=UP_OR_DOWN,
+        runbooks=("ShopMongoDown",),
     ),
     Panel(
         "Connections of MongoDB",
@@ -881,6 +1147,7 @@ _VOLUMES: Sequence[Panel] = (
         thresholds=(0.8, 0.95),
         highest=1,
         width=12,
+        runbooks=("ShopDiskFillsSoon",),
     ),
     Panel(
         "Room on the volumes",

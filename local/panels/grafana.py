@@ -4,7 +4,7 @@ In a query `{*}` stands for the matchers that every selector has, and `[*]` for 
 rate. Colours come from thresholds: green below the first, then orange, then red.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,20 +31,48 @@ class Query:
         return " ".join(scoped.split())
 
 
+Colour = Literal["green", "orange", "red", "blue"]
+
+States = Mapping[int, tuple[str, Colour]]
+"""What each value means, and its colour."""
+
+UP_OR_DOWN: States = {0: ("down", "red"), 1: ("up", "green")}
+
+HALTED: States = {0: ("goes on", "green"), 1: ("halted", "red")}
+
+RUNBOOK = "${runbooks}docs/runbooks/%s.md"
+"""Where a runbook is; `runbooks` is a variable of each board, which the chart sets."""
+
+TRACES = (
+    '/explore?schemaVersion=1&orgId=1&panes={"a":{"datasource":"${traces}","queries":[{"refId":"A",'
+    '"datasource":{"type":"jaeger","uid":"${traces}"},"queryType":"search","service":"gateway"}],'
+    '"range":{"from":"${__from}","to":"${__to}"}}}'
+)
+"""Traces of the time that is shown, in Grafana's Explore."""
+
+
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One panel. `thresholds` are the values from which it is orange, then red."""
+    """One panel. `thresholds` are the values from which it is orange, then red.
+
+    `states` give each value of a state timeline its name. `runbooks` are the alerts that watch
+    what is shown; `traced` links to the traces. Of a stat, `spark` is the curve behind the number.
+    """
 
     title: str
     description: str
     unit: str
     queries: Sequence[Query]
-    kind: Literal["timeseries", "stat", "table"] = "timeseries"
+    kind: Literal["timeseries", "stat", "table", "state-timeline"] = "timeseries"
     thresholds: Sequence[float] = ()
     width: int = 8
     height: int = 8
     highest: float | None = None
     bars: bool = False
+    states: States | None = None
+    runbooks: Sequence[str] = ()
+    traced: bool = False
+    spark: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +114,7 @@ class Board:
             "timezone": "",
             "refresh": "30s",
             "time": {"from": "now-1h", "to": "now"},
-            "annotations": {"list": []},
+            "annotations": {"list": [_OF_GRAFANA, *map(_annotation, _ANNOTATIONS)]},
             "links": [_LINK],
             "templating": {"list": list(self._variables())},
             "panels": list(self._placed()),
@@ -101,6 +129,15 @@ class Board:
             "current": {},
             "hide": 0,
         }
+        yield {
+            "name": "traces",
+            "label": "Traces",
+            "type": "datasource",
+            "query": "jaeger",
+            "current": {},
+            "hide": 2,
+        }
+        yield {"name": "runbooks", "type": "constant", "query": "", "hide": 2}
         narrowed = ""
         for name in ("namespace", "job", "instance"):
             pattern = '{__name__=~"' + self.known_by + '"' + narrowed + "}"
@@ -161,6 +198,53 @@ def _variable(name: str, query: str) -> Json:
     }
 
 
+_OF_GRAFANA = {
+    "builtIn": 1,
+    "datasource": {"type": "grafana", "uid": "-- Grafana --"},
+    "enable": True,
+    "hide": True,
+    "iconColor": "blue",
+    "name": "Annotations & Alerts",
+    "type": "dashboard",
+}
+"""Those that somebody makes in Grafana."""
+
+_VERSIONS = "max by (service, version, revision) (eventcore_build_info{*}%s)"
+
+_ANNOTATIONS = (
+    (
+        "Deploys",
+        "blue",
+        _VERSIONS % "" + " unless " + _VERSIONS % " offset 5m",
+        "{{service}} {{version}}",
+        "The first five minutes of a version, of the commit {{revision}}.",
+    ),
+    (
+        "Alerts",
+        "red",
+        'max by (alertname, severity) (ALERTS{namespace=~"$namespace", alertname=~"Shop.*",'
+        ' alertstate="firing"})',
+        "{{alertname}}",
+        "{{severity}}",
+    ),
+)
+"""What is drawn over every panel: name, colour, query, title and text of each."""
+
+
+def _annotation(told: tuple[str, str, str, str, str]) -> Json:
+    name, colour, expr, title, text = told
+    return {
+        "name": name,
+        "datasource": SOURCE,
+        "enable": True,
+        "iconColor": colour,
+        "target": {"refId": "Anno", "expr": Query(expr).promql, "interval": "60s"},
+        "titleFormat": title,
+        "textFormat": text,
+        "useValueForTime": False,
+    }
+
+
 def _panel(panel: Panel) -> Json:
     return {
         "type": panel.kind,
@@ -168,8 +252,8 @@ def _panel(panel: Panel) -> Json:
         "description": panel.description,
         "datasource": SOURCE,
         "targets": [_target(panel, query, i) for i, query in enumerate(panel.queries)],
-        "fieldConfig": {"defaults": _field(panel), "overrides": []},
-        "options": _OPTIONS[panel.kind],
+        "fieldConfig": {"defaults": _field(panel), "overrides": _overrides(panel)},
+        "options": _options(panel),
         **({"transformations": _BARE} if panel.kind == "table" else {}),
     }
 
@@ -184,17 +268,27 @@ def _target(panel: Panel, query: Query, number: int) -> Json:
         "instant": at_once,
         "range": not at_once,
         "format": "table" if at_once else "time_series",
+        "exemplar": panel.kind == "timeseries" and panel.traced,
     }
 
 
 def _field(panel: Panel) -> Json:
     field: Json = {
         "unit": panel.unit,
-        "color": {"mode": "thresholds" if panel.kind == "stat" else "palette-classic"},
+        "color": _colour(panel),
         "thresholds": {"mode": "absolute", "steps": _steps(panel.thresholds)},
+        "links": list(_links(panel)),
     }
     if panel.highest is not None:
         field["max"] = panel.highest
+    if panel.states:
+        known = {
+            str(value): {"text": text, "color": colour, "index": value}
+            for value, (text, colour) in panel.states.items()
+        }
+        field["mappings"] = [{"type": "value", "options": known}]
+    if panel.kind == "table":
+        field["noValue"] = "none"
     if panel.kind == "timeseries":
         field["min"] = 0
         field["custom"] = {
@@ -205,7 +299,32 @@ def _field(panel: Panel) -> Json:
             "spanNulls": False,
             "thresholdsStyle": {"mode": "line" if panel.thresholds else "off"},
         }
+    if panel.kind == "state-timeline":
+        field["custom"] = {"fillOpacity": 80, "lineWidth": 0}
     return field
+
+
+def _colour(panel: Panel) -> Json:
+    if panel.kind == "stat" and not panel.thresholds:
+        return {"mode": "fixed", "fixedColor": "blue"}
+    return {"mode": "palette-classic" if panel.kind == "timeseries" else "thresholds"}
+
+
+def _links(panel: Panel) -> Iterator[Json]:
+    for name in panel.runbooks:
+        yield {"title": f"Runbook {name}", "url": RUNBOOK % name, "targetBlank": True}
+    if panel.traced:
+        yield {"title": "Traces of this time", "url": TRACES, "targetBlank": True}
+
+
+def _overrides(panel: Panel) -> list[Json]:
+    """Each alert of a table links to its runbook."""
+    link = {"title": "Runbook", "url": RUNBOOK % "${__value.raw}", "targetBlank": True}
+    by_name = {
+        "matcher": {"id": "byName", "options": "alertname"},
+        "properties": [{"id": "links", "value": [link]}],
+    }
+    return [by_name] if panel.kind == "table" else []
 
 
 def _steps(thresholds: Sequence[float]) -> list[Json]:
@@ -218,17 +337,39 @@ _REDUCED = {"calcs": ["lastNotNull"], "fields": "", "values": False}
 
 _OPTIONS: dict[str, Json] = {
     "timeseries": {
-        "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
+        "legend": {
+            "displayMode": "table",
+            "placement": "right",
+            "showLegend": True,
+            "calcs": ["lastNotNull", "max"],
+        },
         "tooltip": {"mode": "multi", "sort": "desc"},
     },
     "stat": {
         "reduceOptions": _REDUCED,
-        "colorMode": "background",
-        "graphMode": "area",
         "justifyMode": "auto",
-        "textMode": "auto",
+        "textMode": "value",
     },
     "table": {"showHeader": True, "cellHeight": "sm"},
+    "state-timeline": {
+        "mergeValues": True,
+        "showValue": "auto",
+        "alignValue": "left",
+        "rowHeight": 0.85,
+        "legend": {"showLegend": False, "displayMode": "list", "placement": "bottom"},
+        "tooltip": {"mode": "single", "sort": "none"},
+    },
 }
+
+
+def _options(panel: Panel) -> Json:
+    options = dict(_OPTIONS[panel.kind])
+    if panel.kind == "stat":
+        options["colorMode"] = "background" if panel.thresholds else "value"
+        options["graphMode"] = "area" if panel.spark else "none"
+    if panel.kind == "timeseries" and panel.width <= 8:
+        options["legend"] = {**options["legend"], "displayMode": "list", "placement": "bottom"}
+    return options
+
 
 _BARE = [{"id": "organize", "options": {"excludeByName": {"Time": True, "Value": True}}}]

@@ -110,7 +110,7 @@ class Render:
 
     def processes(self) -> dict[str, Pod]:
         """The pods of the processes, by the name of the process."""
-        others = (*EXPORTERS, *STACK)
+        others = (*EXPORTERS, *STACK, "traffic")
         found = (pod for pod in self.pods if pod.kind == "Deployment")
         return {pod.component: pod for pod in found if pod.component not in others}
 

@@ -392,7 +392,8 @@ def test_grafana_has_its_sources_and_dashboards_and_nobody_logs_in() -> None:
     mounted = {source["configMap"]["name"] for source in shown["projected"]["sources"]}
     assert mounted == {each["metadata"]["name"] for each in boards(chart).values()}
     told = {each["name"]: each["value"] for each in container["env"]}
-    assert told["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert told["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer", "who cannot save"
+    assert told["GF_USERS_VIEWERS_CAN_EDIT"] == "true", "and may explore"
     assert told["GF_AUTH_DISABLE_LOGIN_FORM"] == told["GF_AUTH_ANONYMOUS_ENABLED"] == "true"
     assert told["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
     assert not [name for name in told if "PASSWORD" in name]

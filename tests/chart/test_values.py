@@ -137,6 +137,8 @@ ROOMY = {"postgres": {"parameters": {"max_connections": 1000}}}
 
 OBSERVED = {"observability": {"enabled": True}}
 
+TRAFFIC = {"traffic": {"enabled": True}}
+
 BACKUP = {"backup": {"enabled": True}}
 
 UPLOADED = over(BACKUP, {"backup": {"upload": {"to": "backup:bucket"}}})
@@ -165,6 +167,7 @@ WITHIN: list[tuple[str, Object]] = [
     (r"backup\.enabled|restore\.stores", {}),
     (r"backup\.upload\.(?!to).*", UPLOADED),
     (r"backup\..*", BACKUP),
+    (r"traffic\.(?!enabled).*", TRAFFIC),
     (r"restore\.maxAge", over(UPLOADED, RESTORED)),
     (r"restore\..*", RESTORED),
     (r"httpRoute\.enabled", {"httpRoute": {"parentRefs": [{"name": "public"}]}}),
@@ -344,7 +347,9 @@ def test_a_number_of_a_million_stays_a_number() -> None:
         "observability": {"enabled": True},
         "image": {"tag": 20261127},
     }
-    small = r"processes\..*\.port|.*[pP]ort|.*maxConnections|.*\.enabled|.*\.external\..*"
+    small = (
+        r"traffic\.rate|processes\..*\.port|.*[pP]ort|.*maxConnections|.*\.enabled|.*\.external\..*"
+    )
     for path, value in leaves(documented()):
         if type(value) is int and not re.fullmatch(small, name(path)):
             given = over(given, at(path, 1234567))

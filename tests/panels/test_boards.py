@@ -41,10 +41,18 @@ PANELS = [
     for panel in panels(board)
 ]
 EXPRESSIONS = [
-    pytest.param(target["expr"], id=f"{name}: {panel['title']} {target['refId']}")
-    for name, board in BOARDS.items()
-    for panel in panels(board)
-    for target in panel["targets"]
+    *(
+        pytest.param(target["expr"], id=f"{name}: {panel['title']} {target['refId']}")
+        for name, board in BOARDS.items()
+        for panel in panels(board)
+        for target in panel["targets"]
+    ),
+    *(
+        pytest.param(each["target"]["expr"], id=f"{name}: annotation {each['name']}")
+        for name, board in BOARDS.items()
+        for each in board["annotations"]["list"]
+        if "target" in each
+    ),
 ]
 
 
@@ -163,8 +171,91 @@ def test_thresholds_have_colours_for_what_is_worse(name: str, panel: Object) -> 
     assert steps[0] == {"color": "green", "value": None}
     values = [each["value"] for each in steps[1:]]
     assert values == sorted(values)
-    if panel["type"] == "stat" and panel["title"] != "Processes":
-        assert steps[1:]
+    if panel["type"] == "stat" and panel["fieldConfig"]["defaults"]["unit"] != "cps":
+        assert steps[1:], "only a rate is neither good nor bad"
+
+
+FIRST_SCREEN = 25
+"""Cells of Grafana's grid, of 38 pixels each, that a screen of 1080 lines shows."""
+
+STORED = ("eventstore_events_appended", "relay_events_confirmed", "projection_events_applied")
+
+
+def test_the_first_screen_says_whether_events_flow() -> None:
+    first = [
+        panel
+        for panel in panels(BOARDS["overview"])
+        if panel["gridPos"]["y"] + panel["gridPos"]["h"] <= FIRST_SCREEN
+    ]
+    cells = sum(panel["gridPos"]["w"] * panel["gridPos"]["h"] for panel in first)
+    rows = [each for each in BOARDS["overview"]["panels"] if each["type"] == "row"]
+    headings = sum(each["gridPos"]["y"] < FIRST_SCREEN for each in rows)
+    assert cells + headings * 24 == FIRST_SCREEN * 24, "no cell is empty"
+    for metric in STORED:
+        sparks = [
+            panel
+            for panel in first
+            if panel["type"] == "stat" and metric in json.dumps(panel["targets"])
+        ]
+        assert [panel["options"]["graphMode"] for panel in sparks] == ["area"]
+    (positions,) = (panel for panel in first if panel["title"] == "Positions")
+    shown = {metric for target in positions["targets"] for metric in metrics(target["expr"])}
+    assert shown == {
+        "eventstore_head_position",
+        "eventstore_settled_position",
+        "relay_checkpoint_position",
+        "projection_checkpoint_position",
+    }
+
+
+def test_what_is_0_or_1_has_names_for_its_values() -> None:
+    switches = re.compile("dependency_up|relay_(active|halted)|projection_halted|(pg|mongodb)_up")
+    for name, board in BOARDS.items():
+        for panel in panels(board):
+            expressions = " ".join(target["expr"] for target in panel["targets"])
+            if switches.search(expressions) and panel["type"] != "stat":
+                assert panel["type"] == "state-timeline", f"{name}: {panel['title']}"
+            if panel["type"] == "state-timeline":
+                (mapping,) = panel["fieldConfig"]["defaults"]["mappings"]
+                assert {"0", "1"} <= set(mapping["options"])
+                assert all(each["text"] for each in mapping["options"].values())
+
+
+@pytest.mark.parametrize(("name", "panel"), PANELS)
+def test_links_lead_to_runbooks_that_there_are_and_to_traces(name: str, panel: Object) -> None:
+    defaults = panel["fieldConfig"]["defaults"]
+    for link in defaults["links"]:
+        url = link["url"]
+        if url.startswith("/explore"):
+            panes = json.loads(url.partition("panes=")[2])
+            assert panes["a"]["datasource"] == "${traces}"
+        else:
+            place = url.removeprefix("${runbooks}")
+            assert place != url
+            assert (FILES.parents[2] / place).is_file()
+
+
+def test_every_alert_is_a_link_of_some_panel_or_of_the_table_of_alerts() -> None:
+    (table,) = (p for p in panels(BOARDS["overview"]) if p["title"] == "Alerts that fire")
+    (override,) = table["fieldConfig"]["overrides"]
+    (link,) = override["properties"][0]["value"]
+    assert link["url"] == "${runbooks}docs/runbooks/${__value.raw}.md"
+
+
+def test_exemplars_are_asked_for_where_times_are_shown() -> None:
+    for board in BOARDS.values():
+        for panel in panels(board):
+            if any(target["exemplar"] for target in panel["targets"]):
+                assert "_bucket" in json.dumps(panel["targets"])
+    times = [p for p in panels(BOARDS["overview"]) if p["title"].startswith("Time by")]
+    assert all(target["exemplar"] for panel in times for target in panel["targets"])
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_deploys_and_alerts_are_drawn_over_every_panel(name: str) -> None:
+    drawn = {each["name"]: each for each in BOARDS[name]["annotations"]["list"] if "target" in each}
+    assert set(drawn) == {"Deploys", "Alerts"}
+    assert all(each["enable"] for each in drawn.values())
 
 
 @pytest.mark.parametrize("name", BOARDS)
@@ -203,9 +294,11 @@ def test_target_job_and_instance_rules(promql: str) -> None:
 def test_target_rate_interval_and_counter_rules(promql: str) -> None:
     for before, metric, _, after in selectors(promql):
         ranged = after.startswith("[")
+        if ranged and before.endswith("last_over_time("):
+            continue  # what was there within this time, whatever is shown
         if ranged:
             assert after.startswith("[$__rate_interval]")
-            assert re.search(r"\b(rate|irate|increase)\($", before)
+            assert re.search(r"\b(rate|irate|increase|changes)\($", before)
         of_counter = (
             re.search("_(total|count|sum|bucket)$", metric)
             and declared().get(metric) != "gauge"
@@ -271,5 +364,8 @@ def test_no_metric_is_used_that_nothing_has() -> None:
     assert sorted(ours - set(declared())) == []
     theirs = {metric for metric in shown() if metric not in ours}
     cluster = "kube_(job|cronjob|pod|horizontalpodautoscaler)_.+"
-    known = re.compile(f"(rabbitmq|pg|mongodb|kubelet_volume_stats)_.+|{cluster}|up|ALERTS")
+    process = "process_(cpu_seconds_total|resident_memory_bytes|start_time_seconds)"
+    known = re.compile(
+        f"(rabbitmq|pg|mongodb|kubelet_volume_stats)_.+|{cluster}|{process}|up|ALERTS"
+    )
     assert [metric for metric in sorted(theirs) if not known.fullmatch(metric)] == []
