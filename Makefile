@@ -10,7 +10,7 @@ UV = $(or $(shell command -v uv),$(VENV)/bin/uv)
 LOCK = $(UV) --quiet pip compile --universal --python-version 3.11 --generate-hashes --no-header
 SCHEMA = $(VENV)/bin/check-jsonschema --quiet --builtin-schema
 
-.PHONY: help run demo shell clean unit test lint format chaos simulation soak bench profile docs picture lock images up deploy down e2e bench-cluster
+.PHONY: help run demo shell clean unit test lint format chaos simulation soak bench profile docs pictures lock images up deploy down e2e bench-cluster
 
 help: ## List the targets
 	@sed -n -e 's/^##@ \(.*\)/\n\1/p' -e 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -106,8 +106,9 @@ docs: $(VENV)/ready-dev ## Write the chart's values into its README; dashboards,
 	@$(RUN) -m local.panels
 	@cp init.sql charts/shop/files/init.sql
 
-picture: $(VENV)/ready-dev ## Draw the README's picture of a terminal, beside `make run`
+pictures: $(VENV)/ready-dev ## Draw docs/images, beside `make run`, from SECONDS=300 of calls; with npm and chromium
 	@$(RUN) -m local.picture
+	@$(RUN) -m local.panels.pictures $(if $(SECONDS),--seconds $(SECONDS))
 
 lock: $(VENV)/ready ## Lock the newest versions within the bounds of the requirements.in files, with hashes
 	@$(LOCK) --upgrade --output-file tests/requirements.txt tests/requirements.in

@@ -1,4 +1,4 @@
-"""`make picture`: draws docs/images/journey.svg, a terminal in which an order travels.
+"""Half of `make pictures`: draws docs/images/journey.svg, a terminal in which an order travels.
 
 Runs each command beside `make run` and shows what it printed.
 """
@@ -71,7 +71,7 @@ def _show(console: Console, command: str) -> str:
     inside = [sys.executable, "-m", "local.inside", "order-service", "sh", "-c", command]
     done = subprocess.run(inside, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"make picture: {command}: {done.stderr.strip()}. Is `make run` running?")
+        sys.exit(f"make pictures: {command}: {done.stderr.strip()}. Is `make run` running?")
     console.print(Text.from_ansi(done.stdout.strip()))
     console.print()
     return done.stdout

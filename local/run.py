@@ -41,7 +41,7 @@ from local.processes import (
 from local.servers import MongoDB, OwnServer, PostgreSQL, RabbitMQ, free_port
 from local.services import METRICS_PORT, SERVED, SERVICES
 
-_POSTGRES, _RABBITMQ, _MANAGEMENT, _MONGODB = 25432, 25672, 25673, 27117
+_POSTGRES, _RABBITMQ, _MANAGEMENT, _BROKER_METRICS, _MONGODB = 25432, 25672, 25673, 25692, 27117
 """Ports of the servers, outside the usual ones; a free one replaces one that is taken."""
 
 
@@ -109,7 +109,9 @@ def _servers(
     secrets = data / "secrets"
     given = given_rabbitmq(environ), given_mongodb(environ), given_postgres(environ)
     management = free_port(_MANAGEMENT)
-    rabbitmq = given[0] or RabbitMQ(data / "rabbitmq", free_port(_RABBITMQ), management)
+    rabbitmq = given[0] or RabbitMQ(
+        data / "rabbitmq", free_port(_RABBITMQ), management, free_port(_BROKER_METRICS)
+    )
     mongodb = given[1] or MongoDB(data / "mongodb", free_port(_MONGODB))
     postgres = given[2] or PostgreSQL(data / "postgres", free_port(_POSTGRES))
     all_three = (rabbitmq, mongodb, postgres)  # the slowest first

@@ -5,6 +5,7 @@ They name no job, so that they hold however the processes are scraped: what is o
 every replica, hence `max by`. `namespace` is missing outside Kubernetes, and then matches itself.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from textwrap import dedent
@@ -38,7 +39,7 @@ class Alert:
         """As Prometheus reads it."""
         return {
             "alert": self.name,
-            "expr": dedent(self.expr).strip(),
+            "expr": in_namespace(dedent(self.expr).strip()),
             "for": self.wait,
             "labels": {"severity": self.severity},
             "annotations": {
@@ -48,6 +49,30 @@ class Alert:
                 "dashboard_url": f"/d/{self.board}",
             },
         }
+
+
+NAMESPACE = 'namespace=~".*"'
+"""In every selector of our metrics and the cluster's: any namespace, or none. The chart puts its
+release's there. Servers are not bound to it, since they may be in a namespace of their own.
+"""
+
+_SELECTOR = re.compile(
+    r'"[^"]*"|\b(?:by|on|ignoring|without|group_left|group_right)\s*\([^)]*\)|(?<![\w:.])'
+    r"((?:http|background|eventcore|eventstore|relay|projection|dependency|pool|process"
+    r"|kubelet|kube)_\w+|up)\b(\{)?"
+)
+"""Text, labels, or the name of a metric with what begins its matchers."""
+
+
+def in_namespace(expr: str) -> str:
+    """The expression with NAMESPACE in its selectors."""
+
+    def matched(found: re.Match[str]) -> str:
+        if not found[1]:
+            return found[0]
+        return f"{found[1]}{{{NAMESPACE}{', ' if found[2] else '}'}"
+
+    return _SELECTOR.sub(matched, expr)
 
 
 _FLOW, _PROJECTIONS, _STORES, _OVERVIEW = (

@@ -137,7 +137,7 @@ class Board:
             "current": {},
             "hide": 2,
         }
-        yield {"name": "runbooks", "type": "constant", "query": "", "hide": 2}
+        yield {"name": "runbooks", "type": "constant", "query": "RUNBOOKS", "hide": 2}
         narrowed = ""
         for name in ("namespace", "job", "instance"):
             pattern = '{__name__=~"' + self.known_by + '"' + narrowed + "}"
@@ -293,7 +293,7 @@ def _field(panel: Panel) -> Json:
         field["min"] = 0
         field["custom"] = {
             "drawStyle": "bars" if panel.bars else "line",
-            "fillOpacity": 60 if panel.bars else 10,
+            "fillOpacity": 60 if panel.bars else 10 if len(panel.queries) == 1 else 0,
             "lineWidth": 1,
             "showPoints": "never",
             "spanNulls": False,

@@ -10,10 +10,12 @@ import pytest
 import yaml
 
 from local.packages import prometheus_programs
+from local.panels.alerts import NAMESPACE as ANY_NAMESPACE
 from local.panels.alerts import alerts
 from tests.chart.render import (
     CHART,
     EXPORTERS,
+    NAMESPACE,
     STACK,
     Object,
     Pod,
@@ -153,13 +155,35 @@ def boards(chart: Render) -> dict[str, Object]:
     }
 
 
-def test_each_dashboard_is_in_a_config_map_to_the_byte(chart: Render) -> None:
-    assert set(boards(chart)) == set(BOARDS)
-    for name, each in boards(chart).items():
-        ((file, text),) = each["data"].items()
-        assert file == f"{name}.json"
-        assert text == BOARDS[name].read_text(), f"{name}: as it is, whatever braces it has"
-        assert json.loads(text)["uid"]
+def shown(chart: Render) -> dict[str, Object]:
+    """The dashboards, by their file's name."""
+    return {name: json.loads(*each["data"].values()) for name, each in boards(chart).items()}
+
+
+def test_each_dashboard_is_in_a_config_map_with_an_id_of_the_release(chart: Render) -> None:
+    found = shown(chart)
+    assert set(found) == set(BOARDS)
+    base = chart.values.get("alerts", {}).get("runbooks", "")
+    for name, board in found.items():
+        expected = json.loads(BOARDS[name].read_text())
+        assert len(board["uid"]) <= 40, "Grafana takes no longer one"
+        variables = {each["name"]: each for each in expected["templating"]["list"]}
+        variables["runbooks"]["query"] = base
+        assert board == expected | {"uid": board["uid"]}
+    assert len({board["uid"] for board in found.values()}) == len(found)
+
+
+def test_two_releases_have_no_dashboard_in_common_and_no_alert_of_one_fires_for_another() -> None:
+    here, there = render("monitors"), render("monitors", release="another")
+    ids = [{board["uid"] for board in shown(each).values()} for each in (here, there)]
+    assert not ids[0] & ids[1]
+    (rule,) = here.of("PrometheusRule")
+    boards_of_alerts = {each["annotations"]["dashboard_url"] for each in rules(rule["spec"])}
+    assert boards_of_alerts <= {f"/d/{uid}" for uid in ids[0]}
+    for each in rules(rule["spec"]):
+        assert ANY_NAMESPACE not in each["expr"]
+        of_servers = re.search(r"\b(rabbitmq|pg|mongodb)_", each["expr"])
+        assert of_servers or f'{{namespace="{NAMESPACE}"' in each["expr"], each["alert"]
 
 
 @pytest.mark.parametrize(
@@ -193,8 +217,9 @@ def test_the_rules_are_those_of_the_rule_file_without_those_left_out() -> None:
     (rule,) = render("monitors").of("PrometheusRule")
     found = rules(rule["spec"])
     kept = [each for each in alerts() if each.name != "ShopDiskFillsSoon"]
+    own = f'namespace="{NAMESPACE}"'
     assert [(each["alert"], each["expr"]) for each in found] == [
-        (each.name, each.rule()["expr"]) for each in kept
+        (each.name, each.rule()["expr"].replace(ANY_NAMESPACE, own)) for each in kept
     ]
     for each, alert in zip(found, kept, strict=True):
         assert each["labels"] == {"severity": alert.severity, "team": "checkout"}
@@ -204,9 +229,12 @@ def test_the_rules_are_those_of_the_rule_file_without_those_left_out() -> None:
 
 def test_the_bundled_prometheus_loads_all_alerts_as_they_are() -> None:
     config = render("observability").named("ConfigMap")["shop-prometheus"]["data"]
-    assert yaml.safe_load(config["alerts.yaml"]) == yaml.safe_load(
-        (CHART / "files/alerts.yaml").read_text()
-    )
+    loaded = rules(yaml.safe_load(config["alerts.yaml"]))
+    written = rules(yaml.safe_load((CHART / "files/alerts.yaml").read_text()))
+    own = f'namespace="{NAMESPACE}"'
+    assert [(each["alert"], each["expr"]) for each in loaded] == [
+        (each["alert"], each["expr"].replace(ANY_NAMESPACE, own)) for each in written
+    ]
 
 
 def test_exporters_are_there_where_somebody_asks_for_them() -> None:

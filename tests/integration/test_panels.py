@@ -14,7 +14,6 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,8 +27,6 @@ from tests.conftest import Databases
 from tests.integration.prometheus import Prometheus, prometheus
 from tests.integration.trouble import append_what_no_code_knows, outrun, publish
 from tests.panels.test_boards import plain
-
-RULES = Path(__file__).parents[2] / "charts" / "shop" / "files" / "alerts.yaml"
 
 NOT_HERE = {
     "PostgreSQL answers": "its exporter",
@@ -151,7 +148,7 @@ def watched(
     shop.start()
     load = Load(shop.url("gateway"), databases)
     folder = tmp_path_factory.mktemp("prometheus")
-    with prometheus(shop, rabbitmq, RULES, folder) as server:
+    with prometheus(shop, rabbitmq, folder) as server:
         put_aside = "increase(projection_dead_letters_total[1m]) > 0"
         with load.running(LOAD):
             _await(lambda: len(server.query("projection_dead_letters_total")) == 3)
@@ -198,6 +195,16 @@ def test_a_panel_has_data(watched: Prometheus, title: str, query: Any) -> None:
     assert numbers, query.promql
     for label in re.findall(r"{{(\w+)}}", query.legend):
         assert all(each["metric"].get(label) for each in numbers), label
+
+
+def test_a_version_that_has_just_begun_and_alerts_that_fire_are_drawn(watched: Prometheus) -> None:
+    drawn = {
+        each["name"]: watched.query(plain(each["target"]["expr"]))
+        for each in BOARDS["overview"].render()["annotations"]["list"]
+        if "target" in each
+    }
+    assert {each["metric"]["service"] for each in drawn["Deploys"]} == {"gateway", "user", "order"}
+    assert "ShopDeadLetters" in {each["metric"]["alertname"] for each in drawn["Alerts"]}
 
 
 def test_what_has_no_data_here_is_on_a_dashboard() -> None:

@@ -14,6 +14,7 @@ import yaml
 
 from eventcore.observe import metrics as all_metrics
 from local.panels.alerts import alerts
+from local.panels.pictures import FIRST_SCREEN
 from local.panels.write import written
 from tests.panels.test_alerts import promtool
 
@@ -174,9 +175,6 @@ def test_thresholds_have_colours_for_what_is_worse(name: str, panel: Object) -> 
     if panel["type"] == "stat" and panel["fieldConfig"]["defaults"]["unit"] != "cps":
         assert steps[1:], "only a rate is neither good nor bad"
 
-
-FIRST_SCREEN = 25
-"""Cells of Grafana's grid, of 38 pixels each, that a screen of 1080 lines shows."""
 
 STORED = ("eventstore_events_appended", "relay_events_confirmed", "projection_events_applied")
 

@@ -2,7 +2,8 @@
 
 from functools import partial
 
-from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
 
 SECONDS = (
     0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10,
@@ -158,6 +159,10 @@ BUILD = Gauge(
 )
 
 
-def render_metrics() -> tuple[bytes, str]:
-    """Renders all metrics of this process; the second item is their content type."""
-    return generate_latest(), CONTENT_TYPE_LATEST
+def render_metrics(accepted: str) -> tuple[bytes, str]:
+    """Renders all metrics of this process; the second item is their content type.
+
+    `accepted` is the Accept header of the request. Exemplars are in OpenMetrics only.
+    """
+    render, kind = choose_encoder(accepted)
+    return render(REGISTRY), kind

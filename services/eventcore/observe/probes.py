@@ -88,7 +88,7 @@ def _handler(
     class Probes(_Handler):
         def do_GET(self) -> None:
             if self.path == "/metrics":
-                self.answer(200, *render_metrics())
+                self.answer(200, *render_metrics(self.headers.get("Accept", "")))
             elif self.path == "/healthz":
                 self.answer(200, b'{"status":"alive"}')
             elif self.path == "/livez" and is_stuck():

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, Span, SpanKind
+from opentelemetry.trace import Link, Span, SpanKind, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from eventcore.settings import Settings
@@ -124,6 +124,20 @@ def name_request(method: str, route: str) -> None:
     span = trace.get_current_span()
     span.update_name(f"{method} {route}")
     span.set_attribute("http.route", route)
+
+
+def current_exemplar() -> dict[str, str] | None:
+    """The current trace as the exemplar of a histogram; None if the trace is not kept."""
+    return exemplar_of(current_traceparent())
+
+
+def exemplar_of(traceparent: object) -> dict[str, str] | None:
+    """The trace of a context as the exemplar of a histogram; None if the trace is not kept."""
+    if isinstance(traceparent, str) and TRACEPARENT.fullmatch(traceparent):
+        _, trace_id, _, flags = traceparent.split("-")
+        if int(flags, 16) & TraceFlags.SAMPLED:
+            return {"trace_id": trace_id}
+    return None
 
 
 def current_traceparent() -> str | None:

@@ -18,6 +18,7 @@ from eventcore.model.event import START, Event, ids_of
 from eventcore.model.projection import Document
 from eventcore.model.view import AnyProjection
 from eventcore.observe import metrics
+from eventcore.observe.tracing import exemplar_of
 from eventcore.project.fold_result import FoldResult, is_listed, log_parked
 from eventcore.readmodel.port import ReadModel
 from eventcore.readmodel.records import Generation, Parked, Skip, generation_of
@@ -167,7 +168,8 @@ class Folding(ABC, Generic[Kind]):
             last = each.applied[-1].mark
             self.furthest = max(self.furthest, last, key=lambda mark: mark.position)
             for event in each.applied:
-                readable.observe(max(0.0, (now - event.recorded_at).total_seconds()))
+                took = max(0.0, (now - event.recorded_at).total_seconds())
+                readable.observe(took, exemplar_of(event.metadata.get("traceparent")))
                 if logs:
                     at = {"id": each.stream, "version": event.version}
                     log.info(self.projection.log_message, extra={**at, **ids_of(event)})

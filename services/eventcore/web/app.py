@@ -7,7 +7,7 @@ OpenAPI document. Views, error handlers, hooks and extensions are Flask's own.
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from flask import Flask, Response
+from flask import Flask, Response, request
 from flask_cors import CORS
 
 from eventcore import jsontext
@@ -87,5 +87,5 @@ def _add_probes(
 
     @app.get("/metrics")
     def metrics() -> Response:
-        text, kind = render_metrics()
+        text, kind = render_metrics(request.headers.get("Accept", ""))
         return Response(text, content_type=kind)

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 from eventcore.ids import new_id
 from eventcore.observe.logs import log_fields
 from eventcore.observe.metrics import REQUESTS
-from eventcore.observe.tracing import POLLED_ROUTES, TRACEPARENT, current_traceparent, name_request
+from eventcore.observe.tracing import (
+    POLLED_ROUTES,
+    TRACEPARENT,
+    current_exemplar,
+    current_traceparent,
+    name_request,
+)
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication
@@ -102,7 +108,7 @@ def record_answer(method: str, route: str, status: int, began: float) -> None:
     """Counts an answer, and logs it unless its route is polled."""
     seconds = perf_counter() - began
     method = method if method in _METHODS else "(other)"
-    REQUESTS.labels(method, route, status).observe(seconds)
+    REQUESTS.labels(method, route, status).observe(seconds, current_exemplar())
     name_request(method, route)
     if route not in POLLED_ROUTES:
         answered = {"method": method, "route": route, "status": status}

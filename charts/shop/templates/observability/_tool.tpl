@@ -97,7 +97,21 @@ data:
   {{- end }}
 {{- end -}}
 
-{{/* The alerts as a rule file, and as a PrometheusRule has them: without those that values leave out. */}}
+{{/* A dashboard's id, one of this release's own: (list $ NAME). Grafana takes 40 characters. */}}
+{{- define "shop.board.uid" -}}
+{{- $ := index . 0 -}}
+{{- include "shop.cut" (list (printf "%s-%s-%s" $.Release.Namespace (include "shop.fullname" $) (index . 1)) 40) -}}
+{{- end -}}
+
+{{/* A dashboard with this release's id, and with the address of its runbooks: (list $ PATH) */}}
+{{- define "shop.board" -}}
+{{- $ := index . 0 -}}{{- $name := base (index . 1) | trimSuffix ".json" -}}
+{{- $uid := include "shop.board.uid" (list $ $name) -}}
+{{- $text := $.Files.Get (index . 1) | replace (printf "\"uid\": \"shop-%s\"" $name) (printf "\"uid\": %q" $uid) -}}
+{{- $text | replace "\"query\": \"RUNBOOKS\"" (printf "\"query\": %q" $.Values.alerts.runbooks) -}}
+{{- end -}}
+
+{{/* The alerts as a rule file, and as a PrometheusRule has them: of this release, without those that values leave out. */}}
 {{- define "shop.alerts" -}}
 {{- $groups := list -}}{{- $seen := list -}}{{- $alerts := .Values.alerts -}}
 {{- range (.Files.Get "files/alerts.yaml" | fromYaml).groups -}}
@@ -107,6 +121,8 @@ data:
 {{- if not (has .alert $alerts.exclude) -}}
 {{- $_ := set . "labels" (merge (dict) .labels $alerts.extraLabels) -}}
 {{- $_ := set .annotations "runbook_url" (print $alerts.runbooks .annotations.runbook_url) -}}
+{{- $_ := set .annotations "dashboard_url" (print "/d/" (include "shop.board.uid" (list $ (trimPrefix "/d/shop-" .annotations.dashboard_url)))) -}}
+{{- $_ := set . "expr" (replace "namespace=~\".*\"" (printf "namespace=%q" $.Release.Namespace) .expr) -}}
 {{- $rules = append $rules . -}}
 {{- end -}}
 {{- end -}}

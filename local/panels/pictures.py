@@ -1,0 +1,218 @@
+"""`python -m local.panels.pictures`: draws each dashboard into docs/images, beside `make run`.
+
+A Prometheus watches the running system under calls; a page draws what each panel's queries gave,
+where the board's JSON has the panel; a headless Chromium takes the picture. npm brings uPlot, the
+library that Grafana draws with, and a writer of small PNGs into a cache, in the versions of
+drawing/package-lock.json.
+"""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from gateway.traffic import Traffic
+from local.announce import say
+from local.child import CannotStart
+from local.panels.boards import BOARDS
+from local.panels.grafana import Json
+from local.panels.watch import Prometheus, prometheus
+from local.services import ROOT
+
+IMAGES = ROOT / "docs/images"
+
+DRAWING = Path(__file__).parent / "drawing"
+
+CACHE = ROOT / ".data" / "drawing"
+"""Where npm puts the library; `make clean` removes it."""
+
+CELL, WIDTH = 38, 1600
+"""Height of a cell of Grafana's grid, and width of a picture, in pixels."""
+
+FIRST_SCREEN = 25
+"""Cells that a screen of 1080 lines shows of a board, below Grafana's own bars."""
+
+SCRAPE = 5
+"""Seconds between two scrapes."""
+
+RATE = 10.0
+"""Calls a second while pictures are made."""
+
+VARIABLES = {
+    "$__rate_interval": f"{SCRAPE * 6}s",
+    "$namespace": ".*",
+    "$job": ".+",
+    "$instance": ".+",
+}
+"""What Grafana would put for its variables when all of each is chosen."""
+
+
+def filled(promql: str) -> str:
+    """A panel's query without Grafana's variables."""
+    for name, value in VARIABLES.items():
+        promql = promql.replace(name, value)
+    return promql
+
+
+def legend(text: str, labels: Mapping[str, str]) -> str:
+    """The legend of a series, as Grafana makes it."""
+    if text == "__auto":
+        return ", ".join(f"{name}={value}" for name, value in labels.items()) or "value"
+    return re.sub(r"{{(\w+)}}", lambda found: labels.get(found[1], ""), text)
+
+
+def seen(server: Prometheus, board: Json, start: float, end: float) -> Json:
+    """The board, with what its queries gave in `seen` of each panel."""
+    step = max(SCRAPE, (end - start) / 300)
+    times = [start + step * number for number in range(int((end - start) / step) + 1)]
+    panels = []
+    for panel in board["panels"]:
+        series = [
+            each
+            for target in panel.get("targets", ())
+            for each in _series(server, target, times, step)
+        ]
+        panels.append({**panel, "seen": series})
+    return {**board, "panels": panels, "times": times}
+
+
+def _series(server: Prometheus, target: Json, times: list[float], step: float) -> Iterator[Json]:
+    promql = filled(target["expr"])
+    if target["instant"]:
+        for each in server.query(promql, time=f"{times[-1]:.3f}"):
+            yield {"labels": each["metric"], "name": "", "values": [_number(each["value"][1])]}
+        return
+    for each in server.query_range(promql, times[0], times[-1], step):
+        known = {round(at * 1000): _number(value) for at, value in each["values"]}
+        values = [known.get(round(at * 1000)) for at in times]
+        name = legend(target["legendFormat"], each["metric"])
+        yield {"labels": each["metric"], "name": name, "values": values}
+
+
+def _number(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
+def page(board: Json, library: Path) -> str:
+    """The page that draws a board."""
+    text = (DRAWING / "page.html").read_text()
+    parts = {
+        "/* uPlot.css */": (library / "uPlot.min.css").read_text(),
+        "/* uPlot.js */": (library / "uPlot.iife.min.js").read_text(),
+        '"BOARD"': json.dumps(board).replace("<", "\\u003c"),
+    }
+    for place, part in parts.items():
+        assert text.count(place) == 1
+        text = text.replace(place, part)
+    return text
+
+
+def install() -> Path:
+    """Lets npm install what is drawn with; returns the folder of uPlot. Raises CannotStart."""
+    if not shutil.which("npm"):
+        raise CannotStart("npm is missing: install Node.js.")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    for name in ("package.json", "package-lock.json", "small.js"):
+        shutil.copy(DRAWING / name, CACHE / name)
+    npm = ("npm", "ci", "--silent", "--ignore-scripts", "--prefer-offline", "--prefix", str(CACHE))
+    if subprocess.run(npm, check=False).returncode:
+        raise CannotStart("npm could not install uPlot and upng-js: it says why above.")
+    return CACHE / "node_modules/uplot/dist"
+
+
+def height(board: Json) -> int:
+    """The height of a board in pixels."""
+    ends: list[int] = [each["gridPos"]["y"] + each["gridPos"]["h"] for each in board["panels"]]
+    return top(max(ends))
+
+
+def top(cells: int) -> int:
+    """The height of so many cells in pixels, with the board's title."""
+    return CELL * cells + 48
+
+
+def shoot(html: str, picture: Path, tall: int) -> None:
+    """Lets Chromium draw a page into a PNG. Raises CannotStart."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser = next((found for name in names if (found := shutil.which(name))), None)
+    if browser is None:
+        raise CannotStart("No Chromium is on the PATH: install the package chromium.")
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "page.html").write_text(html)
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+                   f"--user-data-dir={folder}/profile", f"--window-size={WIDTH},{tall}",
+                   f"--screenshot={picture}", f"file://{folder}/page.html"]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        if done.returncode or not picture.is_file():
+            raise CannotStart(f"Chromium took no picture: {done.stderr.strip()[-500:]}")
+    subprocess.run(["node", str(CACHE / "small.js"), str(picture)], check=True, timeout=120)
+
+
+@contextmanager
+def calls(gateway: str) -> Iterator[None]:
+    """Calls to the gateway, at RATE."""
+    stop = threading.Event()
+    traffic = Traffic(gateway, RATE, lambda text: say(text.strip()))
+    thread = threading.Thread(target=traffic.run, args=[stop])
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def running(data: Path) -> tuple[str, dict[str, list[int]], int]:
+    """The gateway's URL, the metrics port of each process, and RabbitMQ's. Raises CannotStart."""
+    file = data / "secrets" / "environments"
+    if not file.exists():
+        raise CannotStart(f"nothing runs on {data}; start it with `make run`.")
+    noted = json.loads(file.read_text())
+    jobs = {name: [int(each["env"]["METRICS_PORT"])] for name, each in noted.items()}
+    settings = data / "rabbitmq" / "rabbitmq.conf"
+    text = settings.read_text() if settings.exists() else ""
+    broker = re.search(r"^prometheus\.tcp\.port = (\d+)$", text, re.MULTILINE)
+    gateway = f"http://localhost:{noted['gateway']['env']['PORT']}"
+    return gateway, jobs, int(broker[1]) if broker else 0
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), default=".data", show_default=True)
+@click.option("--seconds", default=300, show_default=True, help="Time that pictures show.")
+@click.option("--into", type=click.Path(path_type=Path), default=IMAGES, show_default=True)
+def main(data: Path, seconds: int, into: Path) -> None:
+    """Draw each dashboard, beside a running `make run`."""
+    try:
+        gateway, jobs, broker = running(data.absolute())
+        uplot = install()
+        with tempfile.TemporaryDirectory() as folder, calls(gateway):
+            say(f"Watching {gateway} for {seconds} s, with {RATE:g} calls a second ...")
+            with prometheus(jobs, broker, Path(folder), f"{SCRAPE}s") as server:
+                time.sleep(seconds)
+                end = time.time()
+                drawn = {
+                    name: seen(server, board.render(), end - seconds + SCRAPE * 6, end)
+                    for name, board in BOARDS.items()
+                }
+        for name, board in drawn.items():
+            shoot(page(board, uplot), into / f"board-{name}.png", height(board))
+            say(f"{into / f'board-{name}.png'}")
+        shoot(page(drawn["overview"], uplot), into / "board.png", top(FIRST_SCREEN))
+        say(f"{into / 'board.png'}")
+    except CannotStart as problem:
+        sys.exit(f"make pictures: {problem}")
+
+
+if __name__ == "__main__":
+    main()
