@@ -502,6 +502,7 @@ _ALERTS = Row(
             ],
             kind="table",
             width=24,
+            height=5,
         ),
     ),
 )
@@ -513,6 +514,9 @@ OVERVIEW = Board(
     OURS,
     (_NOW, _FLOW, _RED, _BEHIND, _RESOURCES, _ALERTS),
 )
+
+_NONE = " or 0 * sum by (aggregate_type) (rate(eventstore_append_duration_seconds_count{*}[*]))"
+"""No conflict is 0, not a curve that is missing."""
 
 EVENT_FLOW = Board(
     "shop-event-flow",
@@ -544,11 +548,13 @@ EVENT_FLOW = Board(
                     "cps",
                     [
                         Query(
-                            "sum by (aggregate_type) (rate(eventstore_conflicts_total{*}[*]))",
+                            "sum by (aggregate_type) (rate(eventstore_conflicts_total{*}[*]))"
+                            + _NONE,
                             "{{aggregate_type}} tried again",
                         ),
                         Query(
-                            "sum by (aggregate_type) (rate(eventstore_conflicts_lost_total{*}[*]))",
+                            "sum by (aggregate_type) (rate(eventstore_conflicts_lost_total{*}[*]))"
+                            + _NONE,
                             "{{aggregate_type}} given up",
                         ),
                     ],
@@ -856,6 +862,7 @@ PROJECTIONS = Board(
                     [_latest("projection_verified_wrong_streams", "projection")],
                     thresholds=(1,),
                     runbooks=("ShopReadModelWrong",),
+                    width=6,
                 ),
                 Panel(
                     "Verified ago",
@@ -869,6 +876,7 @@ PROJECTIONS = Board(
                         )
                     ],
                     runbooks=("ShopVerifyOld",),
+                    width=6,
                 ),
                 Panel(
                     "Halted",
@@ -878,12 +886,14 @@ PROJECTIONS = Board(
                     kind="state-timeline",
                     states=HALTED,
                     runbooks=("ShopProjectionHalted",),
+                    width=6,
                 ),
                 Panel(
                     "Generation",
                     "Number of the generation that serves; each `rebuild` makes a new one.",
                     "none",
                     [_latest("projection_generation", "projection")],
+                    width=6,
                 ),
             ),
         ),
@@ -906,6 +916,7 @@ _OWN: Sequence[Panel] = (
         kind="state-timeline",
         states=UP_OR_DOWN,
         runbooks=("ShopDependencyDown",),
+        width=6,
     ),
     Panel(
         "Errors in background threads",
@@ -913,6 +924,7 @@ _OWN: Sequence[Panel] = (
         "cps",
         [_rate("background_errors_total", "thread")],
         thresholds=(0.01,),
+        width=6,
     ),
     Panel(
         "Connections in use",
@@ -928,6 +940,7 @@ _OWN: Sequence[Panel] = (
                 "{{server}} {{instance}} at most",
             ),
         ],
+        width=6,
     ),
     Panel(
         "Share of the pools in use",
@@ -943,6 +956,7 @@ _OWN: Sequence[Panel] = (
         thresholds=(0.8, 1),
         highest=1,
         runbooks=("ShopPoolExhausted",),
+        width=6,
     ),
     Panel(
         "What runs",

@@ -293,7 +293,7 @@ def _field(panel: Panel) -> Json:
         field["min"] = 0
         field["custom"] = {
             "drawStyle": "bars" if panel.bars else "line",
-            "fillOpacity": 60 if panel.bars else 10 if len(panel.queries) == 1 else 0,
+            "fillOpacity": 60 if panel.bars else 0,
             "lineWidth": 1,
             "showPoints": "never",
             "spanNulls": False,

@@ -24,6 +24,7 @@ import click
 from gateway.traffic import Traffic
 from local.announce import say
 from local.child import CannotStart
+from local.inside import run_tool
 from local.panels.boards import BOARDS
 from local.panels.grafana import Json
 from local.panels.watch import Prometheus, prometheus
@@ -44,6 +45,13 @@ FIRST_SCREEN = 25
 
 SCRAPE = 5
 """Seconds between two scrapes."""
+
+NOT_HERE = (
+    "PostgreSQL, from its exporter",
+    "MongoDB, from its exporter",
+    "Volumes, from the kubelets",
+)
+"""Rows that have no data beside `make run`."""
 
 RATE = 10.0
 """Calls a second while pictures are made."""
@@ -102,6 +110,13 @@ def _series(server: Prometheus, target: Json, times: list[float], step: float) -
 def _number(text: str) -> float | None:
     value = float(text)
     return value if math.isfinite(value) else None
+
+
+def here(board: Json) -> Json:
+    """The board without the rows that have no data beside `make run`; they are its last."""
+    titles = [panel["title"] for panel in board["panels"]]
+    first = min((titles.index(each) for each in NOT_HERE if each in titles), default=len(titles))
+    return {**board, "panels": board["panels"][:first]}
 
 
 def page(board: Json, library: Path) -> str:
@@ -173,18 +188,20 @@ def calls(gateway: str) -> Iterator[None]:
         thread.join()
 
 
-def running(data: Path) -> tuple[str, dict[str, list[int]], int]:
-    """The gateway's URL, the metrics port of each process, and RabbitMQ's. Raises CannotStart."""
+def running(data: Path) -> tuple[str, Json, int]:
+    """The gateway's URL, how each process is run, and RabbitMQ's metrics port.
+
+    Raises CannotStart.
+    """
     file = data / "secrets" / "environments"
     if not file.exists():
         raise CannotStart(f"nothing runs on {data}; start it with `make run`.")
     noted = json.loads(file.read_text())
-    jobs = {name: [int(each["env"]["METRICS_PORT"])] for name, each in noted.items()}
     settings = data / "rabbitmq" / "rabbitmq.conf"
     text = settings.read_text() if settings.exists() else ""
     broker = re.search(r"^prometheus\.tcp\.port = (\d+)$", text, re.MULTILINE)
     gateway = f"http://localhost:{noted['gateway']['env']['PORT']}"
-    return gateway, jobs, int(broker[1]) if broker else 0
+    return gateway, noted, int(broker[1]) if broker else 0
 
 
 @click.command()
@@ -194,15 +211,17 @@ def running(data: Path) -> tuple[str, dict[str, list[int]], int]:
 def main(data: Path, seconds: int, into: Path) -> None:
     """Draw each dashboard, beside a running `make run`."""
     try:
-        gateway, jobs, broker = running(data.absolute())
+        gateway, noted, broker = running(data.absolute())
+        jobs = {name: [int(each["env"]["METRICS_PORT"])] for name, each in noted.items()}
         uplot = install()
         with tempfile.TemporaryDirectory() as folder, calls(gateway):
             say(f"Watching {gateway} for {seconds} s, with {RATE:g} calls a second ...")
             with prometheus(jobs, broker, Path(folder), f"{SCRAPE}s") as server:
+                run_tool(("verify", "--sample", "5"), noted)
                 time.sleep(seconds)
                 end = time.time()
                 drawn = {
-                    name: seen(server, board.render(), end - seconds + SCRAPE * 6, end)
+                    name: seen(server, here(board.render()), end - seconds + SCRAPE * 6, end)
                     for name, board in BOARDS.items()
                 }
         for name, board in drawn.items():

@@ -55,7 +55,7 @@ def settings() -> list[str]:
         else f"observability.{part}"
         for part in left_out()
     ]
-    told = ["observability.enabled=true", "ingress.enabled=false"]
+    told = ["observability.enabled=true", "traffic.enabled=true", "ingress.enabled=false"]
     told += ["observability.prometheus.interval=2s", *(f"{each}.enabled=false" for each in off)]
     return [f"--set={each}" for each in told]
 
@@ -121,6 +121,14 @@ def test_each_process_says_what_it_is_with_the_labels_that_panels_ask_for(
         assert metric["pod"].startswith(f"shop-{name}-")
         assert metric["instance"].endswith(":9464")
         assert metric["version"]
+
+
+def test_traffic_reaches_the_read_models_so_that_no_board_is_empty(prometheus: Prometheus) -> None:
+    def applied() -> set[str]:
+        found = prometheus.query("projection_events_applied_total > 0")
+        return {each["metric"]["projection"] for each in found}
+
+    await_that(lambda: len(applied()) == 3, 60, "each projection has applied events")
 
 
 def test_the_broker_tells_of_each_queue(prometheus: Prometheus) -> None:

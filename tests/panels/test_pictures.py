@@ -13,9 +13,11 @@ from local.panels.pictures import (
     DRAWING,
     FIRST_SCREEN,
     IMAGES,
+    NOT_HERE,
     WIDTH,
     filled,
     height,
+    here,
     legend,
     page,
     seen,
@@ -24,7 +26,7 @@ from local.panels.pictures import (
 from local.panels.watch import Prometheus
 from local.services import ROOT
 
-PICTURES = {f"board-{name}.png": height(board.render()) for name, board in BOARDS.items()}
+PICTURES = {f"board-{name}.png": height(here(board.render())) for name, board in BOARDS.items()}
 PICTURES["board.png"] = top(FIRST_SCREEN)
 """Each picture, and how high it is."""
 
@@ -44,6 +46,13 @@ def test_every_picture_is_shown_and_no_other_is_there() -> None:
     pages = "".join(file.read_text() for file in (ROOT / "README.md", ROOT / "docs/observing.md"))
     assert {file.name for file in IMAGES.glob("*.png")} == set(PICTURES)
     assert all(f"images/{name})" in pages for name in PICTURES)
+
+
+def test_only_the_last_rows_of_a_board_are_left_out() -> None:
+    for board in BOARDS.values():
+        rows = [row.title for row in board.rows]
+        left = [title for title in rows if title not in NOT_HERE]
+        assert rows[: len(left)] == left
 
 
 class Known(Prometheus):
