@@ -27,7 +27,7 @@ from local.panels.watch import Prometheus
 from local.services import ROOT
 
 PICTURES = {f"board-{name}.png": height(here(board.render())) for name, board in BOARDS.items()}
-PICTURES["board.png"] = top(FIRST_SCREEN)
+PICTURES |= dict.fromkeys(("board.png", "board-stopped.png"), top(FIRST_SCREEN))
 """Each picture, and how high it is."""
 
 SIZE = 200_000

@@ -1,7 +1,7 @@
 """Exemplars: from a time in a histogram to the trace of one request that took it."""
 
 import pytest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families  # untyped
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from eventcore.observe.metrics import READABLE, render_metrics
 from eventcore.observe.tracing import current_exemplar, exemplar_of
@@ -35,7 +35,8 @@ def test_exemplars_are_told_to_a_prometheus_and_plain_text_has_none() -> None:
     READABLE.labels("exemplars").observe(0.3, {"trace_id": TRACE})
     text, kind = render_metrics(OPENMETRICS)
     assert kind.startswith("application/openmetrics-text")
-    families = {each.name: each for each in text_string_to_metric_families(text.decode())}
+    parsed = text_string_to_metric_families(text.decode())  # type: ignore[no-untyped-call]
+    families = {each.name: each for each in parsed}
     told = [
         (sample.labels["le"], sample.exemplar.labels, sample.exemplar.value)
         for sample in families["projection_append_to_readable_seconds"].samples
