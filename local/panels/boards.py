@@ -591,8 +591,8 @@ EVENT_FLOW = Board(
                 ),
                 Panel(
                     "Held back",
-                    "How long a writer has held the settled position back; 0: nobody does. "
-                    "Readers get no newer events meanwhile.",
+                    "How long a writer has held the settled position back; 0: none does. "
+                    "Readers get no newer events until then.",
                     "s",
                     [_latest("eventstore_unsettled_seconds", "store")],
                     thresholds=(10, 60),
@@ -788,7 +788,7 @@ PROJECTIONS = Board(
                 Panel(
                     "Duplicates",
                     "Deliveries a second that were seen before: a relay or a consumer has begun "
-                    "anew. They change nothing.",
+                    "again. They change nothing.",
                     "cps",
                     [_rate("projection_events_duplicate_total", "projection")],
                 ),

@@ -66,6 +66,6 @@ class Backlog:
         return [to_broker(event).body for event in self.events]
 
     def forget_checkpoint(self) -> None:
-        """Let the relay begin anew."""
+        """Lets the relay begin at position 0."""
         with self._bed.sql(self._bed.store(self.name, "owner")) as cursor:
             cursor.execute("delete from checkpoints")

@@ -95,7 +95,7 @@ def test_all_versions_of_kubernetes_get_the_same() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def schemas_are_read_once() -> Iterator[None]:
-    """The validator reads its files anew for each object, which takes most of its time."""
+    """The validator reads its files again for each object, which takes most of its time."""
     utils = kubernetes_validate.utils
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(utils, "schema_contents", cache(utils.schema_contents))

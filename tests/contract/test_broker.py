@@ -580,7 +580,7 @@ def test_a_queue_of_an_earlier_release_is_used_as_it_is(real: RealSite) -> None:
         assert [delivery.message for delivery in taken] == sent
         consumer.dead_letter(taken[0], "no event")
         assert len(real.contents(real.queue.dead_letters)) == 1
-        # accepted once, and then deleted: the next connection makes it anew
+        # accepted once, and then deleted: the next connection declares it again
         real.delete(real.queue.name)
         raises_soon(lambda: consumer.take(1, wait=0.1))
     real.broker.consumer(real.queue, prefetch=10).close()

@@ -1,4 +1,4 @@
-"""A projection is folded anew beside the one that serves; an operator sees what is wrong."""
+"""A projection is folded again beside the one that serves; an operator sees what is wrong."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -257,7 +257,7 @@ def test_a_document_whose_first_event_is_skipped_is_not_shown_and_goes_on(shop: 
     assert "skipped" in answer.get_json()["detail"]
 
 
-def test_one_stream_is_folded_anew_in_place(shop: FakeShop) -> None:
+def test_one_stream_is_folded_again_in_place(shop: FakeShop) -> None:
     stream = spoil(shop)
     generation = generation_of(USERS)
 

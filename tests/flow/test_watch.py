@@ -180,7 +180,7 @@ def test_what_was_seen_applied_is_not_compared_again(
     assert asked == [[new]]
 
 
-def test_a_projection_that_is_folded_anew_is_compared_from_the_beginning(
+def test_a_projection_that_is_folded_again_is_compared_from_the_beginning(
     shop: FakeShop, time: ManualTime
 ) -> None:
     watch = lag_watch(shop, time)

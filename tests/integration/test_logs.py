@@ -36,7 +36,7 @@ from tests.integration.wire import Wire
 
 PATIENCE = 60.0
 
-pytestmark = pytest.mark.timeout(400)  # all processes are started anew, some of them often
+pytestmark = pytest.mark.timeout(400)  # all processes are restarted, some of them often
 
 NAME, HOST = "Zebedee", "private.example"
 """A text in every name and e-mail of the load, and in no log line."""

@@ -20,7 +20,7 @@ Traced = Callable[..., AbstractContextManager[Shop]]
 
 PATIENCE = 40.0
 
-pytestmark = pytest.mark.timeout(400)  # all processes are started anew, some of them often
+pytestmark = pytest.mark.timeout(400)  # all processes are restarted, some of them often
 USER = {"name": "Ada", "email": "ada@example.com"}
 
 

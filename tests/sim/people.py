@@ -1,7 +1,7 @@
 """The simulated aggregate: users who may marry, an event that older projectors do not know.
 
 The service knows USER_MARRIED, and an e-mail address that is a number too large for MongoDB; the
-projector learns of both when it is deployed anew.
+projector learns of both when it is deployed again.
 """
 
 from collections.abc import Sequence

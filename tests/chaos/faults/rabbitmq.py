@@ -24,14 +24,14 @@ def killed(scene: Scene) -> Iterator[str]:
 
 @contextmanager
 def emptied(scene: Scene) -> Iterator[str]:
-    """Queues purged, deleted, unbound; the virtual host made anew."""
+    """Queues purged, deleted, unbound; the virtual host re-created."""
     how = scene.turn("purged", "deleted", "unbound", "reset")
     if how == "reset":
         ctl = scene.system.rabbitmq.ctl
         ctl("delete_vhost", "/")
         ctl("add_vhost", "/")
         ctl("set_permissions", "-p", "/", "shop", ".*", ".*", ".*")
-        yield "the virtual host made anew"
+        yield "the virtual host re-created"
         return
     with scene.system.channel() as channel:
         for projection, _, _ in PROJECTIONS:
