@@ -12,7 +12,7 @@ from eventcore.clock import SYSTEM_CLOCK, Clock
 from eventcore.errors import Conflict, NotFound, StaleVersion
 from eventcore.ids import new_id
 from eventcore.model.decider import Decider
-from eventcore.model.event import Data, NewEvent, tag_of
+from eventcore.model.event import Data, NewEvent, tag_of, token_of
 from eventcore.observe.metrics import APPENDED, APPENDS, CONFLICTS, CONFLICTS_LOST
 from eventcore.store.port import Answer, Idempotency, Store, Stream, read_pages
 
@@ -23,6 +23,8 @@ Command = TypeVar("Command")
 DomainEvent = TypeVar("DomainEvent")
 
 ATTEMPTS = 8  # how often a command is decided while others keep changing its stream first
+
+TOKEN = "Consistency-Token"  # header: what a client has seen; see `consistency.py`
 
 _LOCK_WAIT = 1.0  # seconds; then a command goes on without the lock: the store keeps the order
 
@@ -72,10 +74,10 @@ def handle(
 ) -> Answer:
     """Carries out `command`, exactly once where the call has an idempotency key.
 
-    `answer` makes the answer from the new state and version; its ETag is added. A command that
-    `creates` has an id of its own making, so there is no stream to read. Raises NotFound,
-    StaleVersion, Conflict, KeyReused, the refusals of `decide`, StoreUnavailable and Overloaded;
-    then nothing was written. A refused command may be a repeat of a successful one: see
+    `answer` makes the answer from the new state and version; its ETag and token are added. A
+    command that `creates` has an id of its own making, so there is no stream to read. Raises
+    NotFound, StaleVersion, Conflict, KeyReused, the refusals of `decide`, StoreUnavailable and
+    Overloaded; then nothing was written. A refused command may be a repeat of a successful one: see
     answered_before. Raises OutcomeUnknown if it is not known whether it was written.
     """
     stream = Stream(decider.aggregate_type, aggregate_id)
@@ -130,14 +132,20 @@ def _once(
         state = decider.evolve(state, event)
     if events:
         tag = tag_of(version + len(events), events[-1].event_id)
-    given = answer(state, version + len(events))
-    given = replace(given, headers={**given.headers, "ETag": f'"{tag}"'})
+    reached = version + len(events)
+    given = _with_version(answer(state, reached), stream, reached, tag)
     with APPENDS.labels(decider.aggregate_type).time():
         appended = store.append(stream, version, events, call.metadata, call.idempotency, given)
     if appended.replayed:
         return _to_replay(appended.replayed)
     _note_appended(stream, events)
     return given
+
+
+def _with_version(given: Answer, stream: Stream, version: int, tag: str) -> Answer:
+    """The answer with its ETag and its token; the web layer adds the epoch to the token."""
+    token = token_of(stream.aggregate_type, stream.aggregate_id, version)
+    return replace(given, headers={**given.headers, "ETag": f'"{tag}"', TOKEN: token})
 
 
 def _read(
@@ -159,6 +167,7 @@ def _require_expected(call: Call, stream: Stream, version: int, tag: str) -> Non
             f"The {stream.aggregate_type} is at version {version}, and not as If-Match says."
             " Nothing was written. Read it again, then repeat the change.",
             tag,
+            token_of(stream.aggregate_type, stream.aggregate_id, version),
         )
 
 

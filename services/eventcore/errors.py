@@ -43,11 +43,23 @@ class Conflict(Refused, code="conflict"):
 
 
 class StaleVersion(Refused, code="stale-version"):
-    """The caller's `If-Match` names a version that is not the current one, whose tag is `tag`."""
+    """The caller's `If-Match` names a version that is not the current one.
 
-    def __init__(self, detail: str, tag: str) -> None:
+    `tag` is that of the current version, `token` the consistency token with which it is read.
+    """
+
+    def __init__(self, detail: str, tag: str, token: str) -> None:
         super().__init__(detail)
         self.tag = tag
+        self.token = token
+
+
+class InvalidToken(Refused, code="invalid-token"):
+    """A `Consistency-Token` that no answer has had."""
+
+
+class OtherLog(Refused, code="other-log"):
+    """A `Consistency-Token` of another epoch: the log was put back since it was made."""
 
 
 class KeyReused(Refused, code="key-reused"):

@@ -10,7 +10,8 @@ from datetime import datetime
 from time import monotonic
 from uuid import UUID
 
-from eventcore.errors import CannotApply, NotFound, ReadModelUnavailable, Unavailable
+from eventcore.consistency import Lag, Token, Waits, lag
+from eventcore.errors import CannotApply, NotFound, NotYet, ReadModelUnavailable, Unavailable
 from eventcore.model.event import Data, Event, Json, to_timestamp
 from eventcore.model.projection import Document, Projection, version_of
 from eventcore.readmodel.port import Bookkeeping, ReadModel
@@ -42,25 +43,75 @@ class Serving:
 
 
 class Views:
-    """One projection's documents, as queries see them."""
+    """One projection's documents, as queries see them.
 
-    def __init__(self, projection: Projection, readmodel: ReadModel, store: Store) -> None:
+    `waits` bounds how long requests wait for documents that they have seen; without it none waits.
+    """
+
+    def __init__(
+        self,
+        projection: Projection,
+        readmodel: ReadModel,
+        store: Store,
+        waits: Waits | None = None,
+    ) -> None:
         self.projection = projection
         self._readmodel = readmodel
         self._store = store
         self._serving = Serving(projection, readmodel)
+        self._waits = waits or Waits(0, 1)
 
-    def current(self, aggregate_id: UUID) -> Document:
-        """The document now. Raises NotFound, and StoreUnavailable if the stream is needed."""
+    def current(self, aggregate_id: UUID, seen: Token | None = None) -> tuple[Document, str]:
+        """The document now, and its source: "view" or, folded from its stream, "live".
+
+        A document that is older than the token is folded. Raises NotFound, NotYet if the log that
+        is read is older as well, and StoreUnavailable if the stream is needed.
+        """
+        wanted = seen.version(self.projection.aggregate_type, aggregate_id) if seen else 0
+        document = self._find(aggregate_id, seen if wanted else None)
+        if document is not None and version_of(document) >= wanted:
+            self._require_shown(aggregate_id, document)
+            return document, "view"
+        document = self._fold_current(aggregate_id, wanted)
+        return document, "live"
+
+    def reached(self, seen: Token | None, wait: float | None) -> Lag:
+        """Waits until the documents have the versions of a token; returns why they have not."""
+        if not seen:
+            return Lag.NONE
+        generation, kind = self._serving.now(), self.projection.aggregate_type
+        return self._waits.until_seen(lambda: lag(self._readmodel, generation, kind, seen), wait)
+
+    def _find(self, aggregate_id: UUID, seen: Token | None) -> Document | None:
+        """The document in the view; None if it must be folded."""
         try:
-            collection = self._serving.now().collection
-            document = self._readmodel.find(collection, [str(aggregate_id)]).get(str(aggregate_id))
+            generation, id = self._serving.now(), str(aggregate_id)
+            document = self._readmodel.find(generation.collection, [id]).get(id)
+            if seen and not self._is_of_log(generation, seen):
+                return None
         except ReadModelUnavailable as error:
             log.warning("Answered from the stream", extra={"reason": str(error)})
-            document = None
-        if document is None:
-            return self.as_it_was(aggregate_id)
-        self._require_shown(aggregate_id, document)
+            return None
+        return document
+
+    def _is_of_log(self, generation: Generation, seen: Token) -> bool:
+        """Whether a view was folded from the log that a token names."""
+        epoch = self._readmodel.checkpoint(generation.name).store_epoch
+        return not epoch or seen.epochs.get(self.projection.aggregate_type, epoch) == epoch
+
+    def _fold_current(self, aggregate_id: UUID, wanted: int) -> Document:
+        """The document folded from its stream, which must be at the version that is wanted."""
+        try:
+            document = self.as_it_was(aggregate_id)
+        except NotFound:
+            if not wanted or self._store.read_stream(self._stream(aggregate_id), 0, 1):
+                raise
+            document = {}
+        if wanted and version_of(document) < wanted:
+            raise NotYet(
+                f"The copy of the log that is read here does not have version {wanted} of"
+                f" {self._stream(aggregate_id)} yet. Try again."
+            )
         return document
 
     def as_it_was(

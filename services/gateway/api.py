@@ -20,10 +20,12 @@ log = logging.getLogger(__name__)
 REQUEST_HEADERS = (
     "Accept",
     "Authorization",
+    "Consistency-Token",
     "Content-Type",
     "Idempotency-Key",
     "If-Match",
     "If-None-Match",
+    "Prefer",
     "traceparent",
     "tracestate",
 )
@@ -31,7 +33,9 @@ REQUEST_HEADERS = (
 
 RESPONSE_HEADERS = (
     "Allow",
+    "Answered-From",
     "Cache-Control",
+    "Consistency-Token",
     "Content-Type",
     "ETag",
     "Idempotency-Replayed",
@@ -56,31 +60,58 @@ class _Id(BaseConverter):
     regex = "[A-Za-z0-9-]{1,64}"
 
 
+COOKIE = "consistency"
+"""Cookie that keeps the newest Consistency-Token of a browser, where the settings say so."""
+
+_UNUSABLE = (b"urn:problem:invalid-token", b"urn:problem:other-log")
+
+
 def add_forwarding(
-    app: Flask, paths: Mapping[str, Sequence[str]], upstreams: Mapping[str, Upstream]
+    app: Flask,
+    paths: Mapping[str, Sequence[str]],
+    upstreams: Mapping[str, Upstream],
+    cookie_seconds: int = 0,
 ) -> None:
-    """Adds the `paths` of each service, with any method; the service refuses those it lacks."""
+    """Adds the `paths` of each service, with any method; the service refuses those it lacks.
+
+    The newest Consistency-Token is a cookie for `cookie_seconds`; with 0 there is no cookie.
+    """
     app.url_map.converters["id"] = _Id
     app.register_error_handler(UpstreamUnavailable, _unavailable)
     for service, upstream in upstreams.items():
         for path in paths[service]:  # without methods, a rule takes them all
             rule = path.replace("{id}", "<id:id>")
             app.url_map.add(app.url_rule_class(rule, endpoint=f"forward to {service}"))
-        app.view_functions[f"forward to {service}"] = _view(upstream)
+        app.view_functions[f"forward to {service}"] = _view(upstream, cookie_seconds)
 
 
-def _view(upstream: Upstream) -> Callable[..., Response]:
+def _view(upstream: Upstream, cookie_seconds: int) -> Callable[..., Response]:
     def forward(**_ids: str) -> Response:
         headers = {
             name: request.headers[name] for name in REQUEST_HEADERS if name in request.headers
         }
+        if cookie_seconds and (kept := request.cookies.get(COOKIE)):
+            headers.setdefault("Consistency-Token", kept)
         ids = request.environ[REQUEST_CONTEXT]
         headers |= {"X-Request-ID": ids.request_id, "X-Correlation-ID": ids.correlation_id}
         query = quote(request.query_string, safe=_VISIBLE)
         target = f"{request.path}?{query}" if query else request.path
-        return _response(upstream.call(request.method, target, read_body(), headers))
+        response = _response(upstream.call(request.method, target, read_body(), headers))
+        if cookie_seconds:
+            _keep_token(response, cookie_seconds)
+        return response
 
     return forward
+
+
+def _keep_token(response: Response, seconds: int) -> None:
+    """Sets the cookie to the token of an answer; deletes one that was refused."""
+    if token := response.headers.get("Consistency-Token"):
+        response.set_cookie(COOKIE, token, max_age=seconds, httponly=True, samesite="Lax")
+    elif response.status_code in (400, 409) and any(
+        each in response.get_data() for each in _UNUSABLE
+    ):
+        response.delete_cookie(COOKIE, httponly=True, samesite="Lax")
 
 
 def _response(answer: Answer) -> Response:

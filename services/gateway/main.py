@@ -1,7 +1,7 @@
 """The gateway, put together."""
 
 from flask import Flask
-from pydantic import BaseModel, Json
+from pydantic import BaseModel, Field, Json
 
 from eventcore.settings import SOCKET_THREADS, Port, ServeSettings
 from eventcore.web.app import create_app as create_web_app
@@ -22,6 +22,8 @@ class Settings(ServeSettings):
     port: Port = 3000
     upstreams: Json[dict[str, Place]]
     """The services by name."""
+    consistency_cookie: int = Field(0, ge=0, lt=10**6)
+    """Seconds for which a browser keeps the Consistency-Token; 0: there is no cookie."""
 
     @property
     def permits(self) -> int:
@@ -41,5 +43,6 @@ def create_app(settings: Settings) -> Flask:
         document=Description(upstreams),
         cors_origins=settings.cors_origins,
     )
-    add_forwarding(app, {name: each.paths for name, each in places.items()}, upstreams)
+    paths = {name: each.paths for name, each in places.items()}
+    add_forwarding(app, paths, upstreams, settings.consistency_cookie)
     return app

@@ -10,7 +10,7 @@ from eventcore.ids import new_id
 from eventcore.query import Views
 from eventcore.store.port import Answer, Store
 from eventcore.web.inputs import DIGITS, VISIBLE, Id, Input, QueryInput, exact_number
-from eventcore.web.queries import add_queries
+from eventcore.web.queries import SOURCE, add_queries, source_of
 from eventcore.web.request import Incoming
 from eventcore.web.routes import Routes, answer
 from order.customers import Customers
@@ -107,10 +107,10 @@ def _add_commands(route: Routes, store: Store, customers: Customers) -> None:
     @route("POST", "/orders", "Place an order", {200: OrderAccepted}, body=NewOrder)
     def place_order(incoming: Incoming[NewOrder, None]) -> Answer:
         body = incoming.body
-        if not customers.knows(body.userId):
+        if not customers.knows(body.userId, incoming.seen):
             if earlier := answered_before(store, incoming.call):
                 return earlier
-            customers.wait_for(body.userId)
+            customers.wait_for(body.userId, incoming.seen, incoming.wait)
         order_id = new_id()
         command = PlaceOrder(body.userId, body.item, body.price)
 
@@ -140,6 +140,7 @@ def _add_list(route: Routes, orders: Views) -> None:
         asked = incoming.query
         wanted = {"userId": asked.userId, "status": asked.status}
         where = {name: value for name, value in wanted.items() if value is not None}
+        source = source_of(orders.reached(incoming.seen, incoming.wait))
         found = orders.page(where, asked.after, asked.limit)
         page = found[: asked.limit]
         more = len(found) > asked.limit
@@ -147,4 +148,4 @@ def _add_list(route: Routes, orders: Views) -> None:
             "orders": tuple(shown(document) for document in page),
             "next": page[-1]["_id"] if more else None,
         }
-        return Answer(200, body, {})
+        return Answer(200, body, {SOURCE: source})

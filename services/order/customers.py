@@ -11,6 +11,7 @@ from collections import Counter, OrderedDict
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+from eventcore.consistency import Token, Waits, lag, require_seen
 from eventcore.errors import Invalid, NotYet, Overloaded
 from eventcore.ids import made_at
 from eventcore.query import Serving
@@ -30,56 +31,75 @@ FIRST, LAST = 0.01, 0.1
 class Customers:
     """The users who may order.
 
-    At most `waiters` requests wait at once, up to `wait` seconds each, for a user that the read
-    model does not have yet. Refuses with "User unknown" only if the checkpoint is at least `margin`
-    seconds later than the id: clocks differ, and an append takes time.
+    Requests wait up to `wait` seconds for a user that the read model does not have yet, and by
+    `waits` for one that they have seen; `waits` bounds how many wait at once. Refuses with "User
+    unknown" only if the checkpoint is at least `margin` seconds later than the id: clocks differ,
+    and an append takes time.
     """
 
-    def __init__(self, readmodel: ReadModel, wait: float, margin: float, waiters: int) -> None:
+    def __init__(self, readmodel: ReadModel, wait: float, margin: float, waits: Waits) -> None:
         self._readmodel = readmodel
         self._serving = Serving(PROJECTION, readmodel)
         self._wait = wait
         self._margin = timedelta(seconds=margin)
-        self._waiters = waiters
-        self._remembered: OrderedDict[str, None] = OrderedDict()
+        self._waits = waits
+        self._remembered: OrderedDict[str, int] = OrderedDict()
         self._awaited: Counter[str] = Counter()
         self._loaded_at = 0.0
         self._load_lock = threading.Lock()
         self._lock = threading.Lock()
 
-    def knows(self, user_id: str) -> bool:
-        """Whether the user is in the read model; raises ReadModelUnavailable."""
-        return self._is_remembered(user_id) or self._is_known(user_id)
+    def knows(self, user_id: str, seen: Token | None = None) -> bool:
+        """Whether the read model has the user, at the version that was seen.
 
-    def wait_for(self, user_id: str) -> None:
-        """Return once a user who is not known yet may order, within the wait.
-
-        Raises Invalid ("User unknown"), Overloaded if too many wait already, NotYet if the read
-        model is behind, and ReadModelUnavailable.
+        Raises ReadModelUnavailable.
         """
+        version = seen.version("user", user_id) if seen else 0
+        return self._is_remembered(user_id, version) or self._is_known(user_id, version)
+
+    def wait_for(self, user_id: str, seen: Token | None = None, wait: float | None = None) -> None:
+        """Returns once a user who is not known yet may order, within the wait.
+
+        A user whom the caller has seen exists. Raises Invalid ("User unknown"), Overloaded if too
+        many wait already, NotYet if the read model is behind, OtherLog, and ReadModelUnavailable.
+        """
+        if seen and (version := seen.version("user", user_id)):
+            only = Token({("user", user_id): version}, seen.epochs)
+            found = self._waits.until_seen(
+                lambda: lag(self._readmodel, self._serving.now(), "user", only), wait
+            )
+            require_seen(found, "the order service's users")
+            return
         if self._cannot_exist(user_id):
             raise Invalid(
                 f"There is no user {user_id}. Create one with POST /users, then order.",
                 "User unknown",
             )
-        with self._lock:
-            if self._awaited.total() >= self._waiters:
+        with self._waits.place() as taken:
+            if not taken:
                 raise Overloaded("Too many orders wait for users who are not known yet. Try again.")
+            if self._appears(user_id):
+                return
+        raise NotYet(
+            "Whether this user exists cannot be known yet: the order service's read model of users"
+            " is behind. Nothing was written; try again."
+        )
+
+    def _appears(self, user_id: str) -> bool:
+        """Whether the user is known within the wait."""
+        with self._lock:
             self._awaited[user_id] += 1
         deadline, delay = time.monotonic() + self._wait, FIRST
         try:
             while (begun := time.monotonic()) < deadline:
                 time.sleep(min(delay, deadline - begun))
                 if self._is_known_since(user_id, begun):
-                    return
+                    return True
                 delay = min(2 * delay, LAST)
         finally:
             with self._lock:
                 self._awaited -= Counter([user_id])
-        raise NotYet(
-            "Whether this user exists cannot be known yet: the order service's read model of users"
-            " is behind. Nothing was written; try again."
-        )
+        return False
 
     def _is_known_since(self, user_id: str, since: float) -> bool:
         """Whether the user is known by now; one query after `since` serves all waiting requests."""
@@ -101,20 +121,20 @@ class Customers:
             return False  # ignores a checkpoint time in the future (clock error)
         return not self._is_known(user_id)  # it may have been written since the last query
 
-    def _is_known(self, user_id: str) -> bool:
+    def _is_known(self, user_id: str, version: int = 0) -> bool:
         self._load_known([user_id])
-        return self._is_remembered(user_id)
+        return self._is_remembered(user_id, version)
 
     def _load_known(self, user_ids: list[str]) -> None:
         """Remembers which of these users the read model has."""
         known = self._readmodel.versions(self._serving.now().collection, user_ids)
         with self._lock:
-            for user_id in known:
-                self._remembered[user_id] = None
+            for user_id, version in known.items():
+                self._remembered[user_id] = version
                 self._remembered.move_to_end(user_id)
             while len(self._remembered) > REMEMBERED_USERS:
                 self._remembered.popitem(last=False)
 
-    def _is_remembered(self, user_id: str) -> bool:
+    def _is_remembered(self, user_id: str, version: int = 0) -> bool:
         with self._lock:
-            return user_id in self._remembered
+            return self._remembered.get(user_id, -1) >= version

@@ -2,6 +2,7 @@
 
 from flask import Flask
 
+from eventcore.consistency import Waits
 from eventcore.query import Views
 from eventcore.readmodel.port import ReadModel
 from eventcore.settings import Port, Seconds, ServiceSettings
@@ -19,6 +20,7 @@ class Settings(ServiceSettings):
 
     port: Port = SERVICE.port
     known_user_wait: Seconds = 1.0
+    consistency_wait: Seconds = 2.0
     cache_margin: Seconds = 10.0
 
 
@@ -26,12 +28,10 @@ def create_app(settings: Settings) -> Flask:
     """The application that gunicorn serves; connects to nothing yet."""
 
     def routes(store: Store, readmodel: ReadModel) -> Routes:
+        waits = Waits(settings.consistency_wait, max(1, settings.threads // 2))
         customers = Customers(
-            readmodel,
-            wait=settings.known_user_wait,
-            margin=settings.cache_margin,
-            waiters=max(1, settings.threads // 2),
+            readmodel, wait=settings.known_user_wait, margin=settings.cache_margin, waits=waits
         )
-        return api.routes(store, Views(orders.PROJECTION, readmodel, store), customers)
+        return api.routes(store, Views(orders.PROJECTION, readmodel, store, waits), customers)
 
     return create_service(SERVICE, settings, routes)

@@ -43,6 +43,8 @@ PORTS = {"gateway": 3000} | {f"{name}-service": each.port for name, each in SERV
 TUNING = {
     "BATCH",
     "CACHE_MARGIN",
+    "CONSISTENCY_COOKIE",
+    "CONSISTENCY_WAIT",
     "CORS_ORIGINS",
     "DELIVERY_LIMIT",
     "HOST",

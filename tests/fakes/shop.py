@@ -10,6 +10,7 @@ from flask.testing import FlaskClient
 
 from eventcore.broker.port import Queue
 from eventcore.clock import SYSTEM_CLOCK, Clock
+from eventcore.consistency import Epoch, Waits
 from eventcore.model.projection import Projection
 from eventcore.observe.health import Health
 from eventcore.project.applier import EventApplier
@@ -34,9 +35,18 @@ from user.projections import users
 TOKEN = "token of the feed"
 
 
-def web_app(store: FakeStore, routes: Routes, aggregate_type: str) -> Flask:
+def web_app(
+    store: FakeStore, routes: Routes, aggregate_type: str, epoch: Epoch | None = None
+) -> Flask:
     """A service on fakes."""
-    app = create_app(aggregate_type, routes.all, missing=dict, is_ready=lambda: True, store=store)
+    app = create_app(
+        aggregate_type,
+        routes.all,
+        missing=dict,
+        is_ready=lambda: True,
+        store=store,
+        epoch=epoch or Epoch(store, aggregate_type),
+    )
     app.register_blueprint(feed_routes(StoreFeed(store, aggregate_type), Secret(TOKEN)))
     return app
 
@@ -70,12 +80,19 @@ class FakeShop:
     order_store: FakeStore = field(default_factory=FakeStore)
     readmodel: FakeReadModel = field(default_factory=FakeReadModel)
     broker: FakeBroker = field(default_factory=FakeBroker)
+    clock: Clock = SYSTEM_CLOCK
+    """By which requests wait for what they have seen."""
 
     def __post_init__(self) -> None:
+        self.epochs = {
+            "user": Epoch(self.user_store, "user"),
+            "order": Epoch(self.order_store, "order"),
+        }
+        self.waits = waits = Waits(0.03, most=2, clock=self.clock)
         views = Views(users.PROJECTION, self.readmodel, self.user_store)
         self.users = self._client(user_api.routes(self.user_store, views), self.user_store, "user")
-        customers = Customers(self.readmodel, wait=0.03, margin=0, waiters=2)
-        orders_views = Views(orders.PROJECTION, self.readmodel, self.order_store)
+        customers = Customers(self.readmodel, wait=0.03, margin=0, waits=waits)
+        orders_views = Views(orders.PROJECTION, self.readmodel, self.order_store, waits)
         order_routes = order_api.routes(self.order_store, orders_views, customers)
         self.orders = self._client(order_routes, self.order_store, "order")
         self.projectors = {
@@ -135,6 +152,5 @@ class FakeShop:
         answer: dict[str, Any] = response.get_json()
         return answer
 
-    @staticmethod
-    def _client(routes: Routes, store: FakeStore, aggregate_type: str) -> FlaskClient:
-        return web_app(store, routes, aggregate_type).test_client()
+    def _client(self, routes: Routes, store: FakeStore, aggregate_type: str) -> FlaskClient:
+        return web_app(store, routes, aggregate_type, self.epochs[aggregate_type]).test_client()

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from uuid import uuid4
 
 import pytest
 from werkzeug.test import Client
@@ -85,8 +86,10 @@ def shop() -> FakeShop:
 
 @pytest.fixture
 def client(shop: FakeShop) -> Client:
-    """The order service as gunicorn sees it, after a first request, which imports modules."""
-    shop.orders.get("/healthz")
+    """The order service as gunicorn sees it, after a first request, which imports modules and
+    reads the epoch of the log.
+    """
+    shop.orders.post(f"/orders/{uuid4()}/cancel")
     return Client(Overload(shop.orders.application, 8))
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from eventcore import jsontext
 from eventcore.clock import Clock
+from eventcore.consistency import Waits
 from eventcore.errors import NotYet
 from eventcore.ids import new_id
 from eventcore.readmodel.records import Write
@@ -318,7 +319,7 @@ def test_a_clock_that_was_an_hour_ahead_makes_no_new_user_unknown(
     ahead = shop.readmodel.checkpoint("known-users").covered_at
     assert ahead
     assert ahead > datetime.now(UTC) + timedelta(minutes=59)
-    customers = Customers(shop.readmodel, wait=0.03, margin=10, waiters=2)
+    customers = Customers(shop.readmodel, wait=0.03, margin=10, waits=Waits(0, 2))
     created = shop.users.post("/users", json={"name": "Ada", "email": "a@b"}).get_json()
     with pytest.raises(NotYet):
         customers.wait_for(created["userId"])
@@ -355,7 +356,7 @@ def test_orders_that_wait_share_few_looks_at_the_cache() -> None:
         return versions(collection, asked[-1])
 
     readmodel.versions = noted  # type: ignore[method-assign]
-    customers = Customers(readmodel, wait=1, margin=10, waiters=8)
+    customers = Customers(readmodel, wait=1, margin=10, waits=Waits(0, 8))
 
     def order(user_id: str) -> bool:
         try:

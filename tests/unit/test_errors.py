@@ -13,6 +13,8 @@ def test_each_error_has_the_code_that_callers_know() -> None:
         "Invalid": "invalid",
         "Conflict": "conflict",
         "StaleVersion": "stale-version",
+        "InvalidToken": "invalid-token",
+        "OtherLog": "other-log",
         "KeyReused": "key-reused",
         "Unavailable": "away",
         "StoreUnavailable": "store-away",

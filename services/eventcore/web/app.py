@@ -11,6 +11,7 @@ from flask import Flask, Response, request
 from flask_cors import CORS
 
 from eventcore import jsontext
+from eventcore.consistency import Epoch
 from eventcore.observe.metrics import render_metrics
 from eventcore.observe.tracing import trace_wsgi
 from eventcore.store.port import Store
@@ -29,20 +30,21 @@ def create_app(
     missing: Callable[[], Mapping[str, str]],
     is_ready: Callable[[], bool],
     store: Store | None = None,
+    epoch: Epoch | None = None,
     about: str = "",
     cors_origins: Sequence[str] = (),
     document: Callable[[], bytes] | None = None,
 ) -> Flask:
     """Builds a Flask application that serves `routes`, probes, metrics and its own description.
 
-    `store` is asked for answers under an Idempotency-Key. `document` makes the OpenAPI document;
-    without one it is built here from the routes. Browser applications of `cors_origins` may call
-    every route. Nothing connects before the first request.
+    `store` is asked for answers under an Idempotency-Key; `epoch` is that of its log. `document`
+    makes the OpenAPI document; without one it is built here from the routes. Browser applications
+    of `cors_origins` may call every route. Nothing connects before the first request.
     """
     app = Flask(title, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT + 1  # one more byte than a view accepts
     app.url_map.merge_slashes = False
-    _add_routes(app, routes, store)
+    _add_routes(app, routes, store, epoch)
     if document is None:
         built = openapi.build(title, "1.0", about, [operation for operation, _ in routes])
         document = lambda: built  # noqa: E731
@@ -55,16 +57,21 @@ def create_app(
     return app
 
 
-_EXPOSED = ["ETag", "Idempotency-Replayed", "Retry-After", "X-Correlation-ID", "X-Request-ID"]
+_EXPOSED = [
+    "Answered-From", "Consistency-Token", "ETag", "Idempotency-Replayed", "Retry-After",
+    "X-Correlation-ID", "X-Request-ID",
+]  # fmt: skip
 """The headers of an answer that a browser application of another origin may read."""
 
 
-def _add_routes(app: Flask, routes: Sequence[Route], store: Store | None) -> None:
+def _add_routes(
+    app: Flask, routes: Sequence[Route], store: Store | None, epoch: Epoch | None
+) -> None:
     for operation, handler in routes:
         app.add_url_rule(
             re.sub(r"{(\w+)}", r"<\1>", operation.path),
             endpoint=f"{operation.method} {operation.path}",
-            view_func=to_view(operation, handler, store),
+            view_func=to_view(operation, handler, store, epoch),
             methods=[operation.method],
         )
 

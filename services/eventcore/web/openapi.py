@@ -21,6 +21,16 @@ HEADERS: Mapping[str, tuple[str, str | None]] = {
         r'^(\*|(W/)?"[^",]*"(\s*,\s*(W/)?"[^",]*")*)$',
     ),
     "If-None-Match": ("The ETag that the caller has; unchanged: 304, without a body.", None),
+    "Consistency-Token": (
+        "The newest Consistency-Token that was answered, by whichever call: the answer shows what"
+        " it names. One that was made before the log was put back: 409.",
+        "^[A-Za-z0-9_-]{1,1024}$",
+    ),
+    "Prefer": (
+        "`wait=2`: the seconds to wait at most for what the Consistency-Token names. The service"
+        " has a limit of its own, which counts without this header.",
+        None,
+    ),
     "X-Request-ID": (
         "The id of this request, up to 128 letters, digits, '.', '_', ':' and '-'. Any other"
         " value is replaced by a new id. Every answer has it.",
@@ -33,6 +43,20 @@ HEADERS: Mapping[str, tuple[str, str | None]] = {
     ),
 }
 """Description and pattern of each request header."""
+
+
+ANSWERED: Mapping[bool, tuple[str, str]] = {
+    True: (
+        "Consistency-Token",
+        "What the caller has seen, with this change. Send it with any later call.",
+    ),
+    False: (
+        "Answered-From",
+        "`view`: the read model. `live`: the events themselves. `stale; reason=…`: a read model"
+        " that does not show all that the Consistency-Token names.",
+    ),
+}
+"""The header of each answer to a command (true) or to a query, and its description."""
 
 
 class FieldProblem(BaseModel):
@@ -59,7 +83,7 @@ PROBLEMS = {
     400: "The request cannot be read",
     401: "A token is needed",
     404: "There is no such thing",
-    409: "The resource was changed concurrently; retry",
+    409: "The resource was changed concurrently: retry; or the Consistency-Token is of another log",
     412: "It is not at the version in If-Match",
     413: "The body is over 64 KiB",
     415: "The body is not application/json",
@@ -104,14 +128,14 @@ class Operation:
         """The request headers that have a meaning here."""
         of_change = ["Idempotency-Key", "If-Match"] if self.has_id else ["Idempotency-Key"]
         specific = of_change if self.is_command else ["If-None-Match"]
-        return [*specific, "X-Request-ID", "X-Correlation-ID"]
+        return [*specific, "Consistency-Token", "Prefer", "X-Request-ID", "X-Correlation-ID"]
 
     @property
     def problems(self) -> Sequence[int]:
         """The statuses of all refusals."""
-        statuses = {400, 503}
+        statuses = {400, 409, 503}
         statuses |= {404} if self.has_id else set()
-        statuses |= {409, 422, 504} if self.is_command else set()
+        statuses |= {422, 504} if self.is_command else set()
         statuses |= {412} if self.is_command and self.has_id else set()
         statuses |= {413, 415} if self.body else set()
         statuses |= {422} if self.query else set()
@@ -228,8 +252,11 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _answers(operation: Operation, references: References) -> dict[str, Any]:
+    name, text = ANSWERED[operation.is_command]
+    header = {name: {"description": text, "schema": {"type": "string"}}}
     answers: dict[str, Any] = {
         str(status): {
+            "headers": header,
             "description": (model.__doc__ or operation.summary).splitlines()[0],
             "content": _content("application/json", references[model, "serialization"]),
         }

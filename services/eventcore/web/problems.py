@@ -22,6 +22,8 @@ _STATUS: Sequence[tuple[type[errors.Error], int, str, str]] = (
     (errors.Invalid, 422, "Invalid request", ""),
     (errors.Conflict, 409, "Conflict", ""),
     (errors.StaleVersion, 412, "Stale version", ""),
+    (errors.InvalidToken, 400, "Invalid Consistency-Token", ""),
+    (errors.OtherLog, 409, "Log was put back", ""),
     (errors.KeyReused, 422, "Idempotency-Key reused", "This Idempotency-Key was used for another "
      "request. Send a new request with a new key; repeat one with the same path, body and caller."),
     (errors.OutcomeUnknown, 504, "Outcome unknown", "The event store did not confirm this in time: "
@@ -71,6 +73,7 @@ def _known(error: errors.Error) -> Response:
         response.headers["Retry-After"] = str(getattr(error, "retry_after", 30))
     if isinstance(error, errors.StaleVersion):
         response.headers["ETag"] = f'"{error.tag}"'
+        response.headers["Consistency-Token"] = error.token
     return response
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
+from eventcore.consistency import Lag
 from eventcore.errors import Invalid
 from eventcore.model.event import Data, tag_of
 from eventcore.model.projection import Document, version_of
@@ -14,6 +15,9 @@ from eventcore.store.port import Answer
 from eventcore.web.inputs import DIGITS, TIME, QueryInput
 from eventcore.web.request import Incoming
 from eventcore.web.routes import Routes
+
+SOURCE = "Answered-From"
+"""Header of a query's answer: view, live (folded from the stream), or stale, with the reason."""
 
 _MOST = 2**53
 """Bound of versions: every reader of JSON has exact integers up to here."""
@@ -84,11 +88,11 @@ def add_queries(
     def get(incoming: Incoming[None, AsOf]) -> Answer:
         asked = incoming.query
         if asked.is_past():
-            document = views.as_it_was(incoming.id, asked.version, asked.at)
+            document, source = views.as_it_was(incoming.id, asked.version, asked.at), "live"
         else:
-            document = views.current(incoming.id)
+            document, source = views.current(incoming.id, incoming.seen)
         tag = tag_of(version_of(document), str(document.get("eventId", "")))
-        return Answer(200, shown(document), {"ETag": f'"{tag}"'})
+        return Answer(200, shown(document), {"ETag": f'"{tag}"', SOURCE: source})
 
     if history_path is None:
         return
@@ -96,4 +100,9 @@ def add_queries(
     @route("GET", history_path, f"The {name}'s events, oldest first", {200: History}, query=Page)
     def history(incoming: Incoming[None, Page]) -> Answer:
         found = views.history(incoming.id, incoming.query.after, incoming.query.limit)
-        return Answer(200, found, {})
+        return Answer(200, found, {SOURCE: "live"})
+
+
+def source_of(lag: Lag) -> str:
+    """The source of a list: the view, or a view that does not show all that the caller has seen."""
+    return f"stale; reason={lag}" if lag else "view"

@@ -16,7 +16,8 @@ from werkzeug.exceptions import (
 )
 
 from eventcore import errors, jsontext
-from eventcore.command import Call
+from eventcore.command import TOKEN, Call
+from eventcore.consistency import Token
 from eventcore.store.port import Idempotency
 from eventcore.web.correlation import REQUEST_CONTEXT, RequestContext
 from eventcore.web.inputs import UUID_PATTERN, QueryInput
@@ -32,12 +33,18 @@ Query = TypeVar("Query")
 
 @dataclass(frozen=True, slots=True)
 class Incoming(Generic[Body, Query]):
-    """A validated request."""
+    """A validated request.
+
+    `seen` is what the caller has seen, `wait` the seconds that it is ready to wait for it; None
+    leaves them to the service.
+    """
 
     id: UUID
     body: Body
     query: Query
     call: Call
+    seen: Token | None
+    wait: float | None
 
 
 def to_incoming(operation: Operation, path: Mapping[str, str]) -> Incoming[Any, Any]:
@@ -49,6 +56,8 @@ def to_incoming(operation: Operation, path: Mapping[str, str]) -> Incoming[Any, 
         query=query.model_validate(query_values()),
         body=body.model_validate(_parse_body(text, operation)) if body else None,
         call=_to_call(text, operation) if operation.is_command else Call({}),
+        seen=Token.parse(given) if (given := request.headers.get(TOKEN)) else None,
+        wait=_preferred_wait(),
     )
 
 
@@ -127,3 +136,13 @@ def _if_match() -> tuple[str, ...]:
     if not all(tags):
         raise BadRequest("If-Match must be an ETag as it was answered, in double quotes.")
     return tuple(tag[1].split("-")[0] for tag in tags if tag)
+
+
+def _preferred_wait() -> float | None:
+    """The seconds of `Prefer: wait=`; a preference of another form is ignored (RFC 7240)."""
+    given = request.headers.get("Prefer")
+    found = _WAIT.search(given) if given else None
+    return float(found[1]) if found else None
+
+
+_WAIT = re.compile(r'(?:^|[,;])\s*wait\s*=\s*"?([0-9]{1,9})"?\s*(?=[,;]|$)', re.IGNORECASE)

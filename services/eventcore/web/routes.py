@@ -8,7 +8,8 @@ from flask import Response, request
 from pydantic import BaseModel
 
 from eventcore import errors, jsontext
-from eventcore.command import answered_before
+from eventcore.command import TOKEN, answered_before
+from eventcore.consistency import Epoch
 from eventcore.model.event import Data
 from eventcore.store.port import Answer, Store
 from eventcore.web.openapi import Operation
@@ -50,21 +51,32 @@ def answer(body: Data, status: int = 200) -> Answer:
     return Answer(status, jsontext.render(body).decode(), {})
 
 
-def to_view(operation: Operation, handler: Handler, store: Store | None) -> Callable[..., Response]:
+def to_view(
+    operation: Operation, handler: Handler, store: Store | None, epoch: Epoch | None
+) -> Callable[..., Response]:
     """Wraps a handler: validates the request, answers it, and repeats an earlier answer."""
 
     def view(**path: str) -> Response:
         incoming = to_incoming(operation, path)
         try:
+            if epoch and (operation.is_command or incoming.seen):
+                epoch.require(incoming.seen)
             given = handler(incoming)
         except (errors.StoreUnavailable, errors.OutcomeUnknown):
             raise
-        except errors.Error:  # the same request may have been carried out before
+        except errors.Error as error:  # the same request may have been carried out before
             earlier = answered_before(store, incoming.call) if store else None
             if not earlier:
+                if epoch and isinstance(error, errors.StaleVersion):
+                    error.token = epoch.answered(error.token, incoming.seen)
                 raise
             given = earlier
-        return _to_response(given) if operation.is_command else _to_query_response(given)
+        if not operation.is_command:
+            return _to_query_response(given)
+        response = _to_response(given)
+        if epoch and (own := given.headers.get(TOKEN)):  # an older version recorded none
+            response.headers[TOKEN] = epoch.answered(own, incoming.seen)
+        return response
 
     return view
 

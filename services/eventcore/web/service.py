@@ -5,6 +5,7 @@ from threading import Event as Stop
 
 from flask import Flask
 
+from eventcore.consistency import Epoch
 from eventcore.model.service import Service
 from eventcore.operate.watch import watch, watch_service
 from eventcore.readmodel.mongo import Mongo
@@ -28,13 +29,15 @@ def create_service(
     readiness = Readiness(store, readmodel)
     feed = StoreFeed(store, service.name)
     updates = watch_service(service.name, store, readmodel, feed, service.projections)
-    watch([readiness.missing, *updates], Stop())
+    epoch = Epoch(store, service.name)
+    watch([readiness.missing, epoch.update, *updates], Stop())
     app = create_app(
         service.title,
         routes(store, readmodel).all,
         missing=readiness.missing,
         is_ready=readiness.is_ready,
         store=store,
+        epoch=epoch,
         about=service.about,
         cors_origins=settings.cors_origins,
     )
