@@ -44,7 +44,6 @@ RARE = (
     "a queue is deleted while it is consumed",
     "a queue is purged that is not empty",
     "a relay looks while an append is open",
-    "a release is refused: more of the stream is known",
     "a replica was faster with a document",
     "a rolled back append leaves a gap",
     "a stream is parked",
