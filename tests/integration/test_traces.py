@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from local.servers import RabbitMQ
 from local.shop import Shop
 from tests.integration.conftest import AnotherShop
+from tests.integration.prometheus import prometheus
 from tests.otlp import Receiver, Span, receiver, silent, unreachable
 
 Traced = Callable[..., AbstractContextManager[Shop]]
@@ -328,3 +330,22 @@ def await_readable(shop: Shop, user_id: str) -> None:
     while user_id not in shop.log("user-projector"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_a_prometheus_leads_from_a_time_to_the_trace_of_a_request_that_took_it(
+    traced: Traced, collector: Receiver, rabbitmq: RabbitMQ, tmp_path: Path
+) -> None:
+    header = new_context()
+    with traced(collector.endpoint) as shop, prometheus(shop, rabbitmq, tmp_path) as server:
+        began = time.time()
+        post(shop, "/users", USER, header)
+        await_spans(collector, DELIVERED, header)
+        trace = trace_of(collector, header)
+        deadline = time.monotonic() + PATIENCE
+        for histogram in ("http_request_duration_seconds", "projection_append_to_readable_seconds"):
+            told: set[str] = set()
+            while trace not in told:
+                assert time.monotonic() < deadline, f"{histogram} leads to {told}"
+                time.sleep(0.1)
+                found = server.exemplars(f"{histogram}_bucket", began - 60, time.time() + 60)
+                told = {each["labels"]["trace_id"] for one in found for each in one["exemplars"]}
