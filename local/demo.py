@@ -45,6 +45,7 @@ class Demo:
         self._gateway = gateway
         self._order_service = order_service
         self._http = urllib3.PoolManager(timeout=10, retries=False)
+        self._seen: dict[str, str] = {}
 
     def play(self) -> None:
         """Play them all; raises Unexpected at the first wrong answer."""
@@ -68,6 +69,7 @@ class Demo:
         renamed = {"_id": user_id, "userId": user_id, **person, "name": "Ada King"}
         url = f"{self._gateway}/users/{user_id}"
         _expect(renamed, self._call("PUT", url, 200, {"name": "Ada King"}))
+        self._get(f"/users/{user_id}", renamed)
 
         _title("6. The order is read from the order service itself, and through the gateway")
         self._get(f"/queries/orders/{order_id}", placed, self._order_service)
@@ -105,7 +107,7 @@ class Demo:
         if body is not None:
             say(_pretty(body))
         try:
-            answer = self._http.request(method, url, json=body)
+            answer = self._http.request(method, url, json=body, headers=self._seen)
             content: Json = answer.json()
         except urllib3.exceptions.HTTPError as error:
             raise Unexpected(
@@ -113,6 +115,8 @@ class Demo:
             ) from error
         except ValueError as error:
             raise Unexpected(f"{method} {url} did not answer JSON.") from error
+        if token := answer.headers.get("Consistency-Token"):
+            self._seen = {"Consistency-Token": token}
         colour = _GREEN if answer.status == status else _YELLOW
         if show or answer.status != status:
             say(f"  {paint(f'{answer.status} {HTTPStatus(answer.status).phrase}', colour)}")

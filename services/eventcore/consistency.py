@@ -50,8 +50,7 @@ class Token:
         try:
             if len(text) > SIZE:
                 raise ValueError("too long")
-            padded = text.encode("ascii") + b"=" * (-len(text) % 4)
-            lines = urlsafe_b64decode(padded).decode("ascii").split("\n")
+            lines = _decoded(text).decode("ascii").split("\n")
             for kind, epoch, id, version in (_parts(line) for line in lines):
                 if epoch:
                     token.epochs[kind] = epoch
@@ -92,6 +91,10 @@ class Token:
             kept.pop()
 
 
+def _decoded(text: str) -> bytes:
+    return urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
+
+
 def _parts(line: str) -> tuple[str, str, str, str]:
     if not (found := _LINE.fullmatch(line)):
         raise ValueError(line)
@@ -121,6 +124,9 @@ class Epoch:
 
     def answered(self, own: object, seen: Token | None) -> str:
         """The token of an answer: the version it names, in this epoch, and what was seen before."""
+        if not seen and self._known:  # most calls: only the epoch is added
+            line = f"{self._aggregate_type}@{self._known}\n".encode() + _decoded(str(own))
+            return urlsafe_b64encode(line).decode().rstrip("=")
         token = Token.parse(str(own))
         if self._known:
             token = replace(token, epochs={self._aggregate_type: self._known})

@@ -23,8 +23,9 @@ from tests.bench.projector import Projecting
 from tests.bench.relay import Relaying
 from tests.bench.rows import HEAD, Row, measure
 from tests.bench.system import WholeSystem
+from tests.bench.tokens import Tokens
 
-FAMILIES = (Appends, Relaying, Projecting, Parking, WholeSystem)
+FAMILIES = (Appends, Relaying, Projecting, Parking, WholeSystem, Tokens)
 
 
 @click.command()

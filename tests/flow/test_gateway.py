@@ -395,3 +395,57 @@ def test_descriptions_are_merged_after_a_change_and_kept_meanwhile(
     service.replies = [Reply(200, description("B"), {"ETag": '"b"'})]
     assert client.get("/openapi.json").status_code == 200
     assert len(merged) == 2
+
+
+# ── the cookie that keeps a token ─────────────────────────────────────────────────────────
+
+
+def with_cookie(upstream: Upstream) -> FlaskClient:
+    """A browser before a gateway whose setting says that it keeps the token for a minute."""
+    app = create_app("Gateway", (), missing=dict, is_ready=lambda: True)
+    add_forwarding(app, {"user": SERVICES["user"].paths}, {"user": upstream}, cookie_seconds=60)
+    return app.test_client()
+
+
+def test_a_cookie_keeps_the_newest_token_and_a_header_counts_more(
+    service: Service, upstream: Upstream
+) -> None:
+    client = with_cookie(upstream)
+    service.replies = [Reply(headers={"Consistency-Token": "first"}), Reply()]
+    answer = client.post("/users", json={})
+    assert answer.headers["Consistency-Token"] == "first"
+    cookie = answer.headers["Set-Cookie"]
+    assert {"Max-Age=60", "HttpOnly", "SameSite=Lax", "Path=/"} <= set(cookie.split("; "))
+    client.get(USER)
+    client.get(USER, headers={"Consistency-Token": "own"})
+    sent = [each.headers["Consistency-Token"] for each in service.seen]
+    assert sent == [None, "first", "own"]
+
+
+@pytest.mark.parametrize(("code", "kept"), [("other-log", False), ("conflict", True)])
+def test_a_cookie_that_was_refused_is_deleted(
+    service: Service, upstream: Upstream, code: str, kept: bool
+) -> None:
+    client = with_cookie(upstream)
+    refusal = Reply(409, b'{"type":"urn:problem:%s"}' % code.encode())
+    service.replies = [Reply(headers={"Consistency-Token": "first"}), refusal, Reply()]
+    client.post("/users", json={})
+    assert client.get(USER).status_code == 409
+    client.get(USER)
+    assert (service.seen[-1].headers["Consistency-Token"] == "first") == kept
+
+
+def test_without_the_setting_there_is_no_cookie_and_headers_pass(
+    service: Service, client: FlaskClient
+) -> None:
+    service.replies = [
+        Reply(headers={"Consistency-Token": "new", "Answered-From": "live", "Set-Cookie": "a=b"})
+    ]
+    client.set_cookie("consistency", "kept")
+    answer = client.get(USER, headers={"Prefer": "wait=1", "Consistency-Token": "old"})
+    assert (answer.headers["Consistency-Token"], answer.headers["Answered-From"]) == ("new", "live")
+    assert "Set-Cookie" not in answer.headers
+    client.get(USER)
+    first, second = service.seen
+    assert (first.headers["Prefer"], first.headers["Consistency-Token"]) == ("wait=1", "old")
+    assert second.headers["Consistency-Token"] is None
