@@ -45,6 +45,12 @@ def prometheus_programs() -> Path:
     return _installed("prometheus", lambda: _on_path("promtool"), advice)
 
 
+def alertmanager_programs() -> Path:
+    """The folder with `amtool`; else as for `rabbitmq_programs`."""
+    advice = "install the package prometheus-alertmanager"
+    return _installed("prometheus-alertmanager", lambda: _on_path("amtool"), advice)
+
+
 def wrk_program() -> Path:
     """The load generator `wrk`; else as for `rabbitmq_programs`."""
     return _installed("wrk", lambda: _on_path("wrk"), "install the package wrk") / "wrk"
@@ -57,7 +63,12 @@ def pgbouncer_program() -> Path:
 
 def install_all() -> None:
     """Installs what the tests need, or says what is missing; raises CannotStart for the first."""
-    for find in (rabbitmq_programs, prometheus_programs, pgbouncer_program):
+    for find in (
+        rabbitmq_programs,
+        prometheus_programs,
+        alertmanager_programs,
+        pgbouncer_program,
+    ):
         find()
     if not shutil.which("helm"):
         print("Helm is not on the PATH: the tests of the chart are left out.", file=sys.stderr)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from textwrap import dedent
 from typing import Any, Literal
 
+from local.panels.objectives import burns, records
+
 Severity = Literal["critical", "warning", "info"]
 
 RUNBOOKS = "docs/runbooks"
@@ -217,6 +219,29 @@ _CALLS: Sequence[Alert] = (
         "{{ $value | humanizePercentage }} of the appends to {{ $labels.aggregate_type }} streams"
         " find them changed.",
         _FLOW,
+    ),
+)
+
+_BUDGETS: Sequence[Alert] = (
+    Alert(
+        "ShopBudgetBurnsFast",
+        "critical",
+        "2m",
+        f"{burns(14.4, '1h', '5m')}\nor\n{burns(6, '6h', '30m')}",
+        "The error budget of an objective burns so fast that a month's is gone within five days.",
+        "The budget of the objective {{ $labels.objective }} burns"
+        " {{ $value | humanize }} times too fast.",
+        _OVERVIEW,
+    ),
+    Alert(
+        "ShopBudgetBurnsSlowly",
+        "warning",
+        "15m",
+        burns(1, "3d", "6h"),
+        "The error budget of an objective has burnt too fast for three days.",
+        "The budget of the objective {{ $labels.objective }} burns"
+        " {{ $value | humanize }} times too fast.",
+        _OVERVIEW,
     ),
 )
 
@@ -518,6 +543,7 @@ _SERVERS: Sequence[Alert] = (
 GROUPS = {
     "shop-processes": _PROCESSES,
     "shop-calls": _CALLS,
+    "shop-objectives": _BUDGETS,
     "shop-events": _EVENTS,
     "shop-servers": _SERVERS,
 }
@@ -532,7 +558,8 @@ def alerts() -> Iterator[Alert]:
 
 def rule_file() -> dict[str, Any]:
     """The rules as Prometheus' `rule_files` and a PrometheusRule's `spec` take them."""
-    groups = [
-        {"name": name, "rules": [alert.rule() for alert in group]} for name, group in GROUPS.items()
-    ]
-    return {"groups": groups}
+    groups = {name: [alert.rule() for alert in group] for name, group in GROUPS.items()}
+    # before the alerts that read them: rules of one group are evaluated in their order
+    recorded = [each | {"expr": in_namespace(each["expr"])} for each in records()]
+    groups["shop-objectives"] = [*recorded, *groups["shop-objectives"]]
+    return {"groups": [{"name": name, "rules": rules} for name, rules in groups.items()]}

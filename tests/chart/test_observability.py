@@ -12,6 +12,7 @@ import yaml
 from local.packages import prometheus_programs
 from local.panels.alerts import NAMESPACE as ANY_NAMESPACE
 from local.panels.alerts import alerts
+from local.panels.objectives import records
 from tests.chart.render import (
     CHART,
     EXPORTERS,
@@ -208,14 +209,17 @@ def test_dashboards_may_be_left_out() -> None:
     assert set(boards(bundled)) == set(BOARDS), "the bundled Grafana shows them"
 
 
-def rules(groups: Object) -> list[Object]:
-    """All rules of all groups."""
-    return [rule for group in groups["groups"] for rule in group["rules"]]
+def rules(groups: Object, kind: str = "alert") -> list[Object]:
+    """All rules of a kind, `alert` or `record`, of all groups."""
+    return [rule for group in groups["groups"] for rule in group["rules"] if kind in rule]
 
 
 def test_the_rules_are_those_of_the_rule_file_without_those_left_out() -> None:
     (rule,) = render("monitors").of("PrometheusRule")
     found = rules(rule["spec"])
+    recorded = rules(rule["spec"], "record")
+    assert [each["record"] for each in recorded] == [each["record"] for each in records()]
+    assert all(f'{{namespace="{NAMESPACE}"' in each["expr"] for each in recorded)
     kept = [each for each in alerts() if each.name != "ShopDiskFillsSoon"]
     own = f'namespace="{NAMESPACE}"'
     assert [(each["alert"], each["expr"]) for each in found] == [
@@ -475,4 +479,4 @@ def test_prometheus_takes_its_configuration(tmp_path: Path) -> None:
         [promtool, "check", "config", str(file)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert f"{len(list(alerts()))} rules found" in done.stdout
+    assert f"{len([*alerts(), *records()])} rules found" in done.stdout

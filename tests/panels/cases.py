@@ -38,6 +38,14 @@ _CALLS = 'http_request_duration_seconds_count{route="/orders", method="POST", st
 _FAST = 'http_request_duration_seconds_bucket{route="/orders", status="200", le="0.5"}'
 _INTERNAL = 'http_request_duration_seconds_count{route="/internal/heads", status="503"}'
 
+_GATEWAY = (
+    'http_request_duration_seconds_count{job="shop", instance="g:1", route="/orders",'
+    ' method="POST", status="%s"}'
+)
+_READS = _GATEWAY.replace("POST", "GET")
+_SLOW = 'projection_append_to_readable_seconds_%s{projection="orders"}'
+_SLOW_BUCKET = 'projection_append_to_readable_seconds_bucket{projection="orders", le="1.0"}'
+
 _QUEUE = 'rabbitmq_detailed_queue_consumers{queue="%s"}'
 _DISK = 'kubelet_volume_stats_%s_bytes{persistentvolumeclaim="data-shop-postgres-0"}'
 _DUMPED = 'kube_cronjob_status_last_successful_time{cronjob="%s"}'
@@ -136,6 +144,40 @@ CASES = (
         quiet=(50, 110),
         description="/orders is slow in 12.5% of all calls.",
         labels={"route": "/orders"},
+    ),
+    Case(
+        "ShopBudgetBurnsFast",
+        {
+            build("gateway", "g:1"): "1x240",
+            _GATEWAY % 202: "0+60x240",
+            _GATEWAY % 503: "0x60 0+6x30 180x150",
+        },
+        fires=74,
+        quiet=(50, 180),
+        description="The budget of the objective commands burns 21.21 times too fast.",
+        labels={"objective": "commands"},
+        severity="critical",
+    ),
+    Case(
+        "ShopBudgetBurnsFast",
+        {_SLOW % "count": "0+60x240", _SLOW_BUCKET: "0+60x60 3600x30 3660+60x150"},
+        fires=85,
+        quiet=(50, 180),
+        description="The budget of the objective readable burns 41.67 times too fast.",
+        labels={"objective": "readable"},
+        severity="critical",
+    ),
+    Case(
+        "ShopBudgetBurnsSlowly",
+        {
+            build("gateway", "g:1"): "1x240",
+            _READS % 200: "0+60x240",
+            _READS % 500: "0x60 0+0.5x20 10x160",
+        },
+        fires=100,
+        quiet=(50, 220),
+        description="The budget of the objective reads burns 1.664 times too fast.",
+        labels={"objective": "reads"},
     ),
     Case(
         "ShopConflictsHigh",

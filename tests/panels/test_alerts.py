@@ -10,6 +10,7 @@ import yaml
 
 from local.packages import prometheus_programs
 from local.panels.alerts import Alert, alerts, rule_file
+from local.panels.objectives import records
 from tests.panels.cases import CASES, WELL, Case
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +74,8 @@ def group(case: Case, namespace: str) -> dict[str, Any]:
 
 
 def test_the_rules_are_valid() -> None:
-    assert f"SUCCESS: {len(ALERTS)} rules found" in promtool("check", "rules", str(FILE))
+    count = len(ALERTS) + len(list(records()))
+    assert f"SUCCESS: {count} rules found" in promtool("check", "rules", str(FILE))
 
 
 @pytest.mark.parametrize("namespace", NAMESPACES)

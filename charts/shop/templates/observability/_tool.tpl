@@ -117,13 +117,17 @@ data:
 {{- range (.Files.Get "files/alerts.yaml" | fromYaml).groups -}}
 {{- $rules := list -}}
 {{- range .rules -}}
+{{- $_ := set . "expr" (replace "namespace=~\".*\"" (printf "namespace=%q" $.Release.Namespace) .expr) -}}
+{{- if .record -}}
+{{- $rules = append $rules . -}}
+{{- else -}}
 {{- $seen = append $seen .alert -}}
 {{- if not (has .alert $alerts.exclude) -}}
 {{- $_ := set . "labels" (merge (dict) .labels $alerts.extraLabels) -}}
 {{- $_ := set .annotations "runbook_url" (print $alerts.runbooks .annotations.runbook_url) -}}
 {{- $_ := set .annotations "dashboard_url" (print "/d/" (include "shop.board.uid" (list $ (trimPrefix "/d/shop-" .annotations.dashboard_url)))) -}}
-{{- $_ := set . "expr" (replace "namespace=~\".*\"" (printf "namespace=%q" $.Release.Namespace) .expr) -}}
 {{- $rules = append $rules . -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- if $rules }}{{ $groups = append $groups (dict "name" .name "rules" $rules) }}{{ end -}}
