@@ -36,10 +36,13 @@ class Tilt:
     commands: list[list[str]] = field(default_factory=list)
     objects: list[dict[str, Any]] = field(default_factory=list)
     values: list[str] = field(default_factory=list)
+    namespace: str = ""
+    yaml: list[str] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
 
 
-def evaluate(text: str, passwords: Path) -> Tilt:
-    """Run a Tiltfile; raises what Starlark raises."""
+def evaluate(text: str, passwords: Path, **flags: bool) -> Tilt:
+    """Run a Tiltfile as with `-- --NAME` for each of the flags; raises what Starlark raises."""
     tilt = Tilt()
     said = ""
 
@@ -54,12 +57,16 @@ def evaluate(text: str, passwords: Path) -> Tilt:
     def watch_file(path: str) -> None:
         assert (ROOT / path).is_file()
 
-    def helm(chart: str, name: str, values: list[str], kube_version: str) -> str:
+    def helm(
+        chart: str, name: str, namespace: str, values: list[str], set: list[str], kube_version: str
+    ) -> str:
         nonlocal said
-        tilt.values = values
+        tilt.values, tilt.namespace = values, namespace
         files = [str(passwords) if each.startswith(".data/") else each for each in values]
-        flags = [part for file in files for part in ("--values", file)]
-        command = ["helm", "template", name, chart, f"--kube-version={kube_version}", *flags]
+        told = [part for file in files for part in ("--values", file)]
+        told += [part for each in set for part in ("--set", each)]
+        where = [f"--kube-version={kube_version}", f"--namespace={namespace}"]
+        command = ["helm", "template", name, chart, *where, *told]
         done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
         said = done.stdout
         return said
@@ -73,7 +80,11 @@ def evaluate(text: str, passwords: Path) -> Tilt:
         return yaml.safe_load((ROOT / file).read_text())
 
     def k8s_yaml(text: str) -> None:
-        assert text == said
+        tilt.yaml.append(text)
+
+    def define_bool(name: str, usage: str) -> None:
+        assert usage
+        tilt.flags.append(name)
 
     def k8s_resource(workload: str, **how: Any) -> None:
         tilt.resources[workload] = how
@@ -88,22 +99,33 @@ def evaluate(text: str, passwords: Path) -> Tilt:
         local_resource,
     ):  # fmt: skip
         module.add_callable(builtin.__name__, builtin)
+    module.add_callable("define_bool", define_bool)
+    module.add_callable("parse", lambda: flags)
+    module.add_callable("blob", lambda text: text)
     module.add_callable("sync", lambda source, target: {"sync": [source, target]})
     module.add_callable("fall_back_on", lambda files: {"fall_back_on": files})
     module.add_callable("link", lambda url, name: [url, name])
     module["TRIGGER_MODE_MANUAL"] = "manual"
     dialect = starlark.Dialect.extended()
+    # a module in Tilt; here its two functions by their own names
+    text = text.replace("config.define_bool(", "define_bool(").replace("config.parse(", "parse(")
     starlark.eval(module, starlark.parse("Tiltfile", text, dialect), starlark.Globals.standard())
+    assert tilt.yaml[-1] == said
     return tilt
 
 
-@pytest.fixture(scope="module")
-def tilt(tmp_path_factory: pytest.TempPathFactory) -> Tilt:
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "observed"])
+def tilt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tilt:
     if not shutil.which("helm"):
         assert not os.environ.get("CI"), "CI is set, and helm is not on the PATH"
         pytest.skip("helm is not on the PATH")
     passwords = tmp_path_factory.mktemp("tilt") / "passwords.yaml"
-    return evaluate((ROOT / "Tiltfile").read_text(), passwords)
+    return evaluate((ROOT / "Tiltfile").read_text(), passwords, observability=request.param)
+
+
+def observed(tilt: Tilt) -> bool:
+    """Whether it was started with the flag."""
+    return any(how["labels"] == ["observability"] for how in tilt.resources.values())
 
 
 def workloads(tilt: Tilt) -> dict[str, dict[str, Any]]:
@@ -116,7 +138,7 @@ def test_it_builds_the_images_that_the_chart_runs(tilt: Tilt) -> None:
         container["image"].split(":")[0]
         for each in workloads(tilt).values()
         for container in each["spec"]["template"]["spec"]["containers"]
-        if each["kind"] != "StatefulSet"
+        if container["image"].startswith("shop-")
     }
     assert set(tilt.images) == used == {f"shop-{name}" for name in ("gateway", *SERVICES)}
     for name, image in tilt.images.items():
@@ -146,9 +168,10 @@ def test_a_saved_file_goes_where_the_image_has_it(tilt: Tilt) -> None:
         assert {source for source, _ in synced} == {
             "services/eventcore",
             f"services/{name.removeprefix('shop-')}",
+            "init.sql",
         }
         for source, target in synced:
-            assert (ROOT / source).is_dir()
+            assert (ROOT / source).exists()
             # WORKDIR is /app, and each folder is copied to where it is in the repository
             assert target == f"/app/{source}"
         [locks] = [each["fall_back_on"] for each in update if "fall_back_on" in each]
@@ -160,8 +183,8 @@ def test_processes_can_be_written_to_and_by_whom_they_run(tilt: Tilt) -> None:
     dev = DOCKERFILE[DOCKERFILE.index(" AS dev\n") : DOCKERFILE.index(" AS run")]
     assert dev.count("COPY --chown=10001:10001 ") == 3
     for each in workloads(tilt).values():
-        if each["kind"] == "Deployment":
-            [container] = each["spec"]["template"]["spec"]["containers"]
+        [container, *_] = each["spec"]["template"]["spec"]["containers"]
+        if each["kind"] == "Deployment" and container["image"].startswith("shop-"):
             assert container["securityContext"]["readOnlyRootFilesystem"] is False
 
 
@@ -177,6 +200,36 @@ def test_every_resource_has_a_label_and_waits_for_what_there_is(tilt: Tilt) -> N
         assert set(how.get("resource_deps", [])) <= names
 
 
+TOOLS = {"grafana": ["3030:3000"], "prometheus": ["9090:9090"], "jaeger": ["16686:16686"]}
+
+
+def test_a_flag_adds_what_looks_at_the_system(tilt: Tilt) -> None:
+    assert tilt.flags == ["observability"]
+    there = set(workloads(tilt)) & {f"shop-{each}" for each in (*TOOLS, "collector")}
+    assert len(there) == (4 if observed(tilt) else 0)
+
+
+def test_all_of_it_is_in_a_namespace_of_its_own_which_is_made(tilt: Tilt) -> None:
+    namespace, _ = tilt.yaml
+    assert yaml.safe_load(namespace) == {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": tilt.namespace},
+    }
+    assert tilt.namespace not in ("", "default")
+    for how in tilt.buttons.values():
+        assert "kubectl exec" not in how["cmd"], "without a namespace it is another one's"
+    rebuild = tilt.buttons["rebuild"]["cmd"]
+    assert rebuild.startswith(f"NAMESPACE={tilt.namespace} local/dev-rebuild ")
+    assert f"NAMESPACE:-{tilt.namespace}" in (ROOT / "local/dev-rebuild").read_text()
+
+
+def test_a_changed_schema_builds_no_image(tilt: Tilt) -> None:
+    for image in tilt.images.values():
+        [locks] = [each["fall_back_on"] for each in image["live_update"] if "fall_back_on" in each]
+        assert "init.sql" not in locks
+
+
 def test_the_services_and_the_management_page_have_ports_here(tilt: Tilt) -> None:
     forwards = {
         how["new_name"]: how["port_forwards"]
@@ -187,7 +240,10 @@ def test_the_services_and_the_management_page_have_ports_here(tilt: Tilt) -> Non
         "gateway": ["3000:3000"],
         **{f"{name}-service": [f"{s.port}:{s.port}"] for name, s in SERVICES.items()},
         "rabbitmq": ["15672:15672"],
+        **(TOOLS if observed(tilt) else {}),
     }
+    here = [forward.split(":")[0] for [forward] in forwards.values()]
+    assert len(set(here)) == len(here)
     for name, [forward] in forwards.items():
         port = int(forward.split(":")[1])
         [container] = workloads(tilt)[f"shop-{name}"]["spec"]["template"]["spec"]["containers"]
@@ -204,8 +260,8 @@ def test_the_buttons_wait_to_be_pressed_and_do_what_exists(tilt: Tilt) -> None:
         assert set(re.findall(r"-m eventcore (\w+)", command)) <= set(eventcore.commands)
         for workload in re.findall(r"(?:deployment|statefulset)/(\S+)", command):
             assert workload in workloads(tilt)
-        if command.startswith("local/"):
-            script, *processes = command.split()
+        if "local/" in command:
+            _, script, *processes = command.split()
             assert os.access(ROOT / script, os.X_OK)
             assert {f"shop-{each}" for each in processes} <= set(workloads(tilt))
 
@@ -220,8 +276,8 @@ def test_a_saved_file_runs_no_setup_and_a_changed_schema_reaches_it(tilt: Tilt) 
 
 def test_a_process_that_a_syntax_error_stops_waits_for_the_next_save(tilt: Tilt) -> None:
     for each in workloads(tilt).values():
-        if each["kind"] == "Deployment":
-            [container] = each["spec"]["template"]["spec"]["containers"]
+        [container, *_] = each["spec"]["template"]["spec"]["containers"]
+        if each["kind"] == "Deployment" and container["image"].startswith("shop-"):
             for probe in ("startupProbe", "livenessProbe"):
                 patience = container[probe]["failureThreshold"] * container[probe]["periodSeconds"]
                 assert patience > 2 * 3600
@@ -230,7 +286,10 @@ def test_a_process_that_a_syntax_error_stops_waits_for_the_next_save(tilt: Tilt)
 def test_the_demo_needs_nothing_of_this_machine(tilt: Tilt) -> None:
     command = tilt.buttons["demo"]["cmd"]
     assert (ROOT / "services/gateway/journey.py").is_file()
-    assert command.startswith("kubectl exec deployment/shop-gateway -- python -m gateway.journey ")
+    assert command.startswith(
+        f"kubectl --namespace {tilt.namespace} exec deployment/shop-gateway"
+        " -- python -m gateway.journey "
+    )
 
 
 def test_passwords_are_made_once_for_every_login_and_are_in_no_file_of_git(tilt: Tilt) -> None:
