@@ -25,8 +25,11 @@ Object: TypeAlias = dict[str, Any]
 HELMS = tuple(name for name in ("helm", "helm3") if shutil.which(name)) or ("helm",)
 """The Helms of this machine; the first is used where one will do."""
 
-KUBERNETES = ("1.30", "1.34", "1.36")
-"""Versions that every object must be valid for; the middle one is rendered for elsewhere."""
+KUBERNETES = tuple(f"1.{minor}" for minor in range(30, 37))
+"""Versions that every object must be valid for, by the schema of each."""
+
+USUAL = "1.34"
+"""The version that is rendered for where any will do."""
 
 NAMESPACE = "elsewhere"
 
@@ -156,7 +159,7 @@ def template(
     values: str = "default",
     *,
     release: str = "shop",
-    kubernetes: str = KUBERNETES[1],
+    kubernetes: str = USUAL,
     program: str = HELMS[0],
     given: Object | None = None,
     chart: Path = CHART,
@@ -205,7 +208,7 @@ def render(
     values: str = "default",
     *,
     release: str = "shop",
-    kubernetes: str = KUBERNETES[1],
+    kubernetes: str = USUAL,
     program: str = HELMS[0],
     given: Object | None = None,
 ) -> Render:

@@ -4,7 +4,7 @@ No operator runs here. What they write, and the names they give, is in tables wi
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -12,8 +12,22 @@ import pytest
 import yaml
 
 from local.services import LOGINS
-from tests.chart.render import ROOT, SERVERS, Object, Pod, Render, parse, render
+from tests.chart.render import (
+    HELMS,
+    KUBERNETES,
+    ROOT,
+    SERVERS,
+    Object,
+    Pod,
+    Render,
+    masked,
+    over,
+    parse,
+    render,
+    title,
+)
 from tests.chart.test_pods import breaches
+from tests.chart.test_render import invalid
 
 K8S = ROOT / "k8s"
 FILES = sorted(K8S.glob("**/*.yaml"))
@@ -83,6 +97,83 @@ def operators() -> Object:
     """The values for the chart on the three operators."""
     values: Object = yaml.safe_load((K8S / "production/values-operators.yaml").read_text())
     return values
+
+
+def encrypted() -> Object:
+    """The same, where all three servers speak TLS."""
+    return over(operators(), yaml.safe_load((K8S / "production/tls/values.yaml").read_text()))
+
+
+@pytest.mark.parametrize("given", [operators, encrypted], ids=lambda each: each.__name__)
+def test_the_chart_on_the_operators_is_the_same_by_each_helm_and_valid(
+    given: Callable[[], Object],
+) -> None:
+    first, *others = (
+        sorted(masked(render("production", given=given(), program=helm).objects), key=title)
+        for helm in HELMS
+    )
+    assert all(each == first for each in others)
+    wrong = [invalid(each, kubernetes) for kubernetes in KUBERNETES for each in first]
+    assert not any(wrong)
+
+
+def test_with_certificates_every_process_speaks_tls_with_every_server() -> None:
+    secrets = {"postgres": "postgres-ca", "rabbitmq": "rabbitmq-tls", "mongodb": "mongodb-tls"}
+    seen = set()
+    for pod in render("production", given=encrypted()).pods:
+        told = {each["name"]: each.get("value") for each in variables(pod)}
+        volumes = {each["name"]: each for each in pod.spec.get("volumes", ())}
+        for server, secret in secrets.items():
+            if f"{server.upper()}_HOST" in told:
+                assert told[f"{server.upper()}_TLS"] == "on", pod.owner
+                assert told[f"{server.upper()}_CA_FILE"] == f"/tls/{server}/ca.crt"
+                assert volumes[f"tls-{server}"]["secret"]["secretName"] == secret
+                seen.add(server)
+    assert seen == set(secrets)
+
+
+def test_a_certificate_is_made_for_each_name_by_which_a_server_is_called() -> None:
+    made = parse((K8S / "production/tls/certificates.yaml").read_text())
+    issuers = {each["metadata"]["name"] for each in made if each["kind"] == "Issuer"}
+    certificates = {
+        each["spec"]["secretName"]: each["spec"] for each in made if each["kind"] == "Certificate"
+    }
+    assert {each["issuerRef"]["name"] for each in certificates.values()} <= issuers
+    servers = {
+        each["kind"]: each for each in parse((K8S / "production/tls/servers.yaml").read_text())
+    }
+    rabbitmq, mongodb = servers["RabbitmqCluster"], servers["MongoDBCommunity"]
+    values = encrypted()
+    for server, secret in (
+        (rabbitmq, rabbitmq["spec"]["tls"]["secretName"]),
+        (mongodb, mongodb["spec"]["security"]["tls"]["certificateKeySecretRef"]["name"]),
+    ):
+        assert server["metadata"]["name"] in ("rabbitmq", "mongodb")
+        host = values[server["metadata"]["name"]]["external"]["host"]
+        assert host in certificates[secret]["dnsNames"], "clients verify this name"
+        assert values[server["metadata"]["name"]]["external"]["tls"]["caSecret"] == secret
+
+
+def test_what_is_merged_into_an_operators_resource_is_of_the_same_name() -> None:
+    names = {(each["kind"], each["metadata"]["name"]) for each in map(example, SERVERS)}
+    for each in parse((K8S / "production/tls/servers.yaml").read_text()):
+        assert (each["kind"], each["metadata"]["name"]) in names
+        assert (each["apiVersion"], each["kind"]) in RESOURCES
+
+
+def test_production_spreads_each_process_over_zones_and_nodes() -> None:
+    for name, pod in render("production").processes().items():
+        constraints = pod.spec["topologySpreadConstraints"]
+        assert [each["topologyKey"] for each in constraints] == [
+            "topology.kubernetes.io/zone",
+            "kubernetes.io/hostname",
+        ], name
+        for each in constraints:
+            assert each["labelSelector"]["matchLabels"].items() <= pod.labels.items()
+            # by them each process is spread by itself, and the new pods of an update too
+            component, template = each["matchLabelKeys"]
+            assert (component, template) == ("app.kubernetes.io/component", "pod-template-hash")
+            assert component in pod.labels
 
 
 @pytest.fixture(params=["default", "production"])

@@ -16,6 +16,7 @@ from tests.chart.render import (
     HELMS,
     KUBERNETES,
     PLANTED,
+    USUAL,
     VALUES,
     Object,
     Render,
@@ -52,7 +53,7 @@ def test_lint_finds_nothing(program: str, values: str) -> None:
     done, said = helm(
         "lint",
         "--strict",
-        f"--kube-version={KUBERNETES[1]}.0",
+        f"--kube-version={USUAL}.0",
         str(CHART),
         *([f"--values={file}"] if file else []),
         program=program,
