@@ -18,7 +18,7 @@ class Tokens:
 
     def __init__(self, _bed: Bed, _size: Size) -> None:
         store = SimpleNamespace(progress=lambda _: SimpleNamespace(epoch=str(new_id())))
-        self._epoch = Epoch(store, "order")  # type: ignore[arg-type]
+        self._epoch = Epoch(store, "order")
         self._seen = str(Token({("user", str(new_id())): 1 for _ in range(7)}, {"user": "e" * 36}))
 
     def rows(self) -> Sequence[Row]:
