@@ -10,7 +10,7 @@ UV = $(or $(shell command -v uv),$(VENV)/bin/uv)
 LOCK = $(UV) --quiet pip compile --universal --python-version 3.11 --generate-hashes --no-header
 SCHEMA = $(VENV)/bin/check-jsonschema --quiet --builtin-schema
 
-.PHONY: help run demo shell clean unit test lint format chaos simulation soak bench profile docs pictures lock images up deploy rotate down e2e bench-cluster
+.PHONY: help run demo shell clean unit test lint format chaos simulation soak bench profile docs contracts pictures lock images up deploy rotate down e2e bench-cluster
 
 help: ## List the targets
 	@sed -n -e 's/^##@ \(.*\)/\n\1/p' -e 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -39,13 +39,14 @@ test: $(VENV)/ready-dev ## Run all tests but those of the cluster and the benchm
 	@$(RUN) -m local.packages
 	@$(RUN) -m pytest --ignore=tests/bench --ignore=tests/e2e
 
-lint: $(VENV)/ready-dev ## Check style, types, import rules, workflows and insecure code; shows the problems of all tools
+lint: $(VENV)/ready-dev ## Check style, types, import rules, contracts, workflows and insecure code; shows the problems of all tools
 	@failed=0; try() { "$$@" || failed=1; }; \
 	try $(VENV)/bin/ruff check; \
 	try $(VENV)/bin/ruff format --check; \
 	try $(VENV)/bin/mypy; \
 	try $(RUN) -m local.import_rules; \
 	try $(RUN) -m local.budgets; \
+	try $(RUN) -m local.contracts --check; \
 	try $(SCHEMA) vendor.github-workflows .github/workflows/*.yml; \
 	try $(SCHEMA) vendor.dependabot .github/dependabot.yml; \
 	try $(SCHEMA) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml; \
@@ -108,6 +109,9 @@ docs: $(VENV)/ready-dev ## Write the chart's values into its README; dashboards,
 	@$(RUN) -m local.chart_docs
 	@$(RUN) -m local.panels
 	@cp init.sql charts/shop/files/init.sql
+
+contracts: $(VENV)/ready ## Write the events' schemas and golden events into contracts/, where the rules allow it
+	@$(RUN) -m local.contracts
 
 pictures: $(VENV)/ready-dev ## Draw docs/images, beside `make run`, from SECONDS=300 of calls; with npm and chromium
 	@$(RUN) -m local.picture

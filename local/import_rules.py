@@ -14,7 +14,7 @@ from local.services import ROOT, SERVICES
 def rules() -> str:
     """Returns the configuration, with all services wherever pyproject.toml names the first two."""
     text = (ROOT / "pyproject.toml").read_text()
-    for one in ('"{0}"', '"{0}.{0}", "{0}.projections", "{0}.service"'):
+    for one in ('"{0}"', '"{0}.{0}", "{0}.events", "{0}.projections", "{0}.service"'):
         named = ", ".join(map(one.format, ("user", "order")))
         assert named in text, f"pyproject.toml does not name {named}"
         text = text.replace(named, ", ".join(map(one.format, SERVICES)))

@@ -30,6 +30,7 @@ def extended(folder: Path) -> Path:
     subprocess.run(["git", "init", "--quiet", copy], check=True)
     subprocess.run(["git", "-C", copy, "add", "--all"], check=True)
     run(copy, "-m", "local.chart_docs")  # what `make docs` does with the values
+    run(copy, "-m", "local.contracts")  # `make contracts`
     return copy
 
 

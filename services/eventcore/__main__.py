@@ -87,7 +87,7 @@ def project(name: str) -> None:
     projection = projection_named(name)
     health = Health("broker", "readmodel", "feed")
     stop = _start(config, health.missing)
-    applier = open_applier(config, projection)
+    applier = open_applier(config, projection, projection.announcement)
     broker = RabbitMQ(config.broker, name=f"{projection.name}-projector")
     queue = Queue(projection.queue, projection.binding)
     Projector(

@@ -4,6 +4,8 @@ msgspec refuses NaN, Infinity, broken UTF-8, lone surrogates and bottomless nest
 """
 
 import json
+from collections.abc import Iterable
+from dataclasses import MISSING
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -54,3 +56,43 @@ def render_line(value: object) -> str:
         return _lenient.encode(value).decode()
     except (UnicodeEncodeError, TypeError):
         return json.dumps(value, default=str, skipkeys=True)
+
+
+class Shape:
+    """The form of a JSON object: its fields by name, type and default (MISSING: it is required)."""
+
+    def __init__(self, name: str, doc: str, fields: Iterable[tuple[str, Any, Any]]) -> None:
+        defined = [
+            (each, hint) if default is MISSING else (each, hint, default)
+            for each, hint, default in fields
+        ]
+        namespace = {"__doc__": doc}
+        self._kind = msgspec.defstruct(name, defined, namespace=namespace, kw_only=True)
+
+    def schema(self) -> dict[str, Any]:
+        """Its JSON Schema, without references."""
+        (top,), parts = msgspec.json.schema_components([self._kind], ref_template="{name}")
+        schema: dict[str, Any] = _inlined(top, parts)
+        return schema
+
+    def check(self, value: object) -> None:
+        """Raises ValueError with the reason where a value has another form."""
+        msgspec.json.decode(render(value), type=self._kind)
+
+
+def _inlined(schema: Any, parts: dict[str, Any]) -> Any:
+    """A schema with its parts in place, in which decimals are numbers, as `render` writes them."""
+    if isinstance(schema, list):
+        return [_inlined(each, parts) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        rest = {name: value for name, value in schema.items() if name != "$ref"}
+        return _inlined({**parts[schema["$ref"]], **rest}, parts)
+    inlined = {name: _inlined(value, parts) for name, value in schema.items()}
+    if inlined.get("format") == "decimal":
+        inlined |= {"type": "number"}
+        del inlined["format"]
+        if "default" in inlined:
+            inlined["default"] = Decimal(inlined["default"])
+    return inlined

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from flask import Flask, Response, request
 from werkzeug.routing import BaseConverter
 
-from eventcore.web import openapi
+from eventcore.web import asyncapi, openapi
 from eventcore.web.correlation import REQUEST_CONTEXT
 from eventcore.web.problems import problem
 from eventcore.web.request import read_body
@@ -140,18 +140,37 @@ def _unavailable(error: UpstreamUnavailable) -> Response:
     return response
 
 
-class Description:
-    """The OpenAPI documents of all services as one, merged again when one of them changes."""
+@lru_cache(maxsize=1)
+def merged_calls(*documents: bytes) -> bytes:
+    """The OpenAPI document of several services."""
+    return openapi.merge("Shop", ABOUT, documents, problems=(502, 504))
 
-    def __init__(self, upstreams: Mapping[str, Upstream]) -> None:
+
+@lru_cache(maxsize=1)
+def merged_events(*documents: bytes) -> bytes:
+    """The AsyncAPI document of several services."""
+    return asyncapi.merge("Shop", documents)
+
+
+class Description:
+    """The documents of all services at one path as one, merged again when one of them changes."""
+
+    def __init__(
+        self,
+        upstreams: Mapping[str, Upstream],
+        path: str = "/openapi.json",
+        merge: Callable[..., bytes] = merged_calls,
+    ) -> None:
         self._upstreams = upstreams
+        self._path = path
+        self._merge = merge
         self._known: dict[str, Answer] = {}
 
     def __call__(self) -> bytes:
         """The document; raises UpstreamUnavailable until every service has answered once."""
         for service in self._upstreams:
             self._refresh(service)
-        return _merged(*(self._known[service].body for service in self._upstreams))
+        return self._merge(*(self._known[service].body for service in self._upstreams))
 
     def _refresh(self, service: str) -> None:
         known = self._known.get(service)
@@ -159,7 +178,7 @@ class Description:
             {"If-None-Match": known.headers["ETag"]} if known and "ETag" in known.headers else {}
         )
         try:
-            answer = self._upstreams[service].call("GET", "/openapi.json", headers=headers)
+            answer = self._upstreams[service].call("GET", self._path, headers=headers)
         except UpstreamUnavailable:
             if known is None:
                 raise
@@ -168,8 +187,3 @@ class Description:
             self._known[service] = answer
         elif known is None:
             raise UpstreamUnavailable(f"{service} answered {answer.status} for its description")
-
-
-@lru_cache(maxsize=1)
-def _merged(*documents: bytes) -> bytes:
-    return openapi.merge("Shop", ABOUT, documents, problems=(502, 504))

@@ -5,7 +5,7 @@ from pydantic import BaseModel, Field, Json
 
 from eventcore.settings import SOCKET_THREADS, Port, ServeSettings
 from eventcore.web.app import create_app as create_web_app
-from gateway.api import Description, add_forwarding
+from gateway.api import Description, add_forwarding, merged_events
 from gateway.forward import Upstream
 
 
@@ -41,6 +41,7 @@ def create_app(settings: Settings) -> Flask:
         missing=dict,
         is_ready=lambda: True,
         document=Description(upstreams),
+        events=Description(upstreams, "/asyncapi.json", merged_events),
         cors_origins=settings.cors_origins,
     )
     paths = {name: each.paths for name, each in places.items()}

@@ -1,4 +1,4 @@
-"""An order: events, state, commands and the rules between them. Pure."""
+"""An order: state, commands and the rules between them. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +8,7 @@ from typing import TypeAlias, assert_never
 
 from eventcore.errors import Invalid
 from eventcore.model.decider import Decider
+from order.events import CATALOGUE, OrderCancelled, OrderEvent, OrderPlaced
 
 
 class Status(StrEnum):
@@ -15,25 +16,6 @@ class Status(StrEnum):
 
     PLACED = "placed"
     CANCELLED = "cancelled"
-
-
-@dataclass(frozen=True, slots=True)
-class OrderPlaced:
-    """A user has ordered an item at a price."""
-
-    user_id: str
-    item: str
-    price: Decimal
-
-
-@dataclass(frozen=True, slots=True)
-class OrderCancelled:
-    """The order will not be carried out."""
-
-    reason: str | None = None
-
-
-OrderEvent: TypeAlias = OrderPlaced | OrderCancelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,5 +71,5 @@ def evolve(order: Order | None, event: OrderEvent) -> Order | None:
 
 
 DECIDER: Decider[OrderCommand, Order | None, OrderEvent] = Decider(
-    aggregate_type="order", events=OrderEvent, initial=None, decide=decide, evolve=evolve
+    catalogue=CATALOGUE, initial=None, decide=decide, evolve=evolve
 )

@@ -1,6 +1,7 @@
 """The order service's declaration. Pure."""
 
 from eventcore.model.service import Projector, Service
+from order.events import CATALOGUE
 from order.projections import known_users, orders
 
 SERVICE = Service(
@@ -15,6 +16,7 @@ SERVICE = Service(
         "/queries/orders",
         "/queries/orders/{id}",
     ),
+    catalogue=CATALOGUE,
     projectors=(
         Projector("order-projector", orders.PROJECTION),
         # sweep interval shorter than KNOWN_USER_WAIT

@@ -1,6 +1,7 @@
 """The user service's declaration. Pure."""
 
 from eventcore.model.service import Projector, Service
+from user.events import CATALOGUE
 from user.projections import users
 
 SERVICE = Service(
@@ -9,5 +10,6 @@ SERVICE = Service(
     about="Creates users and changes them; shows each as it is, as it was, and how it came about.",
     port=3001,
     paths=("/users", "/users/{id}", "/users/{id}/events"),
+    catalogue=CATALOGUE,
     projectors=(Projector("user-projector", users.PROJECTION),),
 )

@@ -1,4 +1,4 @@
-"""A user: events, state, commands and the rules between them. Pure."""
+"""A user: state, commands and the rules between them. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,31 +6,7 @@ from typing import TypeAlias, assert_never
 
 from eventcore.errors import Invalid
 from eventcore.model.decider import Decider
-
-
-@dataclass(frozen=True, slots=True)
-class UserCreated:
-    """A user was created."""
-
-    name: str
-    email: str
-
-
-@dataclass(frozen=True, slots=True)
-class UserNameChanged:
-    """A user's name was changed."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class UserEmailChanged:
-    """A user's e-mail address was changed."""
-
-    email: str
-
-
-UserEvent: TypeAlias = UserCreated | UserNameChanged | UserEmailChanged
+from user.events import CATALOGUE, UserCreated, UserEmailChanged, UserEvent, UserNameChanged
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,5 +70,5 @@ def evolve(user: User | None, event: UserEvent) -> User | None:
 
 
 DECIDER: Decider[UserCommand, User | None, UserEvent] = Decider(
-    aggregate_type="user", events=UserEvent, initial=None, decide=decide, evolve=evolve
+    catalogue=CATALOGUE, initial=None, decide=decide, evolve=evolve
 )

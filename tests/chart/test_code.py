@@ -233,7 +233,11 @@ def test_the_ingress_routes_every_path_of_the_gateway() -> None:
     [ingress] = render(given={"ingress": {"enabled": True}}).of("Ingress")
     routed = {each["path"] for rule in ingress["spec"]["rules"] for each in rule["http"]["paths"]}
     paths = {path for service in SERVICES.values() for path in service.paths}
-    assert routed == {f"/{path.split('/')[1]}" for path in paths} | {"/docs", "/openapi.json"}
+    assert routed == {f"/{path.split('/')[1]}" for path in paths} | {
+        "/docs",
+        "/openapi.json",
+        "/asyncapi.json",
+    }
 
 
 def test_keda_asks_for_the_queue_that_its_process_reads() -> None:

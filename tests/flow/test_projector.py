@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
 from datetime import UTC, datetime
 from threading import Event as Stop
 from threading import Thread
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from eventcore.broker.port import Consumer
 from eventcore.errors import BrokerUnavailable, FeedUnavailable
+from eventcore.model.catalogue import Catalogue
 from eventcore.model.event import Event, Mark, NewEvent
 from eventcore.model.message import Message
 from eventcore.model.projection import Document, Projection
@@ -239,7 +240,8 @@ def test_a_parked_stream_is_tried_once_and_not_at_every_sweep(shop: FakeShop) ->
         tries.append(event)
         raise ValueError
 
-    broken = replace(users.PROJECTION, steps={"USER_MARRIED": fails})
+    knows = Catalogue("user", make_dataclass("UserMarried", []))
+    broken = replace(users.PROJECTION, catalogue=knows, steps={"USER_MARRIED": fails})
     again = projector(broken, shop.readmodel, shop.user_store, shop.broker)
     for _ in range(3):
         again.sweep()

@@ -26,6 +26,7 @@ LISTS_OF_SERVICES = (
     "tests/flow/test_metrics.py",
     "tests/unit/test_cluster_commands.py",
     "tests/unit/test_compose.py",
+    "tests/unit/test_contracts.py",
     "tests/unit/test_inside.py",
     "tests/unit/test_projection.py",
     "tests/unit/test_workflows.py",
@@ -159,6 +160,8 @@ def test_whoever_follows_the_page_need_not_mend_a_test(copy: Path) -> None:
     run(copy, "-m", "ruff", "check", "--no-cache")
     run(copy, "-m", "ruff", "format", "--check", "--no-cache")
     run(copy, "-m", "local.import_rules")
+    run(copy, "-m", "local.contracts", "--check")
+    assert (copy / "contracts" / "parcel" / "PARCEL_SENT.v1.golden.json").exists()
     run(copy, "-m", "mypy", "--cache-dir", str(copy / ".mypy"), "services/order", "services/parcel")
     run(copy, "-m", "pytest", "-q", "-x", "-p", "no:schemathesis", *LISTS_OF_SERVICES, timeout=300)
 

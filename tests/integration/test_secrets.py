@@ -80,9 +80,13 @@ def test_an_image_is_made_of_code_alone() -> None:
     copied = re.findall(r"(?m)^(?:COPY|ADD) (?!--from=)(?:--chown=\S+ )?(.+) \S+$", recipe)
     assert set(copied) == {
         "services/requirements.txt", "services/requirements-dev.txt", "init.sql",
-        "services/eventcore", "services/${SERVICE}",
+        "services/eventcore", "services/${SERVICE}", "services",
     }  # fmt: skip
     assert not re.search("(?im)^(ENV|ARG) .*(password|secret|token|_key)", recipe)
+    # one stage sees all services, and keeps their catalogues alone
+    assert re.findall(r"AS (\w+)\nCOPY services /services\nRUN .*cp --parents (\S+) ", recipe) == [
+        ("catalogues", "*/events.py")
+    ]
     code = [file for file in (ROOT / "services").rglob("*") if file.is_file()]
     kinds = {file.suffix for file in code if "__pycache__" not in file.parts}
     pages = {".html", ".css", ".js"}  # of /docs

@@ -8,17 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from eventcore.model.catalogue import Catalogue
 from eventcore.model.decider import Decider
 from eventcore.model.event import Event
 from eventcore.model.projection import Document, Projection
+from user.events import UserCreated, UserEmailChanged, UserNameChanged
 from user.projections import users
 from user.user import (
     ChangeUser,
     CreateUser,
     User,
-    UserCreated,
-    UserEmailChanged,
-    UserNameChanged,
     decide,
     evolve,
 )
@@ -59,7 +58,7 @@ def _evolve(user: User | None, fact: Fact) -> User | None:
 
 
 DECIDER: Decider[Command, User | None, Fact] = Decider(
-    aggregate_type="user", events=Fact, initial=None, decide=_decide, evolve=_evolve
+    catalogue=Catalogue("user", Fact), initial=None, decide=_decide, evolve=_evolve
 )
 
 

@@ -7,13 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventcore.errors import Invalid
+from order.events import OrderCancelled, OrderEvent, OrderPlaced
 from order.order import (
     CancelOrder,
     Order,
-    OrderCancelled,
     OrderCommand,
-    OrderEvent,
-    OrderPlaced,
     PlaceOrder,
     Status,
     decide,

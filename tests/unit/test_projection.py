@@ -1,15 +1,15 @@
 """Each projection covers the events of its streams; a step changes no field of the projector."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import import_module
-from typing import Any, get_args
+from typing import Any
 from uuid import UUID
 
 import pytest
 
 from eventcore.errors import CannotApply
-from eventcore.model.decider import event_type_of
+from eventcore.model.catalogue import Catalogue
 from eventcore.model.event import Event
 from eventcore.model.projection import Projection
 from local.services import SERVICES
@@ -24,18 +24,12 @@ PROJECTIONS = [
 ]
 
 
-def event_types(aggregate_type: str) -> set[str]:
-    """The event types of an aggregate, whose decider is `DECIDER` in services/NAME/NAME.py."""
-    events = import_module(f"{aggregate_type}.{aggregate_type}").DECIDER.events
-    return {event_type_of(kind) for kind in get_args(events) or (events,)}
-
-
 @pytest.mark.parametrize("projection", PROJECTIONS, ids=lambda each: each.name)
 def test_a_projection_has_a_step_or_ignores_each_event_of_its_streams(
     projection: Projection,
 ) -> None:
     known, covered = (
-        event_types(projection.aggregate_type),
+        {*projection.catalogue.types},
         {*projection.steps, *projection.ignores},
     )
     missing, strange = sorted(known - covered), sorted(covered - known)
@@ -49,10 +43,15 @@ def test_a_projection_has_a_step_or_ignores_each_event_of_its_streams(
     )
 
 
+@dataclass(frozen=True)
+class ThingMade:
+    """A thing was made."""
+
+
 def projection(fields: Mapping[str, Any]) -> Projection:
     return Projection(
         name="things",
-        aggregate_type="thing",
+        catalogue=Catalogue("thing", ThingMade),
         queue="things",
         collection="things",
         log_message="Updating",

@@ -5,16 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventcore.errors import Invalid
+from user.events import UserCreated, UserEmailChanged, UserEvent, UserNameChanged
 from user.user import (
     DECIDER,
     ChangeUser,
     CreateUser,
     User,
     UserCommand,
-    UserCreated,
-    UserEmailChanged,
-    UserEvent,
-    UserNameChanged,
     decide,
     evolve,
 )

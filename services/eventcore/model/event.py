@@ -77,8 +77,12 @@ class Event:
     @property
     def routing_key(self) -> str:
         """`user.created` for USER_CREATED: the aggregate type, then the rest in lower case."""
-        rest = self.event_type.lower().removeprefix(f"{self.aggregate_type}_")
-        return f"{self.aggregate_type}.{rest}"
+        return routing_key_of(self.aggregate_type, self.event_type)
+
+
+def routing_key_of(aggregate_type: str, event_type: str) -> str:
+    """The routing key of an event type: `user.created` for USER_CREATED."""
+    return f"{aggregate_type}.{event_type.lower().removeprefix(f'{aggregate_type}_')}"
 
 
 def tag_of(version: int, event_id: UUID | str) -> str:

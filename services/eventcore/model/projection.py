@@ -5,13 +5,12 @@ those of the last event folded into it; a step sets none of them.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from eventcore.errors import CannotApply
+from eventcore.errors import CannotApply, Misconfigured
+from eventcore.model.catalogue import Catalogue
 from eventcore.model.event import Event
-from eventcore.model.upcast import Upcaster, Upcasters
 
 Document: TypeAlias = dict[str, Any]
 """JSON values by field; a step knows their types."""
@@ -41,23 +40,40 @@ class Projection:
     """One read model: its steps by event type, its queue and its collection.
 
     `steps` holds a step for each event type it folds, `ignores` the types it knows and
-    passes over. Any other type, and a schema version above those in `schema_versions`
-    (1 where none is given), cannot be applied and parks its stream.
+    passes over. Any other type, and a schema version above the one in `catalogue`, cannot be
+    applied and parks its stream. A step for a type that the catalogue lacks raises Misconfigured.
     """
 
     name: str
-    aggregate_type: str
+    catalogue: Catalogue
     queue: str
     collection: str
     log_message: str
     steps: Mapping[str, Step]
     ignores: frozenset[str] = frozenset()
     indexes: tuple[tuple[str, ...], ...] = ()
-    schema_versions: Mapping[str, int] = field(default_factory=dict)
-    upcasters: Mapping[tuple[str, int], Upcaster] | None = None
 
     def __post_init__(self) -> None:
-        assert self._upcast  # a broken chain of upcasters must not start
+        if strange := sorted(self.steps.keys() - self.catalogue.types.keys()):
+            raise Misconfigured(
+                f"projection {self.name} has steps for {', '.join(strange)}, which the catalogue of"
+                f" {self.aggregate_type} lacks: add the event's class, or delete the step"
+            )
+
+    @property
+    def aggregate_type(self) -> str:
+        """The aggregate type of its streams."""
+        return self.catalogue.aggregate_type
+
+    @property
+    def announcement(self) -> str:
+        """Its name and the highest schema version of each event type that it can take.
+
+        `known-users; USER_CREATED=1; USER_NAME_CHANGED=*`: an ignored type in any version.
+        """
+        takes = {name: str(self.catalogue.versions[name]) for name in self.steps}
+        takes |= dict.fromkeys(self.ignores, "*")
+        return "; ".join((self.name, *(f"{name}={takes[name]}" for name in sorted(takes))))
 
     @property
     def stores(self) -> tuple[str, ...]:
@@ -84,7 +100,7 @@ class Projection:
             raise CannotApply(f"version {event.version} does not follow version {version}")
         document = document or {"_id": str(event.aggregate_id)}
         if event.event_type not in self.ignores:
-            known = self._upcast(event)
+            known = self._known(event)
             fields = self.steps[known.event_type](document, known)
             for name in BOOKKEEPING & fields.keys():
                 if fields[name] != document.get(name):
@@ -117,7 +133,8 @@ class Projection:
             document = step(document, event)
         return document
 
-    @cached_property
-    def _upcast(self) -> Upcasters:
-        versions = {kind: self.schema_versions.get(kind, 1) for kind in self.steps}
-        return Upcasters(versions, self.upcasters)
+    def _known(self, event: Event) -> Event:
+        """The event in the schema version that the steps take; raises CannotApply."""
+        if event.event_type not in self.steps:
+            raise CannotApply(f"event type {event.event_type} is unknown to this code")
+        return self.catalogue.upcast(event)

@@ -6,6 +6,7 @@ A service declares itself in its own folder, in `service.py`; all that runs it f
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from eventcore.model.catalogue import Catalogue
 from eventcore.model.projection import Projection
 
 STORE_LOGINS = {"owner": None, "service": "event_append", "relay": "event_relay"}
@@ -27,6 +28,7 @@ class Service:
     """A service with an event store, a relay and read models; `name` is its aggregate type.
 
     The gateway forwards `paths`, with any method. `{id}` in a path stands for a UUID.
+    `catalogue` has the events that it appends.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Service:
     about: str
     port: int
     paths: tuple[str, ...]
+    catalogue: Catalogue
     projectors: tuple[Projector, ...]
 
     @property

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
 
-from eventcore.errors import CannotApply
+from eventcore.errors import CannotApply, Misconfigured
+from eventcore.model.catalogue import Catalogue, announce
 from eventcore.model.event import Event
 from eventcore.model.projection import BOOKKEEPING, Document, Projection, Step, version_of
-from eventcore.model.upcast import Upcaster, Upcasters
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,6 @@ class On:
 
     keys: Callable[[Event], Iterable[str]]
     step: Step
-    schema_version: int = 1
     with_first: bool = False
 
 
@@ -37,23 +36,30 @@ class On:
 class View:
     """A read model over many streams: what it does on each event type of each store.
 
-    It reads no other event type. An event that it cannot apply parks the document; one whose
-    documents cannot be named parks its stream.
+    `catalogues` has the events of its stores. It reads no other event type than those in `on`; one
+    that its catalogue lacks raises Misconfigured. An event that it cannot apply parks the document;
+    one whose documents cannot be named parks its stream.
     """
 
     name: str
+    catalogues: tuple[Catalogue, ...]
     queue: str
     collection: str
     log_message: str
     on: Mapping[str, Mapping[str, On]]
     indexes: tuple[tuple[str, ...], ...] = ()
-    upcasters: Mapping[tuple[str, int], Upcaster] | None = None
 
     binding = "#"
     """The routing keys of its queue: every event, as a hint that there is something to fold."""
 
     def __post_init__(self) -> None:
-        assert self._upcast  # a broken chain of upcasters must not start
+        for store, entries in self.on.items():
+            known = self._catalogues[store].types if store in self._catalogues else {}
+            if strange := sorted(entries.keys() - known):
+                raise Misconfigured(
+                    f"view {self.name} reads {', '.join(strange)}, which no catalogue of {store}"
+                    " has: add the catalogue or the event's class, or delete the entry"
+                )
 
     @property
     def stores(self) -> tuple[str, ...]:
@@ -98,10 +104,18 @@ class View:
         positions = {**positions, store: event.position}
         return {**document, **fields, "version": version + 1, "positions": positions}
 
+    @property
+    def announcement(self) -> str:
+        """Its name and the highest schema version of each event type that it can take."""
+        read = {kind for each in self.on.values() for kind in each}
+        return announce(self.name, self.catalogues, read)
+
     @cached_property
-    def _upcast(self) -> Upcasters:
-        kinds = {kind: on.schema_version for each in self.on.values() for kind, on in each.items()}
-        return Upcasters(kinds, self.upcasters)
+    def _catalogues(self) -> Mapping[str, Catalogue]:
+        return {each.aggregate_type: each for each in self.catalogues}
+
+    def _upcast(self, event: Event) -> Event:
+        return self._catalogues[event.aggregate_type].upcast(event)
 
 
 AnyProjection: TypeAlias = Projection | View

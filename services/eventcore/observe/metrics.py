@@ -114,6 +114,11 @@ POSITION = _projection_gauge(
 
 GENERATION = _projection_gauge("projection_generation", "Number of the generation that serves")
 
+CONSUMERS_BEHIND = _projection_gauge(
+    "projection_event_types_behind",
+    "Event types that the service appends in a version that the running projector does not know",
+)
+
 HALTED = _projection_gauge(
     "projection_halted", "1: nothing is applied, since the log lacks folded events; 0: it goes on"
 )

@@ -53,9 +53,11 @@ def projection_named(name: str) -> Projection:
     return known[name]
 
 
-def open_applier(config: settings.ProjectionSettings, projection: Projection) -> EventApplier:
+def open_applier(
+    config: settings.ProjectionSettings, projection: Projection, announcement: str = ""
+) -> EventApplier:
     """Returns the applier of a projection, on its read model and feed."""
-    feed = HttpFeed(config.feed.url, config.feed.token)
+    feed = HttpFeed(config.feed.url, config.feed.token, announcement=announcement)
     return EventApplier(projection, Mongo(config.readmodel), feed)
 
 

@@ -17,6 +17,9 @@ SWEEP_RANGE = SPAN  # positions that one page of heads covers, unless there is a
 
 MANY = 50  # streams that may be asked for at once
 
+ANNOUNCEMENT = "Event-Versions"
+"""The header by which a running consumer says which event versions it can take."""
+
 
 @dataclass(frozen=True, slots=True)
 class HeadsPage:

@@ -12,19 +12,23 @@ from eventcore.errors import FeedUnavailable, NotAnEvent
 from eventcore.model.event import Event, Mark, from_message
 from eventcore.retry import CircuitBreaker
 from eventcore.settings import Secret
-from eventcore.store.feed import HeadsPage
+from eventcore.store.feed import ANNOUNCEMENT, HeadsPage
 from eventcore.store.port import PAGE, Progress
 
 
 class HttpFeed:
     """A Feed from the owner at `url`, behind a circuit breaker, by its token, read at each call.
 
-    A call takes `timeout` seconds at most.
+    A call takes `timeout` seconds at most. It carries `announcement`: the event versions that the
+    caller can take.
     """
 
-    def __init__(self, url: str, token: Secret, timeout: float = 5.0) -> None:
+    def __init__(
+        self, url: str, token: Secret, timeout: float = 5.0, announcement: str = ""
+    ) -> None:
         self._url = url.rstrip("/")
         self._token = token
+        self._announced = {ANNOUNCEMENT: announcement} if announcement else {}
         self._circuit = CircuitBreaker()
         self._pool = urllib3.PoolManager(
             timeout=urllib3.Timeout(total=timeout), retries=False, maxsize=4
@@ -91,7 +95,7 @@ class HttpFeed:
         url = f"{self._url}/internal/{what}"
         fields = {name: str(value) for name, value in query.items()}
         with self._circuit.call():
-            headers = {"Authorization": f"Bearer {self._token.read()}"}
+            headers = {"Authorization": f"Bearer {self._token.read()}", **self._announced}
             try:
                 response = self._pool.request("GET", url, fields=fields, headers=headers)
                 if response.status != 200:

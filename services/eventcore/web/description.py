@@ -1,4 +1,4 @@
-"""/openapi.json and /docs."""
+"""/openapi.json, /asyncapi.json and /docs."""
 
 from collections.abc import Callable
 
@@ -10,23 +10,28 @@ _PAGE_POLICY = (
 )
 
 
-def description_pages(title: str, document: Callable[[], bytes]) -> Blueprint:
-    """/openapi.json, and /docs: a page to try the calls, which loads nothing from elsewhere."""
+def description_pages(
+    title: str, document: Callable[[], bytes], events: Callable[[], bytes] | None = None
+) -> Blueprint:
+    """/openapi.json, and /docs: a page to try the calls, which loads nothing from elsewhere.
+
+    With `events` also /asyncapi.json, to which the page has a link.
+    """
     pages = Blueprint(
         "docs", __name__, static_folder="docs", static_url_path="/docs", template_folder="docs"
     )
 
     @pages.get("/openapi.json")
     def openapi_json() -> Response:
-        response = Response(document(), mimetype="application/json")
-        response.headers["Cache-Control"] = "no-cache"
-        response.add_etag()
-        response.make_conditional(request)
-        return response
+        return _json(document())
+
+    if events:
+        pages.add_url_rule("/asyncapi.json", "asyncapi_json", lambda: _json(events()))
 
     @pages.get("/docs")
     def docs() -> Response:
-        response = Response(render_template("page.html", title=title), mimetype="text/html")
+        page = render_template("page.html", title=title, has_events=bool(events))
+        response = Response(page, mimetype="text/html")
         response.headers["Content-Security-Policy"] = _PAGE_POLICY
         return response
 
@@ -39,3 +44,11 @@ def description_pages(title: str, document: Callable[[], bytes]) -> Blueprint:
         return redirect("../docs")
 
     return pages
+
+
+def _json(document: bytes) -> Response:
+    response = Response(document, mimetype="application/json")
+    response.headers["Cache-Control"] = "no-cache"
+    response.add_etag()
+    response.make_conditional(request)
+    return response

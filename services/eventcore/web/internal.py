@@ -1,7 +1,7 @@
 """The feed that a service serves to projectors, under /internal. The gateway does not route it."""
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated
 
 from flask import Blueprint, Response, request
@@ -11,7 +11,7 @@ from werkzeug.exceptions import Unauthorized
 
 from eventcore.model.event import Data, Event, Json, Mark, to_message, to_timestamp
 from eventcore.settings import Secret
-from eventcore.store.feed import MANY, HeadsPage, StoreFeed
+from eventcore.store.feed import ANNOUNCEMENT, MANY, HeadsPage, StoreFeed
 from eventcore.web.inputs import DIGITS, Id, QueryInput
 from eventcore.web.request import query_values
 from eventcore.web.routes import json_response
@@ -48,8 +48,13 @@ def _messages(events: Iterable[Event]) -> Json:
     return tuple(to_message(event) for event in events)
 
 
-def feed_routes(feed: StoreFeed, token: Secret) -> Blueprint:
-    """Builds the routes of the feed, for callers that send its token."""
+def feed_routes(
+    feed: StoreFeed, token: Secret, note: Callable[[str], None] | None = None
+) -> Blueprint:
+    """Builds the routes of the feed, for callers that send its token.
+
+    `note` takes the event versions that a consumer announces.
+    """
     routes = Blueprint("feed", __name__, url_prefix="/internal")
 
     @routes.before_request
@@ -60,6 +65,8 @@ def feed_routes(feed: StoreFeed, token: Secret) -> Blueprint:
                 "The feed is for projectors, which know its token.",
                 www_authenticate=WWWAuthenticate("bearer", {"realm": "feed"}),
             )
+        if note and (announced := request.headers.get(ANNOUNCEMENT)):
+            note(announced)
 
     _add_events(routes, feed)
     _add_progress(routes, feed)

@@ -14,7 +14,9 @@ from eventcore.settings import ServiceSettings
 from eventcore.store.feed import StoreFeed
 from eventcore.store.port import Store
 from eventcore.store.postgres import Postgres
+from eventcore.web import asyncapi
 from eventcore.web.app import create_app
+from eventcore.web.consumers import Consumers
 from eventcore.web.internal import feed_routes
 from eventcore.web.readiness import Readiness
 from eventcore.web.routes import Routes
@@ -30,7 +32,9 @@ def create_service(
     feed = StoreFeed(store, service.name)
     updates = watch_service(service.name, store, readmodel, feed, service.projections)
     epoch = Epoch(store, service.name)
-    watch([readiness.missing, epoch.update, *updates], Stop())
+    consumers = Consumers(service.catalogue)
+    watch([readiness.missing, epoch.update, consumers.update, *updates], Stop())
+    events = asyncapi.build(service.title, "1.0", service.catalogue)
     app = create_app(
         service.title,
         routes(store, readmodel).all,
@@ -40,6 +44,7 @@ def create_service(
         epoch=epoch,
         about=service.about,
         cors_origins=settings.cors_origins,
+        events=lambda: events,
     )
-    app.register_blueprint(feed_routes(feed, settings.feed.token))
+    app.register_blueprint(feed_routes(feed, settings.feed.token, consumers.note))
     return app

@@ -13,6 +13,8 @@ from typing import cast
 from eventcore.model.event import Data, Event, to_timestamp
 from eventcore.model.projection import Document
 from eventcore.model.view import On, View
+from order import events as orders
+from user import events as users
 
 _NOTHING: Document = {"orders": 0, "cancelled": 0, "total": Decimal(0), "lastOrderAt": ""}
 
@@ -48,6 +50,7 @@ def _cancelled(document: Document, event: Event) -> Document:
 
 VIEW = View(
     name="customers",
+    catalogues=(users.CATALOGUE, orders.CATALOGUE),
     queue="order_customers_queue",
     collection="customers",
     log_message="Customers updated",

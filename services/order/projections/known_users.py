@@ -7,6 +7,7 @@ It needs to know that a user exists and nothing else, so it keeps nothing else.
 
 from eventcore.model.event import Event
 from eventcore.model.projection import Document, Projection
+from user.events import CATALOGUE
 
 
 def _created(_: Document, __: Event) -> Document:
@@ -15,7 +16,7 @@ def _created(_: Document, __: Event) -> Document:
 
 PROJECTION = Projection(
     name="known-users",
-    aggregate_type="user",
+    catalogue=CATALOGUE,
     queue="order_service_user_sync",
     collection="known_users",
     log_message="User cached in Order Service",

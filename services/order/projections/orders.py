@@ -5,6 +5,7 @@
 
 from eventcore.model.event import Data, Event, to_timestamp
 from eventcore.model.projection import Document, Projection
+from order.events import CATALOGUE
 
 
 def _placed(_: Document, event: Event) -> Document:
@@ -23,7 +24,7 @@ def _cancelled(_: Document, __: Event) -> Document:
 
 PROJECTION = Projection(
     name="orders",
-    aggregate_type="order",
+    catalogue=CATALOGUE,
     queue="order_read_model_queue",
     collection="orders",
     log_message="Order Read Model updated",

@@ -5,6 +5,7 @@
 
 from eventcore.model.event import Data, Event
 from eventcore.model.projection import Document, Projection
+from user.events import CATALOGUE
 
 
 def _created(_: Document, event: Event) -> Document:
@@ -21,7 +22,7 @@ def _email_changed(_: Document, event: Event) -> Document:
 
 PROJECTION = Projection(
     name="users",
-    aggregate_type="user",
+    catalogue=CATALOGUE,
     queue="user_projection_queue",
     collection="users",
     log_message="Updating User Projection",

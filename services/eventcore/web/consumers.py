@@ -1,0 +1,75 @@
+"""Which event versions the running consumers of a service's events can take.
+
+A projector announces them with every call to the feed, so a service that is ahead of its consumers
+knows it within a sweep of its start, and needs no right beyond its own.
+"""
+
+import logging
+import re
+
+from eventcore.clock import SYSTEM_CLOCK, Clock
+from eventcore.model.catalogue import Catalogue
+from eventcore.observe.metrics import CONSUMERS_BEHIND
+
+RUNNING = 60.0
+"""Seconds after its last call in which a consumer is taken to be running."""
+
+MANY = 1000
+"""Announcements that are kept at most."""
+
+log = logging.getLogger(__name__)
+
+
+class Consumers:
+    """The announcements of running consumers, compared with the events that a service appends."""
+
+    def __init__(self, catalogue: Catalogue, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._catalogue = catalogue
+        self._clock = clock
+        self._seen: dict[str, float] = {}
+
+    def note(self, announcement: str) -> None:
+        """Takes what a consumer says of itself; logs once if it is behind. See Projection."""
+        if announcement in self._seen or len(self._seen) < MANY:
+            is_new = announcement not in self._seen
+            self._seen[announcement] = self._clock.monotonic()
+            if is_new:
+                self._warn(announcement)
+
+    def update(self) -> None:
+        """Sets the metric, and forgets the consumers that have stopped."""
+        oldest = self._clock.monotonic() - RUNNING
+        behind: dict[str, int] = {}
+        for announcement, seen_at in list(self._seen.items()):
+            name = _name_of(announcement)
+            behind.setdefault(name, 0)
+            if seen_at < oldest:
+                del self._seen[announcement]
+            else:
+                behind[name] = max(behind[name], len(self._behind(announcement)))
+        for name, types in behind.items():
+            CONSUMERS_BEHIND.labels(name).set(types)
+
+    def _warn(self, announcement: str) -> None:
+        if behind := self._behind(announcement):
+            name = _name_of(announcement)
+            reason = (
+                f"{name} does not know {', '.join(behind)}. It parks the streams of these events;"
+                " nothing is lost, and they are released when it is upgraded. Upgrade consumers"
+                " before producers."
+            )
+            log.warning("Consumer behind", extra={"projection": name, "reason": reason})
+            CONSUMERS_BEHIND.labels(name).set(len(behind))
+
+    def _behind(self, announcement: str) -> list[str]:
+        """The events that this service appends and the consumer does not know."""
+        takes = dict(re.findall(r"([A-Z0-9_]+)=(\d{1,9}|\*)", announcement))
+        return [
+            f"{event_type} v{version}"
+            for event_type, version in self._catalogue.versions.items()
+            if takes.get(event_type) != "*" and int(takes.get(event_type, 0)) < version
+        ]
+
+
+def _name_of(announcement: str) -> str:
+    return announcement.partition(";")[0][:100]
