@@ -127,7 +127,7 @@ def encoded(text: bytes) -> str:
 @pytest.mark.parametrize(
     "garbage",
     [
-        "x", "!!!!", "é", "A" * (SIZE + 1), encoded(b"\xff\xfe"), encoded(b"user"),
+        "", "x", "!!!!", "é", "A" * (SIZE + 1), encoded(b"\xff\xfe"), encoded(b"user"),
         encoded(b"user/1/1"), encoded(b"user/01890000-0000-7000-8000-000000000000/0"),
         encoded(b"user/01890000-0000-7000-8000-000000000000/1\n"), encoded(b"user@"),
         encoded(b"User@e"), encoded(b"user@e\nuser@e@e"),

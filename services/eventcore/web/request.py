@@ -56,7 +56,7 @@ def to_incoming(operation: Operation, path: Mapping[str, str]) -> Incoming[Any, 
         query=query.model_validate(query_values()),
         body=body.model_validate(_parse_body(text, operation)) if body else None,
         call=_to_call(text, operation) if operation.is_command else Call({}),
-        seen=Token.parse(given) if (given := request.headers.get(TOKEN)) else None,
+        seen=None if (given := request.headers.get(TOKEN)) is None else Token.parse(given),
         wait=_preferred_wait(),
     )
 
