@@ -105,8 +105,8 @@ def processes(
     def readmodel(service: str) -> Environment:
         return _told("readmodel", servers.readmodels[service])
 
-    def token(service: str) -> Environment:
-        return _secret("FEED_TOKEN", secret_file(secrets, f"{service}_feed_token"))
+    def token(service: str, name: str = "FEED_TOKEN") -> Environment:
+        return _secret(name, secret_file(secrets, f"{service}_feed_token"))
 
     def process(name: str, command: str, service: str, *told: Environment) -> Process:
         metrics_port = free_port()
@@ -126,8 +126,11 @@ def processes(
         return process(f"{name}-relay", "relay", name, store(name, "relay"), broker)
 
     def projector(service: Service, each: Projector) -> Process:
-        owner = each.projection.aggregate_type
-        feed = {"FEED_URL": urls[f"{owner}-service"], **token(owner)}
+        feed = dict[str, str]()
+        for owner in each.projection.stores:
+            prefix = f"FEED_{owner.upper()}" if each.projection.parts[0] else "FEED"
+            feed |= {f"{prefix}_URL": urls[f"{owner}-service"]}
+            feed |= token(owner, f"{prefix}_TOKEN")
         told = [readmodel(service.name), broker, feed, each.settings]
         return process(each.name, f"project {each.projection.name}", service.name, *told)
 

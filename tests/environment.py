@@ -9,6 +9,7 @@ from unittest.mock import patch
 from eventcore import settings as declared
 from eventcore.settings import Secret, Settings, read_settings
 from gateway.main import Settings as Gateway
+from local.services import SERVICES
 from order.main import Settings as Order
 from user.main import Settings as User
 
@@ -32,7 +33,15 @@ def variables() -> set[str]:
         for name, field in declared.ProvisionSettings.model_fields.items()
         if field.validation_alias is None  # the servers' logins are those of the other kinds
     }
-    return ({name for kind in KINDS for name in _variables(kind)} | limits) - {"PROCESS"}
+    feeds = {
+        f"FEED_{store.upper()}_{part}"
+        for service in SERVICES.values()
+        for projection in service.projections
+        for store in projection.stores
+        if projection.parts[0]
+        for part in ("URL", "TOKEN")
+    }
+    return ({name for kind in KINDS for name in _variables(kind)} | limits | feeds) - {"PROCESS"}
 
 
 def _variables(kind: type[Settings]) -> Iterator[str]:

@@ -22,8 +22,8 @@ from eventcore import settings
 from eventcore.broker.port import Queue
 from eventcore.broker.rabbitmq import RabbitMQ
 from eventcore.errors import Misconfigured, Refused, Unavailable
-from eventcore.model.projection import Projection
 from eventcore.model.service import STORE_LOGINS
+from eventcore.model.view import AnyProjection, View
 from eventcore.observe.health import HEARTBEAT, Health
 from eventcore.observe.logs import start, start_logging
 from eventcore.observe.metrics import WINDOW
@@ -31,10 +31,17 @@ from eventcore.observe.probes import listen, serve_probes
 from eventcore.observe.tracing import start_tracing, stop_tracing
 from eventcore.operate import provision as provisioning
 from eventcore.operate import provision_broker
-from eventcore.operate.shared import declared, open_applier, projection_named, service_module
+from eventcore.operate.shared import (
+    declared,
+    open_applier,
+    open_view,
+    projection_named,
+    service_module,
+)
 from eventcore.operate.tools import TOOLS
 from eventcore.project.projector import Projector
 from eventcore.project.sweep import Sweep
+from eventcore.project.view_projector import PartSweep, ViewProjector, ViewSweep
 from eventcore.relay import Relay
 from eventcore.retry import retry
 from eventcore.store import migrate as schema
@@ -66,7 +73,7 @@ def relay() -> None:
     service = config.service
     health = Health("store", "broker")
     stop = _start(config, health.missing)
-    published = [p for p in declared().projections if p.aggregate_type == service]
+    published = [p for p in declared().projections if service in p.stores]
     queues = [Queue(projection.queue, projection.binding) for projection in published]
 
     def open_store() -> RelaySession:
@@ -83,21 +90,34 @@ def relay() -> None:
 @click.argument("name")
 def project(name: str) -> None:
     """Run a projector for the projection NAME."""
-    config = settings.read_settings(settings.ProjectorSettings, f"project {name}")
     projection = projection_named(name)
+    is_view = isinstance(projection, View)
+    kind = settings.ViewProjectorSettings if is_view else settings.ProjectorSettings
+    config = settings.read_settings(kind, f"project {name}")
     health = Health("broker", "readmodel", "feed")
     stop = _start(config, health.missing)
-    applier = open_applier(config, projection, projection.announcement)
     broker = RabbitMQ(config.broker, name=f"{projection.name}-projector")
     queue = Queue(projection.queue, projection.binding)
-    Projector(
-        applier,
-        Sweep(applier, str(uuid4()), config.lease),
+    loop = _loop(config, projection)(
         lambda: broker.consumer(queue, prefetch=config.batch),
         health,
         batch=config.batch,
         sweep_interval=config.sweep_interval,
-    ).run(stop)
+    )
+    loop.run(stop)
+
+
+def _loop(config: settings.SweepSettings, projection: AnyProjection) -> Callable[..., Any]:
+    """Returns the projector of a projection or of a view, but for what both take."""
+    holder = str(uuid4())
+    if isinstance(projection, View):
+        assert isinstance(config, settings.ViewProjectorSettings)
+        parts = open_view(config, projection)
+        sweeps = [PartSweep(part, holder, config.lease) for part in parts]
+        return partial(ViewProjector, parts[0], ViewSweep(sweeps))
+    assert isinstance(config, settings.ProjectorSettings)
+    applier = open_applier(config, projection, projection.announcement)
+    return partial(Projector, applier, Sweep(applier, holder, config.lease))
 
 
 @main.command()
@@ -170,7 +190,7 @@ class _Provisioning:
             self._do(what, provisioning.provision_store_monitor, admin, secret)
 
     def provision_broker(
-        self, admin: settings.Server, projections: Mapping[str, Projection]
+        self, admin: settings.Server, projections: Mapping[str, AnyProjection]
     ) -> None:
         """The virtual host, its queues' limits, and the logins of relay and projectors."""
         service = self.config.service

@@ -14,8 +14,9 @@ from eventcore.consistency import Lag, Token, Waits, lag
 from eventcore.errors import CannotApply, NotFound, NotYet, ReadModelUnavailable, Unavailable
 from eventcore.model.event import Data, Event, Json, to_timestamp
 from eventcore.model.projection import Document, Projection, version_of
+from eventcore.model.view import AnyProjection, View
 from eventcore.readmodel.port import Bookkeeping, ReadModel
-from eventcore.readmodel.records import Generation, generation_of
+from eventcore.readmodel.records import Generation, generation_of, parts_of
 from eventcore.store.port import Store, Stream, read_pages
 
 GENERATION_TTL = 1.0
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 class Serving:
     """Which generation of a projection serves; asked once a second at most."""
 
-    def __init__(self, projection: Projection, readmodel: Bookkeeping) -> None:
+    def __init__(self, projection: AnyProjection, readmodel: Bookkeeping) -> None:
         self._projection = projection
         self._readmodel = readmodel
         self._known = generation_of(projection)
@@ -40,6 +41,10 @@ class Serving:
             self._known = generation_of(self._projection, number)
             self._asked_at = monotonic()
         return self._known
+
+    def parts(self) -> list[Generation]:
+        """The generation, or its part for each store; raises ReadModelUnavailable."""
+        return parts_of(self._projection, self.now().number)
 
 
 class Views:
@@ -181,6 +186,30 @@ class Views:
 
     def _stream(self, aggregate_id: UUID) -> Stream:
         return Stream(self.projection.aggregate_type, aggregate_id)
+
+
+class ViewDocuments:
+    """The documents of a view, as queries see them: some milliseconds behind the logs."""
+
+    def __init__(self, view: View, readmodel: ReadModel) -> None:
+        self._view = view
+        self._readmodel = readmodel
+        self._serving = Serving(view, readmodel)
+
+    def find(self, ids: Iterable[str]) -> dict[str, Document]:
+        """The documents that exist among `ids`; raises ReadModelUnavailable."""
+        return self._readmodel.find(self._serving.now().collection, set(ids))
+
+    def one(self, id: str) -> Document:
+        """The document with an id. Raises NotFound and ReadModelUnavailable."""
+        found = self.find([id]).get(id)
+        if found is None:
+            raise NotFound(f"{self._view.name} has no {id}, or its events have not arrived yet.")
+        return found
+
+    def ranked(self, by: str, after: tuple[Json, str] | None, limit: int) -> list[Document]:
+        """Up to `limit` documents, the highest first, after a value and an id."""
+        return self._readmodel.ranked(self._serving.now().collection, by, after, limit)
 
 
 def to_entry(event: Event) -> dict[str, Json]:

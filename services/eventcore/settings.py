@@ -5,6 +5,7 @@ token may be in a file (`POSTGRES_PASSWORD_FILE`), read at every connect. None h
 """
 
 import os
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -80,6 +81,17 @@ def _group(**defaults: object) -> BeforeValidator:
         return defaults | given | secrets
 
     return BeforeValidator(complete)
+
+
+def _by_store(given: object) -> object:
+    """Turns what follows FEED_ into an entry for each store: USER_URL is the URL of `user`."""
+    if not isinstance(given, dict):
+        return given
+    found = defaultdict[str, dict[str, object]](dict)
+    for name, value in given.items():
+        store, _, field_name = name.partition("_")
+        found[store][field_name] = value
+    return found
 
 
 def _anonymous(given: object) -> object:
@@ -191,12 +203,28 @@ class ProjectionSettings(ReadModelSettings):
     feed: Annotated[Feed, _group(), _variables("feed")]
 
 
-class ProjectorSettings(ProjectionSettings, BrokerSettings):
-    """The settings of a projector."""
+class ViewSettings(ReadModelSettings):
+    """The settings of the tools that work on a view, with the feed of each of its stores."""
+
+    feeds: Annotated[
+        dict[str, Annotated[Feed, _group()]], BeforeValidator(_by_store), _variables("feed")
+    ]
+
+
+class SweepSettings(BrokerSettings):
+    """The settings of a process that sweeps and is woken by the broker."""
 
     sweep_interval: Seconds = 2.0
     lease: Seconds = 6.0
     batch: Count = 300
+
+
+class ProjectorSettings(ProjectionSettings, SweepSettings):
+    """The settings of a projector."""
+
+
+class ViewProjectorSettings(ViewSettings, SweepSettings):
+    """The settings of a view's projector."""
 
 
 class ProvisionSettings(Settings):

@@ -7,12 +7,15 @@ from pydantic import BaseModel, Field, WithJsonSchema
 
 from eventcore.command import answered_before, handle
 from eventcore.ids import new_id
-from eventcore.query import Views
+from eventcore.model.event import Json
+from eventcore.model.projection import Document
+from eventcore.query import ViewDocuments, Views
 from eventcore.store.port import Answer, Store
 from eventcore.web.inputs import DIGITS, VISIBLE, Id, Input, QueryInput, exact_number
 from eventcore.web.queries import SOURCE, add_queries, source_of
 from eventcore.web.request import Incoming
 from eventcore.web.routes import Routes, answer
+from order.customer_queries import add_customers
 from order.customers import Customers
 from order.order import DECIDER, CancelOrder, Order, PlaceOrder
 from order.projections.orders import shown
@@ -77,10 +80,16 @@ class OrderShown(BaseModel):
     version: int
 
 
+class OrderListed(OrderShown):
+    """An order with the name of its user."""
+
+    userName: str | None = Field(description="null: the user's event has not arrived yet.")
+
+
 class OrderList(BaseModel):
     """A page of orders, newest first."""
 
-    orders: list[OrderShown]
+    orders: list[OrderListed]
     next: str | None = Field(description="The `after` of the next page; null: there is none.")
 
 
@@ -93,12 +102,13 @@ class OrderQuery(QueryInput):
     after: Id | None = Field(None, description="Those older than this order: `next` of a page.")
 
 
-def routes(store: Store, orders: Views, customers: Customers) -> Routes:
+def routes(store: Store, orders: Views, customers: Customers, known: ViewDocuments) -> Routes:
     """All routes of the order service."""
     route = Routes("orders")
     _add_commands(route, store, customers)
     add_queries(route, "/queries/orders/{id}", orders, shown, OrderShown, "/orders/{id}/events")
-    _add_list(route, orders)
+    _add_list(route, orders, known)
+    add_customers(route, known)
     return route
 
 
@@ -134,7 +144,7 @@ def _add_commands(route: Routes, store: Store, customers: Customers) -> None:
         return handle(store, DECIDER, incoming.id, command, incoming.call, state)
 
 
-def _add_list(route: Routes, orders: Views) -> None:
+def _add_list(route: Routes, orders: Views, known: ViewDocuments) -> None:
     @route("GET", "/queries/orders", "Orders, newest first", {200: OrderList}, query=OrderQuery)
     def list_orders(incoming: Incoming[None, OrderQuery]) -> Answer:
         asked = incoming.query
@@ -144,8 +154,13 @@ def _add_list(route: Routes, orders: Views) -> None:
         found = orders.page(where, asked.after, asked.limit)
         page = found[: asked.limit]
         more = len(found) > asked.limit
+        users = known.find(str(each["userId"]) for each in page)
+
+        def name_of(order: Document) -> Json:
+            return users.get(str(order["userId"]), {}).get("name")
+
         body = {
-            "orders": tuple(shown(document) for document in page),
+            "orders": tuple({**shown(each), "userName": name_of(each)} for each in page),
             "next": page[-1]["_id"] if more else None,
         }
         return Answer(200, body, {SOURCE: source})

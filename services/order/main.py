@@ -3,7 +3,7 @@
 from flask import Flask
 
 from eventcore.consistency import Waits
-from eventcore.query import Views
+from eventcore.query import ViewDocuments, Views
 from eventcore.readmodel.port import ReadModel
 from eventcore.settings import Port, Seconds, ServiceSettings
 from eventcore.store.port import Store
@@ -12,6 +12,7 @@ from eventcore.web.service import create_service
 from order import api
 from order.customers import Customers
 from order.projections import orders
+from order.projections.customers import VIEW
 from order.service import SERVICE
 
 
@@ -32,6 +33,7 @@ def create_app(settings: Settings) -> Flask:
         customers = Customers(
             readmodel, wait=settings.known_user_wait, margin=settings.cache_margin, waits=waits
         )
-        return api.routes(store, Views(orders.PROJECTION, readmodel, store, waits), customers)
+        views = Views(orders.PROJECTION, readmodel, store, waits)
+        return api.routes(store, views, customers, ViewDocuments(VIEW, readmodel))
 
     return create_service(SERVICE, settings, routes)

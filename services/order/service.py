@@ -2,7 +2,7 @@
 
 from eventcore.model.service import Projector, Service
 from order.events import CATALOGUE
-from order.projections import known_users, orders
+from order.projections import customers, known_users, orders
 
 SERVICE = Service(
     name="order",
@@ -15,11 +15,14 @@ SERVICE = Service(
         "/orders/{id}/events",
         "/queries/orders",
         "/queries/orders/{id}",
+        "/queries/customers",
+        "/queries/customers/{id}",
     ),
     catalogue=CATALOGUE,
     projectors=(
         Projector("order-projector", orders.PROJECTION),
         # sweep interval shorter than KNOWN_USER_WAIT
         Projector("order-user-sync", known_users.PROJECTION, {"SWEEP_INTERVAL": "0.5"}),
+        Projector("order-customers", customers.VIEW),
     ),
 )

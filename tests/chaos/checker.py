@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from eventcore.model.event import Event
 from eventcore.model.projection import Document, Projection
+from eventcore.model.view import View, fold
 from eventcore.settings import SOCKET_THREADS
 from tests.chaos.journal import GROUPS, Entry
 
@@ -151,6 +152,27 @@ def folded(
             finding.violates("diverged", f"{projection.name}: {found} is not {wanted}")
     for stream in documents.keys() - streams.keys() - set(parked):
         finding.violates("extra", f"{projection.name} {stream}")
+    return finding
+
+
+def viewed(
+    view: View,
+    events: Iterable[Event],
+    documents: Mapping[str, Document],
+    parked: Iterable[str] = (),
+) -> Finding:
+    """E of a view: its documents are what both logs fold to; none is missing or extra."""
+    finding = Finding("E", Counter({"diverged": 0, "missing": 0, "extra": 0}))
+    wanted = fold(view, events)
+    finding.counts["documents"] += len(wanted)
+    for key in parked:
+        finding.violates("parked", f"{view.name} {key}")
+    for key in wanted.keys() | documents.keys():
+        if key not in documents or key not in wanted:
+            kind = "missing" if key in wanted else "extra"
+            finding.violates(kind, f"{view.name} {key}")
+        elif documents[key] != wanted[key]:
+            finding.violates("diverged", f"{view.name}: {documents[key]} is not {wanted[key]}")
     return finding
 
 

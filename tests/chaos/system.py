@@ -5,6 +5,7 @@ rabbitmq   relays, projectors ─▶ RabbitMQ        gateway   gateway ─▶ se
 mongodb    services, projectors ─▶ MongoDB
 """
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import pika
 import psycopg2
 
 from eventcore.model.projection import Projection
+from eventcore.model.view import AnyProjection
 from eventcore.readmodel.mongo import Mongo
 from eventcore.readmodel.records import generation_of
 from local.processes import (
@@ -195,7 +197,7 @@ class System:
             check=False,
         )
 
-    def serving(self, projection: Projection, service: str) -> str:
+    def serving(self, projection: AnyProjection, service: str) -> str:
         """The collection that serves a projection now."""
         number = self.models[service].generations(projection.name).serving
         return generation_of(projection, number).collection
@@ -244,8 +246,9 @@ class System:
         env = {**process.env, "FAILPOINTS": str(failpoints)}
         for place, name in enumerate(("user-service", "order-service")):
             direct = f"http://127.0.0.1:{ports[name]}"
-            for variable, link in (("FEED_URL", "feed"), ("UPSTREAMS", "gateway")):
-                if variable in env:
+            for variable in env:
+                link = "gateway" if variable == "UPSTREAMS" else "feed"
+                if variable == "UPSTREAMS" or re.fullmatch("FEED(_[A-Z]+)?_URL", variable):
                     proxy = f"http://127.0.0.1:{self.links[link].proxies[place].port}"
                     env[variable] = env[variable].replace(direct, proxy)
         return env

@@ -7,9 +7,12 @@ from pathlib import Path
 from eventcore import jsontext
 from eventcore.errors import Unavailable
 from eventcore.model.event import Event
-from eventcore.model.projection import Document, Projection
+from eventcore.model.projection import Document
+from eventcore.model.view import AnyProjection
+from eventcore.readmodel.records import parts_of
+from order.projections.customers import VIEW
 from tests.bench.machine import family
-from tests.chaos.checker import Finding, Resources, folded
+from tests.chaos.checker import Finding, Resources, folded, viewed
 from tests.chaos.system import PROJECTIONS, System
 
 _LOG = (
@@ -62,7 +65,7 @@ def _to_event(row: tuple[object, ...]) -> Event:
 
 
 def documents(
-    system: System, projection: Projection, service: str, ids: Iterable[str] | None
+    system: System, projection: AnyProjection, service: str, ids: Iterable[str] | None
 ) -> dict[str, Document]:
     """The documents of a read model, all, or those among `ids`."""
     model = system.models[service]
@@ -110,7 +113,24 @@ def converged(
             if not finding.wrong or time.monotonic() > deadline:
                 break
             time.sleep(0.25)
+    findings[VIEW.name] = _customers(system, log, deadline)
     return findings
+
+
+def _customers(system: System, log: Log, deadline: float) -> Finding:
+    """E for the view of customers: all its documents are the fold of both logs."""
+    while True:
+        try:
+            model = system.models["order"]
+            number = model.generations(VIEW.name).serving
+            parked = [key for part in parts_of(VIEW, number) for key in model.parked(part.name)]
+            found = documents(system, VIEW, "order", None)
+            finding = viewed(VIEW, log.all(), found, parked)
+        except Unavailable as away:
+            finding = Finding("E", wrong=[f"E cannot be looked at: {away}"])
+        if not finding.wrong or time.monotonic() > deadline:
+            return finding
+        time.sleep(0.25)
 
 
 QUEUES = tuple(projection.queue for projection, _, _ in PROJECTIONS)

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from eventcore.model.projection import Projection
 from eventcore.model.service import STORE_LOGINS, Service
+from eventcore.model.view import AnyProjection, View
 from eventcore.settings import (
     ProjectionSettings,
     ProjectorSettings,
@@ -19,6 +19,8 @@ from eventcore.settings import (
     Server,
     Settings,
     StoreSettings,
+    ViewProjectorSettings,
+    ViewSettings,
 )
 from local.processes import Process, Servers, processes
 from local.services import SERVICES
@@ -181,9 +183,11 @@ def _passwords(variables: Mapping[str, str]) -> Iterator[str]:
     for server in ("POSTGRES", "RABBITMQ", "MONGODB"):
         if f"{server}_USER" in variables:
             yield variables[f"{server}_USER"]
-    if "FEED_TOKEN_FILE" in variables:
-        owner = urlsplit(variables.get("FEED_URL", "")).hostname or ""
-        yield owner.removeprefix("shop-").removesuffix("-service") or _service_of(variables)
+    for name in variables:
+        if name.startswith("FEED_") and name.endswith("_TOKEN_FILE"):
+            url = variables.get(name.removesuffix("TOKEN_FILE") + "URL", "")
+            owner = (urlsplit(url).hostname or "").removeprefix("shop-").removesuffix("-service")
+            yield owner or _service_of(variables)
 
 
 def _service_of(variables: Mapping[str, str]) -> str:
@@ -219,7 +223,7 @@ def entry(service: Service) -> Object:
     """A service's entry in the values."""
     projectors: Object = {}
     for each in service.projectors:
-        owner = each.projection.aggregate_type
+        owner = " ".join(each.projection.stores)
         projectors[each.name] = {
             "projection": each.projection.name,
             "queue": each.projection.queue,
@@ -324,16 +328,19 @@ def environment(container: Object) -> dict[str, str]:
 
 def kind_of(container: Object) -> type[Settings]:
     """The settings of a container's command, as eventcore.__main__ reads them."""
+    command = container["args"]
+    known = projections(service_of(container)) if service_of(container) in SERVICES else {}
+    is_view = len(command) > 1 and isinstance(known.get(command[1]), View)
     kinds: dict[str, type[Settings]] = {
         "serve": importlib.import_module(f"{service_of(container)}.main").Settings,
         "relay": RelaySettings,
-        "project": ProjectorSettings,
+        "project": ViewProjectorSettings if is_view else ProjectorSettings,
         "provision": ProvisionSettings,
         "migrate": StoreSettings,
-        "verify": ProjectionSettings,
-        "rebuild": ProjectionSettings,
+        "verify": ViewSettings if is_view else ProjectionSettings,
+        "rebuild": ViewSettings if is_view else ProjectionSettings,
     }
-    return kinds[container["args"][0]]
+    return kinds[command[0]]
 
 
 def settings_of(container: Object) -> Settings:
@@ -342,7 +349,7 @@ def settings_of(container: Object) -> Settings:
     return settings_from(told, kind_of(container), container["name"])
 
 
-def projections(service: str) -> dict[str, Projection]:
+def projections(service: str) -> dict[str, AnyProjection]:
     """A service's projections by name."""
     return {each.name: each for each in SERVICES[service].projections}
 

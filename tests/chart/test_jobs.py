@@ -2,7 +2,7 @@
 
 import pytest
 
-from eventcore.settings import ProjectionSettings
+from eventcore.settings import ProjectionSettings, ViewSettings
 from tests.chart.render import VALUES, Object, Render, render
 from tests.chart.test_code import image, projections, service_of, settings_of
 
@@ -33,13 +33,14 @@ def test_each_projection_is_verified_where_its_projector_is(chart: Render) -> No
 def test_every_job_reads_its_settings_from_what_it_is_told(values: str) -> None:
     for each in containers(render(values), "CronJob"):
         settings = settings_of(each)
-        assert isinstance(settings, ProjectionSettings)
+        assert isinstance(settings, ProjectionSettings | ViewSettings)
         assert settings.readmodel.name == f"{service_of(each)}_read_model"
-        assert settings.feed.url
+        feeds = settings.feeds if isinstance(settings, ViewSettings) else {"": settings.feed}
+        assert all(feed.url for feed in feeds.values())
 
 
 def test_a_job_has_the_login_and_the_feed_of_its_projector() -> None:
-    chart = rebuilding("orders", "known-users", "users")
+    chart = rebuilding("orders", "known-users", "users", "customers")
     for each in [*containers(chart, "Job"), *containers(chart, "CronJob")]:
         projector = next(
             pod.spec["containers"][0]
@@ -47,7 +48,10 @@ def test_a_job_has_the_login_and_the_feed_of_its_projector() -> None:
             if pod.spec["containers"][0]["args"] == ["project", each["args"][1]]
         )
         own, its = (dict(settings_of(one)) for one in (each, projector))
-        assert (own["readmodel"], own["feed"]) == (its["readmodel"], its["feed"])
+        assert own["readmodel"] == its["readmodel"]
+        assert [own.get(name) for name in ("feed", "feeds")] == [
+            its.get(name) for name in ("feed", "feeds")
+        ]
         assert image(each) == image(projector)
 
 

@@ -48,6 +48,18 @@ def readmodel(request: pytest.FixtureRequest) -> Iterator[ReadModel]:
     mongo.close()
 
 
+def test_documents_are_ranked_by_a_field_and_a_page_begins_after_a_place(
+    readmodel: ReadModel,
+) -> None:
+    for key, total in (("a", "5.00"), ("b", "20.10"), ("c", "5.00"), ("d", "0.99")):
+        assert write(readmodel, key, 1, total=Decimal(total))
+    assert write(readmodel, "e", 1)  # without the field
+    first = readmodel.ranked("things", "total", None, 2)
+    assert [each["_id"] for each in first] == ["b", "a"]
+    after = first[-1]["total"], str(first[-1]["_id"])
+    assert [each["_id"] for each in readmodel.ranked("things", "total", after, 9)] == ["c", "d"]
+
+
 def write(readmodel: ReadModel, key: str, version: int, **fields: object) -> bool:
     document = {"_id": key, "version": version, **fields}
     return readmodel.write("things", [Write(document, version - 1)])

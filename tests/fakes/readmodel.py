@@ -5,10 +5,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from zlib import crc32
 
 from eventcore.errors import CannotApply, ReadModelUnavailable
-from eventcore.model.event import Mark
+from eventcore.model.event import Json, Mark
 from eventcore.model.projection import Document, version_of
 from eventcore.readmodel.port import SLOTS, ReadModel
 from eventcore.readmodel.records import (
@@ -67,6 +68,22 @@ class FakeReadModel:
             and all(document.get(name) == value for name, value in where.items())
         ]
         return matching[:limit]
+
+    def ranked(
+        self, collection: str, by: str, after: tuple[Json, str] | None, limit: int
+    ) -> list[Document]:
+        """See ReadModel."""
+        self._check()
+        there = [each for each in self.collections[collection].values() if by in each]
+        by_id = sorted(there, key=lambda each: str(each["_id"]))
+        found: list[Any] = sorted(by_id, key=lambda each: each[by], reverse=True)
+        if after is not None:
+            value, id = after
+            found = [
+                each for each in found
+                if each[by] < value or (each[by] == value and each["_id"] > id)
+            ]  # fmt: skip
+        return copy.deepcopy(found[:limit])
 
     def scan(self, collection: str, after: str, limit: int) -> list[Document]:
         """See ReadModel."""

@@ -14,9 +14,11 @@ from eventcore.consistency import Epoch, Waits
 from eventcore.model.projection import Projection
 from eventcore.observe.health import Health
 from eventcore.project.applier import EventApplier
+from eventcore.project.parts import open_parts
 from eventcore.project.projector import Projector
 from eventcore.project.sweep import Sweep
-from eventcore.query import Views
+from eventcore.project.view_projector import PartSweep, ViewProjector, ViewSweep
+from eventcore.query import ViewDocuments, Views
 from eventcore.relay import Forwarder
 from eventcore.settings import Secret
 from eventcore.store.feed import StoreFeed
@@ -26,6 +28,7 @@ from eventcore.web.routes import Routes
 from order import api as order_api
 from order.customers import Customers
 from order.projections import known_users, orders
+from order.projections.customers import VIEW
 from tests.fakes.broker import FakeBroker
 from tests.fakes.readmodel import FakeReadModel
 from tests.fakes.store import FakeStore
@@ -93,7 +96,8 @@ class FakeShop:
         self.users = self._client(user_api.routes(self.user_store, views), self.user_store, "user")
         customers = Customers(self.readmodel, wait=0.03, margin=0, waits=waits)
         orders_views = Views(orders.PROJECTION, self.readmodel, self.order_store, waits)
-        order_routes = order_api.routes(self.order_store, orders_views, customers)
+        known = ViewDocuments(VIEW, self.readmodel)
+        order_routes = order_api.routes(self.order_store, orders_views, customers, known)
         self.orders = self._client(order_routes, self.order_store, "order")
         self.projectors = {
             projection.name: projector(projection, self.readmodel, store, self.broker)
@@ -103,6 +107,20 @@ class FakeShop:
                 (known_users.PROJECTION, self.user_store),
             )
         }
+
+        feeds = {
+            store: StoreFeed(log, store)
+            for store, log in (("user", self.user_store), ("order", self.order_store))
+        }
+        parts = open_parts(VIEW, self.readmodel, feeds)
+        self.view = ViewProjector(
+            parts[0],
+            ViewSweep([PartSweep(part, "holder", lease_seconds=5) for part in parts]),
+            lambda: self.broker.consumer(Queue(VIEW.queue, VIEW.binding), 300),
+            Health(),
+            batch=300,
+            sweep_interval=1,
+        )
 
     def relay(self) -> None:
         """Both relays publish what is there."""
@@ -131,6 +149,8 @@ class FakeShop:
         """Relay and consume everything."""
         self.relay()
         self.consume()
+        while self.view.sweep():
+            continue
 
     def create_user(self, name: str = "Ada", email: str = "ada@example.com") -> str:
         """A user's id, of a user who can be queried and may order."""

@@ -240,7 +240,9 @@ def test_an_announcement_that_says_nothing_is_a_consumer_that_knows_nothing(anno
 def test_the_consumers_of_this_release_are_not_behind(caplog: pytest.LogCaptureFixture) -> None:
     for service in SERVICES.values():
         for projection in service.projections:
-            Consumers(SERVICES[projection.aggregate_type].catalogue).note(projection.announcement)
+            if isinstance(projection, Projection):  # a view announces nothing
+                owner = SERVICES[projection.aggregate_type]
+                Consumers(owner.catalogue).note(projection.announcement)
     assert "Consumer behind" not in caplog.text
     ignored = "known-users; USER_CREATED=1; USER_EMAIL_CHANGED=*; USER_NAME_CHANGED=*"
     assert known_users.PROJECTION.announcement == ignored

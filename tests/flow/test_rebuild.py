@@ -408,10 +408,10 @@ def test_a_rebuild_makes_a_halted_projection_go_on(shop: FakeShop) -> None:
 def tool(shop: FakeShop, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """The command `rebuild users`, with more options, on the shop's fakes."""
 
-    def at(*_: object) -> EventApplier:
-        return EventApplier(USERS, shop.readmodel, feed(shop))
+    def opened(*_: object) -> list[EventApplier]:
+        return [EventApplier(USERS, shop.readmodel, feed(shop))]
 
-    monkeypatch.setattr("eventcore.operate.rebuild.open_at", at)
+    monkeypatch.setattr("eventcore.operate.rebuild.open_appliers", opened)
     monkeypatch.setattr("eventcore.operate.rebuild.time.sleep", lambda _: None)
     return lambda *options: CliRunner().invoke(rebuild.rebuild, ["users", "--json", *options])
 

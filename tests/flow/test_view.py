@@ -1,10 +1,13 @@
 """A view over many streams: whatever dies, repeats or races, it is the fold of both logs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
 from random import Random
+from threading import Event as Stop
+from threading import Thread
+from time import monotonic, sleep
 from uuid import UUID, uuid4
 
 import pytest
@@ -16,6 +19,10 @@ from eventcore.errors import StoreRestored
 from eventcore.model.event import Event, NewEvent
 from eventcore.model.projection import Document
 from eventcore.model.view import View, fold
+from eventcore.operate.rebuilding import Rebuild, begin, rollback
+from eventcore.operate.verifying import Verified
+from eventcore.operate.verifying_view import ViewVerifier
+from eventcore.project.parts import open_parts
 from eventcore.project.view_applier import ViewApplier
 from eventcore.project.view_projector import PartSweep, ViewSweep
 from eventcore.readmodel.records import Write
@@ -23,7 +30,9 @@ from eventcore.store.feed import StoreFeed
 from eventcore.store.port import Stream
 from order.projections import customers
 from tests.fakes.readmodel import FakeReadModel
+from tests.fakes.shop import FakeShop
 from tests.fakes.store import FakeStore
+from tests.kit import interleaved
 
 VIEW = customers.VIEW
 
@@ -352,3 +361,151 @@ def _interleave(logs: Logs, replicas: list[ViewSweep], which: int, at: int) -> N
 
             patch.setattr(logs.readmodel, name, called)
         replicas[which].run()
+
+
+def test_customers_are_queried_by_rank_and_by_id() -> None:
+    shop = FakeShop()
+    people = [shop.create_user(name) for name in ("Ada", "Bob", "Cid", "Dee")]
+    for user, price in zip(people, (5, 20, 5, 1), strict=True):
+        shop.place_order(user, price)
+    order = shop.place_order(people[1], 7)
+    shop.post(shop.orders, f"/orders/{order}/cancel", {})
+    shop.settle()
+    found: list[str] = []
+    path = "/queries/customers?limit=1"
+    while True:
+        page = shop.orders.get(path).get_json()
+        found += [each["name"] for each in page["customers"]]
+        if page["next"] is None:
+            break
+        path = f"/queries/customers?limit=1&after={page['next']}"
+    assert found == ["Bob", "Ada", "Cid", "Dee"]
+    bob = shop.orders.get(f"/queries/customers/{people[1]}").get_json()
+    assert (bob["orders"], bob["cancelled"], bob["total"]) == (2, 1, 20)
+    latest = shop.orders.get("/queries/customers?sort=lastOrderAt").get_json()["customers"]
+    assert len(latest) == 4
+    assert shop.orders.get(f"/queries/customers/{uuid4()}").status_code == 404
+    assert shop.orders.get("/queries/customers?after=nonsense").status_code == 422
+    names = {each["userName"] for each in shop.orders.get("/queries/orders").get_json()["orders"]}
+    assert names == {"Ada", "Bob", "Cid", "Dee"}
+
+
+def test_a_delivery_wakes_the_view_before_its_next_sweep(logs: Logs) -> None:
+    shop = FakeShop()
+    user = shop.create_user()
+    shop.place_order(user)
+    shop.relay()
+    stop, view = Stop(), shop.view
+    view.sweep_interval = 3600
+    running = Thread(target=view.run, args=(stop,))
+    running.start()
+    try:
+        _soon(lambda: shop.readmodel.collections["customers"][user]["orders"] == 1)
+        shop.place_order(user)
+        shop.relay()
+        _soon(lambda: shop.readmodel.collections["customers"][user]["orders"] == 2)
+    finally:
+        stop.set()
+        running.join(5)
+    assert not running.is_alive()
+
+
+def _soon(condition: Callable[[], bool]) -> None:
+    deadline = monotonic() + 10
+    while not condition():
+        assert monotonic() < deadline
+        sleep(0.01)
+
+
+def rebuilding(logs: Logs, view: View = VIEW) -> Rebuild:
+    feeds = {store: StoreFeed(log, store) for store, log in logs.stores.items()}
+    return begin(view, logs.readmodel, feeds, "rebuilder", lambda _: None)
+
+
+def verified(logs: Logs, view: View = VIEW, sample: int | None = None) -> Verified:
+    serving = logs.readmodel.generations(VIEW.name).serving
+    feeds = {store: StoreFeed(log, store) for store, log in logs.stores.items()}
+    parts = open_parts(view, logs.readmodel, feeds, serving)
+    return ViewVerifier(parts).run(sample, Random(1))
+
+
+def test_a_view_is_rebuilt_beside_the_one_that_serves_and_rolled_back(logs: Logs) -> None:
+    busy(logs)
+    sweep = logs.sweep("a")
+    drain(sweep)
+    build = rebuilding(logs)
+    told: list[tuple[int, int]] = []
+    build.fold(lambda position, until: told.append((position, until)))
+    busy(logs, seed=2)  # orders go on
+    drain(sweep)
+    build.catch_up()
+    parity = build.compare()
+    assert parity.agrees
+    assert parity.alike == len(logs.documents()) > 0
+    assert parity.new_digest == parity.serving_digest
+    assert told
+    build.switch()
+    busy(logs, seed=3)
+    drain(sweep)
+    assert logs.readmodel.collections["customers.2"] == fold(VIEW, logs.events())
+    assert logs.documents() != fold(VIEW, logs.events())
+    feeds = {store: StoreFeed(log, store) for store, log in logs.stores.items()}
+    back = rollback(VIEW, logs.readmodel, feeds, "rebuilder", lambda _: None)
+    back.catch_up()
+    assert back.compare().agrees
+    back.switch()
+    assert logs.documents() == fold(VIEW, logs.events())
+
+
+def test_a_rebuild_that_is_given_up_leaves_nothing(logs: Logs) -> None:
+    busy(logs)
+    drain(logs.sweep("a"))
+    build = rebuilding(logs)
+    build.fold(lambda *_: None)
+    build.discard()
+    assert "customers.2" not in logs.readmodel.collections
+    assert set(logs.readmodel.checkpoints) == {"customers/user", "customers/order"}
+
+
+def test_parity_names_what_a_new_fold_does_otherwise(logs: Logs) -> None:
+    busy(logs)
+    drain(logs.sweep("a"))
+    key = next(iter(logs.documents()))
+    logs.documents()[key]["total"] = Decimal("0.01")
+    build = rebuilding(logs)
+    build.fold(lambda *_: None)
+    parity = build.compare()
+    assert (parity.different, parity.ids["different"]) == (1, [key])
+
+
+def test_verify_finds_what_differs_from_the_logs(logs: Logs) -> None:
+    busy(logs)
+    drain(logs.sweep("a"))
+    busy(logs, seed=2)  # on its way
+    found = verified(logs)
+    assert (found.checked, found.wrong) == (len(logs.documents()), ())
+    assert verified(logs, sample=2).wrong == ()
+    changed, lost = list(logs.documents())[:2]
+    logs.documents()[changed]["total"] = Decimal("0.01")
+    del logs.documents()[lost]
+    wrong = {finding.stream: finding.what for finding in verified(logs).wrong}
+    assert wrong.keys() == {changed, lost}
+    assert "differs from the log in total" in wrong[changed]
+    assert "lacks" in wrong[lost]
+
+
+def test_verify_does_not_blame_a_parked_document(logs: Logs) -> None:
+    user = uuid4()
+    for price in (1, 13, 2):
+        logs.append("order", uuid4(), "ORDER_PLACED", userId=str(user), price=price, item="x")
+    drain(logs.sweep("a", broken(VIEW, 13)))
+    assert verified(logs, broken(VIEW, 13)).wrong == ()
+
+
+@given(st.lists(st.booleans(), min_size=40, max_size=40), st.integers(0, 3))
+def test_a_step_comes_to_the_same_document_in_whatever_order_the_stores_events_arrive(
+    choices: list[bool], seed: int
+) -> None:
+    logs = Logs()
+    busy(logs, seed, 40)
+    assert interleaved(VIEW, logs.events(), choices) == fold(VIEW, logs.events())

@@ -34,7 +34,7 @@ LISTS_OF_SERVICES = (
 """The tests of `make unit` that look at what services there are."""
 
 
-SHIPPED = {"user-projector", "order-projector", "order-user-sync"}
+SHIPPED = {"user-projector", "order-projector", "order-user-sync", "order-customers"}
 
 
 @pytest.fixture(scope="module")

@@ -289,7 +289,11 @@ def test_a_process_is_told_only_what_it_needs(tmp_path: Path) -> None:
     servers = Servers(NOWHERE, NOWHERE, {"user": NOWHERE, "order": NOWHERE})
     told = {
         each.name: {name.partition("_")[0] for name in each.env if name.endswith("_HOST")}
-        | {f"{each.env[name].rpartition('/')[2]}" for name in each.env if name == "FEED_TOKEN_FILE"}
+        | {
+            f"{each.env[name].rpartition('/')[2]}"
+            for name in each.env
+            if re.fullmatch("FEED(_[A-Z]+)?_TOKEN_FILE", name)
+        }
         for each in processes(servers, tmp_path, ports=ports, free_port=free_port)
     }
     assert told == {
@@ -301,6 +305,7 @@ def test_a_process_is_told_only_what_it_needs(tmp_path: Path) -> None:
         "user-projector": {"MONGODB", "RABBITMQ", "user_feed_token"},
         "order-projector": {"MONGODB", "RABBITMQ", "order_feed_token"},
         "order-user-sync": {"MONGODB", "RABBITMQ", "user_feed_token"},
+        "order-customers": {"MONGODB", "RABBITMQ", "user_feed_token", "order_feed_token"},
     }
 
 

@@ -37,12 +37,17 @@ CHART = ROOT / "charts" / "shop"
 
 PROJECTORS = {
     "user": {"user-projector": "users"},
-    "order": {"order-projector": "orders", "order-user-sync": "known-users"},
+    "order": {
+        "order-projector": "orders",
+        "order-user-sync": "known-users",
+        "order-customers": "customers",
+    },
 }
 QUEUES = {
     "user-projector": Queue("user_projection_queue", "user.#"),
     "order-projector": Queue("order_read_model_queue", "order.#"),
     "order-user-sync": Queue("order_service_user_sync", "user.#"),
+    "order-customers": Queue("order_customers_queue", "#"),
 }
 LOGINS = {
     "postgres": [
@@ -221,6 +226,7 @@ DECLARE = {
     "user-projector": {"user-relay", "user-projector"},
     "order-projector": {"order-relay", "order-projector"},
     "order-user-sync": {"order-user-sync"},
+    "order-customers": {"order-relay", "order-customers"},
 }
 """Who may declare the queue of each, which for RabbitMQ is to delete it as well."""
 

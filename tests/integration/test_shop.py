@@ -21,6 +21,7 @@ from eventcore import jsontext
 from eventcore.errors import Unavailable
 from eventcore.model.event import NewEvent, to_message
 from eventcore.model.projection import Document, Projection
+from eventcore.model.view import fold
 from eventcore.readmodel.mongo import Mongo
 from eventcore.readmodel.records import Generation, Parked, generation_of
 from eventcore.store.connection import connect
@@ -30,6 +31,7 @@ from local.servers import MongoDB, PostgreSQL, RabbitMQ
 from local.services import SERVICES as DECLARED
 from local.shop import Shop
 from order.projections import orders
+from order.projections.customers import VIEW
 from tests.conftest import Databases
 from tests.integration.scrape import metric
 from tests.integration.trouble import transaction
@@ -154,6 +156,19 @@ class Truth:
                     key, expected = next(iter(left.items()))
                     found = self.document(projection, key)
                     raise AssertionError(f"{len(left)} differ: {found} is not {expected}")
+        until(self._view_is_right, seconds)
+
+    def _view_is_right(self) -> bool:
+        """Whether the customers are the fold of both logs."""
+        events = [
+            e for store in self.stores.values() for e in store.read_feed(0, store.settled(), 10**6)
+        ]
+        model, wanted = self.models["order"], fold(VIEW, events)
+        number = model.generations(VIEW.name).serving
+        try:
+            return model.find(generation_of(VIEW, number).collection, wanted) == wanted
+        except Unavailable:
+            return False
 
     def _still_wrong(
         self, projection: Projection, expected: dict[str, Document | None]

@@ -274,9 +274,32 @@ Its environment, its mounted passwords and its NetworkPolicy all come from here.
 {{- $needs = dict "postgres" (printf "%s_relay" $process.service) "rabbitmq" (printf "%s-relay" $process.service) -}}
 {{- else -}}
 {{- if not $process.feed }}{{ fail (printf "processes.%s is a projector: say which service owns its events, in processes.%s.feed." $name $name) }}{{ end -}}
-{{- $needs = dict "rabbitmq" $name "mongodb" $name "feed" $process.feed "calls" (list (printf "%s-service" $process.feed)) -}}
+{{- $needs = dict "rabbitmq" $name "mongodb" $name "feed" $process.feed "calls" (splitList " " (printf "%s-service" ($process.feed | replace " " "-service "))) -}}
 {{- end -}}
 {{- toJson $needs -}}
+{{- end -}}
+
+{{/* The variables of the feeds that a process serves or reads, named for the stores of a view: (list $ NEEDS) */}}
+{{- define "shop.feedEnv" -}}
+{{- $root := index . 0 -}}{{- $needs := index . 1 -}}{{- $feeds := splitList " " $needs.feed -}}
+{{- range $feed := $feeds }}
+{{- $store := ternary (printf "_%s" (upper $feed)) "" (gt (len $feeds) 1) }}
+{{- if $needs.calls }}
+- {name: FEED{{ $store }}_URL, value: "{{ include "shop.url" (list $root (printf "%s-service" $feed)) }}"}
+{{- end }}
+- {name: FEED{{ $store }}_TOKEN_FILE, value: /secrets/feed{{ lower $store }}}
+{{- end }}
+{{- end -}}
+
+{{/* The Secret with the tokens of those feeds, as a source of a volume: (list $ NEEDS) */}}
+{{- define "shop.feedSource" -}}
+{{- $root := index . 0 -}}{{- $feeds := splitList " " (index . 1).feed -}}
+- secret:
+    name: {{ include "shop.feed.secret" $root }}
+    items:
+      {{- range $feed := $feeds }}
+      - {key: {{ get $root.Values.feed.auth.secretKeys $feed | default $feed }}, path: feed{{ ternary (printf "_%s" $feed) "" (gt (len $feeds) 1) }}}
+      {{- end }}
 {{- end -}}
 
 {{/*

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from eventcore.model.catalogue import Catalogue
-from eventcore.model.projection import Projection
+from eventcore.model.view import AnyProjection
 
 STORE_LOGINS = {"owner": None, "service": "event_append", "relay": "event_relay"}
 """The purposes of the logins of a service's store, and the role that each is a member of."""
@@ -18,7 +18,7 @@ class Projector:
     """The process that runs one projection. `name` is the name of its login as well."""
 
     name: str
-    projection: Projection
+    projection: AnyProjection
     settings: Mapping[str, str] = field(default_factory=dict)
     """Environment variables that it needs to differ from the defaults."""
 
@@ -40,6 +40,6 @@ class Service:
     projectors: tuple[Projector, ...]
 
     @property
-    def projections(self) -> tuple[Projection, ...]:
+    def projections(self) -> tuple[AnyProjection, ...]:
         """The projections of its projectors."""
         return tuple(each.projection for each in self.projectors)

@@ -13,6 +13,7 @@ from uuid import UUID
 from eventcore.ids import made_at
 from eventcore.model.event import Event
 from eventcore.model.projection import Projection
+from eventcore.model.view import AnyProjection
 from eventcore.query import Serving
 from eventcore.readmodel.port import ReadModel
 from eventcore.readmodel.records import Parked, Skip
@@ -86,7 +87,7 @@ def find(
     service: str,
     store: Store,
     readmodel: ReadModel,
-    projections: Iterable[Projection],
+    projections: Iterable[AnyProjection],
     since: datetime | None = None,
 ) -> History:
     """Finds what one service's stores know of an aggregate's id, or else of a correlation id.
@@ -95,21 +96,21 @@ def find(
     among the newest events; in SEARCHED_AT_MOST positions at most. Raises StoreUnavailable and
     ReadModelUnavailable.
     """
-    projections = tuple(projections)
+    own = tuple(each for each in projections if isinstance(each, Projection))
     if stream_id := as_uuid(wanted):
         stream = Stream(service, stream_id)
         progress = store.progress(service)
         events = [event for page in read_pages(store, stream) for event in page]
-        others = {Stream(each.aggregate_type, stream_id) for each in projections} - {stream}
+        others = {Stream(each.aggregate_type, stream_id) for each in own} - {stream}
         streams = others | {stream} if events else others
-        standings = _standings(readmodel, projections, streams, events)
+        standings = _standings(readmodel, own, streams, events)
         standings = [each for each in standings if each.is_known or each.stream not in others]
         history = History(service, events, standings, progress)
         if not history.is_empty:
             return history
     events, searched = _search(store, wanted, since)
     streams = {Stream(event.aggregate_type, event.aggregate_id) for event in events}
-    standings = _standings(readmodel, projections, streams, events)
+    standings = _standings(readmodel, own, streams, events)
     return History(service, events, standings, store.progress(service), searched)
 
 

@@ -3,7 +3,7 @@
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection, HTTPException
@@ -12,7 +12,7 @@ import click
 
 from eventcore import jsontext, settings
 from eventcore.errors import Refused, Unavailable
-from eventcore.model.projection import Projection
+from eventcore.model.view import AnyProjection, View
 from eventcore.operate.history import find
 from eventcore.operate.shared import (
     Row,
@@ -24,11 +24,13 @@ from eventcore.operate.shared import (
 )
 from eventcore.operate.timeline import tell, timeline
 from eventcore.operate.verifying import Verifier, why_halted
+from eventcore.operate.verifying_view import ViewVerifier
 from eventcore.operate.watch import Backlog
+from eventcore.project.parts import open_parts
 from eventcore.query import Serving
 from eventcore.readmodel.mongo import Mongo
-from eventcore.readmodel.records import Verification
-from eventcore.store.http_feed import HttpFeed
+from eventcore.readmodel.records import Generation, Verification
+from eventcore.store.feed import SWEEP_RANGE, Feed
 from eventcore.store.postgres import Postgres
 
 
@@ -82,30 +84,44 @@ def trace(wanted: str, as_json: bool, with_data: bool, since: datetime | None) -
 def lag(as_json: bool) -> None:
     """Print how far the relay and the projections are behind.
 
-    The log is that of the feed's service. Lags are in positions, unused ones included, and seconds.
+    The log is that of the feed's service; a view has a log, and a row, for each store. Lags are in
+    positions, unused ones included, and seconds.
     """
-    readmodel, feed, projections = open_projections("lag")
-    log = feed.progress()
-    behind = max(0, log.settled - log.relayed)
-    of_log: Row = {"head": log.head, "settled": log.settled, "relayed": log.relayed}
-    show([{**of_log, "behind": behind, "halted": log.relay_halted}], as_json)
-    rows = [_lag(projection, readmodel, feed) for projection in projections]
+    readmodel, feeds, projections = open_projections("lag")
+    for feed in feeds.values():
+        log = feed.progress()
+        behind = max(0, log.settled - log.relayed)
+        of_log: Row = {"head": log.head, "settled": log.settled, "relayed": log.relayed}
+        show([{**of_log, "behind": behind, "halted": log.relay_halted}], as_json)
+    rows = [
+        _lag(projection, readmodel, feeds[store], part)
+        for projection in projections
+        for store, part in zip(
+            projection.stores, Serving(projection, readmodel).parts(), strict=True
+        )
+    ]
     show(rows, as_json, "This service folds no projection from that log.")
 
 
-def _lag(projection: Projection, readmodel: Mongo, feed: HttpFeed) -> Row:
-    generation = Serving(projection, readmodel).now()
+def _lag(projection: AnyProjection, readmodel: Mongo, feed: Feed, generation: Generation) -> Row:
     checkpoint = readmodel.checkpoint(generation.name)
-    oldest, settled = Backlog(projection, readmodel, feed, generation).oldest(checkpoint.position)
+    if isinstance(projection, View):
+        settled = feed.progress().settled
+        page = feed.heads(checkpoint.position, settled).end.position
+        after = max(checkpoint.position, page - SWEEP_RANGE)  # of a gap: its end alone
+        oldest = next(iter(feed.between(after, page)), None)
+    else:
+        backlog = Backlog(projection, readmodel, feed, generation)
+        oldest, settled = backlog.oldest(checkpoint.position)
     age = datetime.now(UTC) - oldest.recorded_at if oldest else timedelta()
     return {
-        "projection": projection.name,
+        "projection": generation.label,
         "generation": generation.number,
         "checkpoint": checkpoint.position,
         "behind": settled - oldest.position + 1 if oldest else 0,
         "seconds": max(0.0, round(age.total_seconds(), 1)),
         "parked": readmodel.count_parked(generation.name),
-        "halted": checkpoint.halted or why_halted(projection.name, checkpoint, feed),
+        "halted": checkpoint.halted or why_halted(generation.label, checkpoint, feed),
     }
 
 
@@ -122,10 +138,10 @@ def verify(projection_names: Sequence[str], everything: bool, sample: int, as_js
     """
     wrong: list[Row] = []
     rows: list[Row] = []
-    readmodel, feed, projections = open_projections("verify", projection_names)
+    readmodel, feeds, projections = open_projections("verify", projection_names)
     for projection in projections:
         name, generation = projection.name, Serving(projection, readmodel).now()
-        verifier = Verifier(projection, readmodel, feed, generation, time.sleep)
+        verifier = _verifier(projection, readmodel, feeds, generation)
         found = verifier.run(None if everything else sample, random.SystemRandom())
         wrong += [{"projection": name, "stream": w.stream, "what": w.what} for w in found.wrong]
         row: Row = {
@@ -144,3 +160,15 @@ def verify(projection_names: Sequence[str], everything: bool, sample: int, as_js
         show(wrong, as_json)
     show(rows, as_json, "This service folds no projection from that log.")
     sys.exit(1 if wrong else 0)
+
+
+def _verifier(
+    projection: AnyProjection, readmodel: Mongo, feeds: Mapping[str, Feed], generation: Generation
+) -> Verifier | ViewVerifier:
+    if isinstance(projection, View):
+        parts = open_parts(projection, readmodel, feeds, generation.number)
+        for part in parts:
+            part.follow()
+        return ViewVerifier(parts)
+    feed = feeds[projection.aggregate_type]
+    return Verifier(projection, readmodel, feed, generation, time.sleep)

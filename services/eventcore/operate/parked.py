@@ -4,12 +4,12 @@ import getpass
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import click
 
 from eventcore import settings
 from eventcore.errors import Refused
-from eventcore.model.projection import Projection
 from eventcore.operate.shared import (
     Row,
     as_json,
@@ -21,10 +21,10 @@ from eventcore.operate.shared import (
     show,
     yes,
 )
-from eventcore.project.applier import EventApplier
+from eventcore.project.folding import Folding
 from eventcore.query import Serving
 from eventcore.readmodel.mongo import Mongo
-from eventcore.readmodel.records import Parked, Skip
+from eventcore.readmodel.records import Generation, Parked, Skip
 
 
 @click.group()
@@ -39,9 +39,10 @@ def parked_list(as_json: bool) -> None:
     config = command_settings(settings.ReadModelSettings, "parked list")
     readmodel = Mongo(config.readmodel)
     rows = [
-        _parked(projection, each)
+        _parked(part, each)
         for projection in declared().projections
-        for each in readmodel.parked(Serving(projection, readmodel).now().name).values()
+        for part in Serving(projection, readmodel).parts()
+        for each in readmodel.parked(part.name).values()
     ]
     show(rows, as_json, f"No parked streams in the service {config.service}.")
 
@@ -55,7 +56,7 @@ def parked_show(projection_name: str, stream: str, data: bool, as_json: bool) ->
     """Show a parked stream, and its events since it stopped."""
     applier = open_at(projection_name, "parked show")
     found = _require_parked(applier, stream)
-    show([_parked(applier.projection, found)], as_json)
+    show([_parked(applier.generation, found)], as_json)
     rows: list[Row] = [
         {
             "version": event.version,
@@ -66,7 +67,7 @@ def parked_show(projection_name: str, stream: str, data: bool, as_json: bool) ->
             "recordedAt": event.recorded_at.isoformat(),
             **({"data": event.data} if data else {}),
         }
-        for event in applier.feed.stream(stream, found.version - 1)
+        for event in applier.stopped_events(found)
     ]
     show(rows, as_json, "The feed has no event of it from there on.")
 
@@ -104,7 +105,7 @@ def parked_skip(projection_name: str, stream: str, why: str, who: str, yes: bool
     """
     applier = open_at(projection_name, "parked skip")
     found = _require_parked(applier, stream)
-    event = next(iter(applier.feed.stream(stream, found.version - 1)), None)
+    event = next(iter(applier.stopped_events(found)), None)
     if event is None:
         raise Refused(f"the log has no version {found.version} of {stream}")
     version, name = event.version, applier.projection.name
@@ -117,16 +118,16 @@ def parked_skip(projection_name: str, stream: str, why: str, who: str, yes: bool
     sys.exit(0 if released else 1)
 
 
-def _require_parked(applier: EventApplier, stream: str) -> Parked:
+def _require_parked(applier: Folding[Any], stream: str) -> Parked:
     found = applier.readmodel.parked(applier.generation.name, [stream]).get(stream)
     if found is None:
         raise Refused(f"{stream} is not parked in {applier.projection.name}")
     return found
 
 
-def _parked(projection: Projection, parked: Parked) -> Row:
+def _parked(generation: Generation, parked: Parked) -> Row:
     return {
-        "projection": projection.name,
+        "projection": generation.label,
         "stream": parked.stream,
         "version": parked.version,
         "highest": parked.highest,

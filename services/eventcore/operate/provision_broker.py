@@ -12,7 +12,7 @@ from urllib3.exceptions import HTTPError
 from eventcore import jsontext
 from eventcore.broker.topology import DEAD_LETTERS, EXCHANGE
 from eventcore.errors import BrokerUnavailable
-from eventcore.model.projection import Projection
+from eventcore.model.view import AnyProjection
 from eventcore.operate.provision import MONITOR
 from eventcore.settings import Secret, Server
 
@@ -37,7 +37,7 @@ class Limits:
 def provision_broker(
     admin: Server,
     service: str,
-    projections: Mapping[str, Projection],
+    projections: Mapping[str, AnyProjection],
     passwords: Mapping[str, Secret],
     limits: Limits,
 ) -> None:
@@ -48,7 +48,7 @@ def provision_broker(
     the virtual host, which is made if it does not exist. `projections` has the projection of each
     projector's login. Raises BrokerUnavailable, Misconfigured.
     """
-    queues = [p.queue for p in projections.values() if p.aggregate_type == service]
+    queues = [p.queue for p in projections.values() if service in p.stores]
     rights = {f"{service}-relay": _may(queues, publish=(EXCHANGE,), read=())}
     for login, projection in projections.items():
         read = (projection.queue, f"{projection.queue}.dead-letters")

@@ -2,9 +2,10 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 from uuid import uuid4
 
 import click
@@ -12,9 +13,9 @@ import click
 from eventcore.errors import Refused
 from eventcore.operate import parity, rebuilding
 from eventcore.operate.rebuilding import Rebuild
-from eventcore.operate.shared import Row, as_json, ask, open_at, projection_name, show, yes
-from eventcore.project.applier import EventApplier
-from eventcore.readmodel.records import generation_of
+from eventcore.operate.shared import Row, as_json, ask, open_appliers, projection_name, show, yes
+from eventcore.project.folding import Folding
+from eventcore.readmodel.records import generation_of, parts_of
 
 
 @click.command()
@@ -40,7 +41,8 @@ def rebuild(
     is halted is not compared: its documents come from another log. The old ones are kept for
     --rollback, until the next time.
     """
-    applier = open_at(projection_name, "rebuild")
+    parts = open_appliers(projection_name, "rebuild")
+    applier = parts[0]
     if stream:
         _rebuild_stream(applier, stream)
         return
@@ -49,14 +51,13 @@ def rebuild(
         return
     begin = rebuilding.rollback if rollback else rebuilding.begin
     say = partial(click.echo, err=True)
-    build = begin(
-        applier.projection, applier.readmodel, applier.feed, str(uuid4()), time.sleep, say
-    )
+    feeds = {part.store: part.feed for part in parts} if applier.store else applier.feed
+    build = begin(applier.projection, applier.readmodel, feeds, str(uuid4()), time.sleep, say)
     with _discarded_unless_switched(build, keep=rollback):
         if not rollback:
             build.fold(_progress(applier.projection.name))
         build.catch_up()
-        _compare(build, applier.generation.name, as_json, yes)
+        _compare(build, parts, as_json, yes)
         build.switch()
     show([{"serves": build.generation.name}], as_json)
 
@@ -72,29 +73,37 @@ def _discarded_unless_switched(build: Rebuild, keep: bool) -> Iterator[None]:
             build.discard()
 
 
-def _rebuild_stream(applier: EventApplier, stream: str) -> None:
+def _rebuild_stream(applier: Folding[Any], stream: str) -> None:
+    if applier.store:
+        raise Refused(f"{applier.projection.name} is of many streams: rebuild it whole")
     changed = rebuilding.rebuild_stream(
         applier.projection, applier.readmodel, applier.feed, applier.generation, stream
     )
     click.echo(f"{stream}: {'folded again' if changed else 'was right already'}")
 
 
-def _drop_previous(applier: EventApplier, yes: bool) -> None:
+def _drop_previous(applier: Folding[Any], yes: bool) -> None:
     name = applier.projection.name
     number = applier.readmodel.generations(name).previous
     if not number:
         raise Refused(f"no generation of {name} is kept beside the serving one")
-    previous = generation_of(applier.projection, number)
-    ask(yes, f"Delete {previous.name}, which served before?")
-    applier.readmodel.drop(previous)
-    click.echo(f"{previous.name} is deleted.")
+    previous = generation_of(applier.projection, number).name
+    ask(yes, f"Delete {previous}, which served before?")
+    for part in parts_of(applier.projection, number):
+        applier.readmodel.drop(part)
+    click.echo(f"{previous} is deleted.")
 
 
-def _compare(build: Rebuild, serving: str, as_json: bool, yes: bool) -> None:
+def _compare(build: Rebuild, serving: Sequence[Folding[Any]], as_json: bool, yes: bool) -> None:
     """Shows how the new generation differs from the serving one; raises Refused if it must not."""
     new = build.generation.name
-    if build.readmodel.checkpoint(serving).halted:
-        note = f"not compared: {serving} is halted, its documents come from another log"
+    halted = [
+        each.generation.name
+        for each in serving
+        if build.readmodel.checkpoint(each.generation.name).halted
+    ]
+    if halted:
+        note = f"not compared: {halted[0]} is halted, its documents come from another log"
         show([{"generation": new, "note": note}], as_json)
         return
     parity = build.compare()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from heapq import merge
-from itertools import groupby
+from itertools import groupby, product
 from operator import itemgetter
 from time import monotonic
 from typing import TypeVar
@@ -23,18 +23,21 @@ from eventcore.errors import CannotApply, Conflict, NotFound, Refused
 from eventcore.failpoints import failpoint
 from eventcore.model.event import Mark
 from eventcore.model.projection import Document, Projection, version_of
+from eventcore.model.view import AnyProjection, View
 from eventcore.operate.parity import Given, Pair, Parity, alike, digest_of, kind_of
 from eventcore.project.applier import EventApplier
 from eventcore.project.fold_result import by_stream
-from eventcore.project.sweep import Sweep
+from eventcore.project.parts import Feeds, open_sweeps
 from eventcore.readmodel.port import SCANNED, SLOTS, ReadModel
-from eventcore.readmodel.records import Generation, Write, generation_of
+from eventcore.readmodel.records import Generation, Write, generation_of, parts_of
 from eventcore.retry import retry
 from eventcore.store.feed import SWEEP_RANGE, Feed
 
 Wait = Callable[[float], object]
 
 Say = Callable[[str], None]
+
+Tell = Callable[[int, int], None]
 
 Result = TypeVar("Result")
 
@@ -58,9 +61,9 @@ _SWITCH_SWEEPS = 15
 class Rebuild:
     """A generation that is to serve. Every method may raise Unavailable, after PATIENCE."""
 
-    projection: Projection
+    projection: AnyProjection
     readmodel: ReadModel
-    feed: Feed
+    feeds: Feeds
     generation: Generation
     holder: str
     wait: Wait
@@ -68,23 +71,27 @@ class Rebuild:
     lease_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        given = self.projection, self.readmodel, self.feed
-        self._applier = EventApplier(*given, fixed=self.generation)
-        self._sweep = Sweep(self._applier, self.holder, self.lease_seconds)
+        given = self.projection, self.readmodel, self.feeds, self.holder, self.lease_seconds
+        self._sweeps = open_sweeps(*given, fixed=self.generation.number)
+        self._parts = parts_of(self.projection, self.generation.number)
 
-    def fold(self, tell: Callable[[int, int], None]) -> None:
+    def fold(self, tell: Tell) -> None:
         """Folds the log as it is now; `tell` hears the position reached and the last one.
 
         What cannot be applied is parked, as everywhere. Holds one page in memory.
         """
-        self._retrying(self._applier.follow)
+        if isinstance(self.projection, View):  # its sweeps apply all that they read
+            self.catch_up(tell)
+            return
+        applier = self._sweeps[0].applier
+        self._retrying(applier.follow)
         into, indexes = self.generation.collection, self.projection.indexes
         self._retrying(self.readmodel.prepare, into, indexes)
-        position, until = 0, self._retrying(self.feed.progress).settled
+        position, until = 0, self._retrying(applier.feed.progress).settled
         renew_at, reached = monotonic(), Mark()
         while position < until:
             end = min(position + SWEEP_RANGE, until)
-            last = self._retrying(self._page, position, end)
+            last = self._retrying(self._page, applier, position, end)
             position, reached = end, last or reached
             if monotonic() >= renew_at:
                 self._retrying(self._move_checkpoint, reached)
@@ -92,12 +99,14 @@ class Rebuild:
             tell(position, until)
         self._retrying(self._move_checkpoint, reached)
 
-    def catch_up(self) -> None:
-        """Sweeps until the generation is where the log was when this began."""
-        until, name = self._retrying(self.feed.progress).settled, self.generation.name
-        while self._retrying(self.readmodel.checkpoint, name).position < until:
-            if not self._retrying(self._sweep.run):
-                self.wait(0.05)
+    def catch_up(self, tell: Tell = lambda _, __: None) -> None:
+        """Sweeps until the generation is where each log was when this began."""
+        for sweep in self._sweeps:
+            until = self._retrying(sweep.applier.feed.progress).settled
+            while (position := self._retrying(sweep.checkpoint).position) < until:
+                tell(position, until)
+                if not self._retrying(sweep.run):
+                    self.wait(0.05)
 
     def compare(self) -> Parity:
         """Compares all documents with those of the generation that serves.
@@ -106,10 +115,11 @@ class Rebuild:
         """
         serving = self._serving()
         parity, self._waits = Parity(), _WAITS
-        for begin in range(0, SLOTS, SLOTS_AT_ONCE):
-            slots, name = range(begin, begin + SLOTS_AT_ONCE), self.generation.name
-            parked = self._retrying(self.readmodel.parked_in, name, slots)
-            before = self._retrying(self.readmodel.parked, serving.name, parked)
+        pairs = list(zip(parts_of(self.projection, serving.number), self._parts, strict=True))
+        for (was, now), begin in product(pairs, range(0, SLOTS, SLOTS_AT_ONCE)):
+            slots = range(begin, begin + SLOTS_AT_ONCE)
+            parked = self._retrying(self.readmodel.parked_in, now.name, slots)
+            before = self._retrying(self.readmodel.parked, was.name, parked)
             for stream in parked:
                 parity.note("parked" if stream in before else "newly_parked", stream)
         unsure: list[str] = []
@@ -139,22 +149,24 @@ class Rebuild:
             raise Conflict(f"another rebuild was faster: another generation of {name} serves now")
         failpoint("rebuild:switched")
         if known.previous not in (0, number):
-            previous = generation_of(self.projection, known.previous)
-            self._retrying(self.readmodel.drop, previous)
-        for _ in range(_SWITCH_SWEEPS):
-            self._retrying(self._sweep.run)
+            for part in parts_of(self.projection, known.previous):
+                self._retrying(self.readmodel.drop, part)
+        for _, sweep in product(range(_SWITCH_SWEEPS), self._sweeps):
+            self._retrying(sweep.run)
             self.wait(0.2)
-        self._sweep.release()
+        for sweep in self._sweeps:
+            sweep.release()
 
     def discard(self) -> None:
         """Drops this generation, unless it serves: it may have begun to before something failed."""
         if self._serving() != self.generation:
-            self.readmodel.drop(self.generation)
+            for part in self._parts:
+                self.readmodel.drop(part)
 
-    def _page(self, after: int, until: int) -> Mark | None:
+    def _page(self, applier: EventApplier, after: int, until: int) -> Mark | None:
         """Folds a page; its last event."""
-        events = self.feed.between(after, until)
-        self._applier.apply(by_stream(events))
+        events = applier.feed.between(after, until)
+        applier.apply(by_stream(events))
         return events[-1].mark if events else None
 
     def _move_checkpoint(self, mark: Mark) -> None:
@@ -186,7 +198,9 @@ class Rebuild:
 
     def _compare_again(self, serving: Generation, unsure: list[str], parity: Parity) -> None:
         """Notes streams that still differ after both have caught up, except parked ones."""
-        stopped = self._retrying(self.readmodel.parked, serving.name, unsure)
+        stopped = set[str]()
+        for part in parts_of(self.projection, serving.number):
+            stopped |= self._retrying(self.readmodel.parked, part.name, unsure).keys()
         left = [stream for stream in unsure if stream not in stopped]
         while left:
             self.catch_up()
@@ -215,7 +229,7 @@ class Rebuild:
 
 
 def begin(
-    projection: Projection, readmodel: ReadModel, feed: Feed, holder: str, wait: Wait,
+    projection: AnyProjection, readmodel: ReadModel, feeds: Feeds, holder: str, wait: Wait,
     say: Say = lambda _: None,
 ) -> Rebuild:  # fmt: skip
     """A new generation, with nothing in it; what a rebuild that was killed left is dropped.
@@ -226,16 +240,17 @@ def begin(
     known = readmodel.generations(projection.name)
     for number in range(1, known.newest + 1):
         if number not in (known.serving, known.previous):
-            left = generation_of(projection, number)
-            if readmodel.take_lease(left.name, holder, 5) is None:
-                raise Conflict(f"{projection.name} is being rebuilt already, as {left.name}")
-            readmodel.drop(left)
+            left = parts_of(projection, number)
+            if readmodel.take_lease(left[0].name, holder, 5) is None:
+                raise Conflict(f"{projection.name} is being rebuilt already, as {left[0].name}")
+            for part in left:
+                readmodel.drop(part)
     generation = generation_of(projection, readmodel.begin_generation(projection.name))
-    return Rebuild(projection, readmodel, feed, generation, holder, wait, say)
+    return Rebuild(projection, readmodel, feeds, generation, holder, wait, say)
 
 
 def rollback(
-    projection: Projection, readmodel: ReadModel, feed: Feed, holder: str, wait: Wait,
+    projection: AnyProjection, readmodel: ReadModel, feeds: Feeds, holder: str, wait: Wait,
     say: Say = lambda _: None,
 ) -> Rebuild:  # fmt: skip
     """The generation that served before. Raises NotFound where none is kept, and Unavailable."""
@@ -243,7 +258,7 @@ def rollback(
     if not number:
         raise NotFound(f"no generation of {projection.name} is kept beside the one that serves")
     generation = generation_of(projection, number)
-    return Rebuild(projection, readmodel, feed, generation, holder, wait, say)
+    return Rebuild(projection, readmodel, feeds, generation, holder, wait, say)
 
 
 def rebuild_stream(

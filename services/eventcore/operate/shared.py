@@ -13,8 +13,13 @@ from eventcore import settings
 from eventcore.errors import Misconfigured, Refused
 from eventcore.model.projection import Projection
 from eventcore.model.service import Service
+from eventcore.model.view import AnyProjection, View
 from eventcore.project.applier import EventApplier
+from eventcore.project.folding import Folding
+from eventcore.project.parts import open_parts
+from eventcore.project.view_applier import ViewApplier
 from eventcore.readmodel.mongo import Mongo
+from eventcore.store.feed import Feed
 from eventcore.store.http_feed import HttpFeed
 
 Row = dict[str, object]
@@ -45,12 +50,13 @@ def declared() -> Service:
     return service
 
 
-def projection_named(name: str) -> Projection:
-    """The projection of that name; raises Misconfigured where the service has none."""
-    known: dict[str, Projection] = {each.name: each for each in declared().projections}
-    if name not in known:
+def projection_named(name: str) -> AnyProjection:
+    """The projection of that name, or the view whose part it is; raises Misconfigured."""
+    known: dict[str, AnyProjection] = {each.name: each for each in declared().projections}
+    whole = name.partition("/")[0]
+    if whole not in known:
         raise Misconfigured(f"there is no projection {name!r}, only {', '.join(known) or 'none'}")
-    return known[name]
+    return known[whole]
 
 
 def open_applier(
@@ -61,23 +67,51 @@ def open_applier(
     return EventApplier(projection, Mongo(config.readmodel), feed)
 
 
-def open_at(name: str, command: str) -> EventApplier:
-    """The applier of a projection, at the generation that serves."""
-    config = command_settings(settings.ProjectionSettings, command)
-    applier = open_applier(config, projection_named(name))
-    applier.follow()
-    return applier
+def open_view(own: settings.ViewSettings, view: View) -> list[ViewApplier]:
+    """Returns the appliers of a view, on its read model and feeds; raises Misconfigured."""
+    feeds = {store: HttpFeed(each.url, each.token) for store, each in own.feeds.items()}
+    for store in view.stores:
+        if store not in feeds:
+            raise Misconfigured(f"{view.name} needs FEED_{store.upper()}_URL and its token")
+    return open_parts(view, Mongo(own.readmodel), feeds)
+
+
+def open_appliers(name: str, command: str) -> list[Folding[Any]]:
+    """The appliers of a projection, or of a view's parts, at the generation that serves."""
+    projection, found = projection_named(name), list[Folding[Any]]()
+    if isinstance(projection, View):
+        found += open_view(command_settings(settings.ViewSettings, command), projection)
+    else:
+        found += [open_applier(command_settings(settings.ProjectionSettings, command), projection)]
+    for each in found:
+        each.follow()
+    return found
+
+
+def open_at(name: str, command: str) -> Folding[Any]:
+    """The applier of a projection, or of the part of a view that is named, such as VIEW/STORE."""
+    parts = {each.generation.label: each for each in open_appliers(name, command)}
+    if name not in parts:
+        raise Refused(f"{name} has a parked list for each store: name {' or '.join(parts)}")
+    return parts[name]
 
 
 def open_projections(
     command: str, names: Sequence[str] = ()
-) -> tuple[Mongo, HttpFeed, list[Projection]]:
-    """A read model, a feed, and the projections that are folded from it, or those of `names`."""
-    config = command_settings(settings.ProjectionSettings, command)
-    feed = HttpFeed(config.feed.url, config.feed.token)
+) -> tuple[Mongo, dict[str, Feed], list[AnyProjection]]:
+    """A read model, feeds by store, and the projections that are folded from them, or `names`."""
+    feeds = dict[str, Feed]()
+    if "FEED_URL" not in os.environ and any(each.startswith("FEED_") for each in os.environ):
+        view = command_settings(settings.ViewSettings, command)
+        feeds |= {store: HttpFeed(each.url, each.token) for store, each in view.feeds.items()}
+        readmodel = Mongo(view.readmodel)
+    else:
+        own = command_settings(settings.ProjectionSettings, command)
+        feed = HttpFeed(own.feed.url, own.feed.token)
+        feeds[feed.aggregate_type()] = feed
+        readmodel = Mongo(own.readmodel)
     known = [projection_named(name) for name in names] or declared().projections
-    owner = feed.aggregate_type()
-    return Mongo(config.readmodel), feed, [p for p in known if p.aggregate_type == owner]
+    return readmodel, feeds, [p for p in known if feeds.keys() >= set(p.stores)]
 
 
 def ask(yes: bool, question: str) -> None:

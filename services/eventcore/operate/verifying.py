@@ -147,7 +147,7 @@ class Verifier:
         except Exception as error:  # noqa: BLE001 - whatever a step raises
             return f"this code cannot fold it: {type(error).__name__}"
         assert folded
-        return _different(document, folded)
+        return different(document, folded)
 
 
 def why_halted(projection: str, checkpoint: Checkpoint, feed: Feed) -> str:
@@ -156,7 +156,7 @@ def why_halted(projection: str, checkpoint: Checkpoint, feed: Feed) -> str:
     return halted_by(projection, checkpoint.position, checkpoint.store_epoch, page)
 
 
-def _different(document: Document, folded: Document) -> str:
+def different(document: Document, folded: Document) -> str:
     """The names of the fields that differ; values may be personal data."""
     if not event_id_of(document):  # an older version kept no id
         folded = {name: value for name, value in folded.items() if name != "eventId"}

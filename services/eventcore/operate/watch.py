@@ -13,6 +13,7 @@ from threading import Thread
 from eventcore.clock import SYSTEM_CLOCK, Clock
 from eventcore.model.event import Event
 from eventcore.model.projection import Projection
+from eventcore.model.view import AnyProjection
 from eventcore.observe import metrics
 from eventcore.observe.background import log_errors, repeat
 from eventcore.query import Serving
@@ -73,7 +74,7 @@ class LogWatch:
 class CheckpointWatch:
     """A projection as its read model shows it: checkpoint, staleness, parked streams."""
 
-    projection: Projection
+    projection: AnyProjection
     readmodel: Bookkeeping
     clock: Clock = SYSTEM_CLOCK
     _count_at: float = 0.0
@@ -83,19 +84,23 @@ class CheckpointWatch:
 
     def update(self) -> None:
         """Sets the metrics. Raises ReadModelUnavailable."""
-        name, generation = self.projection.name, self._serving.now()
-        checkpoint = self.readmodel.checkpoint(generation.name)
-        metrics.GENERATION.labels(name).set(generation.number)
-        metrics.POSITION.labels(name).set(checkpoint.position)
-        metrics.HALTED.labels(name).set(1 if checkpoint.halted else 0)
-        if checkpoint.covered_at:
-            metrics.STALENESS.labels(name).set(_age(checkpoint.covered_at, self.clock.now()))
+        name, parts = self.projection.name, self._serving.parts()
+        for part in parts:
+            checkpoint = self.readmodel.checkpoint(part.name)
+            metrics.GENERATION.labels(part.label).set(part.number)
+            metrics.POSITION.labels(part.label).set(checkpoint.position)
+            metrics.HALTED.labels(part.label).set(1 if checkpoint.halted else 0)
+            if checkpoint.covered_at:
+                age = _age(checkpoint.covered_at, self.clock.now())
+                metrics.STALENESS.labels(part.label).set(age)
         if found := self.readmodel.verification(name):
             metrics.VERIFIED.labels(name).set(found.when.timestamp())
             metrics.WRONG.labels(name).set(found.wrong)
         if (begun := self.clock.monotonic()) >= self._count_at:
             try:
-                metrics.PARKED.labels(name).set(self.readmodel.count_parked(generation.name))
+                for part in parts:
+                    parked = self.readmodel.count_parked(part.name)
+                    metrics.PARKED.labels(part.label).set(parked)
             finally:
                 ended = self.clock.monotonic()
                 self._count_at = ended + COUNT_SHARE * (ended - begun)
@@ -199,12 +204,12 @@ def watch(updates: Iterable[Callable[[], object]], stop: Stop, every: float = IN
 
 
 def watch_service(
-    name: str, store: Store, readmodel: ReadModel, feed: Feed, projections: Iterable[Projection]
+    name: str, store: Store, readmodel: ReadModel, feed: Feed, projections: Iterable[AnyProjection]
 ) -> list[Callable[[], object]]:
     """The functions that measure a service's log, relay, read models, and the lag of its events."""
     updates: list[Callable[[], object]] = [LogWatch(name, store).update]
     for projection in projections:
         updates.append(CheckpointWatch(projection, readmodel).update)
-        if projection.aggregate_type == name:
+        if isinstance(projection, Projection) and projection.aggregate_type == name:
             updates.append(LagWatch(projection, readmodel, feed).update)
     return updates

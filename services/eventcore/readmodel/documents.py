@@ -6,6 +6,7 @@ from typing import Any
 
 from pymongo import ASCENDING, DESCENDING, errors
 
+from eventcore.model.event import Json
 from eventcore.model.projection import Document, version_of
 from eventcore.readmodel.connection import AT_ONCE, Connection
 from eventcore.readmodel.conversion import (
@@ -42,6 +43,17 @@ class MongoDocuments(Connection):
         with self.operation():
             found = self.of(collection).find(query).sort("_id", DESCENDING).limit(limit)
             return [without_bookkeeping(document) for document in found]
+
+    def ranked(
+        self, collection: str, by: str, after: tuple[Json, str] | None, limit: int
+    ) -> list[Document]:
+        query: dict[str, Any] = {by: {"$exists": True}}
+        if after is not None:
+            value, id = after
+            query = {"$or": [{by: {"$lt": value}}, {by: value, "_id": {"$gt": id}}]}
+        with self.operation():
+            found = self.of(collection).find(query).sort([(by, DESCENDING), ("_id", ASCENDING)])
+            return [without_bookkeeping(document) for document in found.limit(limit)]
 
     def scan(self, collection: str, after: str, limit: int) -> list[Document]:
         with self.operation():

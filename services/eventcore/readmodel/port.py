@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
-from eventcore.model.event import START, Mark
+from eventcore.model.event import START, Json, Mark
 from eventcore.model.projection import Document
 from eventcore.readmodel.records import (
     Checkpoint,
@@ -45,6 +45,13 @@ class Documents(Protocol):
         """Up to `limit` documents by descending `_id`, below `before`, that match `where`.
 
         Removed ones are left out.
+        """
+
+    def ranked(
+        self, collection: str, by: str, after: tuple[Json, str] | None, limit: int
+    ) -> list[Document]:
+        """Up to `limit` documents that have a field, by its descending value, then by ascending
+        `_id`, after a value and an id.
         """
 
     def scan(self, collection: str, after: str, limit: int) -> list[Document]:

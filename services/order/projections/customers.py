@@ -8,7 +8,6 @@
 
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import cast
 
 from eventcore.model.event import Data, Event, to_timestamp
 from eventcore.model.projection import Document
@@ -35,16 +34,16 @@ def _placed(document: Document, event: Event) -> Document:
     known = {**_NOTHING, **document}
     return {
         **known,
-        "orders": cast(int, known["orders"]) + 1,
-        "total": cast(Decimal, known["total"]) + cast(Decimal, event.data["price"]),
+        "orders": known["orders"] + 1,
+        "total": known["total"] + event.data["price"],
         "lastOrderAt": max(str(known["lastOrderAt"]), to_timestamp(event.recorded_at)),
     }
 
 
 def _cancelled(document: Document, event: Event) -> Document:
     return {
-        "cancelled": cast(int, document["cancelled"]) + 1,
-        "total": cast(Decimal, document["total"]) - cast(Decimal, event.data["price"]),
+        "cancelled": document["cancelled"] + 1,
+        "total": document["total"] - event.data["price"],
     }
 
 

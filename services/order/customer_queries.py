@@ -1,0 +1,76 @@
+"""The order service's queries of customers."""
+
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, WithJsonSchema
+
+from eventcore.errors import Invalid
+from eventcore.query import ViewDocuments
+from eventcore.store.port import Answer
+from eventcore.web.inputs import DIGITS, QueryInput
+from eventcore.web.request import Incoming
+from eventcore.web.routes import Routes
+from order.projections.customers import shown
+
+
+class CustomerShown(BaseModel):
+    """What a user has ordered; `total` is of the orders that are not cancelled."""
+
+    id: str = Field(alias="_id")
+    userId: str
+    name: str | None = Field(description="null: the user's event has not arrived yet.")
+    orders: int
+    cancelled: int
+    total: Annotated[Decimal, WithJsonSchema({"type": "number"})]
+    lastOrderAt: str | None
+
+
+class CustomerList(BaseModel):
+    """A page of customers, the highest first."""
+
+    customers: list[CustomerShown]
+    next: str | None = Field(description="The `after` of the next page; null: there is none.")
+
+
+class CustomerQuery(QueryInput):
+    """Which customers to list, and in which order."""
+
+    sort: Literal["total", "lastOrderAt"] = Field("total", description="The highest come first.")
+    limit: Annotated[int, Field(ge=1, le=100), DIGITS] = Field(20, description="How many at most.")
+    after: Annotated[str, Field(max_length=100)] | None = Field(
+        None, description="Those after this place: `next` of a page with the same `sort`."
+    )
+
+    @property
+    def place(self) -> tuple[str | Decimal, str] | None:
+        """The value and the id after which the page begins; raises Invalid."""
+        if self.after is None:
+            return None
+        value, _, user_id = self.after.rpartition("_")
+        try:
+            return Decimal(value) if self.sort == "total" else value, user_id
+        except InvalidOperation as error:
+            raise Invalid("`after` must be the `next` of a page with the same `sort`.") from error
+
+
+def add_customers(route: Routes, customers: ViewDocuments) -> None:
+    """Adds the queries of customers: a list, and one by its id."""
+
+    @route(
+        "GET", "/queries/customers", "Customers, the highest first", {200: CustomerList},
+        query=CustomerQuery,
+    )  # fmt: skip
+    def list_customers(incoming: Incoming[None, CustomerQuery]) -> Answer:
+        asked = incoming.query
+        found = customers.ranked(asked.sort, asked.place, asked.limit + 1)
+        page, more = found[: asked.limit], len(found) > asked.limit
+        body = {
+            "customers": tuple(shown(document) for document in page),
+            "next": f"{page[-1][asked.sort]}_{page[-1]['_id']}" if more else None,
+        }
+        return Answer(200, body, {})
+
+    @route("GET", "/queries/customers/{id}", "A customer", {200: CustomerShown})
+    def get_customer(incoming: Incoming[None, None]) -> Answer:
+        return Answer(200, shown(customers.one(str(incoming.id))), {})
