@@ -832,8 +832,17 @@ PROJECTIONS = Board(
                     "none",
                     [_latest("projection_parked_streams", "projection")],
                     thresholds=(1,),
-                    width=12,
+                    width=8,
                     runbooks=("ShopStreamParked",),
+                ),
+                Panel(
+                    "Event types behind",
+                    "Event types that a service appends in a version that a running projector does"
+                    " not know: upgrade the projector.",
+                    "none",
+                    [_latest("projection_event_types_behind", "projection")],
+                    thresholds=(1,),
+                    width=8,
                 ),
                 Panel(
                     "Dead letters",
@@ -846,7 +855,7 @@ PROJECTIONS = Board(
                         )
                     ],
                     thresholds=(1,),
-                    width=12,
+                    width=8,
                     bars=True,
                     runbooks=("ShopDeadLetters",),
                 ),
