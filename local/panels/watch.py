@@ -1,14 +1,11 @@
 """A Prometheus of the distribution's that watches a running system for a while."""
 
-import json
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import urllib3
 import yaml
 
 from local.child import Child
@@ -62,13 +59,11 @@ class Prometheus:
         return {each["scrapeUrl"]: each["health"] for each in active}
 
     def _get(self, what: str, **arguments: str) -> Any:
-        url = f"{self._url}/api/v1/{what}?{urllib.parse.urlencode(arguments)}"
-        try:
-            with urllib.request.urlopen(url, timeout=10) as answer:
-                return json.load(answer)["data"]
-        except urllib.error.HTTPError as refusal:
-            with refusal:
-                raise ValueError(f"{arguments}: {refusal.read().decode()}") from None
+        url = f"{self._url}/api/v1/{what}"
+        answer = urllib3.request("GET", url, fields=arguments, timeout=10, retries=False)
+        if answer.status != 200:
+            raise ValueError(f"{arguments}: {answer.data.decode()}")
+        return answer.json()["data"]
 
 
 @contextmanager

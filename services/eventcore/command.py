@@ -24,7 +24,7 @@ DomainEvent = TypeVar("DomainEvent")
 
 ATTEMPTS = 8  # how often a command is decided while others keep changing its stream first
 
-TOKEN = "Consistency-Token"  # header: what a client has seen; see `consistency.py`
+SEEN_HEADER = "Consistency-Token"  # header: what a client has seen; see `consistency.py`
 
 _LOCK_WAIT = 1.0  # seconds; then a command goes on without the lock: the store keeps the order
 
@@ -145,7 +145,7 @@ def _once(
 def _with_version(given: Answer, stream: Stream, version: int, tag: str) -> Answer:
     """The answer with its ETag and its token; the web layer adds the epoch to the token."""
     token = token_of(stream.aggregate_type, stream.aggregate_id, version)
-    return replace(given, headers={**given.headers, "ETag": f'"{tag}"', TOKEN: token})
+    return replace(given, headers={**given.headers, "ETag": f'"{tag}"', SEEN_HEADER: token})
 
 
 def _read(

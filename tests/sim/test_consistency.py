@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 import pytest
 
-from eventcore.command import TOKEN
+from eventcore.command import SEEN_HEADER
 from eventcore.consistency import Lag, Token, Waits, lag
 from eventcore.errors import ReadModelUnavailable
 from eventcore.model.projection import version_of
@@ -34,7 +34,7 @@ class Reader(Client):
         super()._told(issued, outcome)
         if outcome == "acknowledged":
             assert issued.answer
-            self._read(Token.parse(str(issued.answer.headers[TOKEN])), str(issued.stream))
+            self._read(Token.parse(str(issued.answer.headers[SEEN_HEADER])), str(issued.stream))
 
     def _read(self, token: Token, stream: str) -> None:
         reading, mongo, slept = self._reading, SimMongo(self._reading.mongo), list[float]()

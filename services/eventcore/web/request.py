@@ -16,7 +16,7 @@ from werkzeug.exceptions import (
 )
 
 from eventcore import errors, jsontext
-from eventcore.command import TOKEN, Call
+from eventcore.command import SEEN_HEADER, Call
 from eventcore.consistency import Token
 from eventcore.store.port import Idempotency
 from eventcore.web.correlation import REQUEST_CONTEXT, RequestContext
@@ -56,7 +56,7 @@ def to_incoming(operation: Operation, path: Mapping[str, str]) -> Incoming[Any, 
         query=query.model_validate(query_values()),
         body=body.model_validate(_parse_body(text, operation)) if body else None,
         call=_to_call(text, operation) if operation.is_command else Call({}),
-        seen=None if (given := request.headers.get(TOKEN)) is None else Token.parse(given),
+        seen=None if (given := request.headers.get(SEEN_HEADER)) is None else Token.parse(given),
         wait=_preferred_wait(),
     )
 

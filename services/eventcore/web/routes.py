@@ -8,7 +8,7 @@ from flask import Response, request
 from pydantic import BaseModel
 
 from eventcore import errors, jsontext
-from eventcore.command import TOKEN, answered_before
+from eventcore.command import SEEN_HEADER, answered_before
 from eventcore.consistency import Epoch
 from eventcore.model.event import Data
 from eventcore.store.port import Answer, Store
@@ -74,8 +74,8 @@ def to_view(
         if not operation.is_command:
             return _to_query_response(given)
         response = _to_response(given)
-        if epoch and (own := given.headers.get(TOKEN)):  # an older version recorded none
-            response.headers[TOKEN] = epoch.answered(own, incoming.seen)
+        if epoch and (own := given.headers.get(SEEN_HEADER)):  # an older version recorded none
+            response.headers[SEEN_HEADER] = epoch.answered(own, incoming.seen)
         return response
 
     return view
