@@ -49,9 +49,17 @@ class CustomerQuery(QueryInput):
             return None
         value, _, user_id = self.after.rpartition("_")
         try:
-            return Decimal(value) if self.sort == "total" else value, user_id
-        except InvalidOperation as error:
+            return _number(value) if self.sort == "total" else value, user_id
+        except ArithmeticError as error:
             raise Invalid("`after` must be the `next` of a page with the same `sort`.") from error
+
+
+def _number(text: str) -> Decimal:
+    """A number that a read model can compare with; raises ArithmeticError for any other text."""
+    number = Decimal(text)
+    if not number.is_finite() or len(number.as_tuple().digits) > 30 or abs(number.adjusted()) > 30:
+        raise InvalidOperation
+    return number
 
 
 def add_customers(route: Routes, customers: ViewDocuments) -> None:
