@@ -181,5 +181,5 @@ def test_dashboards_come_along_where_they_are_asked_for(machine: Path) -> None:
         )
     without, bundled, refused = log.read_text().splitlines()
     assert without == refused
-    wishes = "--set observability.enabled=true --set tracing.ratio=1"
+    wishes = "--set observability.enabled=true --set tracing.ratio=1 --set traffic.enabled=true"
     assert bundled == without.replace("--debug", f"{wishes} --debug")
