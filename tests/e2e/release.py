@@ -17,6 +17,7 @@ from typing import Any
 import psycopg2
 from pymongo import MongoClient
 
+from tests.chart.render import render
 from tests.e2e.load import Record
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +60,7 @@ def build_stand_ins() -> None:
             ("mongo", "mongo:7.0"),
             ("rabbitmq", "rabbitmq:4.2-management"),
             ("postgres", "postgres:17"),
+            ("prometheus", render("observability").pod("prometheus").containers[0]["image"]),
         ):
             run(builder, "build", str(folder / f"{name}.Dockerfile"), str(folder), tag)
 
