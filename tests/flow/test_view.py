@@ -1,8 +1,10 @@
 """A view over many streams: whatever dies, repeats or races, it is the fold of both logs."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from random import Random
 from threading import Event as Stop
@@ -35,6 +37,8 @@ from tests.fakes.store import FakeStore
 from tests.kit import interleaved
 
 VIEW = customers.VIEW
+
+EPOCH = datetime(2026, 1, 16, 10, tzinfo=UTC)
 
 
 class Logs:
@@ -179,6 +183,36 @@ def test_totals_are_exact(logs: Logs) -> None:
         )
     drain(logs.sweep("a"))
     assert str(logs.documents()[str(user)]["total"]) == "110.00"
+
+
+def test_totals_are_exact_after_100_000_orders() -> None:
+    """The same sum in whole cents, which cannot round."""
+    chance, cents, log, open_orders = Random(1), Counter[str](), list[Event](), list[Event]()
+    people = [UUID(int=n) for n in range(1, 4)]
+    for number in range(1, 100_001):
+        user, price = str(chance.choice(people)), chance.randrange(1, 10_000)
+        cents[user] += price
+        data = {"userId": user, "item": "x", "price": Decimal(price) / 100}
+        placed = Event(
+            len(log) + 1, UUID(int=number), "order", UUID(int=number), 1, "ORDER_PLACED", 1, data,
+            {}, EPOCH,
+        )  # fmt: skip
+        log.append(placed)
+        open_orders.append(placed)
+        if chance.random() < 0.2:
+            gone = open_orders.pop(chance.randrange(len(open_orders)))
+            cents[gone.data["userId"]] -= int(gone.data["price"] * 100)
+            log.append(
+                replace(
+                    gone, position=len(log) + 1, version=2, event_type="ORDER_CANCELLED", data={}
+                )
+            )
+    documents = fold(VIEW, log)
+    assert {key: each["total"] for key, each in documents.items()} == {
+        user: Decimal(its) / 100 for user, its in cents.items()
+    }
+    assert sum(each["orders"] for each in documents.values()) == 100_000
+    assert sum(each["cancelled"] for each in documents.values()) == len(log) - 100_000 > 10_000
 
 
 def broken(view: View, price: object) -> View:

@@ -176,7 +176,7 @@ class Judge:
             if id in self.done and id not in self.delivered:
                 self.world.reach("the sweep brings what the broker lost")
 
-    def swept(self, position: int, holder: str) -> None:
+    def swept(self, position: int, holder: str, _generation: str) -> None:
         """The projection's checkpoint moves."""
         process = self.world.running
         if process and str(process) != holder:

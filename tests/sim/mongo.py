@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pymongo import DeleteOne, InsertOne, ReplaceOne, UpdateOne
 from pymongo.errors import AutoReconnect, BulkWriteError, DuplicateKeyError
 
+from eventcore.clock import Clock
 from eventcore.model.projection import Document
 from eventcore.readmodel.conversion import PROJECTED_AT
 from eventcore.readmodel.mongo import Mongo
@@ -116,8 +117,8 @@ class FakeMongo:
 class SimMongo(Mongo):
     """The real read model, on simulated collections."""
 
-    def __init__(self, server: FakeMongo) -> None:
-        super().__init__(NOWHERE, clock=server.world.clock)
+    def __init__(self, server: FakeMongo, clock: Clock | None = None) -> None:
+        super().__init__(NOWHERE, clock=clock or server.world.clock)
         self._fake = server
 
     def of(self, collection: str) -> Any:
@@ -159,6 +160,10 @@ class FakeCollection:
         """The first that matches."""
         found = self.find(where)
         return next(iter(found), None)
+
+    def count_documents(self, where: Mapping[str, Any]) -> int:
+        """The number of documents that match."""
+        return len(self.find(where))
 
     # ── writing ───────────────────────────────────────────────────────────────────────────
 
@@ -319,7 +324,7 @@ class FakeCollection:
         world = self._server.world
         if new["position"] != old.get("position", 0):
             world.note(f"the checkpoint is {new['position']}")
-            self._server.judge.swept(new["position"], str(new["holder"]))
+            self._server.judge.swept(new["position"], str(new["holder"]), str(new["_id"]))
         if old and new["holder"] != old["holder"]:
             kind = "a live" if world.named(str(old["holder"])) else "a dead"
             world.reach(f"the lease is taken over from {kind} holder")

@@ -108,7 +108,7 @@ class System:
         world = self.world
         for name in self._programs:
             self._start(name)
-        world.rates = _rates(world)
+        world.rates = rates(world)
         harm = Harm(self)
         for _ in range(world.random.randint(2, 9)):
             world.later(world.random.random() * ACTIVE, harm.one)
@@ -497,7 +497,7 @@ class Harm:
         return self._world.random.choice(self._world.processes)
 
 
-def _rates(world: World) -> dict[str, float]:
+def rates(world: World) -> dict[str, float]:
     """Which troubles this seed has, and how often; each seed has some of them."""
     usual = {
         "crash": 0.005,
