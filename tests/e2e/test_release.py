@@ -509,10 +509,10 @@ def test_a_deleted_event_store_comes_back_from_the_dump_of_its_cronjob(
     release.upgrade(backed_up, "--set=restore.stores.user=latest", wait=False)
     release.await_jobs("user-backup", "restore")
     release.upgrade(
-        backed_up, "--set=rebuild.projections={users,known-users}",
+        backed_up, "--set=rebuild.projections={users,known-users,customers}",
         "--set=rebuild.acceptDifferences=true", "--set=rebuild.run=restored", wait=False,
     )  # fmt: skip
-    for component in ("user-projector-job", "order-user-sync-job"):
+    for component in ("user-projector-job", "order-user-sync-job", "order-customers-job"):
         release.await_jobs(component, "-rebuild-")
     release.await_ready()
     say(f"restored and rebuilt in {time.monotonic() - began:.0f} s")
