@@ -22,7 +22,12 @@ from tests.integration.prometheus import Prometheus
 pytestmark = pytest.mark.timeout(900)
 
 CRDS = sorted((ROOT / "tests/chart/crds").glob("*.yaml"))
-QUEUES = {"user_projection_queue", "order_read_model_queue", "order_service_user_sync"}
+QUEUES = {
+    "user_projection_queue",
+    "order_read_model_queue",
+    "order_service_user_sync",
+    "order_customers_queue",
+}
 
 
 @cache
@@ -128,7 +133,8 @@ def test_traffic_reaches_the_read_models_so_that_no_board_is_empty(prometheus: P
         found = prometheus.query("projection_events_applied_total > 0")
         return {each["metric"]["projection"] for each in found}
 
-    await_that(lambda: len(applied()) == 3, 60, "each projection has applied events")
+    wanted = {"users", "orders", "known-users", "customers/user", "customers/order"}
+    await_that(lambda: applied() == wanted, 60, "each projection has applied events")
 
 
 def test_the_broker_tells_of_each_queue(prometheus: Prometheus) -> None:
