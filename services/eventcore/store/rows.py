@@ -24,10 +24,11 @@ PROGRESS = (
     " from settle(%s::bigint[], %s::uuid[]) s left join checkpoints c on c.name = %s"
 )
 
+# `offset 0` keeps PostgreSQL from calling log_has again for each row.
 CHANGES = (
     "select l.same, l.settled, e.ends_at, e.event_id::text, h.aggregate_id, h.version"
     " from (select log_has(%s::bigint[], %s::uuid[]) as same,"
-    "              log_has(%s::bigint[], %s::uuid[]) as settled) l"
+    "              log_has(%s::bigint[], %s::uuid[]) as settled offset 0) l"
     " left join lateral page_end(%s, %s, %s) e on l.same and l.settled"
     " left join lateral read_heads(%s, %s, e.ends_at) h on true"
 )
@@ -50,7 +51,7 @@ STREAM = (
 
 READ_PAGE = (
     f"select l.same, {EVENT_COLUMNS}, {_PREVIOUS}"  # nosec B608
-    " from (select log_has(%s::bigint[], %s::uuid[]) as same) l"
+    " from (select log_has(%s::bigint[], %s::uuid[]) as same offset 0) l"
     " left join lateral read_feed(%s, %s, %s) f on l.same order by f.position"
 )
 
