@@ -171,7 +171,7 @@ def fewest(chart: Render, deployment: Object) -> int:
 
 def test_the_examples_hold_what_they_are_examples_of() -> None:
     assert len(render("ha").of("HorizontalPodAutoscaler")) == 3
-    assert len(render("ha").of("PodDisruptionBudget")) == 8
+    assert len(render("ha").of("PodDisruptionBudget")) == 9
     assert len(render("keda").of("ScaledObject")) == 3
     assert not render("external").of("StatefulSet")
     assert not render().of("Ingress"), "it would take paths of the cluster's whole default ingress"
