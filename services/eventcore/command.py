@@ -12,7 +12,8 @@ from eventcore.clock import SYSTEM_CLOCK, Clock
 from eventcore.errors import Conflict, NotFound, StaleVersion
 from eventcore.ids import new_id
 from eventcore.model.decider import Decider
-from eventcore.model.event import Data, NewEvent, tag_of, token_of
+from eventcore.model.event import Data, NewEvent, tag_of
+from eventcore.model.token import SEEN_HEADER, token_of
 from eventcore.observe.metrics import APPENDED, APPENDS, CONFLICTS, CONFLICTS_LOST
 from eventcore.store.port import Answer, Idempotency, Store, Stream, read_pages
 
@@ -23,8 +24,6 @@ Command = TypeVar("Command")
 DomainEvent = TypeVar("DomainEvent")
 
 ATTEMPTS = 8  # how often a command is decided while others keep changing its stream first
-
-SEEN_HEADER = "Consistency-Token"  # header: what a client has seen; see `consistency.py`
 
 _LOCK_WAIT = 1.0  # seconds; then a command goes on without the lock: the store keeps the order
 

@@ -1,109 +1,24 @@
-"""Reading your own writes: the token of the versions that a client has seen, and the waits for it.
+"""Reading your own writes: the epoch of a log, the lag of a view behind a token, and the waits."""
 
-A token names versions of streams, not positions: a document belongs to one stream, so a reader
-needs to know only how far that stream is. It is the base64url of lines: `user@EPOCH` names the
-epoch of a log, `user/ID/3` a version, newest first. It is not signed: whoever forges one delays
-only their own requests.
-"""
-
-import re
 import threading
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from enum import StrEnum
 
 from eventcore.clock import SYSTEM_CLOCK, Clock
-from eventcore.errors import InvalidToken, NotYet, OtherLog, Overloaded, Unavailable
+from eventcore.errors import NotYet, OtherLog, Overloaded, Unavailable
+from eventcore.model.token import Token, with_epoch
 from eventcore.readmodel.port import ReadModel
 from eventcore.readmodel.records import Generation
 from eventcore.store.port import Store
 
-STREAMS = 8
-"""Streams that one token names at most."""
-
-SIZE = 1024
-"""Characters of a token at most."""
-
 FIRST, LAST = 0.01, 0.1
 """Seconds before a waiting request looks again: the first time, and at most."""
 
-_LINE = re.compile(
-    "([a-z][a-z0-9_]{0,62})(?:@([0-9A-Za-z -]{1,64})"
-    "|/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/([1-9][0-9]{0,18}))",
-    re.ASCII,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """Versions by aggregate type and id, newest first, and the epoch of each type's log."""
-
-    streams: dict[tuple[str, str], int] = field(default_factory=dict)
-    epochs: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, text: str) -> "Token":
-        """The token in a header; raises InvalidToken for anything else."""
-        token = cls()
-        try:
-            if len(text) > SIZE:
-                raise ValueError("too long")
-            lines = _decoded(text).decode("ascii").split("\n")
-            for kind, epoch, id, version in (_parts(line) for line in lines):
-                if epoch:
-                    token.epochs[kind] = epoch
-                else:
-                    token.streams[kind, id] = int(version)
-        except ValueError as error:
-            raise InvalidToken(
-                "Consistency-Token must be as a command's answer has it. Leave it out, or send the"
-                " newest one unchanged. Nothing was done."
-            ) from error
-        return token
-
-    def of(self, aggregate_type: str) -> dict[str, int]:
-        """The versions of one type's streams, by id."""
-        return {id: version for (kind, id), version in self.streams.items()
-                if kind == aggregate_type}  # fmt: skip
-
-    def version(self, aggregate_type: str, aggregate_id: object) -> int:
-        """The version of one stream; 0 if the token does not name it."""
-        return self.streams.get((aggregate_type, str(aggregate_id)), 0)
-
-    def over(self, older: "Token") -> "Token":
-        """Both tokens as one: the greater version of each stream, the epochs of this one."""
-        streams = {each: max(at, older.streams.get(each, 0)) for each, at in self.streams.items()}
-        return Token({**streams, **{each: at for each, at in older.streams.items()
-                                    if each not in streams}},
-                     {**older.epochs, **self.epochs})  # fmt: skip
-
-    def __str__(self) -> str:
-        """The text for a header: as many of the newest streams as it may have."""
-        kept = [f"{kind}/{id}/{version}" for (kind, id), version in self.streams.items()][:STREAMS]
-        while True:
-            kinds = dict.fromkeys(line.partition("/")[0] for line in kept)
-            lines = [f"{kind}@{self.epochs[kind]}" for kind in kinds if kind in self.epochs] + kept
-            text = urlsafe_b64encode("\n".join(lines).encode()).decode().rstrip("=")
-            if len(text) <= SIZE:
-                return text
-            kept.pop()
-
-
-def _decoded(text: str) -> bytes:
-    return urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
-
-
-def _parts(line: str) -> tuple[str, str, str, str]:
-    if not (found := _LINE.fullmatch(line)):
-        raise ValueError(line)
-    kind, epoch, id, version = found.groups(default="")
-    return kind, epoch, id, version
-
 
 class Epoch:
-    """The epoch of a service's own log, which a restore changes; `update` reads it anew."""
+    """The epoch of a service's own log, which a restore changes; `update` reads it again."""
 
     def __init__(self, store: Store, aggregate_type: str) -> None:
         self._store = store
@@ -125,8 +40,7 @@ class Epoch:
     def answered(self, own: object, seen: Token | None) -> str:
         """The token of an answer: the version it names, in this epoch, and what was seen before."""
         if not seen and self._known:  # most calls: only the epoch is added
-            line = f"{self._aggregate_type}@{self._known}\n".encode() + _decoded(str(own))
-            return urlsafe_b64encode(line).decode().rstrip("=")
+            return with_epoch(str(own), self._aggregate_type, self._known)
         token = Token.parse(str(own))
         if self._known:
             token = replace(token, epochs={self._aggregate_type: self._known})
@@ -199,7 +113,7 @@ class Waits:
     def __init__(self, longest: float, most: int, clock: Clock = SYSTEM_CLOCK) -> None:
         self._longest = longest
         self._places = threading.BoundedSemaphore(most)
-        self._clock = clock
+        self.clock = clock
 
     @contextmanager
     def place(self) -> Iterator[bool]:
@@ -224,10 +138,18 @@ class Waits:
         with self.place() as taken:
             if not taken:
                 return Lag.BUSY
-            delay, deadline = FIRST, self._clock.monotonic() + longest
-            while reason in (Lag.BEHIND, Lag.OTHER_LOG):
-                if (left := deadline - self._clock.monotonic()) <= 0:
+            for _ in self.looks(longest):
+                if (reason := look()) not in (Lag.BEHIND, Lag.OTHER_LOG):
                     break
-                self._clock.sleep(min(delay, left))
-                reason, delay = look(), min(2 * delay, LAST)
         return reason
+
+    def looks(self, seconds: float) -> Iterator[float]:
+        """Sleeps between looks, with backoff, for so long at most.
+
+        Yields before each look the time, by the monotonic clock, at which its sleep began.
+        """
+        delay, deadline = FIRST, self.clock.monotonic() + seconds
+        while (begun := self.clock.monotonic()) < deadline:
+            self.clock.sleep(min(delay, deadline - begun))
+            yield begun
+            delay = min(2 * delay, LAST)

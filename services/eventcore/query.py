@@ -10,10 +10,11 @@ from datetime import datetime
 from time import monotonic
 from uuid import UUID
 
-from eventcore.consistency import Lag, Token, Waits, lag
+from eventcore.consistency import Lag, Waits, lag
 from eventcore.errors import CannotApply, NotFound, NotYet, ReadModelUnavailable, Unavailable
 from eventcore.model.event import Data, Event, Json, to_timestamp
 from eventcore.model.projection import Document, Projection, version_of
+from eventcore.model.token import Token
 from eventcore.model.view import AnyProjection, View
 from eventcore.readmodel.port import Bookkeeping, ReadModel
 from eventcore.readmodel.records import Generation, generation_of, parts_of

@@ -6,14 +6,14 @@ future: such an order is refused at once.
 """
 
 import threading
-import time
 from collections import Counter, OrderedDict
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from eventcore.consistency import Token, Waits, lag, require_seen
+from eventcore.consistency import Waits, lag, require_seen
 from eventcore.errors import Invalid, NotYet, Overloaded
 from eventcore.ids import made_at
+from eventcore.model.token import Token
 from eventcore.query import Serving
 from eventcore.readmodel.port import ReadModel
 from order.projections.known_users import PROJECTION
@@ -23,9 +23,6 @@ REMEMBERED_USERS = 10_000
 
 CLOCK_TOLERANCE = timedelta(days=1)
 """Maximum difference between the clock of an id and this service's clock."""
-
-FIRST, LAST = 0.01, 0.1
-"""Seconds before the first query of a waiting request, and the maximum between later ones."""
 
 
 class Customers:
@@ -89,23 +86,19 @@ class Customers:
         """Whether the user is known within the wait."""
         with self._lock:
             self._awaited[user_id] += 1
-        deadline, delay = time.monotonic() + self._wait, FIRST
         try:
-            while (begun := time.monotonic()) < deadline:
-                time.sleep(min(delay, deadline - begun))
-                if self._is_known_since(user_id, begun):
-                    return True
-                delay = min(2 * delay, LAST)
+            return any(
+                self._is_known_since(user_id, begun) for begun in self._waits.looks(self._wait)
+            )
         finally:
             with self._lock:
                 self._awaited -= Counter([user_id])
-        return False
 
     def _is_known_since(self, user_id: str, since: float) -> bool:
         """Whether the user is known by now; one query after `since` serves all waiting requests."""
         with self._load_lock:
             if self._loaded_at < since:
-                self._loaded_at = time.monotonic()
+                self._loaded_at = self._waits.clock.monotonic()
                 with self._lock:
                     awaited = list(self._awaited)
                 self._load_known(awaited)

@@ -8,10 +8,9 @@ from types import SimpleNamespace
 
 import urllib3
 
-from eventcore.command import SEEN_HEADER
-from eventcore.consistency import Epoch, Token
+from eventcore.consistency import Epoch
 from eventcore.ids import new_id
-from eventcore.model.event import token_of
+from eventcore.model.token import SEEN_HEADER, Token, token_of
 from tests.bench.bed import Bed, Size
 from tests.bench.rows import Row, Values, require
 from tests.bench.visitor import Visitor

@@ -14,9 +14,10 @@ import pytest
 from werkzeug.test import TestResponse
 
 from eventcore.clock import Clock
-from eventcore.consistency import LAST, SIZE, STREAMS, Lag, Token, Waits
+from eventcore.consistency import LAST, Lag, Waits
 from eventcore.errors import InvalidToken
 from eventcore.ids import new_id
+from eventcore.model.token import SIZE, STREAMS, Token
 from eventcore.readmodel.records import Parked
 from order.projections import orders
 from tests.fakes.shop import FakeShop, projector

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import urllib3
 
-from eventcore.command import SEEN_HEADER
+from eventcore.model.token import SEEN_HEADER
 from local.shop import Shop
 from tests.integration.test_shop import Truth, truth, until
 from tests.integration.trouble import stopped

@@ -6,10 +6,10 @@ from unittest.mock import patch
 
 import pytest
 
-from eventcore.command import SEEN_HEADER
-from eventcore.consistency import Lag, Token, Waits, lag
+from eventcore.consistency import Lag, Waits, lag
 from eventcore.errors import ReadModelUnavailable
 from eventcore.model.projection import version_of
+from eventcore.model.token import SEEN_HEADER, Token
 from eventcore.readmodel.records import generation_of
 from tests.sim.judge import Issued
 from tests.sim.mongo import SimMongo

@@ -4,7 +4,6 @@ JSON is camelCase, Python is snake_case. Numbers are Decimals, never binary floa
 in the request is 0.10 in every answer.
 """
 
-from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -91,12 +90,6 @@ def tag_of(version: int, event_id: UUID | str) -> str:
     A restored log reaches the same version by another event.
     """
     return f"{version}.{str(event_id)[-8:]}" if event_id else str(version)
-
-
-def token_of(aggregate_type: str, aggregate_id: UUID, version: int) -> str:
-    """The consistency token of one version of one stream, without the epoch of its log."""
-    line = f"{aggregate_type}/{aggregate_id}/{version}"
-    return urlsafe_b64encode(line.encode()).decode().rstrip("=")
 
 
 def ids_of(event: Event) -> dict[str, str]:

@@ -16,8 +16,8 @@ from werkzeug.exceptions import (
 )
 
 from eventcore import errors, jsontext
-from eventcore.command import SEEN_HEADER, Call
-from eventcore.consistency import Token
+from eventcore.command import Call
+from eventcore.model.token import SEEN_HEADER, Token
 from eventcore.store.port import Idempotency
 from eventcore.web.correlation import REQUEST_CONTEXT, RequestContext
 from eventcore.web.inputs import UUID_PATTERN, QueryInput

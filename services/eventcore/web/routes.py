@@ -8,9 +8,10 @@ from flask import Response, request
 from pydantic import BaseModel
 
 from eventcore import errors, jsontext
-from eventcore.command import SEEN_HEADER, answered_before
+from eventcore.command import answered_before
 from eventcore.consistency import Epoch
 from eventcore.model.event import Data
+from eventcore.model.token import SEEN_HEADER
 from eventcore.store.port import Answer, Store
 from eventcore.web.openapi import Operation
 from eventcore.web.request import Incoming, to_incoming
