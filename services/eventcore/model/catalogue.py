@@ -10,7 +10,7 @@ projection of these events, those of other services too, take it from there.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from decimal import Decimal
 from functools import cache, cached_property
@@ -92,15 +92,6 @@ class Catalogue:
                 if name in known
             }
         )
-
-
-def announce(name: str, catalogues: Iterable[Catalogue], folded: Collection[str]) -> str:
-    """A consumer's name, and the schema version of each event type that it can take: in any version
-    (`*`) if it does not fold it. `known-users; USER_CREATED=1; USER_NAME_CHANGED=*`
-    """
-    versions = [pair for each in catalogues for pair in each.versions.items()]
-    takes = (f"{kind}={at if kind in folded else '*'}" for kind, at in sorted(versions))
-    return "; ".join((name, *takes))
 
 
 def to_new_event(event: Any, event_id: UUID) -> NewEvent:

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TypeAlias
 
 from eventcore.errors import CannotApply, Misconfigured
-from eventcore.model.catalogue import Catalogue, announce
+from eventcore.model.catalogue import Catalogue
 from eventcore.model.event import Event
 from eventcore.model.projection import BOOKKEEPING, Document, Projection, Step, version_of
 
@@ -68,7 +68,7 @@ class View:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """It has a checkpoint, a lease and a parked list for each store."""
+        """One part for each store: its own checkpoint, lease and parked list."""
         return self.stores
 
     def reads(self, event: Event) -> On | None:
@@ -103,12 +103,6 @@ class View:
                 raise CannotApply(f"the step for {event.event_type} sets {name!r}")
         positions = {**positions, store: event.position}
         return {**document, **fields, "version": version + 1, "positions": positions}
-
-    @property
-    def announcement(self) -> str:
-        """Its name and the highest schema version of each event type that it can take."""
-        read = {kind for each in self.on.values() for kind in each}
-        return announce(self.name, self.catalogues, read)
 
     @cached_property
     def _catalogues(self) -> Mapping[str, Catalogue]:

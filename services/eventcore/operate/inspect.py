@@ -30,7 +30,7 @@ from eventcore.project.parts import open_parts
 from eventcore.query import Serving
 from eventcore.readmodel.mongo import Mongo
 from eventcore.readmodel.records import Generation, Verification
-from eventcore.store.feed import SWEEP_RANGE, Feed
+from eventcore.store.feed import Feed, read_page
 from eventcore.store.postgres import Postgres
 
 
@@ -107,9 +107,8 @@ def _lag(projection: AnyProjection, readmodel: Mongo, feed: Feed, generation: Ge
     checkpoint = readmodel.checkpoint(generation.name)
     if isinstance(projection, View):
         settled = feed.progress().settled
-        page = feed.heads(checkpoint.position, settled).end.position
-        after = max(checkpoint.position, page - SWEEP_RANGE)  # of a gap: its end alone
-        oldest = next(iter(feed.between(after, page)), None)
+        page = feed.heads(checkpoint.position, settled)
+        oldest = next(iter(read_page(feed, checkpoint.position, page)), None)
     else:
         backlog = Backlog(projection, readmodel, feed, generation)
         oldest, settled = backlog.oldest(checkpoint.position)

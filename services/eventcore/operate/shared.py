@@ -67,13 +67,17 @@ def open_applier(
     return EventApplier(projection, Mongo(config.readmodel), feed)
 
 
-def open_view(own: settings.ViewSettings, view: View) -> list[ViewApplier]:
+def open_view(config: settings.ViewSettings, view: View) -> list[ViewApplier]:
     """Returns the appliers of a view, on its read model and feeds; raises Misconfigured."""
-    feeds = {store: HttpFeed(each.url, each.token) for store, each in own.feeds.items()}
+    feeds = _feeds(config)
     for store in view.stores:
         if store not in feeds:
             raise Misconfigured(f"{view.name} needs FEED_{store.upper()}_URL and its token")
-    return open_parts(view, Mongo(own.readmodel), feeds)
+    return open_parts(view, Mongo(config.readmodel), feeds)
+
+
+def _feeds(config: settings.ViewSettings) -> dict[str, Feed]:
+    return {store: HttpFeed(each.url, each.token) for store, each in config.feeds.items()}
 
 
 def open_appliers(name: str, command: str) -> list[Folding[Any]]:
@@ -100,16 +104,14 @@ def open_projections(
     command: str, names: Sequence[str] = ()
 ) -> tuple[Mongo, dict[str, Feed], list[AnyProjection]]:
     """A read model, feeds by store, and the projections that are folded from them, or `names`."""
-    feeds = dict[str, Feed]()
+    feeds: dict[str, Feed]
     if "FEED_URL" not in os.environ and any(each.startswith("FEED_") for each in os.environ):
         view = command_settings(settings.ViewSettings, command)
-        feeds |= {store: HttpFeed(each.url, each.token) for store, each in view.feeds.items()}
-        readmodel = Mongo(view.readmodel)
+        feeds, readmodel = _feeds(view), Mongo(view.readmodel)
     else:
-        own = command_settings(settings.ProjectionSettings, command)
-        feed = HttpFeed(own.feed.url, own.feed.token)
-        feeds[feed.aggregate_type()] = feed
-        readmodel = Mongo(own.readmodel)
+        config = command_settings(settings.ProjectionSettings, command)
+        feed = HttpFeed(config.feed.url, config.feed.token)
+        feeds, readmodel = {feed.aggregate_type(): feed}, Mongo(config.readmodel)
     known = [projection_named(name) for name in names] or declared().projections
     return readmodel, feeds, [p for p in known if feeds.keys() >= set(p.stores)]
 

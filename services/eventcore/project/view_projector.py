@@ -10,7 +10,7 @@ from eventcore.project.projector import ProjectorLoop
 from eventcore.project.sweep import LeasedSweep
 from eventcore.project.view_applier import ViewApplier
 from eventcore.readmodel.records import Lease
-from eventcore.store.feed import SWEEP_RANGE
+from eventcore.store.feed import read_page
 
 _ANY = 2**62
 """A position past every feed's end."""
@@ -24,8 +24,7 @@ class PartSweep(LeasedSweep[ViewApplier]):
         feed = self.applier.feed
         page = feed.heads(lease.position, _ANY, lease.marks)
         lease = self._require_same_log(lease, page)
-        after = max(lease.position, page.end.position - SWEEP_RANGE)  # of a gap: its end alone
-        events = feed.between(after, page.end.position) if page.heads else []
+        events = read_page(feed, lease.position, page) if page.heads else []
         if page.heads and (not events or events[-1].mark != page.end):
             raise FeedUnavailable(f"the log changed while {self._name} read it")
         self._export_lag(page.settled.position, next(iter(events), None))

@@ -80,6 +80,12 @@ class Feed(Protocol):
         """How far the log goes now, and how far its relay has come."""
 
 
+def read_page(feed: Feed, after: int, page: HeadsPage) -> list[Event]:
+    """The events of a page of heads that begins above `after`; across a gap, its end alone."""
+    end = page.end.position
+    return feed.between(max(after, end - SWEEP_RANGE), end)
+
+
 def read_whole_streams(feed: Feed, aggregate_ids: Iterable[str]) -> dict[str, list[Event]]:
     """All events of each of these streams; none for an unknown stream. Raises FeedUnavailable."""
     after = dict.fromkeys(aggregate_ids, 0)
