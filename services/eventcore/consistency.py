@@ -18,16 +18,23 @@ FIRST, LAST = 0.01, 0.1
 
 
 class Epoch:
-    """The epoch of a service's own log, which a restore changes; `update` reads it again."""
+    """The epoch of a service's own log, which a restore changes.
+
+    The service's watch notes it every few seconds; `update` reads it at once.
+    """
 
     def __init__(self, store: Store, aggregate_type: str) -> None:
         self._store = store
         self._aggregate_type = aggregate_type
         self._known = ""
 
+    def note(self, epoch: str) -> None:
+        """Takes the epoch as it is in the log now."""
+        self._known = epoch
+
     def update(self) -> None:
         """Reads the epoch; raises StoreUnavailable."""
-        self._known = self._store.progress(self._aggregate_type).epoch
+        self.note(self._store.progress(self._aggregate_type).epoch)
 
     def require(self, seen: Token | None) -> None:
         """Raises OtherLog for a token of another epoch. Reads the log only if it has to."""

@@ -223,6 +223,15 @@ def test_the_relays_lag_is_seen_while_it_is_stopped(shop: FakeShop, time: Manual
     assert value("relay_checkpoint_position", store="user") == 1
 
 
+def test_the_watch_notes_the_epoch_of_the_log_each_time(shop: FakeShop) -> None:
+    noted: list[str] = []
+    watch = LogWatch("user", shop.user_store, note_epoch=noted.append)
+    watch.update()
+    shop.user_store.epoch = "the second"
+    watch.update()
+    assert noted == ["the first", "the second"]
+
+
 def test_a_writer_that_does_not_commit_is_measured_as_unsettled(
     time: ManualTime,
 ) -> None:

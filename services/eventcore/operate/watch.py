@@ -49,12 +49,14 @@ class LogWatch:
     name: str
     store: Store
     clock: Clock = SYSTEM_CLOCK
+    note_epoch: Callable[[str], object] = lambda _: None
     _awaited: int = 0
     _since: float = 0.0
 
     def update(self) -> None:
         """Sets the metrics. Raises StoreUnavailable."""
         progress = self.store.progress(self.name)
+        self.note_epoch(progress.epoch)
         if progress.settled >= self._awaited:
             self._awaited, self._since = progress.head, self.clock.monotonic()
         held = self.clock.monotonic() - self._since if progress.settled < self._awaited else 0.0
@@ -204,10 +206,15 @@ def watch(updates: Iterable[Callable[[], object]], stop: Stop, every: float = IN
 
 
 def watch_service(
-    name: str, store: Store, readmodel: ReadModel, feed: Feed, projections: Iterable[AnyProjection]
-) -> list[Callable[[], object]]:
-    """The functions that measure a service's log, relay, read models, and the lag of its events."""
-    updates: list[Callable[[], object]] = [LogWatch(name, store).update]
+    name: str, store: Store, readmodel: ReadModel, feed: Feed,
+    projections: Iterable[AnyProjection], note_epoch: Callable[[str], object],
+) -> list[Callable[[], object]]:  # fmt: skip
+    """The functions that measure a service's log, relay, read models, and the lag of its events.
+
+    `note_epoch` gets the epoch of the log each time.
+    """
+    log_watch = LogWatch(name, store, note_epoch=note_epoch)
+    updates: list[Callable[[], object]] = [log_watch.update]
     for projection in projections:
         updates.append(CheckpointWatch(projection, readmodel).update)
         if isinstance(projection, Projection) and projection.aggregate_type == name:

@@ -30,10 +30,9 @@ def create_service(
     readmodel = Mongo(settings.readmodel, settings.threads)
     readiness = Readiness(store, readmodel)
     feed = StoreFeed(store, service.name)
-    updates = watch_service(service.name, store, readmodel, feed, service.projections)
-    epoch = Epoch(store, service.name)
-    consumers = Consumers(service.catalogue)
-    watch([readiness.missing, epoch.update, consumers.update, *updates], Stop())
+    epoch, consumers = Epoch(store, service.name), Consumers(service.catalogue)
+    updates = watch_service(service.name, store, readmodel, feed, service.projections, epoch.note)
+    watch([readiness.missing, consumers.update, *updates], Stop())
     events = asyncapi.build(service.title, "1.0", service.catalogue)
     app = create_app(
         service.title,
