@@ -1,11 +1,12 @@
 """A view over many streams: whatever dies, repeats or races, it is the fold of both logs."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import count
 from random import Random
 from threading import Event as Stop
 from threading import Thread
@@ -355,45 +356,51 @@ def test_after_any_crashes_thefts_and_interleavings_the_view_is_the_fold_of_both
         assert logs.documents() == fold(VIEW, logs.events())
 
 
-def _crash(logs: Logs, sweep: ViewSweep, at: int, after: bool) -> None:
-    """The process ends before or after its call number `at` of the read model."""
-    count = 0
+@contextmanager
+def _calls(
+    logs: Logs, before: Callable[[int], object], after: Callable[[int], object] = lambda _: None
+) -> Iterator[None]:
+    """Does something before and after each call of the read model, which gets its number."""
+    numbers = count(1)
     with pytest.MonkeyPatch.context() as patch:
         for name in CALLS:
             method = getattr(logs.readmodel, name)
 
             def called(*given: object, method: object = method, **named: object) -> object:
-                nonlocal count
-                count += 1
-                if count == at and not after:
-                    raise Crash
+                number = next(numbers)
+                before(number)
                 result = method(*given, **named)  # type: ignore[operator]
-                if count == at:
-                    raise Crash
+                after(number)
                 return result
 
             patch.setattr(logs.readmodel, name, called)
-        with suppress(Crash):
-            sweep.run()
+        yield
+
+
+def _crash(logs: Logs, sweep: ViewSweep, at: int, after: bool) -> None:
+    """The process ends before or after its call number `at` of the read model."""
+
+    def end(number: int) -> None:
+        if number == at:
+            raise Crash
+
+    def go_on(_: int) -> None:
+        return None
+
+    with suppress(Crash), _calls(logs, *((go_on, end) if after else (end, go_on))):
+        sweep.run()
 
 
 def _interleave(logs: Logs, replicas: list[ViewSweep], which: int, at: int) -> None:
     """At its call number `at`, a replica is overtaken by the other one, which takes its lease."""
-    count = 0
-    with pytest.MonkeyPatch.context() as patch:
-        for name in CALLS:
-            method = getattr(logs.readmodel, name)
 
-            def called(*given: object, method: object = method, **named: object) -> object:
-                nonlocal count
-                count += 1
-                if count == at:
-                    for part in replicas[which].parts:
-                        part.release()
-                    replicas[1 - which].run()
-                return method(*given, **named)  # type: ignore[operator]
+    def overtake(number: int) -> None:
+        if number == at:
+            for part in replicas[which].parts:
+                part.release()
+            replicas[1 - which].run()
 
-            patch.setattr(logs.readmodel, name, called)
+    with _calls(logs, overtake):
         replicas[which].run()
 
 
