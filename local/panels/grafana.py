@@ -34,7 +34,7 @@ class Query:
 Colour = Literal["green", "orange", "red", "blue"]
 
 States = Mapping[int, tuple[str, Colour]]
-"""What each value means, and its colour."""
+"""The text and the colour of each value."""
 
 UP_OR_DOWN: States = {0: ("down", "red"), 1: ("up", "green")}
 
@@ -207,7 +207,7 @@ _OF_GRAFANA = {
     "name": "Annotations & Alerts",
     "type": "dashboard",
 }
-"""Those that somebody makes in Grafana."""
+"""The annotations that somebody makes in Grafana."""
 
 _VERSIONS = "max by (service, version, revision) (eventcore_build_info{*}%s)"
 
@@ -228,7 +228,7 @@ _ANNOTATIONS = (
         "{{severity}}",
     ),
 )
-"""What is drawn over every panel: name, colour, query, title and text of each."""
+"""The annotations over every panel: name, colour, query, title and text of each."""
 
 
 def _annotation(told: tuple[str, str, str, str, str]) -> Json:

@@ -14,7 +14,7 @@ WINDOWS = ("5m", "30m", "1h", "6h", "3d")
 """The windows over which the burning of a budget is recorded."""
 
 LONG = ("1h", "6h", "3d")
-"""Those over which bad events are counted."""
+"""The windows over which bad events are counted."""
 
 _HERE = '{namespace=~".*"}'
 """Any namespace, or none, in which the chart puts its release's."""

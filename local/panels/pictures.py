@@ -67,7 +67,7 @@ VARIABLES = {
     "$job": ".+",
     "$instance": ".+",
 }
-"""What Grafana would put for its variables when all of each is chosen."""
+"""The values of Grafana's variables when all of each is chosen."""
 
 
 def filled(promql: str) -> str:
@@ -118,7 +118,7 @@ def _number(text: str) -> float | None:
 
 
 def seen_lately(server: Prometheus, board: Board, seconds: float) -> Json:
-    """What was seen of a board for so long until now, since there was a rate."""
+    """The data of a board for so long until now, since there was a rate."""
     end = time.time()
     return seen(server, here(board.render()), end - seconds + SCRAPE * 6, end)
 

@@ -15,7 +15,7 @@ from local.servers import HOST, free_port
 from local.shop import says_ready
 
 QUEUES = ("queue_coarse_metrics", "queue_consumer_count")
-"""What is asked of RabbitMQ's /metrics/detailed: a queue's messages, and its consumers."""
+"""The metrics that RabbitMQ's /metrics/detailed is asked for: messages and consumers of queues."""
 
 
 class Prometheus:
@@ -25,14 +25,14 @@ class Prometheus:
         self._url = url
 
     def query(self, promql: str, **more: str) -> list[dict[str, Any]]:
-        """What an expression gives now: series with their labels and values."""
+        """The result of an expression now: series with their labels and values."""
         found: list[dict[str, Any]] = self._get("query", query=promql, **more)["result"]
         return found
 
     def query_range(
         self, promql: str, start: float, end: float, step: float
     ) -> list[dict[str, Any]]:
-        """What an expression gives at each step of a time."""
+        """The result of an expression at each step of a time."""
         times = {"start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:g}"}
         found: list[dict[str, Any]] = self._get("query_range", query=promql, **times)["result"]
         return found
@@ -44,7 +44,7 @@ class Prometheus:
         return found
 
     def label_values(self, selector: str, label: str) -> list[str]:
-        """What Grafana's label_values() gives."""
+        """The values of a label, as Grafana's label_values() returns them."""
         found: list[str] = self._get(f"label/{label}/values", **{"match[]": selector})
         return found
 
@@ -70,8 +70,8 @@ class Prometheus:
 def prometheus(
     jobs: Mapping[str, Sequence[int]], broker: int, folder: Path, interval: str = "1s"
 ) -> Iterator[Prometheus]:
-    """It scrapes the ports of each job, and the metrics port of RabbitMQ unless that is 0, and
-    evaluates our alerts, each once in `interval`.
+    """A Prometheus that scrapes the ports of each job, and the metrics port of RabbitMQ unless that
+    is 0, and evaluates our alerts, each once in `interval`.
     """
     rules = folder / "alerts.yaml"
     rules.write_text(yaml.safe_dump(rule_file()))

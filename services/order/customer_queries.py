@@ -15,7 +15,7 @@ from order.projections.customers import shown
 
 
 class CustomerShown(BaseModel):
-    """What a user has ordered; `total` is of the orders that are not cancelled."""
+    """The orders of a user, counted; `total` is of those that are not cancelled."""
 
     id: str = Field(alias="_id")
     userId: str

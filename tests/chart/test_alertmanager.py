@@ -21,7 +21,7 @@ RECEIVERS = {"critical": "pager", "warning": "chat", "info": "nobody"}
 
 @cache
 def amtool(*arguments: str) -> str:
-    """What amtool prints; it must be content."""
+    """Runs amtool, which must be content; returns its output."""
     program = str(alertmanager_programs() / "amtool")
     done = subprocess.run(
         [program, *arguments], capture_output=True, text=True, timeout=60, check=False

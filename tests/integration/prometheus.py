@@ -14,7 +14,7 @@ __all__ = ["Prometheus", "prometheus"]
 
 @contextmanager
 def prometheus(shop: Shop, rabbitmq: RabbitMQ, folder: Path) -> Iterator[Prometheus]:
-    """It runs, looks at everything once a second, and evaluates the alerts as often."""
+    """A Prometheus that scrapes the whole system and evaluates the alerts once a second."""
     ports = [int(shop.environment(name)["METRICS_PORT"]) for name in shop.names]
     with watch.prometheus({"shop": ports}, rabbitmq.metrics_port, folder) as server:
         yield server

@@ -70,7 +70,7 @@ class Reading(System):
 
 
 def simulate(seed: int) -> tuple[list[str], list[Lag]]:
-    """What went wrong in one seed, and what the waits have found."""
+    """Runs one seed; returns the faults, and the results of the waits."""
     world = World(seed)
     try:
         reading = Reading(world)

@@ -89,7 +89,7 @@ class ViewJudge(Judge):
         )
 
     def what_is_missing(self, *_: int) -> str:
-        """What has still to happen after the last fault; "": everything has come to rest."""
+        """The first thing that still has to happen after the last fault; "": all is at rest."""
         ends = {store: max(log, default=0) for store, log in self.logs.items()}
         if self.at != ends:
             return f"the checkpoints are {self.at}, and the logs end at {ends}"

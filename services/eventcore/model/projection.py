@@ -82,7 +82,7 @@ class Projection:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """It has one checkpoint, one lease and one parked list."""
+        """One part: one checkpoint, one lease and one parked list."""
         return ("",)
 
     @property
