@@ -2,32 +2,43 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from itertools import count
+from itertools import count, pairwise
 from random import Random
 from threading import Event as Stop
 from threading import Thread
 from time import monotonic, sleep
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eventcore.clock import SYSTEM_CLOCK
+from eventcore.broker.port import Consumer, Delivery
+from eventcore.clock import SYSTEM_CLOCK, Clock
 from eventcore.errors import StoreRestored
 from eventcore.model.event import Event, NewEvent
+from eventcore.model.message import Message
 from eventcore.model.projection import Document
 from eventcore.model.view import View, fold
+from eventcore.observe.health import Health
 from eventcore.operate.rebuilding import Rebuild, begin, rollback
 from eventcore.operate.verifying import Verified
 from eventcore.operate.verifying_view import ViewVerifier
 from eventcore.project.parts import open_parts
 from eventcore.project.view_applier import ViewApplier
-from eventcore.project.view_projector import PartSweep, ViewSweep
+from eventcore.project.view_projector import (
+    HINT_DELAY,
+    HINT_INTERVAL,
+    PartSweep,
+    ViewProjector,
+    ViewSweep,
+)
 from eventcore.readmodel.records import Write
 from eventcore.store.feed import StoreFeed
 from eventcore.store.port import Stream
@@ -402,6 +413,57 @@ def _interleave(logs: Logs, replicas: list[ViewSweep], which: int, at: int) -> N
 
     with _calls(logs, overtake):
         replicas[which].run()
+
+
+class Hints:
+    """The broker and the sweeps of a view's process, by a clock that moves 5 ms at each take.
+
+    A delivery comes at every take in the first second, and one alone at LONE.
+    """
+
+    LONE = 1.9
+
+    def __init__(self) -> None:
+        self.now, self.folded, self.stop = 0.0, list[float](), Stop()
+        self.caught_up, self.is_holder = 0, True
+
+    def take(self, _limit: int, _wait: float) -> list[Delivery]:
+        before, self.now = self.now, self.now + 0.005
+        if self.now > 2:
+            self.stop.set()
+        comes = self.now < 1 or before < self.LONE <= self.now
+        return [Delivery(1, Message("id", "order.placed", b"", {}), False)] if comes else []
+
+    def run(self) -> bool:
+        self.folded.append(self.now)
+        return False
+
+    def does_nothing(self, *_: object) -> None:
+        return None
+
+    acknowledge = resume = pause = close = release = does_nothing
+
+
+def test_a_hint_is_folded_soon_and_a_stream_of_hints_costs_few_folds() -> None:
+    hints: Any = Hints()
+    applier = replace(Logs().applier("user"), clock=Clock(monotonic=lambda: hints.now))
+    opened: Future[Consumer] = Future()
+    opened.set_result(hints)
+    ViewProjector(
+        applier,
+        hints,
+        lambda: hints,
+        Health(),
+        batch=9,
+        sweep_interval=60,
+        open_beside=lambda _act, _name: opened,
+    ).run(hints.stop)
+    *streamed, lone = hints.folded
+    gaps = [after - before for before, after in pairwise(streamed)]
+    assert len(gaps) == pytest.approx(1 / HINT_INTERVAL, abs=1)
+    assert min(gaps) >= HINT_INTERVAL
+    assert max(gaps) < HINT_INTERVAL + 0.02
+    assert lone - hints.LONE == pytest.approx(HINT_DELAY, abs=0.01)
 
 
 def test_customers_are_queried_by_rank_and_by_id() -> None:

@@ -1,4 +1,4 @@
-"""The eight processes on the real servers, while processes are killed and messages lost."""
+"""The nine processes on the real servers, while processes are killed and messages lost."""
 
 import json
 import os

@@ -12,6 +12,10 @@ from eventcore.project.view_applier import ViewApplier
 from eventcore.readmodel.records import Lease
 from eventcore.store.feed import read_page
 
+HINT_DELAY, HINT_INTERVAL = 0.03, 0.25
+"""Seconds from a hint to the fold, in which more hints come; and between two folds for hints. A
+fold takes a dozen calls of servers and stores, which the other projections need at that moment."""
+
 _ANY = 2**62
 """A position past every feed's end."""
 
@@ -70,12 +74,16 @@ class ViewSweep:
 
 @dataclass(eq=False)
 class ViewProjector(ProjectorLoop[ViewApplier]):
-    """Folds a view at once when a delivery hints at something, and at each sweep.
+    """Folds a view soon after a delivery hints at something, and at each sweep.
 
     The holder of the lease alone consumes: a hint that another replica took would be lost.
     """
 
     sweeping: ViewSweep
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._swept_at = 0.0
 
     def _connected(self, wait: float) -> Consumer | None:
         consumer = super()._connected(wait)
@@ -85,6 +93,11 @@ class ViewProjector(ProjectorLoop[ViewApplier]):
             consumer.pause()
         return consumer
 
+    def sweep(self) -> bool:
+        self._swept_at = self._clock.monotonic()
+        return super().sweep()
+
     def _handle(self, deliveries: Sequence[Delivery], consumer: Consumer) -> None:
         consumer.acknowledge(deliveries[-1])
-        self._sweep_at = 0.0
+        due = max(self._clock.monotonic() + HINT_DELAY, self._swept_at + HINT_INTERVAL)
+        self._sweep_at = min(self._sweep_at, due)
