@@ -1,5 +1,6 @@
 """The order service's queries of customers."""
 
+import re
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Literal
 
@@ -8,7 +9,7 @@ from pydantic import BaseModel, Field, WithJsonSchema
 from eventcore.errors import Invalid
 from eventcore.query import ViewDocuments
 from eventcore.store.port import Answer
-from eventcore.web.inputs import DIGITS, QueryInput
+from eventcore.web.inputs import DIGITS, UUID_PATTERN, Form, QueryInput
 from eventcore.web.request import Incoming
 from eventcore.web.routes import Routes
 from order.projections.customers import shown
@@ -33,12 +34,19 @@ class CustomerList(BaseModel):
     next: str | None = Field(description="The `after` of the next page; null: there is none.")
 
 
+PLACE = Form(
+    re.compile(f"^[0-9A-Z.:+-]{{0,60}}_{UUID_PATTERN[1:]}"),
+    "must be the `next` of a page with the same `sort`",
+)
+"""A value and the id of the user who has it."""
+
+
 class CustomerQuery(QueryInput):
     """Which customers to list, and in which order."""
 
     sort: Literal["total", "lastOrderAt"] = Field("total", description="The highest come first.")
     limit: Annotated[int, Field(ge=1, le=100), DIGITS] = Field(20, description="How many at most.")
-    after: Annotated[str, Field(max_length=100)] | None = Field(
+    after: Annotated[str, PLACE] | None = Field(
         None, description="Those after this place: `next` of a page with the same `sort`."
     )
 

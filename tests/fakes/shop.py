@@ -12,6 +12,7 @@ from eventcore.broker.port import Queue
 from eventcore.clock import SYSTEM_CLOCK, Clock
 from eventcore.consistency import Epoch, Waits
 from eventcore.model.projection import Projection
+from eventcore.model.service import Service
 from eventcore.observe.health import Health
 from eventcore.project.applier import EventApplier
 from eventcore.project.parts import open_parts
@@ -26,6 +27,7 @@ from eventcore.web.app import create_app
 from eventcore.web.internal import feed_routes
 from eventcore.web.routes import Routes
 from order import api as order_api
+from order import service as order_service
 from order.customers import Customers
 from order.projections import known_users, orders
 from order.projections.customers import VIEW
@@ -33,24 +35,27 @@ from tests.fakes.broker import FakeBroker
 from tests.fakes.readmodel import FakeReadModel
 from tests.fakes.store import FakeStore
 from user import api as user_api
+from user import service as user_service
 from user.projections import users
 
 TOKEN = "token of the feed"
 
 
 def web_app(
-    store: FakeStore, routes: Routes, aggregate_type: str, epoch: Epoch | None = None
+    store: FakeStore, routes: Routes, service: Service, epoch: Epoch | None = None
 ) -> Flask:
     """A service on fakes."""
+    name = service.name
     app = create_app(
-        aggregate_type,
+        service.title,
         routes.all,
+        about=service.about,
         missing=dict,
         is_ready=lambda: True,
         store=store,
-        epoch=epoch or Epoch(store, aggregate_type),
+        epoch=epoch or Epoch(store, name),
     )
-    app.register_blueprint(feed_routes(StoreFeed(store, aggregate_type), Secret(TOKEN)))
+    app.register_blueprint(feed_routes(StoreFeed(store, name), Secret(TOKEN)))
     return app
 
 
@@ -93,12 +98,13 @@ class FakeShop:
         }
         self.waits = waits = Waits(0.03, most=2, clock=self.clock)
         views = Views(users.PROJECTION, self.readmodel, self.user_store)
-        self.users = self._client(user_api.routes(self.user_store, views), self.user_store, "user")
+        user_routes = user_api.routes(self.user_store, views)
+        self.users = self._client(user_routes, self.user_store, user_service.SERVICE)
         customers = Customers(self.readmodel, wait=0.03, margin=0, waits=waits)
         orders_views = Views(orders.PROJECTION, self.readmodel, self.order_store, waits)
         known = ViewDocuments(VIEW, self.readmodel)
         order_routes = order_api.routes(self.order_store, orders_views, customers, known)
-        self.orders = self._client(order_routes, self.order_store, "order")
+        self.orders = self._client(order_routes, self.order_store, order_service.SERVICE)
         self.projectors = {
             projection.name: projector(projection, self.readmodel, store, self.broker)
             for projection, store in (
@@ -172,5 +178,5 @@ class FakeShop:
         answer: dict[str, Any] = response.get_json()
         return answer
 
-    def _client(self, routes: Routes, store: FakeStore, aggregate_type: str) -> FlaskClient:
-        return web_app(store, routes, aggregate_type, self.epochs[aggregate_type]).test_client()
+    def _client(self, routes: Routes, store: FakeStore, service: Service) -> FlaskClient:
+        return web_app(store, routes, service, self.epochs[service.name]).test_client()

@@ -28,6 +28,7 @@ from eventcore.web.routes import Routes
 from tests.fakes.shop import TOKEN, FakeShop, web_app
 from user.api import UserShown
 from user.projections import users
+from user.service import SERVICE
 
 CALLS = [
     ("POST", "/users", {"name": "Ada", "email": "ada@example.com"}),
@@ -219,7 +220,7 @@ def test_documents_can_be_queried_without_a_history(shop: FakeShop) -> None:
     user_id, route = shop.create_user(), Routes("users")
     views = Views(users.PROJECTION, shop.readmodel, shop.user_store)
     add_queries(route, "/queries/users/{id}", views, users.shown, UserShown)
-    client = web_app(shop.user_store, route, "user").test_client()
+    client = web_app(shop.user_store, route, SERVICE).test_client()
     assert refused(client.get(f"/queries/users/{user_id}/events"), 404)
     assert client.get(f"/queries/users/{user_id}").json["userId"] == user_id  # type: ignore[index]
     assert list(json.loads(client.get("/openapi.json").data)["paths"]) == ["/queries/users/{id}"]
