@@ -52,7 +52,12 @@ RESTARTED = {
     "ShopScrapeMissing",
     "ShopServiceDown",
 }
-STRAINED = {"ShopHighLatency", "ShopHighErrorRate"}
+STRAINED = {
+    "ShopBudgetBurnsFast",
+    "ShopBudgetBurnsSlowly",
+    "ShopHighErrorRate",
+    "ShopHighLatency",
+}
 """Alerts that what is done here is reason for; those that a restart, and a machine which is busy
 with it, may be on their way to. No other may be.
 """
@@ -151,15 +156,17 @@ def watched(
     with prometheus(shop, rabbitmq, folder) as server:
         put_aside = "increase(projection_dead_letters_total[1m]) > 0"
         with load.running(LOAD):
-            _await(lambda: len(server.query("projection_dead_letters_total")) == 3)
+            _await(
+                lambda: len(server.query("projection_dead_letters_total")) == 3, "three counters"
+            )
             publish(rabbitmq, b"no event")
             append_what_no_code_knows(load.create_user(), databases)
-            _await(lambda: len(server.query(put_aside)) == 2)  # both queues of users have got it
+            _await(lambda: len(server.query(put_aside)) == 2, "a dead letter of each queue")
             projectors = ("user-projector", "order-projector", "order-user-sync")
             shop.restart(*projectors)  # what they missed is fetched, and delivered once more
             verify(shop, "user-projector")
-        _await(lambda: bool(server.query('ALERTS{alertname="ShopStreamParked"}')))
-        _await(lambda: not server.query("up == 0"))  # those that were too busy to say anything
+        _await(lambda: bool(server.query('ALERTS{alertname="ShopStreamParked"}')), "an alert")
+        _await(lambda: not server.query("up == 0"), "an answer of each process to a scrape")
         yield server
 
 
@@ -173,16 +180,16 @@ def verify(shop: Shop, projector: str) -> None:
     )
 
 
-def _await(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
+def _await(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
+        assert time.monotonic() < deadline, f"there never was {what}"
         time.sleep(0.1)
 
 
 def test_every_process_and_the_broker_are_scraped(watched: Prometheus, shop: Shop) -> None:
     assert len(watched.targets()) == len(shop.names) + 2
-    _await(lambda: set(watched.targets().values()) == {"up"})
+    _await(lambda: set(watched.targets().values()) == {"up"}, "a scrape of each target")
 
 
 @pytest.mark.parametrize(("title", "query"), QUERIES)
