@@ -156,6 +156,9 @@ class ServeSettings(Settings):
     port: Port
     cors_origins: Annotated[tuple[str, ...], _Words] = ()
     threads: Count = 16
+    tls_cert_file: str = ""
+    tls_key_file: str = ""
+    """The certificate chain and the key of the port for calls, as PEM; without them it is HTTP."""
 
     @property
     def permits(self) -> int:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from eventcore.web.server import SOCKET_TIME
+from eventcore.web.sockets import SOCKET_TIME
 from local.shop import Shop
 from tests.integration.wire import USER_DOORS, Wire, parse
 

@@ -15,13 +15,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+import urllib3
 
 from eventcore.broker.port import Queue
 from eventcore.broker.rabbitmq import RabbitMQ as Broker
 from eventcore.errors import (
     BrokerUnavailable,
+    FeedUnavailable,
     Misconfigured,
     ReadModelUnavailable,
     StoreUnavailable,
@@ -33,14 +36,23 @@ from eventcore.settings import (
     ReadModelSettings,
     Secret,
     Server,
+    ServeSettings,
     Settings,
     StoreSettings,
 )
+from eventcore.store.http_feed import HttpFeed
 from eventcore.store.postgres import Postgres
+from eventcore.web.sockets import SOCKET_TIME, tls_options
+from gateway.journey import play
 from local.child import Child
-from local.servers import RabbitMQ, free_port
+from local.processes import Process, Servers, processes
+from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
+from local.services import SERVED, SERVICES
+from local.shop import Shop
 from tests.conftest import Databases
 from tests.environment import settings_from
+
+pytestmark = pytest.mark.timeout(240)  # the first test of a fixture waits until all have started
 
 HOST = "127.0.0.1"
 
@@ -358,3 +370,120 @@ def test_a_word_that_is_neither_yes_nor_no_is_refused(kind: str, word: str) -> N
 @pytest.mark.parametrize("word", ["on", "true", "yes", "1"])
 def test_each_usual_word_for_yes_switches_tls_on(kind: str, word: str) -> None:
     assert told(kind, Server(HOST, 1, "any", "any", Secret("any")), TLS=word).tls
+
+
+# ── the services themselves, as the gateway and projectors call them ──────────────────────
+
+
+def _with_tls(process: Process, certificates: Certificates) -> Process:
+    """A process whose services speak TLS, and which trusts their CA; `make run` has none."""
+    env = {
+        name: value.replace("http://", "https://")
+        if name == "UPSTREAMS" or name.endswith("_URL")
+        else value
+        for name, value in process.env.items()
+    } | {"SSL_CERT_FILE": certificates.ca}
+    if process.name.endswith("-service"):
+        crt, key = certificates.server("here")
+        env |= {"TLS_CERT_FILE": str(crt), "TLS_KEY_FILE": str(key)}
+    probes = f"http://{HOST}:{process.env['METRICS_PORT']}/readyz"
+    return replace(process, env=env, ready_url=probes)
+
+
+@pytest.fixture(scope="module")
+def encrypted(
+    databases: Databases,
+    postgres: PostgreSQL,
+    rabbitmq: RabbitMQ,
+    mongodb: MongoDB,
+    data_folder: Path,
+    certificates: Certificates,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Shop]:
+    """All processes, with TLS between them."""
+    readmodels = {name: mongodb.login(f"{name}_read_model") for name in SERVICES}
+    plain = processes(
+        Servers(postgres.address, rabbitmq.address, readmodels),
+        data_folder / "secrets",
+        ports={name: free_port() for name in SERVED},
+        free_port=free_port,
+        settings={"SWEEP_INTERVAL": "0.5"},
+    )
+    another = Shop(
+        [_with_tls(each, certificates) for each in plain], tmp_path_factory.mktemp("logs")
+    )
+    try:
+        another.start()
+        yield another
+    finally:
+        another.stop()
+
+
+def _port(shop: Shop, name: str) -> int:
+    port = urlsplit(shop.url(name)).port
+    assert port
+    return port
+
+
+def test_the_whole_journey_is_played_over_tls(encrypted: Shop) -> None:
+    play(encrypted.url("gateway"), lambda _: None)
+    for name in encrypted.names:
+        assert '"level": "error"' not in encrypted.log(name), name
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: "])
+def test_a_peer_that_stops_within_tls_is_cut_off(
+    encrypted: Shop, certificates: Certificates, sent: bytes
+) -> None:
+    """Within the handshake and within a request: neither holds a thread for long."""
+    context = ssl.create_default_context(cafile=certificates.ca)
+    place = (HOST, _port(encrypted, "user-service"))
+    with socket.create_connection(place, timeout=3 * SOCKET_TIME) as plain:
+        if not sent:
+            plain.sendall(b"\x16\x03\x01")  # the first bytes of a handshake
+            assert plain.recv(100) == b""
+            return
+        with context.wrap_socket(plain, server_hostname=HOST) as peer:
+            peer.sendall(sent)
+            with suppress(ssl.SSLEOFError):
+                assert peer.recv(100) == b""
+
+
+def test_who_speaks_no_tls_is_refused_and_nothing_is_logged(encrypted: Shop) -> None:
+    before = len(encrypted.log("user-service"))
+    with socket.create_connection((HOST, _port(encrypted, "user-service")), timeout=20) as plain:
+        plain.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" 200 " not in plain.recv(1000)
+    assert '"level": "error"' not in encrypted.log("user-service")[before:]
+
+
+def test_a_service_of_another_ca_is_told_nothing(
+    encrypted: Shop, certificates: Certificates, tmp_path: Path
+) -> None:
+    stranger = {"SSL_CERT_FILE": certificates.stranger, "SSL_CERT_DIR": str(tmp_path)}
+    env = {**encrypted.environment("gateway"), **stranger}
+    place = {"PORT": str(free_port()), "METRICS_PORT": str(free_port())}
+    url = f"http://{HOST}:{place['METRICS_PORT']}/readyz"
+    argv = (sys.executable, "-m", "eventcore", "serve")
+    gateway = Shop([Process("gateway", argv, env | place, int(place["PORT"]), url)], tmp_path)
+    gateway.start()
+    try:
+        answer = urllib3.request("GET", f"{gateway.url('gateway')}/users/x", retries=False)
+        assert answer.status == 503
+        assert b"upstream-away" in answer.data
+    finally:
+        gateway.stop()
+    feed = HttpFeed(f"https://{HOST}:{_port(encrypted, 'user-service')}", Secret("none"))
+    with pytest.raises(FeedUnavailable, match=r"(?i)certificate"):
+        feed.progress()
+
+
+@pytest.mark.parametrize("wrong", ["TLS_CERT_FILE", "TLS_KEY_FILE"])
+def test_a_certificate_that_cannot_be_read_ends_the_start_with_its_name(
+    certificates: Certificates, wrong: str
+) -> None:
+    crt, key = certificates.server("here")
+    told = {"TLS_CERT_FILE": str(crt), "TLS_KEY_FILE": str(key), wrong: "/nowhere"}
+    environment = {"SERVICE": "any", "PORT": "1", **told}
+    with pytest.raises(Misconfigured, match=rf"{wrong} '/nowhere'.* cannot be used"):
+        tls_options(settings_from(environment, ServeSettings))

@@ -1,10 +1,11 @@
 """Whether a service is ready, and whether it is stuck."""
 
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
 from eventcore.errors import Unavailable
 from eventcore.observe.health import STUCK, Health
@@ -76,9 +77,16 @@ class Liveness:
         return now - self._failing_since > STUCK
 
 
-def is_answering(host: str, port: int) -> bool:
-    """Whether the process that listens there answers /healthz within a second."""
+def is_answering(host: str, port: int, *, tls: bool = False) -> bool:
+    """Whether the process that listens there answers /healthz within a second.
+
+    Its certificate is not verified: the process asks itself, by an address.
+    """
     connection = HTTPConnection(host, port, timeout=1)
+    if tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        connection = HTTPSConnection(host, port, timeout=1, context=context)
     try:
         connection.request("GET", "/healthz")
         return connection.getresponse().status == HTTPStatus.OK

@@ -4,6 +4,7 @@ import importlib
 import logging
 import resource
 import socket
+import ssl
 import struct
 import time
 from contextlib import suppress
@@ -23,6 +24,7 @@ from eventcore.web.correlation import Correlation
 from eventcore.web.overload import Overload, Refusal
 from eventcore.web.readiness import Liveness, is_answering
 from eventcore.web.request import BODY_LIMIT
+from eventcore.web.sockets import limit_sockets, tls_options
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -33,30 +35,11 @@ log = logging.getLogger(__name__)
 CONNECTIONS = 2000
 """Connections that one process holds at most."""
 
-SOCKET_TIME = 10
-"""Seconds that one receive or send on a connection may take."""
-
-SILENCE = 3600
-"""Seconds that the kernel keeps a connection on which nothing has come, before it is accepted."""
-
 LINGER = 2.0
 """Seconds that the peer of an ended connection has to read its answer and to close."""
 
 GRACE = 20
 """Seconds that requests in progress get when the service is told to stop."""
-
-
-def limit_sockets(listener: socket.socket) -> socket.socket:
-    """Bounds what one peer can hold; Linux hands the options on to each accepted connection.
-
-    A connection on which nothing has come stays in the kernel; a receive or send that takes longer
-    than SOCKET_TIME raises BlockingIOError. See socket(7) and tcp(7).
-    """
-    limit = struct.pack("ll", SOCKET_TIME, 0)
-    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-        listener.setsockopt(socket.SOL_SOCKET, option, limit)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, SILENCE)
-    return listener
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
@@ -107,6 +90,10 @@ _UNREADABLE: tuple[tuple[type[Exception], Refusal], ...] = (
         Refusal(501, "unsupported-coding", "Transfer-Encoding can only be chunked."),
     ),
     (
+        ssl.SSLError,
+        Refusal(400, "unreadable", "The connection speaks no TLS, or its handshake failed."),
+    ),
+    (
         errors.ParseException,
         Refusal(400, "unreadable", "The request line or a header field is not valid HTTP/1.1."),
     ),
@@ -139,6 +126,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         self._listeners = [limit_sockets(each) for each in listen(settings.host, settings.port)]
         self._address = self._listeners[0].getsockname()[:2]
         self._probes = listen(settings.host, settings.metrics_port)
+        self._tls = tls_options(settings)
         super().__init__()
 
     def load_config(self) -> None:
@@ -159,6 +147,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             "limit_request_fields": 50,
             "limit_request_field_size": 8190,
             "logger_class": _Logger,
+            **self._tls,
             "post_worker_init": self._post_worker_init,
             "worker_exit": lambda _server, _worker: stop_tracing(),
         }
@@ -178,7 +167,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         """Serves probes and metrics from the process that serves requests."""
 
         def is_reached() -> bool:
-            return is_answering(*self._address)
+            return is_answering(*self._address, tls=bool(self._tls))
 
         def missing() -> dict[str, str]:
             return {} if is_reached() else {"serving": "/healthz is not answered"}
@@ -201,7 +190,7 @@ class _Logger(Logger):  # type: ignore[misc]
 
 def _is_no_timeout(record: logging.LogRecord) -> bool:
     """Leaves out the end of a connection by SOCKET_TIME, which gunicorn takes for an error."""
-    return not (record.exc_info and isinstance(record.exc_info[1], BlockingIOError))
+    return not (record.exc_info and isinstance(record.exc_info[1], BlockingIOError | TimeoutError))
 
 
 def serve(settings: ServeSettings) -> None:
