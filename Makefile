@@ -10,7 +10,7 @@ UV = $(or $(shell command -v uv),$(VENV)/bin/uv)
 LOCK = $(UV) --quiet pip compile --universal --python-version 3.11 --generate-hashes --no-header
 SCHEMA = $(VENV)/bin/check-jsonschema --quiet --builtin-schema
 
-.PHONY: help run demo shell clean unit test lint format chaos simulation soak bench profile docs contracts pictures lock images up deploy rotate down e2e bench-cluster
+.PHONY: help run demo shell clean unit test lint format chaos simulation soak bench profile docs contracts pictures lock images up deploy ui rotate down e2e bench-cluster
 
 help: ## List the targets
 	@sed -n -e 's/^##@ \(.*\)/\n\1/p' -e 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -90,6 +90,9 @@ images: ## Build the images and bring them into the current cluster
 
 deploy: images ## Install or upgrade everything on the current cluster; OBSERVABILITY=1 as well
 	@local/deploy
+
+ui: ## Open the shop, Grafana, Prometheus, Jaeger and RabbitMQ's page on local ports, until Ctrl-C
+	@NAMESPACE=$(or $(NAMESPACE),shop) local/ui
 
 rotate: ## Give every login a new password, on the current cluster
 	@local/rotate --namespace $(or $(NAMESPACE),shop)

@@ -123,6 +123,27 @@ def test_servers_learn_of_a_password_before_processes_are_restarted(kubectl: Kub
     assert "deployment/shop-user-relay" in restarted
 
 
+def test_what_has_no_password_is_not_restarted(tmp_path: Path) -> None:
+    observed = {"observability": {"enabled": True}, "traffic": {"enabled": True}}
+    chart = render(given=observed)
+    kubectl = Kubectl(tmp_path, chart)
+    kubectl.rotate()
+    [selector] = {
+        each.partition("notin (")[2].rstrip(")")
+        for arguments, _ in kubectl.calls
+        if arguments[:2] == ["get", "deployment"] or arguments[:2] == ["get", "deployments"]
+        for each in arguments
+        if "notin" in each
+    }
+    holders = {
+        pod.component
+        for pod in chart.pods
+        if pod.kind == "Deployment" and "secret" in str(pod.spec)
+    }
+    all_of_them = {pod.component for pod in chart.pods if pod.kind == "Deployment"}
+    assert set(selector.split(",")) == all_of_them - holders
+
+
 def test_the_job_is_a_valid_copy_of_setup_that_the_policies_let_through(kubectl: Kubectl) -> None:
     kubectl.rotate()
     [job] = [json.loads(given) for arguments, given in kubectl.calls if arguments[0] == "create"]

@@ -183,3 +183,34 @@ def test_dashboards_come_along_where_they_are_asked_for(machine: Path) -> None:
     assert without == refused
     wishes = "--set observability.enabled=true --set tracing.ratio=1 --set traffic.enabled=true"
     assert bundled == without.replace("--debug", f"{wishes} --debug")
+
+
+def test_every_page_of_the_release_has_a_local_port_and_those_that_are_not_there_have_none(
+    machine: Path,
+) -> None:
+    log = machine / "log"
+    for name in ("xargs", "cat"):
+        (machine / name).symlink_to(shutil.which(name) or "")
+    names = ("shop-gateway", "shop-grafana", "shop-user-service")
+    lists = "\n".join(f"service/{name}" for name in names)
+    put(machine, "kubectl", f'[ "$3" = get ] && echo "{lists}" || echo "$*" >> {log}')
+    done = subprocess.run(
+        [str(ROOT / "local/ui")],
+        env={"PATH": str(machine), "NAMESPACE": "here"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.findall(r"http://\S+", done.stdout) == [
+        "http://localhost:3000/docs",
+        "http://localhost:3030/",
+    ]
+    assert sorted(log.read_text().splitlines()) == [
+        "--namespace here port-forward service/shop-gateway 3000:3000",
+        "--namespace here port-forward service/shop-grafana 3030:3000",
+    ]
+
+
+def test_without_a_release_it_is_said_how_to_get_one(machine: Path) -> None:
+    put(machine, "kubectl", "exit 0")
+    assert said(machine, "local/ui").startswith("No release `shop` is in the namespace shop")
