@@ -4,6 +4,7 @@ life and share one: installed, used, upgraded, rolled back, scaled, hurt, remove
 
 import base64
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -415,15 +416,38 @@ def test_an_autoscaler_owns_the_number_of_its_pods_through_upgrades(release: Rel
     assert not release.get("hpa")
 
 
+def copied(copy: Path) -> Path:
+    """A copy of all that images and the chart are made of."""
+    for each in ("services", "charts", "local"):
+        shutil.copytree(ROOT / each, copy / each, ignore=shutil.ignore_patterns("__pycache__"))
+    for each in (".dockerignore", "Makefile", "init.sql"):
+        shutil.copy(ROOT / each, copy)
+    return copy
+
+
+def test_make_deploy_runs_the_code_that_has_changed_since_the_deploy_before(
+    release: Release, tmp_path: Path, say: Callable[[str], None]
+) -> None:
+    """`make deploy` of the same version again: other content is another tag, and other pods."""
+    copy = copied(tmp_path / "changed")
+    assert image_tag(copy) == image_tag(), "what is deployed is what the copy would deploy"
+    with (copy / "services/gateway/__init__.py").open("a") as module:
+        module.write('\nCHANGED = "by the second deploy"\n')
+    began = time.monotonic()
+    run("make", "deploy", cwd=copy, timeout=900, env=os.environ | {"NAMESPACE": release.namespace})
+    say(f"changed code deployed in {time.monotonic() - began:.0f} s")
+    ask = ("python", "-c", "import gateway; print(gateway.CHANGED)")
+    assert "by the second" in release.kubectl("exec", "deployment/shop-gateway", "--", *ask)
+    assert image_tag(copy) in json.dumps(release.get("deployment", "shop-gateway"))
+    release.upgrade()
+
+
 @pytest.fixture(scope="module")
 def next_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The next code of the same version: its schema has one more step, which it needs. Its images
     have a tag of their own.
     """
-    copy = tmp_path_factory.mktemp("next")
-    for each in ("services", "charts", "local"):
-        shutil.copytree(ROOT / each, copy / each, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / ".dockerignore", copy)
+    copy = copied(tmp_path_factory.mktemp("next") / "code")
     script = (ROOT / "init.sql").read_text()
     now, then = f"this_version constant int := {SCHEMA_VERSION};", SCHEMA_VERSION + 1
     assert now in script
