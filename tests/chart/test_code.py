@@ -62,6 +62,9 @@ TUNING = {
 OF_THE_SDK = {"OTEL_RESOURCE_ATTRIBUTES", "K8S_NAMESPACE", "K8S_POD", "K8S_NODE"}
 """Variables that OpenTelemetry's SDK reads itself, and their source in the chart."""
 
+OF_OPENSSL = {"SSL_CERT_FILE"}
+"""Variables that OpenSSL reads itself."""
+
 
 @pytest.fixture(scope="module")
 def local_processes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Process]:
@@ -139,7 +142,7 @@ def test_every_step_of_the_setup_job_has_all_its_settings(
 def test_no_process_is_told_what_it_does_not_read(chart: Render) -> None:
     containers = [pod.spec["containers"][0] for pod in chart.processes().values()]
     for container in [*containers, *setup_steps(chart)]:
-        read = variables() | {f"{name}_FILE" for name in variables()} | OF_THE_SDK
+        read = variables() | {f"{name}_FILE" for name in variables()} | OF_THE_SDK | OF_OPENSSL
         unread = set(environment(container)) - read
         assert not unread, container["name"]
 
@@ -149,6 +152,7 @@ def test_every_setting_is_told_by_the_chart_or_has_a_default() -> None:
     external = {"host": "away", "options": "some", "tls": tls}
     away: Object = {server: {"enabled": False, "external": external} for server in SERVERS}
     away["tracing"] = {"endpoint": "http://collector:4318"}
+    away["tls"] = {"enabled": True}
     told = {
         name
         for pod in render(given=away).processes().values()

@@ -7,11 +7,13 @@ import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
 from local.services import LOGINS
+from local.services import SERVICES as SHOP_SERVICES
 from tests.chart.render import (
     HELMS,
     KUBERNETES,
@@ -152,6 +154,33 @@ def test_a_certificate_is_made_for_each_name_by_which_a_server_is_called() -> No
         host = values[server["metadata"]["name"]]["external"]["host"]
         assert host in certificates[secret]["dnsNames"], "clients verify this name"
         assert values[server["metadata"]["name"]]["external"]["tls"]["caSecret"] == secret
+
+
+def test_with_certificates_services_take_tls_alone_under_the_names_that_are_called() -> None:
+    certificates = {
+        each["spec"]["secretName"]: each["spec"]["dnsNames"]
+        for each in parse((K8S / "production/tls/certificates.yaml").read_text())
+        if each["kind"] == "Certificate" and "dnsNames" in each["spec"]
+    }
+    called, served = set(), set()
+    for pod in render("production", given=encrypted()).pods:
+        told = {each["name"]: str(each.get("value")) for each in variables(pod)}
+        urls = re.findall(r"https?://shop-[^\s\"]+", " ".join(told.values()))
+        if pod.component in ("test", "traffic"):
+            continue
+        called |= {(urlsplit(url).scheme, urlsplit(url).hostname) for url in urls}
+        volumes = {each["name"]: each["secret"] for each in pod.spec["volumes"] if "secret" in each}
+        if "TLS_CERT_FILE" in told:
+            assert volumes["tls-services"]["secretName"] == "shop-services-tls"
+            probes = pod.spec["containers"][0]
+            for each in ("startupProbe", "readinessProbe"):
+                assert probes[each]["httpGet"]["scheme"] == "HTTPS"
+            served.add(pod.component)
+        if urls:
+            assert told["SSL_CERT_FILE"] == "/tls/services/ca.crt", pod.owner
+            assert [each["key"] for each in volumes["tls-services"]["items"]] == ["ca.crt"]
+    assert served == {f"{name}-service" for name in SHOP_SERVICES}
+    assert called == {("https", name) for name in certificates["shop-services-tls"]}
 
 
 def test_what_is_merged_into_an_operators_resource_is_of_the_same_name() -> None:

@@ -183,13 +183,30 @@ def test_the_examples_hold_what_they_are_examples_of() -> None:
     assert not render("existing-secrets").of("Secret")
 
 
-def test_an_ingress_has_a_rule_for_each_host_and_one_certificate() -> None:
+def test_an_ingress_has_a_rule_for_each_host_and_a_certificate_of_all_or_its_own() -> None:
     (ingress,) = render("ingress-tls").of("Ingress")
-    hosts = ["shop.example", "www.shop.example"]
-    assert [rule["host"] for rule in ingress["spec"]["rules"]] == hosts
-    assert ingress["spec"]["tls"] == [{"secretName": "shop-gateway-tls", "hosts": hosts}]
+    shared, own = ["shop.example", "www.shop.example"], "shop.example.org"
+    assert [rule["host"] for rule in ingress["spec"]["rules"]] == [*shared, own]
+    assert ingress["spec"]["tls"] == [
+        {"secretName": "shop-org-tls", "hosts": [own]},
+        {"secretName": "shop-gateway-tls", "hosts": shared},
+    ]
     (ingress,) = render(given={"ingress": {"enabled": True}}).of("Ingress")
     assert ["host" in rule for rule in ingress["spec"]["rules"]] == [False]
+
+
+def test_where_each_host_has_a_certificate_of_its_own_there_is_no_other() -> None:
+    secrets = {"a.example": "a-tls", "b.example": "b-tls"}
+    given: Object = {
+        "enabled": True, "hosts": [*secrets], "tls": {"enabled": True, "secrets": secrets},
+    }  # fmt: skip
+    (ingress,) = render(given={"ingress": given}).of("Ingress")
+    assert {each["secretName"]: each["hosts"] for each in ingress["spec"]["tls"]} == {
+        secret: [host] for host, secret in secrets.items()
+    }
+    done, said = template(given={"ingress": {**given, "hosts": ["a.example"]}})
+    assert not done
+    assert "ingress.tls.secrets: b.example is not in ingress.hosts" in said
 
 
 def test_the_notes_give_a_working_address_and_no_other() -> None:

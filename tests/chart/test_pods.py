@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from eventcore.web.server import GRACE
-from tests.chart.render import VALUES, Object, Pod, Render, render
+from local.services import PROCESSES
+from tests.chart.render import SERVERS, VALUES, Object, Pod, Render, render
 
 VOLUMES = {
     "configMap",
@@ -337,3 +338,24 @@ def _at(thing: Any, *path: str) -> Any:
     for key in path:
         thing = thing.get(key) if isinstance(thing, dict) else None
     return thing
+
+
+def test_in_diagnostic_mode_processes_and_servers_sleep_and_all_else_is_as_before() -> None:
+    given: Object = {"traffic": {"enabled": True}, "observability": {"enabled": True}}
+    before = {pod.owner: pod for pod in render(given=given).pods}
+    asleep = {
+        pod.owner: pod for pod in render(given={**given, "global": {"diagnosticMode": True}}).pods
+    }
+    assert asleep.keys() == before.keys()
+    changed = set()
+    for owner, pod in asleep.items():
+        main, usual = pod.spec["containers"][0], before[owner].spec["containers"][0]
+        if main.get("command") == ["sleep", "infinity"]:
+            gone = {"args", "lifecycle", *PROBES}
+            assert not gone & set(main)
+            kept = [each for each in usual if each not in gone | {"command"}]
+            assert {key: main[key] for key in kept} == {key: usual[key] for key in kept}
+            changed.add(pod.component)
+        else:
+            assert main == usual
+    assert changed == {*PROCESSES, *SERVERS, "traffic"}

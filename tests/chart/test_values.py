@@ -28,6 +28,7 @@ OPEN = [
     r".*\.env",  # settings of processes that values add
     r"(.*\.)?(podAnnotations|podLabels|serviceAnnotations|nodeSelector|annotations)",
     r"global\.(commonLabels|commonAnnotations)",
+    r"ingress\.tls\.secrets",  # by host
     r".*\.(affinity|behavior|podSecurityContext|securityContext)",  # Kubernetes checks them
     r".*\.extra\.pod",
     r".*\.resources\.(requests|limits)",
@@ -86,6 +87,7 @@ CHANGED: list[tuple[str, Any]] = [
     (r".*ttlSecondsAfterFinished", 60),
     (r"ingress\.paths", ["/changed"]),
     (r"ingress\.hosts", ["changed.example"]),
+    (r"ingress\.tls\.secrets", {"shop.example": "changed"}),
     (r"networkPolicy\.dnsPorts", [5353]),
     (r"httpRoute\.parentRefs", [{"name": "changed"}]),
     (r"httpRoute\.hostnames", ["changed.example"]),
@@ -143,6 +145,10 @@ BACKUP = {"backup": {"enabled": True}}
 
 UPLOADED = over(BACKUP, {"backup": {"upload": {"to": "backup:bucket"}}})
 
+ENCRYPTED_INGRESS = {
+    "ingress": {"enabled": True, "hosts": ["shop.example"], "tls": {"enabled": True}}
+}
+
 RESTORED = {"restore": {"stores": {"user": "latest"}}}
 
 WITHIN: list[tuple[str, Object]] = [
@@ -162,7 +168,8 @@ WITHIN: list[tuple[str, Object]] = [
     (r".*\.pdb\..*", {"defaults": {"replicas": 2}}),
     (r"ingress\.enabled", {}),
     (r"ingress\.tls\.enabled", {"ingress": {"enabled": True}}),
-    (r"ingress\..*", {"ingress": {"enabled": True, "tls": {"enabled": True}}}),
+    (r"ingress\..*", ENCRYPTED_INGRESS),
+    (r"tls\.secretName", {"tls": {"enabled": True}}),
     (r"rebuild\.(?!projections).*", {"rebuild": {"projections": ["orders"]}}),
     (r"backup\.enabled|restore\.stores", {}),
     (r"backup\.upload\.(?!to).*", UPLOADED),

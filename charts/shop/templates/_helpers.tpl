@@ -96,6 +96,13 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
+{{/* What runs in a main container while somebody looks into it, instead of its program; it has no probes then. Nothing if not. */}}
+{{- define "shop.diagnostic" -}}
+{{- if (.Values.global).diagnosticMode -}}
+command: [sleep, infinity]
+{{- end -}}
+{{- end -}}
+
 {{/* What every container may do: nothing. Meets the "restricted" Pod Security Standard. */}}
 {{- define "shop.containerSecurity" -}}
 allowPrivilegeEscalation: false
@@ -244,7 +251,47 @@ NAME-service, NAME-relay and its projectors; the gateway calls all services.
 
 {{/* The URL of a process that has a port: (list $ NAME) */}}
 {{- define "shop.url" -}}
-http://{{ include "shop.name" . }}:{{ (index (fromYaml (include "shop.processes" (index . 0))) (index . 1)).port }}
+{{ include "shop.tls.scheme" . | lower }}://{{ include "shop.name" . }}:{{ (index (fromYaml (include "shop.processes" (index . 0))) (index . 1)).port }}
+{{- end -}}
+
+{{/* HTTPS where `tls` encrypts the calls of a process, HTTP elsewhere; those of the gateway are an ingress's: (list $ NAME) */}}
+{{- define "shop.tls.scheme" -}}
+{{- $process := index (fromYaml (include "shop.processes" (index . 0))) (index . 1) -}}
+{{- ternary "HTTPS" "HTTP" (and (index . 0).Values.tls.enabled (eq $process.run "serve") (not $process.calls)) -}}
+{{- end -}}
+
+{{/*
+The parts of a pod that `tls` needs, by what it NEEDS: a caller trusts the CA, a service has the certificate. Its
+variables, its mount and its volume: (list $ NEEDS)
+*/}}
+{{- define "shop.tls.env" -}}
+{{- $needs := index . 1 -}}
+{{- if and (index . 0).Values.tls.enabled $needs.calls }}
+# OpenSSL's own variable; the CAs of the system are trusted besides
+- {name: SSL_CERT_FILE, value: /tls/services/ca.crt}
+{{- else if and (index . 0).Values.tls.enabled $needs.feed }}
+- {name: TLS_CERT_FILE, value: /tls/services/tls.crt}
+- {name: TLS_KEY_FILE, value: /tls/services/tls.key}
+{{- end }}
+{{- end -}}
+
+{{- define "shop.tls.mount" -}}
+{{- $needs := index . 1 -}}
+{{- if and (index . 0).Values.tls.enabled (or $needs.calls $needs.feed) }}
+- {name: tls-services, mountPath: /tls/services, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{- define "shop.tls.volume" -}}
+{{- $needs := index . 1 -}}{{- $tls := (index . 0).Values.tls -}}
+{{- if and $tls.enabled (or $needs.calls $needs.feed) }}
+{{- $keys := ternary (list "ca.crt") (list "tls.crt" "tls.key") (not (empty $needs.calls)) }}
+- name: tls-services
+  secret:
+    secretName: {{ $tls.secretName | default (printf "%s-services-tls" (include "shop.fullname" (index . 0))) }}
+    defaultMode: 0440
+    items: [{{ range $i, $key := $keys }}{{ if $i }}, {{ end }}{key: {{ $key }}, path: {{ $key }}}{{ end }}]
+{{- end }}
 {{- end -}}
 
 {{/* The first part of each path that the gateway forwards, and those of `ingress`. */}}
