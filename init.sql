@@ -19,7 +19,7 @@ set local client_min_messages = warning;
 
 do $init$
 declare
-    this_version constant int := 4;
+    this_version constant int := 5;
     recorded int := 0;
     role_name text;
 begin
@@ -188,7 +188,35 @@ begin
     insert into public.schema_versions (version) values (4);
     end if;
 
+    -- ── version 5: nothing but functions ─────────────────────────────────────────────────
+    if recorded < 5 then
+    insert into public.schema_versions (version) values (5);
+    end if;
+
     -- ── functions: replaced by every run, which locks no table ───────────────────────────
+
+    create or replace function public.record_answer(p_key text, p_request_hash text, p_answer jsonb)
+    returns text language plpgsql volatile set search_path = pg_catalog, public, pg_temp as $record$
+    declare
+        known public.idempotency_keys;
+    begin
+        delete from idempotency_keys
+         where key = p_key and recorded_at < clock_timestamp() - interval '24 hours';
+        -- A key that another transaction is just writing makes this INSERT wait for it.
+        insert into idempotency_keys (key, request_hash, answer)
+        values (p_key, p_request_hash, p_answer) on conflict do nothing;
+        if found then
+            return null;
+        end if;
+        select * into known from idempotency_keys where key = p_key;
+        if known.request_hash is distinct from p_request_hash then
+            raise exception 'this idempotency key stands for another request' using errcode = 'ES002';
+        end if;
+        return known.answer::text;
+    end $record$;
+    comment on function public.record_answer is
+        'Records the answer under an idempotency key, and returns null; a known key: returns the answer that was recorded. ES002: the key stands for another request.';
+    revoke all on function public.record_answer from public;
 
     create or replace function public.append_events(
         p_aggregate_type text, p_aggregate_id uuid, p_expected_version bigint,
@@ -199,30 +227,16 @@ begin
     language plpgsql security definer set search_path = pg_catalog, public, pg_temp as $append$
     #variable_conflict use_column
     declare
-        known public.idempotency_keys;
         added constant int := cardinality(p_event_ids);
     begin
         replayed := false;
         version := p_expected_version;
 
-        -- A key that another transaction is just writing makes this INSERT wait for it.
         if p_key is not null then
-            delete from idempotency_keys
-             where key = p_key and recorded_at < clock_timestamp() - interval '24 hours';
-            insert into idempotency_keys (key, request_hash, answer)
-            values (p_key, p_request_hash, p_answer) on conflict do nothing;
-            if not found then
-                select * into known from idempotency_keys where key = p_key;
-                if known.request_hash is distinct from p_request_hash then
-                    raise exception 'this idempotency key stands for another request'
-                        using errcode = 'ES002';
-                end if;
-                replayed := true;
-                answer := known.answer::text;
-                return;
-            end if;
+            answer := record_answer(p_key, p_request_hash, p_answer);
+            replayed := answer is not null;
         end if;
-        if added = 0 then
+        if replayed or added = 0 then
             return;
         end if;
 
@@ -258,6 +272,82 @@ begin
         'Appends events to one stream that is at the expected version (0: it does not exist), and records the answer under an idempotency key, in one transaction. A known key: nothing is appended, its answer comes back. ES001: conflict; ES002: the key stands for another request.';
     revoke all on function public.append_events from public;
     grant execute on function public.append_events to event_append;
+
+    create or replace function public.append_many(
+        p_aggregate_types text[], p_aggregate_ids uuid[], p_expected_versions bigint[],
+        p_streams int[], p_event_ids uuid[], p_event_types text[], p_schema_versions int[], p_data text[],
+        p_metadata jsonb,
+        p_key text default null, p_request_hash text default null, p_answer jsonb default null,
+        out replayed boolean, out answer text)
+    language plpgsql security definer set search_path = pg_catalog, public, pg_temp as $append$
+    declare
+        counts constant bigint[] := array(
+            select count(e) from generate_subscripts(p_aggregate_ids, 1) as place
+              left join unnest(p_streams) as e on e = place group by place order by place);
+        begun bigint[];
+        conflicts jsonb;
+    begin
+        replayed := false;
+        if p_key is not null then
+            answer := record_answer(p_key, p_request_hash, p_answer);
+            replayed := answer is not null;
+            if replayed then
+                return;
+            end if;
+        end if;
+
+        -- All rows of streams are locked before any position is drawn, in one order, so that no two
+        -- callers wait for each other in a circle: new streams first, then the others, each by type
+        -- and id. (Who expects a stream to exist does not see, and so not wait for, one that begins.)
+        with begun as (
+            insert into streams as s (aggregate_type, aggregate_id, version, recorded_at)
+            select w.type, w.id, w.added, clock_timestamp()
+              from unnest(p_aggregate_types, p_aggregate_ids, p_expected_versions, counts)
+                   as w (type, id, expected, added)
+             where w.expected = 0 order by w.type, w.id
+            on conflict do nothing
+            returning s.aggregate_type, s.aggregate_id)
+        select array_agg(w.place) into begun
+          from unnest(p_aggregate_types, p_aggregate_ids) with ordinality as w (type, id, place)
+          join begun b on b.aggregate_type = w.type and b.aggregate_id = w.id;
+        perform from unnest(p_aggregate_types, p_aggregate_ids, p_expected_versions) as w (type, id, expected)
+           join streams s on s.aggregate_type = w.type and s.aggregate_id = w.id
+          where w.expected > 0 order by w.type, w.id
+            for no key update of s;
+
+        select jsonb_object_agg(w.place - 1, coalesce(s.version, 0)) into conflicts
+          from unnest(p_aggregate_types, p_aggregate_ids, p_expected_versions)
+               with ordinality as w (type, id, expected, place)
+          left join streams s on s.aggregate_type = w.type and s.aggregate_id = w.id
+         where case when w.expected = 0 then w.place <> all (coalesce(begun, '{}'))
+                    else s.version is distinct from w.expected end;
+        if conflicts is not null then
+            raise exception 'conflict: streams are not at the expected versions'
+                using errcode = 'ES001', detail = conflicts;
+        end if;
+
+        update streams s
+           set version = w.expected + w.added, recorded_at = greatest(clock_timestamp(), s.recorded_at)
+          from unnest(p_aggregate_types, p_aggregate_ids, p_expected_versions, counts)
+               as w (type, id, expected, added)
+         where w.expected > 0 and w.added > 0 and s.aggregate_type = w.type and s.aggregate_id = w.id;
+
+        insert into events (event_id, aggregate_type, aggregate_id, version, event_type,
+                            schema_version, data, metadata, recorded_at)
+        select e.event_id, w.type, w.id,
+               w.expected + row_number() over (partition by e.stream order by e.place),
+               e.event_type, e.schema_version, e.data::jsonb, p_metadata, s.recorded_at
+          from unnest(p_streams, p_event_ids, p_event_types, p_schema_versions, p_data)
+               with ordinality as e (stream, event_id, event_type, schema_version, data, place)
+          join unnest(p_aggregate_types, p_aggregate_ids, p_expected_versions)
+               with ordinality as w (type, id, expected, place) on w.place = e.stream
+          join streams s on s.aggregate_type = w.type and s.aggregate_id = w.id
+         order by e.place;
+    end $append$;
+    comment on function public.append_many is
+        'Appends events to several streams, all or none, in one transaction. The first three arrays have an entry for each stream, which is given once; the next five have one for each event, and p_streams says to which of the streams (from 1) it belongs. A stream without events must exist: its version is compared, and does not change before the commit. ES001: conflicts; the detail is a JSON object of their places (from 0) and versions. Else as append_events.';
+    revoke all on function public.append_many from public;
+    grant execute on function public.append_many to event_append;
 
     drop function if exists public.begin_streams;
 

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -13,9 +13,9 @@ from eventcore.errors import Conflict, NotFound, StaleVersion
 from eventcore.ids import new_id
 from eventcore.model.decider import Decider
 from eventcore.model.event import Data, NewEvent, tag_of
-from eventcore.model.token import SEEN_HEADER, token_of
+from eventcore.model.token import SEEN_HEADER, Token, token_of
 from eventcore.observe.metrics import APPENDED, APPENDS, CONFLICTS, CONFLICTS_LOST
-from eventcore.store.port import Answer, Idempotency, Store, Stream, read_pages
+from eventcore.store.port import Answer, Append, Idempotency, Store, Stream, read_pages
 
 State = TypeVar("State")
 
@@ -94,6 +94,41 @@ def handle(
                 ) from conflict
             clock.sleep(clock.uniform(0, 0.002 * 2**attempt))  # full jitter, 0.25 s at most
     raise AssertionError("unreachable")
+
+
+def begin_many(
+    store: Store,
+    decider: Decider[Command, State, DomainEvent],
+    commands: Mapping[UUID, Command],
+    call: Call,
+    given: Answer,
+    *,
+    new_id: Callable[[], UUID] = new_id,
+) -> Answer:
+    """Carries out commands that each begin a stream, by its id: all or none, in one transaction.
+
+    `given` is the answer; its token is added, which names the newest streams. Raises as `handle`.
+    """
+    appends = [
+        Append(
+            Stream(decider.aggregate_type, aggregate_id),
+            0,
+            [decider.to_new_event(e, new_id()) for e in decider.decide(command, decider.initial)],
+        )
+        for aggregate_id, command in commands.items()
+    ]
+    token = Token({
+        (decider.aggregate_type, str(each.stream.aggregate_id)): len(each.events)
+        for each in reversed(appends)
+    })  # fmt: skip
+    given = replace(given, headers={**given.headers, SEEN_HEADER: str(token)})
+    with APPENDS.labels(decider.aggregate_type).time():
+        replayed = store.append_many(appends, call.metadata, call.idempotency, given)
+    if replayed:
+        return _to_replay(replayed)
+    for append in appends:
+        _note_appended(append.stream, append.events)
+    return given
 
 
 def answered_before(store: Store, call: Call) -> Answer | None:

@@ -6,6 +6,7 @@ HTTP status codes. Two more files answer with a status of their own: `web/overlo
 application is called, and the gateway's `forward.py`.
 """
 
+from collections.abc import Mapping
 from uuid import UUID
 
 
@@ -27,19 +28,32 @@ class NotFound(Refused, code="not-found"):
 
 
 class Invalid(Refused, code="invalid"):
-    """The input breaks a rule; `title` names the rule in two or three words, and so the code."""
+    """The input breaks a rule; `title` names the rule in two or three words, and so the code.
+
+    `fields` has the reason for each field that breaks it, by the field's path.
+    """
 
     title = "Invalid request"
 
-    def __init__(self, detail: str, title: str = "") -> None:
+    def __init__(
+        self, detail: str, title: str = "", fields: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(detail)
+        self.fields = fields or {}
         if title:
             self.title = title
             self.code = title.lower().replace(" ", "-")
 
 
 class Conflict(Refused, code="conflict"):
-    """Another command changed the stream first."""
+    """Another command changed the stream first.
+
+    `versions` are the current ones of an append to several streams, by their places from 0.
+    """
+
+    def __init__(self, detail: str, versions: Mapping[int, int] | None = None) -> None:
+        super().__init__(detail)
+        self.versions = versions or {}
 
 
 class StaleVersion(Refused, code="stale-version"):

@@ -1,11 +1,13 @@
 """The order service's calls: what each takes, does and answers."""
 
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema
 
-from eventcore.command import answered_before, handle
+from eventcore.command import answered_before, begin_many, handle
+from eventcore.errors import Invalid
 from eventcore.ids import new_id
 from eventcore.model.event import Json
 from eventcore.model.projection import Document
@@ -47,6 +49,12 @@ class NewOrder(Input):
     price: Price
 
 
+class NewOrders(Input):
+    """Orders to be placed, all or none."""
+
+    orders: Annotated[list[NewOrder], Field(min_length=1, max_length=100)]
+
+
 class Cancellation(Input):
     """Why an order is called off."""
 
@@ -57,6 +65,12 @@ class OrderAccepted(BaseModel):
     """The order is recorded and readable at once."""
 
     orderId: str
+
+
+class OrdersAccepted(BaseModel):
+    """The orders are recorded and readable at once."""
+
+    orderIds: list[str] = Field(description="In the order in which they were given.")
 
 
 class OrderState(BaseModel):
@@ -106,6 +120,7 @@ def routes(store: Store, orders: Views, customers: Customers, known: ViewDocumen
     """All routes of the order service."""
     route = Routes("orders")
     _add_commands(route, store, customers)
+    _add_batch(route, store, customers)
     add_queries(route, "/queries/orders/{id}", orders, shown, OrderShown, "/orders/{id}/events")
     _add_list(route, orders, known)
     add_customers(route, known)
@@ -142,6 +157,46 @@ def _add_commands(route: Routes, store: Store, customers: Customers) -> None:
             return answer(body)
 
         return handle(store, DECIDER, incoming.id, command, incoming.call, state)
+
+
+def _add_batch(route: Routes, store: Store, customers: Customers) -> None:
+
+    @route(
+        "POST", "/orders/batch", "Place up to 100 orders, all or none", {200: OrdersAccepted},
+        body=NewOrders,
+    )  # fmt: skip
+    def place_orders(incoming: Incoming[NewOrders, None]) -> Answer:
+        orders = incoming.body.orders
+        if unknown := customers.unknown({each.userId for each in orders}, incoming.seen):
+            if earlier := answered_before(store, incoming.call):
+                return earlier
+            _require_users(orders, unknown, customers, incoming)
+        commands = {new_id(): PlaceOrder(each.userId, each.item, each.price) for each in orders}
+        accepted = answer({"orderIds": [str(order_id) for order_id in commands]})
+        return begin_many(store, DECIDER, commands, incoming.call, accepted)
+
+
+def _require_users(
+    orders: Sequence[NewOrder],
+    unknown: Sequence[str],
+    customers: Customers,
+    incoming: Incoming[NewOrders, None],
+) -> None:
+    """Waits for users who are not known yet; raises Invalid, which names each order of no user."""
+    refused = {}
+    for user_id in unknown:
+        try:
+            customers.wait_for(user_id, incoming.seen, incoming.wait)
+        except Invalid as error:
+            refused[user_id] = str(error)
+    fields = {
+        f"orders.{place}.userId": refused[each.userId]
+        for place, each in enumerate(orders)
+        if each.userId in refused
+    }
+    if fields:
+        detail = f"{len(fields)} of the {len(orders)} orders are of no user: none was placed."
+        raise Invalid(detail, "User unknown", fields)
 
 
 def _add_list(route: Routes, orders: Views, known: ViewDocuments) -> None:

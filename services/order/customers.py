@@ -7,6 +7,7 @@ future: such an order is refused at once.
 
 import threading
 from collections import Counter, OrderedDict
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -53,6 +54,13 @@ class Customers:
         """
         version = seen.version("user", user_id) if seen else 0
         return self._is_remembered(user_id, version) or self._is_known(user_id, version)
+
+    def unknown(self, user_ids: Collection[str], seen: Token | None = None) -> list[str]:
+        """The users that `knows` would not know; asks the read model once."""
+        wanted = {id: seen.version("user", id) if seen else 0 for id in user_ids}
+        if lacking := [id for id, at in wanted.items() if not self._is_remembered(id, at)]:
+            self._load_known(lacking)
+        return [id for id in lacking if not self._is_remembered(id, wanted[id])]
 
     def wait_for(self, user_id: str, seen: Token | None = None, wait: float | None = None) -> None:
         """Returns once a user who is not known yet may order, within the wait.

@@ -11,6 +11,7 @@ SERVICE = Service(
     port=3002,
     paths=(
         "/orders",
+        "/orders/batch",
         "/orders/{id}/cancel",
         "/orders/{id}/events",
         "/queries/orders",

@@ -1,4 +1,4 @@
-"""P1, P22: the library's append beside bare statements on the same server."""
+"""P1, P22, P24: the library's append beside bare statements on the same server."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -11,13 +11,16 @@ from typing import Any
 from eventcore.command import Call, handle
 from eventcore.errors import Conflict
 from eventcore.ids import new_id
-from eventcore.store.port import Answer, Stream
+from eventcore.store.port import Answer, Append, Stream
 from eventcore.store.postgres import Postgres
 from tests.bench.bed import ORDER, Bed, Size, in_threads, metadata, new_event
 from tests.bench.rows import Row, Values, require
 from user.user import DECIDER, ChangeUser, CreateUser
 
 WRITERS = 16
+
+BATCH = 100
+"""Events of one transaction."""
 
 _SAME_FUNCTION = f"""
 select replayed, answer, version from append_events('order', uuidv7(), 0, array[uuidv7()],
@@ -52,6 +55,10 @@ class Appends:
                 "P22", f"commands on one stream, {WRITERS} writers; successes",
                 lambda: self._contend(WRITERS), beside="1 writer", ceiling=lambda: self._contend(1),
             ),
+            Row(
+                "P24", f"{BATCH} streams with an event each, one transaction", self._append_many,
+                beside=f"{BATCH} events of one stream", ceiling=self._append_batch,
+            ),
         )  # fmt: skip
 
     # ── P1 ────────────────────────────────────────────────────────────────────────────────
@@ -68,6 +75,27 @@ class Appends:
         assert self._store  # the tables are there
         login = self._bed.store("bench", "service")
         return (self._bed.postgres.bench(script, 1, self._size.seconds, login),)
+
+    # ── P24 ───────────────────────────────────────────────────────────────────────────────
+
+    def _append_many(self) -> Values:
+        with self._counted() as counted:
+            until = perf_counter() + self._size.seconds
+            while perf_counter() < until:
+                streams = [Stream("order", new_id()) for _ in range(BATCH)]
+                appends = [Append(stream, 0, [new_event()]) for stream in streams]
+                self._store.append_many(appends, metadata())
+                counted.append(BATCH)
+        return (counted.rate,)
+
+    def _append_batch(self) -> Values:
+        with self._counted() as counted:
+            until = perf_counter() + self._size.seconds
+            while perf_counter() < until:
+                events = [new_event() for _ in range(BATCH)]
+                self._store.append(Stream("order", new_id()), 0, events, metadata())
+                counted.append(BATCH)
+        return (counted.rate,)
 
     # ── P22 ───────────────────────────────────────────────────────────────────────────────
 

@@ -8,7 +8,7 @@ import pytest
 
 from eventcore.errors import Conflict, KeyReused
 from eventcore.model.event import START, Mark, NewEvent
-from eventcore.store.port import Answer, Changes, Idempotency, Progress, Store, Stream
+from eventcore.store.port import Answer, Append, Changes, Idempotency, Progress, Store, Stream
 from eventcore.store.postgres import Postgres
 from tests.fakes.store import FakeStore
 
@@ -128,6 +128,70 @@ def test_a_key_stands_for_one_request(store: Store, stream: Stream) -> None:
 def refuses(act: Callable[[], object]) -> None:
     with pytest.raises(KeyReused):
         act()
+
+
+def test_several_streams_are_appended_to_in_one_transaction(store: Store, stream: Stream) -> None:
+    store.append(stream, 0, [new_event(n=0)], {})
+    parcel, before = Stream("parcel", uuid4()), store.settled()
+    appends = [
+        Append(parcel, 0, [new_event(n=1), new_event(n=2)]),
+        Append(stream, 1, [new_event(n=3)]),
+    ]
+    assert store.append_many(appends, {"correlationId": "c"}) is None
+    events = store.read_feed(before, store.settled())
+    assert [(e.aggregate_type, e.version, e.data["n"]) for e in events] == [
+        ("parcel", 1, 1), ("parcel", 2, 2), ("user", 2, 3),
+    ]  # fmt: skip
+    assert events == store.read_stream(parcel) + store.read_stream(stream, after=1)
+    assert events[0].recorded_at.tzinfo
+    assert [e.event_id for e in events] == [e.event_id for each in appends for e in each.events]
+    assert store.append(parcel, 2, [new_event()], {}).version == 3
+
+
+def test_all_conflicts_of_several_streams_are_named_and_nothing_is_written(
+    store: Store, stream: Stream
+) -> None:
+    fine, there, absent = stream, Stream("parcel", uuid4()), Stream("user", uuid4())
+    store.append(fine, 0, [new_event()], {})
+    store.append(there, 0, [new_event(), new_event()], {})
+    before, key = store.settled(), Idempotency(f"key {uuid4()}", "hash")
+    appends = [
+        Append(there, 0, [new_event()]),
+        Append(Stream("user", uuid4()), 0, [new_event()]),
+        Append(fine, 1, [new_event()]),
+        Append(absent, 3, [new_event()]),
+    ]
+    with pytest.raises(Conflict) as refused:
+        store.append_many(appends, {}, key, ANSWER)
+    assert refused.value.versions == {0: 2, 3: 0}
+    with pytest.raises(Conflict) as refused:
+        store.append_many([Append(there, 1, []), appends[1]], {}, key, ANSWER)
+    assert refused.value.versions == {0: 2}
+    assert store.read_feed(before, store.settled()) == []
+    assert store.read_stream(appends[1].stream) == []
+    assert store.recorded_answer(key) is None
+
+
+def test_a_stream_without_events_is_compared_and_left_alone(store: Store, stream: Stream) -> None:
+    store.append(stream, 0, [new_event()], {})
+    [before] = store.read_stream(stream)
+    store.append_many(
+        [Append(stream, 1, []), Append(Stream("user", uuid4()), 0, [new_event()])], {}
+    )
+    assert store.read_stream(stream) == [before]
+    assert store.append(stream, 1, [new_event()], {}).version == 2
+
+
+def test_one_key_stands_for_all_streams_of_a_transaction(store: Store, stream: Stream) -> None:
+    key = Idempotency(f"key {uuid4()}", "hash")
+    appends = [
+        Append(stream, 0, [new_event()]),
+        Append(Stream("parcel", uuid4()), 0, [new_event()]),
+    ]
+    assert store.append_many(appends, {}, key, ANSWER) is None
+    assert store.append_many(appends, {}, key, ANSWER) == ANSWER
+    assert [len(store.read_stream(each.stream)) for each in appends] == [1, 1]
+    refuses(lambda: store.append_many(appends, {}, Idempotency(key.key, "another hash"), ANSWER))
 
 
 def test_the_feed_has_every_stream_in_the_order_of_positions(store: Store) -> None:

@@ -11,6 +11,7 @@ from eventcore.store.port import (
     PAGE,
     SPAN,
     Answer,
+    Append,
     Appended,
     Changes,
     Idempotency,
@@ -48,14 +49,33 @@ class FakeStore:
         self._check()
         if idempotency and (earlier := self.recorded_answer(idempotency)):
             return Appended(expected_version, earlier)
-        version = max((e.version for e in self.log if _stream_of(e) == stream), default=0)
-        if events and version != expected_version:
+        if events and self._version(stream) != expected_version:
             raise Conflict(f"conflict: stream {stream} is not at version {expected_version}")
         if idempotency and answer:
             self.answers[idempotency.key] = (idempotency.request_hash, answer)
         for place, new in enumerate(events, 1):
             self.log.append(self._recorded(stream, expected_version + place, new, metadata))
         return Appended(expected_version + len(events))
+
+    def append_many(
+        self,
+        appends: Sequence[Append],
+        metadata: Data,
+        idempotency: Idempotency | None = None,
+        answer: Answer | None = None,
+    ) -> Answer | None:
+        """See Store."""
+        self._check()
+        if idempotency and (earlier := self.recorded_answer(idempotency)):
+            return earlier
+        versions = {place: self._version(each.stream) for place, each in enumerate(appends)}
+        if found := {n: v for n, v in versions.items() if v != appends[n].expected_version}:
+            raise Conflict("conflict: streams are not at the expected versions", found)
+        if idempotency and answer:
+            self.answers[idempotency.key] = (idempotency.request_hash, answer)
+        for each in appends:
+            self.append(each.stream, each.expected_version, each.events, metadata)
+        return None
 
     def recorded_answer(self, idempotency: Idempotency) -> Answer | None:
         """See Store."""
@@ -156,6 +176,9 @@ class FakeStore:
     def _has(self, marks: Sequence[Mark]) -> bool:
         there = {event.mark for event in self.log}
         return all(mark in there for mark in marks if mark.event_id)
+
+    def _version(self, stream: Stream) -> int:
+        return max((e.version for e in self.log if _stream_of(e) == stream), default=0)
 
     def _recorded(self, stream: Stream, version: int, new: NewEvent, metadata: Data) -> Event:
         before = [e.event_id for e in self.log if _stream_of(e) == stream]

@@ -131,10 +131,10 @@ def make_sensible(case: Case[Any], existing: Existing) -> None:
     path_id = str(case.path_parameters.get("id", ""))
     if re.fullmatch(UUID_PATTERN, path_id) and path_id[-1] not in "048c":
         case.path_parameters["id"] = existing.order_id if is_order else existing.user_id
-    if isinstance(case.body, dict) and re.fullmatch(
-        UUID_PATTERN, str(case.body.get("userId"))
-    ):  # anybody else's order is a 422, as test_http_limits.py shows
-        case.body["userId"] = existing.user_id
+    for body in bodies(case.body):
+        if re.fullmatch(UUID_PATTERN, str(body.get("userId"))):
+            # anybody else's order is a 422, as test_http_limits.py shows
+            body["userId"] = existing.user_id
     if is_positive(case, ParameterLocation.QUERY) and "version" in case.query:
         case.query.pop("at", None)  # the one or the other
     if PLACE.pattern.fullmatch(str(case.query.get("after", ""))):  # its value depends on `sort`
@@ -146,6 +146,15 @@ def make_sensible(case: Case[Any], existing: Existing) -> None:
         case.headers["Consistency-Token"] = existing.token  # the schema cannot say which are
     if case.headers.get("If-Match") == "0":  # the coverage phase takes this to match the pattern
         case.headers["If-Match"] = "*"
+
+
+def bodies(body: object) -> list[dict[str, Any]]:
+    """The body of a request, and those of the orders of a batch."""
+    orders = body.get("orders") if isinstance(body, dict) else None
+    return [
+        each for each in (body, *(orders if isinstance(orders, list) else ()))
+        if isinstance(each, dict)
+    ]  # fmt: skip
 
 
 def is_positive(case: Case[Any], location: ParameterLocation) -> bool:

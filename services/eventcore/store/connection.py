@@ -16,7 +16,7 @@ from eventcore.errors import Overloaded, StoreUnavailable
 from eventcore.observe.metrics import POOL_MAX, POOL_USED
 from eventcore.retry import CircuitBreaker
 from eventcore.settings import Server
-from eventcore.store.sqlstates import CURED_BY_A_NEW_CONNECTION, READ_ONLY, to_error, translated
+from eventcore.store.sqlstates import CURED_BY_A_NEW_CONNECTION, READ_ONLY, of_driver, translated
 
 CONNECT_TIME = 3.0  # seconds that PostgreSQL may be silent while a connection is made
 
@@ -88,10 +88,10 @@ class ConnectionPool:
             return fetch(driver, statement, values)
         except psycopg2.Error as error:
             if not (driver.closed or error.pgcode in CURED_BY_A_NEW_CONNECTION):  # type: ignore[union-attr]
-                raise to_error(error.pgcode, str(error)) from error
+                raise of_driver(error) from error
             connection.invalidate(error)
             self.close()  # the other connections are as old
-            stale = _Stale(str(to_error(error.pgcode, str(error))))
+            stale = _Stale(str(of_driver(error)))
             stale.outcome_known = error.pgcode == READ_ONLY or self._attempts > 1
             stale.unreachable = time.monotonic() - began > CALL_TIME
             raise stale from error

@@ -44,6 +44,18 @@ class Idempotency:
 
 
 @dataclass(frozen=True, slots=True)
+class Append:
+    """Events for a stream that must be at `expected_version` (0: new).
+
+    None: the stream is compared only.
+    """
+
+    stream: Stream
+    expected_version: int
+    events: Sequence[NewEvent]
+
+
+@dataclass(frozen=True, slots=True)
 class Appended:
     """The stream's version after an append, or the answer an earlier one was given."""
 
@@ -98,6 +110,20 @@ class Store(Protocol):
         is known already appends nothing and brings its answer. Raises Conflict, KeyReused,
         StoreUnavailable, Overloaded: nothing was written. A commit whose answer was lost is found
         again by its event ids; raises OutcomeUnknown where that takes too long.
+        """
+
+    def append_many(
+        self,
+        appends: Sequence[Append],
+        metadata: Data,
+        idempotency: Idempotency | None = None,
+        answer: Answer | None = None,
+    ) -> Answer | None:
+        """Append to several streams, all or none; returns the earlier answer under a known key.
+
+        Each stream is given once. One without events must exist: it does not change before the
+        commit. Raises as `append` does; a Conflict has the versions of all streams that are not
+        as expected.
         """
 
     def recorded_answer(self, idempotency: Idempotency) -> Answer | None:

@@ -5,7 +5,7 @@ The schema and its functions are `init.sql`; this file calls them. Connections a
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -21,6 +21,7 @@ from eventcore.store.port import (
     PAGE,
     SPAN,
     Answer,
+    Append,
     Appended,
     Changes,
     Idempotency,
@@ -29,6 +30,7 @@ from eventcore.store.port import (
 )
 from eventcore.store.rows import (
     APPEND,
+    APPEND_MANY,
     CHANGES,
     CORRELATED,
     EVENT_EXISTS,
@@ -41,6 +43,7 @@ from eventcore.store.rows import (
     relay_halted,
     to_answer,
     to_columns,
+    to_columns_of_many,
     to_event,
 )
 from eventcore.store.settling import Settling
@@ -85,43 +88,68 @@ class Postgres:
     ) -> Appended:
         if not events and idempotency is None:
             return Appended(expected_version)
-        values = to_columns(stream, expected_version, events, metadata, idempotency, answer)
-        appended = self._append_until_known(stream, values)
-        if not appended.replayed:
-            self._wakeup.schedule()
-        return appended
+        append = Append(stream, expected_version, events)
+        values = to_columns(append, metadata, idempotency, answer)
 
-    def _append_until_known(self, stream: Stream, values: tuple[Any, ...]) -> Appended:
-        """Appends again after a lost answer; raises OutcomeUnknown after RETRY_FOR seconds."""
+        def once() -> Appended:
+            replayed, recorded, version = self._write(APPEND, values)[0]
+            return Appended(version, to_answer(recorded) if replayed else None)
+
+        return self._append_until_known([append], once) or Appended(expected_version + len(events))
+
+    def append_many(
+        self,
+        appends: Sequence[Append],
+        metadata: Data,
+        idempotency: Idempotency | None = None,
+        answer: Answer | None = None,
+    ) -> Answer | None:
+        values = to_columns_of_many(appends, metadata, idempotency, answer)
+
+        def once() -> Appended:
+            replayed, recorded = self._write(APPEND_MANY, values)[0]
+            return Appended(0, to_answer(recorded) if replayed else None)
+
+        appended = self._append_until_known(appends, once)
+        return appended.replayed if appended else None
+
+    def _append_until_known(
+        self, appends: Sequence[Append], once: Callable[[], Appended]
+    ) -> Appended | None:
+        """Appends again after a lost answer; None: the first attempt was committed.
+
+        Raises OutcomeUnknown after RETRY_FOR seconds.
+        """
         deadline, losses = self._clock.monotonic() + RETRY_FOR, 0
         while True:
             try:
-                return self._append(values, bool(losses))
+                appended = self._append(appends, once, bool(losses))
             except Unavailable as error:
                 if error.outcome_known and not losses:
                     raise
                 if losses and self._clock.monotonic() > deadline:
-                    raise OutcomeUnknown(
-                        f"PostgreSQL's answer was lost: {stream} may have been written, or may"
-                        " still be. Repeat the request with the same Idempotency-Key, or look"
-                        " whether it is there before you repeat it without one.",
-                        stream.aggregate_id,
-                    ) from error
+                    raise _outcome_unknown(appends[0].stream) from error
+            else:
+                if not (appended and appended.replayed):
+                    self._wakeup.schedule()
+                return appended
             self._clock.sleep(backoff(losses, self._clock))
             losses += 1
 
-    def _append(self, values: tuple[Any, ...], outcome_unknown: bool) -> Appended:
+    def _append(
+        self, appends: Sequence[Append], once: Callable[[], Appended], outcome_unknown: bool
+    ) -> Appended | None:
         """Appends once; `outcome_unknown`: an earlier attempt may have been committed."""
         failpoint("append:begin")
-        _, _, expected_version, event_ids, *_ = values
         try:
-            replayed, recorded, version = self._write(APPEND, values)[0]
+            appended = once()
         except Conflict:
-            if outcome_unknown and self._rows(EVENT_EXISTS, (event_ids[0],)):
-                return Appended(expected_version + len(event_ids))
+            ids = [str(event.event_id) for each in appends for event in each.events]
+            if outcome_unknown and ids and self._rows(EVENT_EXISTS, (ids[0],)):
+                return None
             raise
         failpoint("append:committed")
-        return Appended(version, to_answer(recorded) if replayed else None)
+        return appended
 
     def recorded_answer(self, idempotency: Idempotency) -> Answer | None:
         rows = self._rows(
@@ -205,3 +233,12 @@ class Postgres:
 
     def _write(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:
         return self._writes.run(statement, values)
+
+
+def _outcome_unknown(stream: Stream) -> OutcomeUnknown:
+    return OutcomeUnknown(
+        f"PostgreSQL's answer was lost: {stream} may have been written, or may still be. Repeat the"
+        " request with the same Idempotency-Key, or look whether it is there before you repeat it"
+        " without one.",
+        stream.aggregate_id,
+    )

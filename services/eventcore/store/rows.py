@@ -6,7 +6,7 @@ from uuid import UUID
 
 from eventcore import jsontext
 from eventcore.model.event import Data, Event, Mark, NewEvent
-from eventcore.store.port import Answer, Idempotency, Stream
+from eventcore.store.port import Answer, Append, Idempotency
 from eventcore.store.settling import Settling
 
 EVENT_COLUMNS = (
@@ -62,24 +62,56 @@ APPEND = (
     "%s, %s::uuid, %s, %s::uuid[], %s::text[], %s::int[], %s::text[], %s::jsonb, %s, %s, %s::jsonb)"
 )
 
+APPEND_MANY = (
+    "select replayed, answer from append_many(%s::text[], %s::uuid[], %s::bigint[],"
+    " %s::int[], %s::uuid[], %s::text[], %s::int[], %s::text[], %s::jsonb, %s, %s, %s::jsonb)"
+)
+
 
 def to_columns(
-    stream: Stream,
-    expected_version: int,
-    events: Sequence[NewEvent],
+    append: Append, metadata: Data, idempotency: Idempotency | None, answer: Answer | None
+) -> tuple[Any, ...]:
+    """The values of APPEND."""
+    stream = append.stream
+    return (
+        stream.aggregate_type,
+        str(stream.aggregate_id),
+        append.expected_version,
+        *_event_columns(append.events),
+        *_common_columns(metadata, idempotency, answer),
+    )
+
+
+def to_columns_of_many(
+    appends: Sequence[Append],
     metadata: Data,
     idempotency: Idempotency | None,
     answer: Answer | None,
 ) -> tuple[Any, ...]:
-    """The values of APPEND."""
+    """The values of APPEND_MANY."""
     return (
-        stream.aggregate_type,
-        str(stream.aggregate_id),
-        expected_version,
+        [each.stream.aggregate_type for each in appends],
+        [str(each.stream.aggregate_id) for each in appends],
+        [each.expected_version for each in appends],
+        [place for place, each in enumerate(appends, 1) for _ in each.events],
+        *_event_columns([event for each in appends for event in each.events]),
+        *_common_columns(metadata, idempotency, answer),
+    )
+
+
+def _event_columns(events: Sequence[NewEvent]) -> tuple[list[Any], ...]:
+    return (
         [str(e.event_id) for e in events],
         [e.event_type for e in events],
         [e.schema_version for e in events],
         [jsontext.render(e.data).decode() for e in events],
+    )
+
+
+def _common_columns(
+    metadata: Data, idempotency: Idempotency | None, answer: Answer | None
+) -> tuple[str | None, ...]:
+    return (
         jsontext.render(metadata).decode(),
         idempotency.key if idempotency else None,
         idempotency.request_hash if idempotency else None,

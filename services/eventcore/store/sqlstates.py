@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import psycopg2
 from sqlalchemy.exc import DBAPIError
 
+from eventcore import jsontext
 from eventcore.errors import (
     Conflict,
     KeyReused,
@@ -46,14 +47,24 @@ def translated() -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        raise to_error(getattr(error.orig, "pgcode", None), str(error.orig)) from error
+        raise of_driver(error.orig) from error
     except psycopg2.Error as error:
-        raise to_error(error.pgcode, str(error)) from error
+        raise of_driver(error) from error
 
 
-def to_error(sqlstate: str | None, text: str) -> Exception:
+def of_driver(error: BaseException | None) -> Exception:
+    """The driver's error as one of ours."""
+    if not isinstance(error, psycopg2.Error):
+        return to_error(None, str(error))
+    return to_error(error.pgcode, str(error), error.diag.message_detail)
+
+
+def to_error(sqlstate: str | None, text: str, detail: str | None = None) -> Exception:
+    """The error of a SQLSTATE; the detail of a Conflict has its versions."""
     reason = next(iter(text.strip().splitlines()), "no reason given")
     state = sqlstate or "08"
     refused = Misconfigured, f"PostgreSQL refused a statement of ours ({state}): {{}}"
     kind, says = _ERRORS.get(state) or _ERRORS.get(state[:2], refused)
+    if kind is Conflict and detail:
+        return Conflict(reason, {int(place): at for place, at in jsontext.parse(detail).items()})
     return kind(says.format(reason))

@@ -66,7 +66,10 @@ def _known(error: errors.Error) -> Response:
     is_query = request.method in ("GET", "HEAD")
     then = "Try again." if is_query else "Nothing was written; try again."
     detail = detail.format(error=error, then=then) or str(error)
-    response = problem(status, getattr(error, "title", title), detail, error.code)
+    fields = error.fields if isinstance(error, errors.Invalid) else {}
+    listed = [{"field": name, "reason": reason} for name, reason in fields.items()]
+    more = {"errors": listed} if listed else {}
+    response = problem(status, getattr(error, "title", title), detail, error.code, **more)
     if status > 500:
         log.warning(title, extra={"code": error.code, "reason": str(error)})
     if status == 503:
