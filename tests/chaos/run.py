@@ -203,8 +203,8 @@ def _answered(caller: Caller, since: float, limit: float) -> float | None:
 
 
 def _readable(system: System, user: str, order: str, deadline: float) -> bool:
-    """Whether all three read models have them in time."""
-    ids = {"users": user, "orders": order, "known-users": user}
+    """Whether all read models have them in time."""
+    ids = {"users": user, "orders": order, "known-users": user, "customers": user}
     missing = [(projection, service) for projection, service, _ in PROJECTIONS]
     while missing:
         projection, service = missing[0]

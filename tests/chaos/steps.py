@@ -25,3 +25,6 @@ WRITTEN = Step(
     re.compile(rb".", re.DOTALL),
 )
 """MongoDB has done a bulk, and its reply is lost."""
+
+VIEW_WRITTEN = Step(re.compile(rb"\x02(insert|update)\x00....customers", re.DOTALL), WRITTEN.answer)
+"""The same, of a bulk of the view."""

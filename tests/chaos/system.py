@@ -18,7 +18,6 @@ from typing import Any
 import pika
 import psycopg2
 
-from eventcore.model.projection import Projection
 from eventcore.model.view import AnyProjection
 from eventcore.readmodel.mongo import Mongo
 from eventcore.readmodel.records import generation_of
@@ -33,17 +32,18 @@ from local.processes import (
 from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
 from local.services import SERVED, SERVICES
 from local.shop import Shop
-from order.projections import known_users, orders
+from order.projections import customers, known_users, orders
 from tests.chaos.link import Link
 from tests.chaos.proxy import Loop, Proxy
 from user.projections import users
 
-PROJECTIONS: Sequence[tuple[Projection, str, str]] = (
+PROJECTIONS: Sequence[tuple[AnyProjection, str, str]] = (
     (users.PROJECTION, "user", "user-projector"),
     (orders.PROJECTION, "order", "order-projector"),
     (known_users.PROJECTION, "order", "order-user-sync"),
+    (customers.VIEW, "order", "order-customers"),
 )
-"""Each projection, whose read model it is in, and the process that runs it."""
+"""Each projection and view, the service of its read model, and the process that runs it."""
 
 LINKS = ("postgres", "rabbitmq", "mongodb", "feed", "gateway")
 

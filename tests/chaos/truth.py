@@ -8,9 +8,8 @@ from eventcore import jsontext
 from eventcore.errors import Unavailable
 from eventcore.model.event import Event
 from eventcore.model.projection import Document
-from eventcore.model.view import AnyProjection
+from eventcore.model.view import AnyProjection, View
 from eventcore.readmodel.records import parts_of
-from order.projections.customers import VIEW
 from tests.bench.machine import family
 from tests.chaos.checker import Finding, Resources, folded, viewed
 from tests.chaos.system import PROJECTIONS, System
@@ -90,47 +89,41 @@ def converged(
     deadline = time.monotonic() + seconds
     findings: dict[str, Finding] = {}
     for projection, service, _ in PROJECTIONS:
-        model = system.models[service]
-        events = [
-            event
-            for event in log.events[projection.aggregate_type]
-            if touched is None or str(event.aggregate_id) in touched
-        ]
-        ids = None if touched is None else {str(event.aggregate_id) for event in events}
         while True:
             try:
-                skips: dict[str, list[int]] = {}
-                for skip in model.skips(projection.name):
-                    skips.setdefault(skip.stream, []).append(skip.version)
-                name = "orders" if projection.name == "orders" else projection.name
-                number = model.generations(name).serving
-                parked = model.parked(name if number == 1 else f"{name}.{number}")
-                found = documents(system, projection, service, ids)
-                finding = folded(projection, events, found, skips, parked)
+                finding = _compared(system, log, touched, projection, service)
             except Unavailable as away:
                 finding = Finding("E", wrong=[f"E cannot be looked at: {away}"])
             findings[projection.name] = finding
             if not finding.wrong or time.monotonic() > deadline:
                 break
             time.sleep(0.25)
-    findings[VIEW.name] = _customers(system, log, deadline)
     return findings
 
 
-def _customers(system: System, log: Log, deadline: float) -> Finding:
-    """E for the view of customers: all its documents are the fold of both logs."""
-    while True:
-        try:
-            model = system.models["order"]
-            number = model.generations(VIEW.name).serving
-            parked = [key for part in parts_of(VIEW, number) for key in model.parked(part.name)]
-            found = documents(system, VIEW, "order", None)
-            finding = viewed(VIEW, log.all(), found, parked)
-        except Unavailable as away:
-            finding = Finding("E", wrong=[f"E cannot be looked at: {away}"])
-        if not finding.wrong or time.monotonic() > deadline:
-            return finding
-        time.sleep(0.25)
+def _compared(
+    system: System, log: Log, touched: set[str] | None, projection: AnyProjection, service: str
+) -> Finding:
+    """E for a projection, of the streams to look at; for a view, of all its documents.
+
+    Raises Unavailable.
+    """
+    model = system.models[service]
+    parts = parts_of(projection, model.generations(projection.name).serving)
+    parked = [id for part in parts for id in model.parked(part.name)]
+    if isinstance(projection, View):
+        return viewed(projection, log.all(), documents(system, projection, service, None), parked)
+    events = [
+        event
+        for event in log.events[projection.aggregate_type]
+        if touched is None or str(event.aggregate_id) in touched
+    ]
+    ids = None if touched is None else {str(event.aggregate_id) for event in events}
+    skips: dict[str, list[int]] = {}
+    for skip in model.skips(projection.name):
+        skips.setdefault(skip.stream, []).append(skip.version)
+    found = documents(system, projection, service, ids)
+    return folded(projection, events, found, skips, parked)
 
 
 QUEUES = tuple(projection.queue for projection, _, _ in PROJECTIONS)

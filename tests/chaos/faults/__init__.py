@@ -2,7 +2,7 @@
 
 from tests.chaos.fault import ALL, LISTS, ORDERS, QUERIES, USERS, Fault
 from tests.chaos.faults import mongodb, network, postgres, processes, rabbitmq, restored
-from tests.chaos.steps import COMMITTED, CONFIRMED, WRITTEN
+from tests.chaos.steps import COMMITTED, CONFIRMED, VIEW_WRITTEN, WRITTEN
 
 _PAIRS = (
     processes.killed, postgres.session_ended, rabbitmq.closed, rabbitmq.repeated, network.down,
@@ -10,14 +10,14 @@ _PAIRS = (
 )  # fmt: skip
 
 FAULTS = (
-    Fault("1", "SIGKILL of each process", "A B E I", 24, processes.killed,
+    Fault("1", "SIGKILL of each process", "A B E I", 27, processes.killed,
           no_answer=True),
     Fault("1b", "a projector killed 22 times on the same deliveries", "E F", 1,
           processes.killed_over_and_over, lag=30, goes_on=ALL),
-    Fault("2", "SIGKILL between two steps", "A B C D E", 24, processes.killed_at_a_point),
-    Fault("3", "SIGSTOP, a zombie afterwards", "C D E", 6, processes.stopped,
+    Fault("2", "SIGKILL between two steps", "A B C D E", 28, processes.killed_at_a_point),
+    Fault("3", "SIGSTOP, a zombie afterwards", "C D E", 7, processes.stopped,
           hold=(1, 6), first=5, lag=10, answers=12),
-    Fault("4", "SIGTERM, rolling replacement: no request fails", "A G", 8, processes.replaced,
+    Fault("4", "SIGTERM, rolling replacement: no request fails", "A G", 9, processes.replaced,
           first=1, lag=2, goes_on=ALL, failures=False),
     Fault("5", "kill -9 of PostgreSQL", "A B C", 2, postgres.killed,
           hold=(1, 4), first=5, lag=10, goes_on=()),
@@ -31,7 +31,7 @@ FAULTS = (
     Fault("10", "pg_wal full, then room again", "A G", 1, postgres.disk_full,
           hold=(5, 5), first=10, lag=20),
     Fault("11", "cut after COMMIT, before its answer", "A B", 20,
-          network.cut_at("postgres", COMMITTED, "the answer of a COMMIT lost"),
+          network.cut_at("postgres", "the answer of a COMMIT lost", COMMITTED),
           hold=(0, 0), first=1, lag=2),
     Fault("12", "kill -9 of RabbitMQ", "D E", 2, rabbitmq.killed,
           hold=(1, 4), first=15, lag=20, goes_on=ALL),
@@ -43,14 +43,14 @@ FAULTS = (
     Fault("16", "nacks and returns", "E", 4, rabbitmq.refused,
           hold=(1, 3), first=5, lag=10, goes_on=ALL),
     Fault("17", "cut between publish and confirm", "D E", 10,
-          network.cut_at("rabbitmq", CONFIRMED, "a confirm lost"), hold=(0, 0), goes_on=ALL),
+          network.cut_at("rabbitmq", "a confirm lost", CONFIRMED), hold=(0, 0), goes_on=ALL),
     Fault("18", "kill -9 of MongoDB", "E G", 2, mongodb.killed,
           hold=(1, 4), first=5, lag=10, goes_on=(USERS, QUERIES)),
     # The stand-in answers nobody while it drops a collection: 8 s for 12,000 documents.
-    Fault("19", "documents lost, set back, altered: found and mended", "E", 3, mongodb.damaged,
+    Fault("19", "documents lost, set back, altered: found and mended", "E", 6, mongodb.damaged,
           hold=(0, 0), answers=8),
     Fault("20", "cut after a bulk, before its reply", "E", 10,
-          network.cut_at("mongodb", WRITTEN, "the reply to a bulk lost"),
+          network.cut_at("mongodb", "the reply to a bulk lost", WRITTEN, VIEW_WRITTEN),
           hold=(0, 0), goes_on=ALL),
     Fault("21", "MongoDB takes 2 s an operation; its disk full", "F G", 2, mongodb.slow_or_full,
           hold=(8, 8), first=5, lag=20, answers=8, goes_on=(USERS,)),
@@ -64,7 +64,7 @@ FAULTS = (
           goes_on=ALL),
     Fault("26", "poison in the queues", "F", 6, rabbitmq.poisoned, hold=(0, 0.2), lag=2,
           goes_on=ALL),
-    Fault("27", "one process with a wrong clock", "C G", 4, processes.wrong_clock,
+    Fault("27", "one process with a wrong clock", "C G", 5, processes.wrong_clock,
           hold=(3, 5), first=10, lag=15, no_answer=True),
     Fault("28", "out of memory; out of descriptors", "I", 2, processes.starved,
           hold=(1, 3), first=5, lag=10),

@@ -7,6 +7,7 @@ import pymongo
 from pymongo import DeleteOne, UpdateOne
 from pymongo.errors import PyMongoError
 
+from eventcore.model.view import View
 from tests.chaos.fault import Scene, Unmet, until
 from tests.chaos.faults.disks import fill, small_disk
 from tests.chaos.proxy import Flow
@@ -49,7 +50,8 @@ def _takes_writes(scene: Scene) -> bool:
 def damaged(scene: Scene) -> Iterator[str]:
     """A collection emptied, documents set back, one altered: found by verify, mended by rebuild."""
     system = scene.system
-    projection, service, process = PROJECTIONS[1]
+    projection, service, process = PROJECTIONS[(1, 3)[scene.number // 3 % 2]]
+    is_view = isinstance(projection, View)
     how = scene.turn("altered", "set back", "emptied")
     documents = system.models[service].of(system.serving(projection, service))
     with pymongo.timeout(120):  # of thousands of documents, which would end late if cut short
@@ -58,16 +60,18 @@ def damaged(scene: Scene) -> Iterator[str]:
         if how == "emptied":
             documents.delete_many({})  # one by one they would keep the stand-in from answering
         elif how == "set back":
-            change = {"$set": {"status": "placed", "version": 1}}
+            back = {"orders": 0, "positions": {}} if is_view else {"status": "placed"}
+            change = {"$set": {**back, "version": 1}}
             documents.bulk_write([UpdateOne({"_id": each, "version": 2}, change) for each in some])
             documents.bulk_write([DeleteOne({"_id": each}) for each in some[:10]])
         else:
-            documents.update_one({"_id": scene.chance.choice(some)}, {"$set": {"item": "forged"}})
+            forged = "lastOrderAt" if is_view else "item"
+            documents.update_one({"_id": scene.chance.choice(some)}, {"$set": {forged: "forged"}})
     how_many = ("--sample", "100") if how == "emptied" else ("--all",)
     found = system.tool(process, "verify", projection.name, *how_many, "--json")
     if found.returncode != 1 or '"what"' not in found.stdout:
         raise Unmet(f"verify did not find it ({found.returncode}): {found.stdout[-300:]}")
-    yield f"the read model of orders {how}; found by verify"
+    yield f"the read model of {projection.name} {how}; found by verify"
     mended = system.tool(process, "rebuild", projection.name, "--yes", "--json")
     if mended.returncode:
         raise Unmet(f"rebuild: {mended.stdout[-200:]}{mended.stderr[-300:]}")

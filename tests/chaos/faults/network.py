@@ -10,11 +10,12 @@ from tests.chaos.steps import Step
 from tests.chaos.system import LINKS
 
 
-def cut_at(link: str, step: Step, what: str) -> Strike:
-    """The link breaks at a step, on whichever connection comes to it next."""
+def cut_at(link: str, what: str, *steps: Step) -> Strike:
+    """The link breaks at a step, each in its turn, on whichever connection comes to it next."""
 
     @contextmanager
     def strike(scene: Scene) -> Iterator[str]:
+        step = steps[scene.number % len(steps)]
         done = scene.system.links[link].proxies[0].cut(step)
         until(done.is_set, 30, what)
         yield what

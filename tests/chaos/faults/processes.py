@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from eventcore.model.event import NewEvent
-from eventcore.readmodel.records import generation_of
+from eventcore.readmodel.records import parts_of
 from eventcore.store.port import Stream
 from eventcore.store.postgres import Postgres
 from local.processes import store_login
@@ -23,14 +23,14 @@ from tests.chaos.fault import Scene, Skipped, Unmet, until
 from tests.chaos.journal import Entry
 from tests.chaos.system import PROJECTIONS, System
 
-EIGHT = (
-    "gateway", "user-service", "order-service", "user-relay",
-    "order-relay", "user-projector", "order-projector", "order-user-sync",
+NINE = (
+    "gateway", "user-service", "order-service", "user-relay", "order-relay",
+    "user-projector", "order-projector", "order-user-sync", "order-customers",
 )  # fmt: skip
 
 REPLACED = (
     "user-service", "order-projector", "order-relay", "order-service",
-    "user-projector", "order-user-sync", "user-relay", "order-service",
+    "user-projector", "order-user-sync", "user-relay", "order-service", "order-customers",
 )  # fmt: skip
 """The processes that can have a replica here; the gateway has one port."""
 
@@ -47,6 +47,7 @@ POINTS = (
     ("projector:acknowledged", "order-projector"),
     ("sweep:caught-up", "user-projector"),
     ("projector:parking", "user-projector"),
+    ("view:written", "order-customers"),
     ("rebuild:switched", "user-projector"),
 )
 """The points, and a process that comes past each."""
@@ -54,8 +55,8 @@ POINTS = (
 
 @contextmanager
 def killed(scene: Scene) -> Iterator[str]:
-    """SIGKILL one of the eight, each in its turn."""
-    name = scene.turn(*EIGHT)
+    """SIGKILL one of the nine, each in its turn."""
+    name = scene.turn(*NINE)
     scene.system.shop.kill(name)
     yield f"{name} killed"
     scene.system.shop.launch(name)
@@ -131,7 +132,7 @@ def _pass_over(scene: Scene, user: str) -> None:
 def stopped(scene: Scene) -> Iterator[str]:
     """SIGSTOP; where it is a relay, another takes its lock meanwhile, and it wakes as a zombie."""
     name = scene.turn("order-relay", "order-projector", "user-service", "user-relay",
-                      "order-user-sync", "order-service")  # fmt: skip
+                      "order-user-sync", "order-service", "order-customers")  # fmt: skip
     system = scene.system
     pids = family(system.shop.pid(name))
     for pid in pids:
@@ -202,16 +203,17 @@ def wrong_clock(scene: Scene) -> Iterator[str]:
         ("user-service", {"CLOCK_SHIFT": "-3600"}),
         ("order-relay", {"CLOCK_RATE": "2"}),
         ("order-service", {"CLOCK_RATE": "0.5"}),
-    ][scene.number % 4]
+        ("order-customers", {"CLOCK_SHIFT": "3600"}),
+    ][scene.number % 5]
     with scene.system.in_place_of(name, {**clock, "LD_PRELOAD": _clock(scene)}) as shop:
         shop.await_ready()
         yield f"{name} with {clock}"
-    if name == "order-projector":  # it was killed, so that it has kept its lease
-        projection, service, _ = PROJECTIONS[1]
-        model = scene.system.models[service]
-        generation = generation_of(projection, model.generations(projection.name).serving).name
-        before = model.checkpoint(generation).position
-        until(lambda: model.checkpoint(generation).position > before, 60, "another one sweeps")
+    for projection, service, process in PROJECTIONS:
+        if process == name:  # it was killed, so that it has kept its lease
+            model = scene.system.models[service]
+            part = parts_of(projection, model.generations(projection.name).serving)[0].name
+            before = model.checkpoint(part).position
+            until(lambda: model.checkpoint(part).position > before, 60, "another one sweeps")  # noqa: B023
 
 
 def _clock(scene: Scene) -> str:

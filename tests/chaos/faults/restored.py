@@ -2,7 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
+from eventcore.model.view import AnyProjection
+from eventcore.readmodel.mongo import Mongo
+from eventcore.readmodel.records import parts_of
 from local.processes import prepare_stores, store_login
 from tests.chaos.fault import Scene, Unmet, until
 from tests.chaos.faults.processes import let_pass
@@ -42,30 +46,28 @@ def _older(scene: Scene) -> Iterator[str]:
     scene.load.known.forget({stream for _, stream, version in gone if version == 1})
     scene.log.events["user"].clear()
     system.shop.start("user-service", "user-relay")
-    for projection, service, _ in PROJECTIONS:
-        if projection.aggregate_type == "user":
-            model, name = system.models[service], projection.name
-            until(lambda m=model, n=name: m.checkpoint(_serving(m, n)).halted, 30, f"{name} halts")  # type: ignore[misc]
+    concerned = [each for each in PROJECTIONS if "user" in each[0].stores]
+    for projection, service, _ in concerned:
+        halted = partial(_is_halted, system.models[service], projection)
+        until(halted, 30, f"{projection.name} halts")
     yield f"the users' log restored without its last {len(gone)} events; its projections halted"
-    for projection, _, process in PROJECTIONS:
-        if projection.aggregate_type == "user":
-            options = ("--yes", "--json")
-            done = system.tool(process, "rebuild", projection.name, *options)
-            if done.returncode:
-                raise Unmet(f"rebuild: {done.stdout[-300:]}{done.stderr[-300:]}")
+    for projection, _, process in concerned:
+        done = system.tool(process, "rebuild", projection.name, "--yes", "--json")
+        if done.returncode:
+            raise Unmet(f"rebuild: {done.stdout[-300:]}{done.stderr[-300:]}")
     scene.load.go()
 
 
-def _serving(model: object, projection: str) -> str:
-    """The name of the generation that serves."""
-    number: int = model.generations(projection).serving  # type: ignore[attr-defined]
-    return projection if number == 1 else f"{projection}.{number}"
+def _is_halted(model: Mongo, projection: AnyProjection) -> bool:
+    """Whether any part of the generation that serves is halted."""
+    parts = parts_of(projection, model.generations(projection.name).serving)
+    return any(model.checkpoint(part.name).halted for part in parts)
 
 
 def _mixed(scene: Scene) -> Iterator[str]:
     """A second relay and second projectors, which take one message at a time, beside the others."""
     with ExitStack() as stack:
-        for name in ("order-relay", "order-projector", "user-projector"):
+        for name in ("order-relay", "order-projector", "user-projector", "order-customers"):
             stack.enter_context(scene.system.beside(name, settings={"BATCH": "1", "WINDOW": "1"}))
         scene.system.shop.kill("order-relay")
         yield "a relay and projectors of other settings beside ours; our relay killed"
