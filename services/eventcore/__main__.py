@@ -112,7 +112,7 @@ def _loop(config: settings.SweepSettings, projection: AnyProjection) -> Callable
     holder = str(uuid4())
     if isinstance(projection, View):
         assert isinstance(config, settings.ViewProjectorSettings)
-        parts = open_view(config, projection)
+        parts = open_view(config, projection, projection.announcements)
         sweeps = [PartSweep(part, holder, config.lease) for part in parts]
         return partial(ViewProjector, parts[0], ViewSweep(sweeps))
     assert isinstance(config, settings.ProjectorSettings)

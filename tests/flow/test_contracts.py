@@ -17,6 +17,7 @@ from eventcore.model.catalogue import Catalogue
 from eventcore.model.decider import Decider
 from eventcore.model.event import Data, Event, to_message
 from eventcore.model.projection import Document, Projection
+from eventcore.model.view import On, View
 from eventcore.project.projector import Projector
 from eventcore.relay import Forwarder
 from eventcore.settings import Secret
@@ -240,12 +241,34 @@ def test_an_announcement_that_says_nothing_is_a_consumer_that_knows_nothing(anno
 def test_the_consumers_of_this_release_are_not_behind(caplog: pytest.LogCaptureFixture) -> None:
     for service in SERVICES.values():
         for projection in service.projections:
-            if isinstance(projection, Projection):  # a view announces nothing
-                owner = SERVICES[projection.aggregate_type]
-                Consumers(owner.catalogue).note(projection.announcement)
+            if isinstance(projection, Projection):
+                announced = {projection.aggregate_type: projection.announcement}
+            else:
+                announced = dict(projection.announcements)
+            assert set(announced) == set(projection.stores)
+            for store, announcement in announced.items():
+                Consumers(SERVICES[store].catalogue).note(announcement)
     assert "Consumer behind" not in caplog.text
     ignored = "known-users; USER_CREATED=1; USER_EMAIL_CHANGED=*; USER_NAME_CHANGED=*"
     assert known_users.PROJECTION.announcement == ignored
+
+
+def test_a_view_is_behind_for_the_types_alone_that_it_reads(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    on = {"parcel": {"PARCEL_SENT": On(lambda _: (), lambda document, _: document)}}
+    view = View("parcel-senders", (OLD,), "queue", "senders", "Senders updated", on)
+    announced = view.announcements["parcel"]
+    assert announced == "parcel-senders/parcel; *=*; PARCEL_SENT=1"
+    consumers = Consumers(NEW)
+    with caplog.at_level(logging.WARNING):
+        feed_of(consumers).get(
+            "/internal/log", headers={"Authorization": f"Bearer {TOKEN}", ANNOUNCEMENT: announced}
+        )
+    [line] = [each for each in caplog.records if each.message == "Consumer behind"]
+    said = vars(line)["reason"]
+    assert said.startswith("parcel-senders/parcel does not know PARCEL_SENT v2.")  # not LOST
+    assert value(BEHIND, projection="parcel-senders/parcel") == 1
 
 
 def described(name: str) -> bytes:

@@ -94,6 +94,14 @@ class Catalogue:
         )
 
 
+def announcement(name: str, takes: Mapping[str, int | str]) -> str:
+    """The highest schema version of each event type that a consumer takes.
+
+    `known-users; USER_CREATED=1; USER_NAME_CHANGED=*`: "*" is any version, or any other type.
+    """
+    return "; ".join((name, *(f"{each}={takes[each]}" for each in sorted(takes))))
+
+
 def to_new_event(event: Any, event_id: UUID) -> NewEvent:
     """A decided event in the form that is appended; a field that is None is left out."""
     data: dict[str, Json] = {}

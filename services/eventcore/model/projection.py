@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from eventcore.errors import CannotApply, Misconfigured
-from eventcore.model.catalogue import Catalogue
+from eventcore.model.catalogue import Catalogue, announcement
 from eventcore.model.event import Event
 
 Document: TypeAlias = dict[str, Any]
@@ -67,13 +67,9 @@ class Projection:
 
     @property
     def announcement(self) -> str:
-        """Its name and the highest schema version of each event type that it can take.
-
-        `known-users; USER_CREATED=1; USER_NAME_CHANGED=*`: an ignored type in any version.
-        """
-        takes = {name: str(self.catalogue.versions[name]) for name in self.steps}
-        takes |= dict.fromkeys(self.ignores, "*")
-        return "; ".join((self.name, *(f"{name}={takes[name]}" for name in sorted(takes))))
+        """The event versions that it can take; an ignored type in any version."""
+        takes = {name: self.catalogue.versions[name] for name in self.steps}
+        return announcement(self.name, {**takes, **dict.fromkeys(self.ignores, "*")})
 
     @property
     def stores(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TypeAlias
 
 from eventcore.errors import CannotApply, Misconfigured
-from eventcore.model.catalogue import Catalogue
+from eventcore.model.catalogue import Catalogue, announcement
 from eventcore.model.event import Event
 from eventcore.model.projection import BOOKKEEPING, Document, Projection, Step, version_of
 
@@ -70,6 +70,17 @@ class View:
     def parts(self) -> tuple[str, ...]:
         """One part for each store: its own checkpoint, lease and parked list."""
         return self.stores
+
+    @property
+    def announcements(self) -> Mapping[str, str]:
+        """The event versions that it can take, by store; of a type that it does not read, any."""
+        return {
+            store: announcement(
+                f"{self.name}/{store}",
+                {"*": "*", **{each: self._catalogues[store].versions[each] for each in read}},
+            )
+            for store, read in self.on.items()
+        }
 
     def reads(self, event: Event) -> On | None:
         """Its entry for the type of an event; None: the event means nothing to it."""

@@ -4,7 +4,8 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import click
@@ -67,17 +68,26 @@ def open_applier(
     return EventApplier(projection, Mongo(config.readmodel), feed)
 
 
-def open_view(config: settings.ViewSettings, view: View) -> list[ViewApplier]:
+def open_view(
+    config: settings.ViewSettings,
+    view: View,
+    announcements: Mapping[str, str] = MappingProxyType({}),
+) -> list[ViewApplier]:
     """Returns the appliers of a view, on its read model and feeds; raises Misconfigured."""
-    feeds = _feeds(config)
+    feeds = _feeds(config, announcements)
     for store in view.stores:
         if store not in feeds:
             raise Misconfigured(f"{view.name} needs FEED_{store.upper()}_URL and its token")
     return open_parts(view, Mongo(config.readmodel), feeds)
 
 
-def _feeds(config: settings.ViewSettings) -> dict[str, Feed]:
-    return {store: HttpFeed(each.url, each.token) for store, each in config.feeds.items()}
+def _feeds(
+    config: settings.ViewSettings, announcements: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Feed]:
+    return {
+        store: HttpFeed(each.url, each.token, announcement=announcements.get(store, ""))
+        for store, each in config.feeds.items()
+    }
 
 
 def open_appliers(name: str, command: str) -> list[Folding[Any]]:

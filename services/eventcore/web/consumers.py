@@ -29,7 +29,7 @@ class Consumers:
         self._seen: dict[str, float] = {}
 
     def note(self, announcement: str) -> None:
-        """Takes what a consumer says of itself; logs once if it is behind. See Projection."""
+        """Takes what a consumer says of itself; logs once if it is behind. See `announcement`."""
         if announcement in self._seen or len(self._seen) < MANY:
             is_new = announcement not in self._seen
             self._seen[announcement] = self._clock.monotonic()
@@ -55,19 +55,20 @@ class Consumers:
             name = _name_of(announcement)
             reason = (
                 f"{name} does not know {', '.join(behind)}. It parks the streams of these events;"
-                " nothing is lost, and they are released when it is upgraded. Upgrade consumers"
-                " before producers."
+                " nothing is lost. Upgrade it: a projection then releases them, a view is to be"
+                " rebuilt. Upgrade consumers before producers."
             )
             log.warning("Consumer behind", extra={"projection": name, "reason": reason})
             CONSUMERS_BEHIND.labels(name).set(len(behind))
 
     def _behind(self, announcement: str) -> list[str]:
         """The events that this service appends and the consumer does not know."""
-        takes = dict(re.findall(r"([A-Z0-9_]+)=(\d{1,9}|\*)", announcement))
+        takes: dict[str, str] = dict(re.findall(r"([A-Z0-9_]+|\*)=(\d{1,9}|\*)", announcement))
+        others = takes.get("*", "0")
         return [
             f"{event_type} v{version}"
             for event_type, version in self._catalogue.versions.items()
-            if takes.get(event_type) != "*" and int(takes.get(event_type, 0)) < version
+            if (known := takes.get(event_type, others)) != "*" and int(known) < version
         ]
 
 
