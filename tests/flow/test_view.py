@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from eventcore.broker.port import Consumer, Delivery
 from eventcore.clock import SYSTEM_CLOCK, Clock
-from eventcore.errors import StoreRestored
+from eventcore.errors import ReadModelUnavailable, StoreRestored
 from eventcore.model.event import Event, NewEvent
 from eventcore.model.message import Message
 from eventcore.model.projection import Document
@@ -290,6 +290,105 @@ def test_events_that_come_while_a_document_is_retried_are_not_lost(logs: Logs) -
     assert applier.retry(logs.parked("order")) == {str(user)}  # type: ignore[arg-type]
     drain(sweep)
     assert logs.documents() == fold(VIEW, logs.events())
+
+
+def parked_and_followed(logs: Logs, more: int) -> UUID:
+    """A user whose document is parked at its second order, with `more` events of the log since."""
+    user = uuid4()
+    for price in (1, 13, *[2] * more):
+        logs.append("order", uuid4(), "ORDER_PLACED", userId=str(user), price=price, item="x")
+    drain(logs.sweep("a", broken(VIEW, 13)))
+    assert logs.parked("order").keys() == {str(user)}
+    return user
+
+
+def test_the_first_sweeps_of_new_code_release_a_parked_document(logs: Logs) -> None:
+    parked_and_followed(logs, 2)
+    drain(logs.sweep("a"))
+    assert logs.parked("order") == {}
+    assert logs.documents() == fold(VIEW, logs.events())
+
+
+def test_a_sweep_retries_with_one_page_of_the_log_and_folds_what_comes_meanwhile(
+    logs: Logs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventcore.project.view_applier.SWEEP_RANGE", 10)
+    user = parked_and_followed(logs, 50)
+    part, pages = logs.sweep("a").parts[1], list[tuple[int, int]]()
+    between = part.applier.feed.between
+
+    def count_pages(after: int, until: int) -> list[Event]:
+        pages.append((after, until))
+        return between(after, until)
+
+    part.applier.feed.between = count_pages  # type: ignore[method-assign]
+    orders = list[int]()
+    while part.run():
+        orders.append(logs.documents()[str(user)]["orders"])
+        if len(orders) == 2:  # in the middle
+            logs.append("order", uuid4(), "ORDER_PLACED", userId=str(user), price=3, item="x")
+            logs.append("order", uuid4(), "ORDER_PLACED", userId="other", price=3, item="x")
+    assert logs.documents()["other"]["orders"] == 1
+    assert orders[:5] == [11, 21, 31, 41, 51]  # a page a sweep
+    assert {until - after for after, until in pages[:5]} == {10}
+    assert logs.parked("order") == {}
+    assert logs.documents() == fold(VIEW, logs.events())
+
+
+def test_a_retry_that_a_server_interrupts_is_made_again(logs: Logs) -> None:
+    parked_and_followed(logs, 2)
+    sweep = logs.sweep("a")
+    write, failures = logs.readmodel.write, [1, 1, 1]
+
+    def fail(collection: str, writes: Sequence[Write]) -> bool:
+        if failures:
+            failures.pop()
+            raise ReadModelUnavailable("away")
+        return write(collection, writes)
+
+    logs.readmodel.write = fail  # type: ignore[method-assign]
+    while failures:
+        with suppress(ReadModelUnavailable):
+            sweep.run()
+    drain(sweep)
+    assert logs.parked("order") == {}
+    assert logs.documents() == fold(VIEW, logs.events())
+
+
+def test_a_document_that_stays_broken_is_retried_once_for_each_process(logs: Logs) -> None:
+    user, steps = parked_and_followed(logs, 2), list[Event]()
+    view = broken(VIEW, 13)
+    placed = view.on["order"]["ORDER_PLACED"]
+
+    def step(document: Document, event: Event) -> Document:
+        steps.append(event)
+        return placed.step(document, event)
+
+    on = {**view.on["order"], "ORDER_PLACED": replace(placed, step=step)}
+    sweep = logs.sweep("a", replace(view, on={**view.on, "order": on}))
+    for _ in range(20):
+        drain(sweep)
+    assert len(steps) == 1
+    assert logs.parked("order").keys() == {str(user)}
+
+
+def test_the_cost_of_an_event_does_not_depend_on_how_many_its_document_has_had(
+    logs: Logs,
+) -> None:
+    user, sizes, calls = str(uuid4()), list[int](), list[int]()
+    sweep = logs.sweep("a")
+    for orders in (10, 3_000):
+        while logs.stores["order"].settled() < orders:
+            logs.append("order", uuid4(), "ORDER_PLACED", userId=user, price=Decimal(1), item="x")
+        drain(sweep)
+        logs.append("order", uuid4(), "ORDER_PLACED", userId=user, price=Decimal(1), item="x")
+        counted = list[int]()
+        with _calls(logs, counted.append):
+            drain(sweep)
+        calls.append(len(counted))
+        sizes.append(len(str(logs.documents()[user])))
+    assert calls[0] == calls[1]
+    assert sizes[1] - sizes[0] < 12  # the digits of the numbers
 
 
 def test_a_stream_whose_documents_cannot_be_named_is_parked_and_cured_by_a_rebuild(

@@ -1,7 +1,7 @@
 """Applies events to documents, fills gaps, parks what cannot be applied."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -66,27 +66,19 @@ class EventApplier(Folding[Projection]):
             log.warning("Gaps left to the sweep", extra={**log_sample(last), "reason": str(error)})
         return ahead
 
-    def retry(self, entries: Mapping[str, Parked]) -> set[str]:
-        """Retries parked streams; returns the released ones. The others stay parked.
+    def reached(self, ids: Collection[str]) -> Mapping[str, int]:
+        return self.readmodel.versions(self.generation.collection, ids)
 
-        A stream is released once its document is at the highest known version. Raises
-        ReadModelUnavailable and FeedUnavailable.
-        """
-        name, moved = self.generation.name, set[str]()
+    def retry_by_page(self, entries: Mapping[str, Parked]) -> Iterator[object]:
         for _, folded in self._catch_up(entries, entries):
-            reached = {
-                stream: each.version
-                for stream, each in folded.items()
-                if not each.error and each.version >= entries[stream].version
-            }
-            if reached:
-                self.readmodel.release(name, reached)
-                moved |= reached.keys()
-        released = moved - self.readmodel.parked(name, moved).keys() if moved else set[str]()
-        if released:
-            fields = {"projection": self.projection.name, **log_sample(released)}
-            log.info("Streams released", extra=fields)
-        return released
+            self._release(
+                {
+                    stream: each.version
+                    for stream, each in folded.items()
+                    if not each.error and each.version >= entries[stream].version
+                }
+            )
+            yield None
 
     def _catch_up(
         self, streams: Iterable[str], entries: Mapping[str, Parked] = MappingProxyType({})

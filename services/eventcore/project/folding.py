@@ -6,7 +6,7 @@ Projections and views share it; each has its own order in which events come.
 import logging
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Generic, TypeVar
@@ -18,8 +18,9 @@ from eventcore.model.event import START, Event, ids_of
 from eventcore.model.projection import Document
 from eventcore.model.view import AnyProjection
 from eventcore.observe import metrics
+from eventcore.observe.health import HEARTBEAT
 from eventcore.observe.tracing import exemplar_of
-from eventcore.project.fold_result import FoldResult, is_listed, log_parked
+from eventcore.project.fold_result import FoldResult, is_listed, log_parked, log_sample
 from eventcore.readmodel.port import ReadModel
 from eventcore.readmodel.records import Generation, Parked, Skip, generation_of
 from eventcore.retry import backoff
@@ -85,11 +86,23 @@ class Folding(ABC, Generic[Kind]):
         """The document after those of the events that it lacks."""
 
     @abstractmethod
+    def reached(self, ids: Collection[str]) -> Mapping[str, int]:
+        """The version or the position, as the parked list counts, of the documents among `ids`."""
+
+    @abstractmethod
+    def retry_by_page(self, entries: Mapping[str, Parked]) -> Iterator[object]:
+        """Does what `retry` does, and yields after each page of the log."""
+
     def retry(self, entries: Mapping[str, Parked]) -> set[str]:
         """Retries parked documents; returns the released ones. The others stay parked.
 
+        A document is released once it is at the highest known version, or position.
+
         Raises ReadModelUnavailable and FeedUnavailable.
         """
+        for _ in self.retry_by_page(entries):
+            HEARTBEAT.beat()
+        return entries.keys() - self.readmodel.parked(self.generation.name, entries).keys()
 
     @abstractmethod
     def stopped_events(self, entry: Parked) -> Sequence[Event]:
@@ -100,6 +113,14 @@ class Folding(ABC, Generic[Kind]):
         news = [replace(each, highest=to) for each, to in entries if to > each.highest]
         if news:
             self.readmodel.park(news)
+
+    def _release(self, reached: Mapping[str, int]) -> None:
+        """Takes the documents off the parked list that are at the highest known version."""
+        name = self.generation.name
+        if reached and self.readmodel.release(name, reached):
+            released = reached.keys() - self.readmodel.parked(name, reached).keys()
+            fields = {"projection": self.generation.label, **log_sample(released)}
+            log.info("Streams released", extra=fields)
 
     def _advance(
         self,

@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
@@ -14,8 +14,8 @@ from eventcore.observe import metrics
 from eventcore.project.applier import EventApplier
 from eventcore.project.fold_result import by_stream
 from eventcore.project.folding import Folding
-from eventcore.readmodel.port import SLOTS, ReadModel
-from eventcore.readmodel.records import Checkpoint, Generation, Lease, Parked
+from eventcore.readmodel.port import SLOTS
+from eventcore.readmodel.records import Checkpoint, Lease, Parked
 from eventcore.store.feed import HeadsPage, halted_by
 
 log = logging.getLogger(__name__)
@@ -25,44 +25,58 @@ SCANNED_PER_SWEEP = 100
 
 
 class ParkedScan:
-    """Reads a parked list, some entries at each sweep, and finds those to be tried again.
+    """Reads a parked list, some entries at each sweep, and tries those again that are due.
 
     An entry is due once for this process, since new code may know what the old did not, and again
     where its document has gone past the version at which it stopped: a replica that is slow, or
     whose code is older, may have put it on the list too late.
     """
 
-    def __init__(self, readmodel: ReadModel, generation: Generation) -> None:
-        self._readmodel = readmodel
-        self._generation = generation
+    def __init__(self, applier: Folding[Any]) -> None:
+        self._applier = applier
         self._slot, self._width = 0, SLOTS // 64
         self._met: dict[str, int] = {}
         self._tried: dict[str, int] = {}
-        self.is_complete = False
-        """Whether every entry has been due once."""
+        self._due: dict[str, Parked] = {}
+        self._pages: Iterator[object] | None = None
+        self._is_complete = False
 
-    def due(self) -> dict[str, Parked]:
+    def retry(self) -> bool:
+        """Retries entries that are due, with one page of the log; True if more are due at once.
+
+        Each entry is due at once at first. Raises Unavailable; then the entries stay due.
+        """
+        self._due = self._due or self._find()
+        pages, self._pages = self._pages or self._applier.retry_by_page(self._due), None
+        if next(pages, self) is self:
+            self._due = {}
+        else:
+            self._pages = pages
+        return bool(self._due) or not self._is_complete
+
+    def _find(self) -> dict[str, Parked]:
         """The entries that are due, among about SCANNED_PER_SWEEP. Raises ReadModelUnavailable."""
         seen: dict[str, Parked] = {}
+        readmodel, name = self._applier.readmodel, self._applier.generation.name
         while len(seen) < SCANNED_PER_SWEEP // 2 and self._slot < SLOTS:
             until = min(self._slot + self._width, SLOTS)
-            found = self._readmodel.parked_in(self._generation.name, range(self._slot, until))
+            found = readmodel.parked_in(name, range(self._slot, until))
             seen |= found
             self._slot = until
             if len(found) < SCANNED_PER_SWEEP // 2:
                 self._width = min(2 * self._width, SLOTS)
             elif len(found) > SCANNED_PER_SWEEP:
                 self._width = max(1, self._width // 2)
-        versions = self._readmodel.versions(self._generation.collection, seen) if seen else {}
+        reached = self._applier.reached(seen) if seen else {}
         due = {
             stream: each
             for stream, each in seen.items()
             if each.version not in (self._tried.get(stream), self._met.get(stream))
-            or versions.get(stream, 0) >= each.version
+            or reached.get(stream, 0) >= each.version
         }
         self._met |= {stream: each.version for stream, each in seen.items()}
         if self._slot == SLOTS:
-            self._slot, self._tried, self._met, self.is_complete = 0, self._met, {}, True
+            self._slot, self._tried, self._met, self._is_complete = 0, self._met, {}, True
         return due
 
 
@@ -106,6 +120,7 @@ class LeasedSweep(ABC, Generic[Applier]):
         self._generation = self.applier.generation
         self._name = self._generation.label
         self._epoch, self._position = 0, 0
+        self._parked_scan = ParkedScan(self.applier)
 
     @abstractmethod
     def _page(self, lease: Lease) -> bool:
@@ -151,6 +166,7 @@ class LeasedSweep(ABC, Generic[Applier]):
         """
         if lease.epoch != self._epoch or lease.position < self._position:
             self.applier.applied_versions.clear()
+            self._parked_scan = ParkedScan(self.applier)
             indexes = self.applier.projection.indexes
             self._readmodel.prepare(self._generation.collection, indexes)
         self._epoch, self._position = lease.epoch, lease.position
@@ -185,7 +201,6 @@ class Sweep(LeasedSweep[EventApplier]):
     def _begin(self) -> None:
         super()._begin()
         self._seen: tuple[int, datetime | None] | None = None
-        self._parked_scan = ParkedScan(self._readmodel, self._generation)
 
     def _wait_for_lease(self) -> None:
         self._seen = None
@@ -194,8 +209,7 @@ class Sweep(LeasedSweep[EventApplier]):
         until, covered_at = self._seen or (0, None)
         page = self.applier.feed.heads(lease.position, until, lease.marks)
         lease = self._require_same_log(lease, page)
-        if due := self._parked_scan.due():
-            self.applier.retry(due)
+        is_retrying = self._parked_scan.retry()
         self._catch_up(lease.position, page)
         failpoint("sweep:caught-up")
         self._position = page.end.position
@@ -204,7 +218,7 @@ class Sweep(LeasedSweep[EventApplier]):
             return True
         self._seen = (page.settled.position, page.at)
         self._readmodel.move_checkpoint(lease, page.end, covered_at)
-        return not self._parked_scan.is_complete
+        return is_retrying
 
     def _catch_up(self, position: int, page: HeadsPage) -> None:
         """Applies what the streams lack whose document is behind their head on this page.

@@ -1,7 +1,7 @@
 """Applies the events of one store to the documents of a view, in the order of their positions."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -9,7 +9,6 @@ from eventcore.errors import FeedUnavailable
 from eventcore.model.event import Event
 from eventcore.model.projection import Document
 from eventcore.model.view import View, positions_of
-from eventcore.observe.health import HEARTBEAT
 from eventcore.project.fold_result import FoldResult
 from eventcore.project.folding import Folding
 from eventcore.readmodel.records import Parked, Skip
@@ -81,28 +80,31 @@ class ViewApplier(Folding[View]):
         name = self.generation.name
         return self.readmodel.parked(name, set(ids)) if self.readmodel.count_parked(name) else {}
 
-    def retry(self, entries: Mapping[str, Parked]) -> set[str]:
+    def reached(self, ids: Collection[str]) -> Mapping[str, int]:
+        found = self.readmodel.find(self.generation.collection, ids)
+        return {id: positions_of(document).get(self.store, 0) for id, document in found.items()}
+
+    def retry_by_page(self, entries: Mapping[str, Parked]) -> Iterator[object]:
         """Folds parked documents from the first position at which one of them stopped.
 
-        Returns the released ones. A stream whose documents could not be named stays parked: the
-        documents are past its events by now, so the view is to be rebuilt.
+        A stream whose documents could not be named stays parked: the documents are past its events
+        by now, so the view is to be rebuilt.
         """
         name = self.generation.name
         left = {id: each for id, each in entries.items() if not id.startswith(f"{self.store} ")}
         position = min((each.version for each in left.values()), default=1) - 1
         while left:
-            HEARTBEAT.beat()
             until = self.readmodel.checkpoint(name).position
             if position >= until:
-                self.readmodel.release(name, dict.fromkeys(left, until))
-                break
+                self._release(dict.fromkeys(left, until))
+                return
             events = self.feed.between(position, min(position + SWEEP_RANGE, until))
             documents, _ = self.by_document(events, self.parked(map(name_of, events)))
             mine = {key: documents[key] for key in documents.keys() & left.keys()}
             folded = self._advance(mine, entries=entries)
             left = {k: v for k, v in left.items() if k not in folded or not folded[k].error}
             position = min(position + SWEEP_RANGE, until)
-        return left.keys() - self.readmodel.parked(name, left).keys() if left else set()
+            yield None
 
     def stopped_events(self, entry: Parked) -> list[Event]:
         return self.feed.between(entry.version - 1, entry.version)

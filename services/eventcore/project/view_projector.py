@@ -32,12 +32,13 @@ class PartSweep(LeasedSweep[ViewApplier]):
         if page.heads and (not events or events[-1].mark != page.end):
             raise FeedUnavailable(f"the log changed while {self._name} read it")
         self._export_lag(page.settled.position, next(iter(events), None))
+        is_retrying = self._parked_scan.retry()
         self.applier.apply(events)
         failpoint("view:written")
         self._position = page.end.position
         is_behind = page.end.position < page.settled.position
         self._readmodel.move_checkpoint(lease, page.end, None if is_behind else page.at)
-        return is_behind
+        return is_behind or is_retrying
 
 
 @dataclass(eq=False)
