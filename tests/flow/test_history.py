@@ -10,14 +10,18 @@ from uuid import UUID, uuid4
 import pytest
 
 from eventcore import jsontext
+from eventcore.clock import SYSTEM_CLOCK
 from eventcore.errors import ReadModelUnavailable, StoreUnavailable
 from eventcore.ids import made_at, new_id
 from eventcore.model.event import NewEvent
 from eventcore.operate.history import History, find
 from eventcore.operate.timeline import tell, timeline
+from eventcore.project.view_applier import ViewApplier
+from eventcore.project.view_projector import PartSweep
 from eventcore.readmodel.records import Skip
+from eventcore.store.feed import StoreFeed
 from eventcore.store.port import Stream
-from order.projections import known_users, orders
+from order.projections import customers, known_users, orders
 from tests.fakes.shop import FakeShop
 from tests.fakes.store import FakeStore
 from user.projections import users
@@ -211,6 +215,58 @@ def test_the_order_service_knows_a_user_by_its_cache(shop: FakeShop) -> None:
     user_id = shop.create_user()
     [document] = as_json(order_history(shop, user_id))
     assert (document["what"], document["projection"]) == ("document", "known-users")
+
+
+def fold_customers(shop: FakeShop, *stores: str) -> None:
+    for store in stores:
+        log = {"user": shop.user_store, "order": shop.order_store}[store]
+        part = ViewApplier(
+            customers.VIEW, shop.readmodel, StoreFeed(log, store), SYSTEM_CLOCK, None, store
+        )
+        PartSweep(part, "holder", 60).run()
+
+
+def history_with_view(shop: FakeShop, wanted: str) -> History:
+    projections = (*OF_ORDERS, customers.VIEW)
+    return find(wanted, "order", shop.order_store, shop.readmodel, projections)
+
+
+def lines_of(found: History, projection: str) -> list[str]:
+    return [each.text for each in timeline(found) if each.fields.get("projection") == projection]
+
+
+def test_an_order_is_told_when_a_view_has_applied_it_and_to_which_document(shop: FakeShop) -> None:
+    order_id = shop.place_order(user_id := shop.create_user())
+    cancelled = shop.post(shop.orders, f"/orders/{order_id}/cancel", {})
+    assert cancelled["status"] == "cancelled"
+    behind = lines_of(history_with_view(shop, order_id), "customers/order")
+    assert behind == [f"customers/order has no document: customers {user_id}"]
+    fold_customers(shop, "user", "order")
+    shop.order_store.now = datetime.now(UTC)
+    found = history_with_view(shop, order_id)
+    wrote = f"wrote customers {user_id} at position 2"
+    assert lines_of(found, "customers/order") == [f"customers/order {wrote}"]
+    assert lines_of(found, "customers/user") == []
+    [entry] = [each for each in timeline(found) if each.text.endswith(wrote)]
+    assert entry.at == shop.readmodel.projected_at("customers", [user_id])[user_id]
+    shop.place_order(user_id)
+    correlated = str(shop.order_store.log[-1].metadata["correlationId"])
+    late = lines_of(history_with_view(shop, correlated), "customers/order")
+    assert late[-1] == f"customers/order is at position 2 of 3: customers {user_id}"
+    of_user = history_with_view(shop, user_id)
+    assert lines_of(of_user, "customers/user") == [f"customers/user {wrote[:-1]}1"]
+    assert lines_of(of_user, "customers/order") == [f"customers/order {wrote}"]
+
+
+def test_an_order_whose_document_a_view_cannot_name_is_told_as_parked(shop: FakeShop) -> None:
+    order = uuid4()
+    shop.order_store.append(
+        Stream("order", order), 0, [NewEvent(uuid4(), "ORDER_PLACED", 1, {"item": "x"})], {}
+    )
+    fold_customers(shop, "order")
+    [line, standing] = lines_of(history_with_view(shop, str(order)), "customers/order")
+    assert line.startswith(f"customers/order parked customers order {order} at position 1:")
+    assert standing == f"customers/order has no document: customers order {order}"
 
 
 def test_a_server_that_is_away_is_named(shop: FakeShop) -> None:

@@ -288,7 +288,8 @@ def test_verification_of_what_is_right_finds_nothing(shop: FakeShop, sample: int
     found = verified(shop, sample)
     assert found.wrong == ()
     assert found.checked == 5
-    assert found.log.settled == 10
+    [(_, _, log)] = found.parts
+    assert log.settled == 10
 
 
 @pytest.mark.parametrize("sample", [None, 50])

@@ -4,18 +4,23 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from threading import Event as Stop
+from uuid import uuid4
 
 import pytest
 from prometheus_client import REGISTRY
 
 from eventcore.clock import Clock
 from eventcore.errors import Misconfigured, ReadModelUnavailable
+from eventcore.model.event import Data, NewEvent
 from eventcore.observe.background import repeat
 from eventcore.observe.health import Health
 from eventcore.operate.watch import SWEEP_OVERDUE, CheckpointWatch, LagWatch, LogWatch, watch
+from eventcore.project.view_applier import ViewApplier
+from eventcore.project.view_projector import PartSweep
 from eventcore.readmodel.records import Lease
 from eventcore.store.feed import StoreFeed
-from eventcore.store.port import Progress
+from eventcore.store.port import Progress, Stream
+from order.projections import customers
 from tests.fakes.shop import FakeShop
 from tests.fakes.store import FakeStore
 from user.projections import users
@@ -99,6 +104,42 @@ def test_lag_grows_while_nothing_is_applied_and_nothing_more_comes(
     shop.settle()
     watch.update()
     assert lag() == (0, 0)
+
+
+def test_the_lag_of_a_view_whose_process_is_stopped_is_told_by_store(
+    shop: FakeShop, time: ManualTime
+) -> None:
+    feed = StoreFeed(shop.order_store, "order")
+    part = ViewApplier(customers.VIEW, shop.readmodel, feed, time.clock, None, "order")
+    sweep = PartSweep(part, "holder", 60)
+    watch = LagWatch(customers.VIEW, shop.readmodel, feed, time.clock, "order")
+    name = "customers/order"
+
+    def told() -> tuple[float | None, float | None]:
+        return (
+            value("projection_lag_events", projection=name),
+            value("projection_lag_seconds", projection=name),
+        )
+
+    def append() -> None:
+        shop.order_store.now = time.now
+        data: Data = {"userId": str(uuid4()), "item": "x", "price": 1}
+        new = NewEvent(uuid4(), "ORDER_PLACED", 1, data)
+        shop.order_store.append(Stream("order", uuid4()), 0, [new], {})
+
+    append()
+    sweep.run()
+    unswept(watch, time)
+    assert told() == (0, 0)
+    append()  # and nothing folds it
+    time.wait(7)
+    append()
+    watch.update()
+    assert told() == (2, 7)
+    while sweep.run():
+        pass
+    watch.update()
+    assert told() == (0, 0)
 
 
 def test_while_sweeps_go_on_the_watch_asks_for_no_more_than_the_checkpoint(

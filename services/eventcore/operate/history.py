@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+from eventcore.errors import Unavailable
 from eventcore.ids import made_at
 from eventcore.model.event import Event
 from eventcore.model.projection import Projection
-from eventcore.model.view import AnyProjection
+from eventcore.model.view import AnyProjection, View, positions_of
 from eventcore.query import Serving
 from eventcore.readmodel.port import ReadModel
 from eventcore.readmodel.records import Parked, Skip
@@ -31,19 +32,29 @@ CLOCK_DIFFERENCE = timedelta(minutes=1)
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The state of a stream in a projection; version 0 if it has no document."""
+    """The state of a stream in a projection; version 0 if it has no document.
+
+    Or of a document of a view, `kind` then being the view's name, and versions positions of the
+    store of its part. `events` are the versions and times of the history's events of it.
+    """
 
     projection: str
-    stream: Stream
+    kind: str
+    id: str
     version: int
     written_at: datetime | None
     parked: Parked | None
     skips: tuple[Skip, ...]
+    events: Sequence[tuple[int, datetime]] = ()
+    unit: str = "version"
 
     @property
     def is_known(self) -> bool:
         """Whether the projection has met the stream."""
         return bool(self.version or self.parked)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +107,9 @@ def find(
     among the newest events; in SEARCHED_AT_MOST positions at most. Raises StoreUnavailable and
     ReadModelUnavailable.
     """
+    projections = tuple(projections)
     own = tuple(each for each in projections if isinstance(each, Projection))
+    views = tuple(each for each in projections if isinstance(each, View))
     if stream_id := as_uuid(wanted):
         stream = Stream(service, stream_id)
         progress = store.progress(service)
@@ -104,13 +117,16 @@ def find(
         others = {Stream(each.aggregate_type, stream_id) for each in own} - {stream}
         streams = others | {stream} if events else others
         standings = _standings(readmodel, own, streams, events)
-        standings = [each for each in standings if each.is_known or each.stream not in others]
+        names = set(map(str, others))
+        standings = [each for each in standings if each.is_known or str(each) not in names]
+        standings += _in_views(readmodel, views, events, store, str(stream_id))
         history = History(service, events, standings, progress)
         if not history.is_empty:
             return history
     events, searched = _search(store, wanted, since)
     streams = {Stream(event.aggregate_type, event.aggregate_id) for event in events}
     standings = _standings(readmodel, own, streams, events)
+    standings += _in_views(readmodel, views, events, store)
     return History(service, events, standings, store.progress(service), searched)
 
 
@@ -165,15 +181,68 @@ def _standings(
         found += [
             Standing(
                 projection.name,
-                Stream(kind, UUID(each)),
+                kind,
+                each,
                 versions.get(each, 0),
                 written.get(each),
                 parked.get(each),
                 tuple(skip for skip in skips if skip.stream == each),
+                [(e.version, e.recorded_at) for e in events if str(e.aggregate_id) == each],
             )
             for each in ids
         ]
     return found
+
+
+def _in_views(
+    readmodel: ReadModel,
+    views: Iterable[View],
+    events: Sequence[Event],
+    store: Store,
+    wanted: str = "",
+) -> list[Standing]:
+    """Where each view is with the documents that the events concern, and with the one `wanted`."""
+    found = []
+    for view in views:
+        ids = {str(event.event_id) for event in events}
+        skips = [each for each in readmodel.skips(view.name) if each.event_id in ids]
+        for part in Serving(view, readmodel).parts():
+            its: dict[str, list[tuple[int, datetime]]] = {wanted: []} if wanted else {}
+            for event in events if events and events[0].aggregate_type == part.store else ():
+                for id in _documents_of(view, event, store):
+                    its.setdefault(id, []).append((event.position, event.recorded_at))
+            documents = readmodel.find(part.collection, its)
+            written = readmodel.projected_at(part.collection, its)
+            parked = readmodel.parked(part.name, its)
+            standings = [
+                Standing(
+                    part.label,
+                    view.name,
+                    id,
+                    positions_of(documents.get(id)).get(part.store, 0),
+                    written.get(id),
+                    parked.get(id),
+                    tuple(skip for skip in skips if skip.stream == id),
+                    concerned,
+                    "position",
+                )
+                for id, concerned in its.items()
+            ]
+            found += [each for each in standings if each.is_known or each.events]
+    return found
+
+
+def _documents_of(view: View, event: Event, store: Store) -> Sequence[str]:
+    """The ids of the documents that an event concerns; if they cannot be named, its stream."""
+    on, stream = view.reads(event), Stream(event.aggregate_type, event.aggregate_id)
+    try:
+        if on and on.with_first:
+            event = view.on_first(event, store.read_stream(stream, 0, 1)[0])
+        return view.keys(event)
+    except Unavailable:
+        raise
+    except Exception:  # noqa: BLE001 - whatever a function raises parks the stream
+        return [str(stream)]
 
 
 def as_uuid(value: object) -> UUID | None:

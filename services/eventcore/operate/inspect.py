@@ -30,7 +30,7 @@ from eventcore.project.parts import open_parts
 from eventcore.query import Serving
 from eventcore.readmodel.mongo import Mongo
 from eventcore.readmodel.records import Generation, Verification
-from eventcore.store.feed import Feed, read_page
+from eventcore.store.feed import Feed
 from eventcore.store.postgres import Postgres
 
 
@@ -105,13 +105,8 @@ def lag(as_json: bool) -> None:
 
 def _lag(projection: AnyProjection, readmodel: Mongo, feed: Feed, generation: Generation) -> Row:
     checkpoint = readmodel.checkpoint(generation.name)
-    if isinstance(projection, View):
-        settled = feed.progress().settled
-        page = feed.heads(checkpoint.position, settled)
-        oldest = next(iter(read_page(feed, checkpoint.position, page)), None)
-    else:
-        backlog = Backlog(projection, readmodel, feed, generation)
-        oldest, settled = backlog.oldest(checkpoint.position)
+    backlog = Backlog(projection, readmodel, feed, generation)
+    oldest, settled = backlog.oldest(checkpoint.position)
     age = datetime.now(UTC) - oldest.recorded_at if oldest else timedelta()
     return {
         "projection": generation.label,
@@ -132,8 +127,9 @@ def _lag(projection: AnyProjection, readmodel: Mongo, feed: Feed, generation: Ge
 def verify(projection_names: Sequence[str], everything: bool, sample: int, as_json: bool) -> None:
     """Compare projections with the log, all or those named.
 
-    Each stream's versions must have no gap, and its document must be what they fold to. Ends with
-    status 1 if anything is wrong; the result is a metric as well.
+    Each stream's versions must have no gap, and its document must be what they fold to. A view has
+    a row for each store; its documents are compared once. Ends with status 1 if anything is wrong;
+    the result is a metric as well.
     """
     wrong: list[Row] = []
     rows: list[Row] = []
@@ -143,16 +139,18 @@ def verify(projection_names: Sequence[str], everything: bool, sample: int, as_js
         verifier = _verifier(projection, readmodel, feeds, generation)
         found = verifier.run(None if everything else sample, random.SystemRandom())
         wrong += [{"projection": name, "stream": w.stream, "what": w.what} for w in found.wrong]
-        row: Row = {
-            "projection": name,
-            "generation": generation.number,
-            "checked": found.checked,
-            "wrong": len(found.wrong),
-            "checkpoint": found.checkpoint.position,
-            "settled": found.log.settled,
-            "relayBehind": found.log.settled - found.log.relayed,
-        }
-        rows.append(row)
+        rows += [
+            {
+                "projection": part.label,
+                "generation": part.number,
+                "checked": found.checked,
+                "wrong": len(found.wrong),
+                "checkpoint": checkpoint.position,
+                "settled": log.settled,
+                "relayBehind": log.settled - log.relayed,
+            }
+            for part, checkpoint, log in found.parts
+        ]
         noted = Verification(name, datetime.now(UTC), found.checked, len(found.wrong))
         readmodel.note_verification(noted)
     if wrong:

@@ -50,9 +50,8 @@ def timeline(history: History, *, with_data: bool = False) -> list[Entry]:
     ]
     now = []
     for standing in history.standings:
-        of_stream = [each for each in events if each.aggregate_id == standing.stream.aggregate_id]
-        placed += _projected(standing, of_stream, with_data)
-        last = max((each.version for each in of_stream), default=0)
+        placed += _projected(standing, with_data)
+        last = max((version for version, _ in standing.events), default=0)
         if standing.written_at is None or standing.version < last:
             now.append(_standing(standing, last))
     if events:
@@ -100,29 +99,30 @@ def _appended(event: Event, progress: Progress, with_data: bool) -> Entry:
     return Entry("event", event.recorded_at, text, fields, private)
 
 
-def _projected(standing: Standing, events: Sequence[Event], with_data: bool) -> list[Placed]:
+def _projected(standing: Standing, with_data: bool) -> list[Placed]:
     """The entries of a projection for a stream. Orders a document after its events, even if the
     clocks differ.
     """
-    name, stream, version = standing.projection, standing.stream, standing.version
+    name, version, unit = standing.projection, standing.version, standing.unit
     place = _place(standing)
-    made_of = [each.recorded_at for each in events if each.version <= version]
+    made_of = [at for each, at in standing.events if each <= version]
     placed = []
     if version and (at := standing.written_at):
-        text = f"{name} wrote {stream} at version {version}"
+        text = f"{name} wrote {standing} at {unit} {version}"
         placed.append((max([at, *made_of]), Entry("document", at, text, place)))
     if parked := standing.parked:
         error = parked.error if with_data else parked.error.split(":")[0]
         text = (
-            f"{name} parked {stream} at version {parked.version}: {error};"
-            f" it is known to go to version {parked.highest}"
+            f"{name} parked {standing} at {unit} {parked.version}: {error};"
+            f" it is known to go to {unit} {parked.highest}"
         )
-        fields = {**place, "version": parked.version, "highest": parked.highest, "error": error}
+        fields = {**place, unit: parked.version, "highest": parked.highest, "error": error}
         placed.append((max([parked.when, *made_of]), Entry("parked", parked.when, text, fields)))
     for skip in standing.skips:
-        text = f"{name} was told to skip version {skip.version} of {stream}"
+        skipped = f"version {skip.version}" if unit == "version" else f"event {skip.event_id}"
+        text = f"{name} was told to skip {skipped} of {standing}"
         private = {"who": skip.who, "why": skip.why} if with_data else {}
-        fields = {**place, "version": skip.version}
+        fields = {**place, "version": skip.version, "eventId": skip.event_id}
         placed.append((skip.when, Entry("skipped", skip.when, text, fields, private)))
     return placed
 
@@ -130,17 +130,17 @@ def _projected(standing: Standing, events: Sequence[Event], with_data: bool) -> 
 def _place(standing: Standing) -> dict[str, Json]:
     return {
         "projection": standing.projection,
-        "stream": str(standing.stream.aggregate_id),
-        "aggregateType": standing.stream.aggregate_type,
-        "version": standing.version,
+        "stream": standing.id,
+        "aggregateType": standing.kind,
+        standing.unit: standing.version,
     }
 
 
 def _standing(standing: Standing, last: int) -> Entry:
     """The state of a projection that is behind, or whose document has no write time."""
-    has = f"is at version {standing.version}" if standing.version else "has no document"
+    has = f"is at {standing.unit} {standing.version}" if standing.version else "has no document"
     of = f" of {last}" if last > standing.version > 0 else ""
-    text = f"{standing.projection} {has}{of}: {standing.stream}"
+    text = f"{standing.projection} {has}{of}: {standing}"
     return Entry("standing", None, text, _place(standing))
 
 

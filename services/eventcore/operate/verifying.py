@@ -39,13 +39,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """The result of a comparison: the number of streams, and the wrong ones."""
+    """The result of a comparison: the number of streams, and the wrong ones.
 
-    generation: Generation
+    `parts`: the generation, or each part of a view's, with its checkpoint and its log.
+    """
+
     checked: int
     wrong: tuple[Finding, ...]
-    checkpoint: Checkpoint
-    log: Progress
+    parts: tuple[tuple[Generation, Checkpoint, Progress], ...]
 
 
 @dataclass(eq=False)
@@ -75,7 +76,7 @@ class Verifier:
         still = self._compare_again(seem, checkpoint.position)
         halted = checkpoint.halted or why_halted(self.projection.name, checkpoint, self.feed)
         wrong = [Finding("", halted), *still] if halted else still
-        return Verified(self.generation, checked, tuple(wrong), checkpoint, log)
+        return Verified(checked, tuple(wrong), ((self.generation, checkpoint, log),))
 
     def _all_streams(self, settled: int) -> Iterator[str]:
         """The streams of all documents, then those of the log that have none."""

@@ -30,13 +30,10 @@ class ViewVerifier:
     parts: list[ViewApplier]
 
     def run(self, sample: int | None, chance: random.Random) -> Verified:
-        """Compares `sample` documents from one by chance on, or all of them (None).
-
-        The checkpoint and the log of the result are those of the first store.
-        """
+        """Compares `sample` documents from one by chance on, or all of them (None)."""
         checkpoints = [each.readmodel.checkpoint(each.generation.name) for each in self.parts]
-        log = self.parts[0].feed.progress()
-        limit, after = sample or AT_ONCE, "" if sample is None else self._by_chance(log, chance)
+        logs = [each.feed.progress() for each in self.parts]
+        limit, after = sample or AT_ONCE, "" if sample is None else self._by_chance(logs[0], chance)
         checked, wrong, is_last = 0, list[Finding](), False
         while not is_last:
             documents = self._range(after, limit)
@@ -48,7 +45,9 @@ class ViewVerifier:
         for part, checkpoint in zip(self.parts, checkpoints, strict=True):
             halted = checkpoint.halted or why_halted(part.generation.label, checkpoint, part.feed)
             wrong += [Finding("", halted)] if halted else []
-        return Verified(self.parts[0].generation, checked, tuple(wrong), checkpoints[0], log)
+        generations = (each.generation for each in self.parts)
+        parts = tuple(zip(generations, checkpoints, logs, strict=True))
+        return Verified(checked, tuple(wrong), parts)
 
     def _by_chance(self, log: Progress, chance: random.Random) -> str:
         """The id of a document that an event of the first store concerns; "": of none."""

@@ -1,7 +1,7 @@
 """Lag of relays and projections, measured by the service, so that a stopped process is visible.
 
-A service has its log and its read models. Of a projection of another service's events it sees the
-checkpoint alone.
+A service has its log and its read models. Of a projection, or a part of a view, of another
+service's events it sees the checkpoint alone.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,14 +12,13 @@ from threading import Thread
 
 from eventcore.clock import SYSTEM_CLOCK, Clock
 from eventcore.model.event import Event
-from eventcore.model.projection import Projection
-from eventcore.model.view import AnyProjection
+from eventcore.model.view import AnyProjection, View
 from eventcore.observe import metrics
 from eventcore.observe.background import log_errors, repeat
 from eventcore.query import Serving
 from eventcore.readmodel.port import Bookkeeping, ReadModel
 from eventcore.readmodel.records import Checkpoint, Generation
-from eventcore.store.feed import Feed
+from eventcore.store.feed import Feed, read_page
 from eventcore.store.port import Store
 
 INTERVAL = 2.0
@@ -116,10 +115,12 @@ class LagWatch:
     documents; does not compare again what was already applied.
     """
 
-    projection: Projection
+    projection: AnyProjection
     readmodel: ReadModel
     feed: Feed
     clock: Clock = SYSTEM_CLOCK
+    store: str = ""
+    """The store whose part of a view it is."""
     _checkpoint: Checkpoint | None = None
     _since: float = 0.0
     _applied: int = 0
@@ -129,7 +130,8 @@ class LagWatch:
 
     def update(self) -> None:
         """Sets the metrics. Raises Unavailable."""
-        generation = self._serving.now()
+        generation = next(each for each in self._serving.parts() if each.store == self.store)
+        self._name = generation.label
         checkpoint = self.readmodel.checkpoint(generation.name)
         if checkpoint != self._checkpoint:
             if self._checkpoint and checkpoint.position < self._checkpoint.position:
@@ -152,15 +154,18 @@ class LagWatch:
                 return
 
     def _export(self, events: int, seconds: float) -> None:
-        metrics.LAG.labels(self.projection.name).set(events)
-        metrics.LAG_SECONDS.labels(self.projection.name).set(seconds)
+        metrics.LAG.labels(self._name).set(events)
+        metrics.LAG_SECONDS.labels(self._name).set(seconds)
 
 
 @dataclass(frozen=True)
 class Backlog:
-    """Finds the oldest event that a generation has neither applied nor on a parked stream."""
+    """Finds the oldest event that a generation has neither applied nor on a parked stream.
 
-    projection: Projection
+    A view has applied or parked what is not above its checkpoint, and nothing else.
+    """
+
+    projection: AnyProjection
     readmodel: ReadModel
     feed: Feed
     generation: Generation
@@ -171,7 +176,11 @@ class Backlog:
         """
         page = self.feed.heads(after, _ANY)
         until = page.end.position
-        return self._oldest(page.heads, after, until), until, page.settled.position
+        if isinstance(self.projection, View):
+            oldest = next(iter(read_page(self.feed, after, page) if page.heads else ()), None)
+        else:
+            oldest = self._oldest(page.heads, after, until)
+        return oldest, until, page.settled.position
 
     def oldest(self, after: int) -> tuple[Event | None, int]:
         """The oldest such event anywhere above `after`, and what is settled. Raises Unavailable."""
@@ -217,6 +226,7 @@ def watch_service(
     updates: list[Callable[[], object]] = [log_watch.update]
     for projection in projections:
         updates.append(CheckpointWatch(projection, readmodel).update)
-        if isinstance(projection, Projection) and projection.aggregate_type == name:
-            updates.append(LagWatch(projection, readmodel, feed).update)
+        if name in projection.stores:
+            part = name if isinstance(projection, View) else ""
+            updates.append(LagWatch(projection, readmodel, feed, store=part).update)
     return updates
