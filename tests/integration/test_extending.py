@@ -21,6 +21,7 @@ from tests.integration.test_local import MakeRun, _until
 Answer = urllib3.BaseHTTPResponse
 
 LISTS_OF_SERVICES = (
+    "tests/flow/test_activity.py",
     "tests/flow/test_docs.py",
     "tests/flow/test_gateway.py",
     "tests/flow/test_metrics.py",
@@ -122,19 +123,28 @@ def test_hostile_input_is_refused_and_nothing_is_written(system: MakeRun, body: 
 
 def log_end(system: MakeRun) -> int:
     """The last position of the parcels' log, as the parcel service's own feed says it."""
-    token = (system.data / "secrets" / "parcel_feed_token").read_text().strip()
-    heads = get(f"{system.url(3)}/internal/heads", {"Authorization": f"Bearer {token}"})
-    return int(heads["settled"])
+    return int(heads(system, "parcel")["settled"])
+
+
+def heads(system: MakeRun, service: str, until: int = 0) -> Any:
+    """A page of the streams of a service's log, from its feed."""
+    token = (system.data / "secrets" / f"{service}_feed_token").read_text().strip()
+    url = system.url(("user", "order", "parcel").index(service) + 1)
+    query = f"{url}/internal/heads?until={until}"
+    return get(query, {"Authorization": f"Bearer {token}"})
 
 
 @pytest.mark.timeout(240)
 def test_the_projectors_of_the_copy_write_what_the_logs_say(system: MakeRun, copy: Path) -> None:
     assert post(f"{system.url()}/parcels", {"to": "Rome"}).status == 202
     tool = ("-m", "local.inside", "--data", str(system.data), "--tool")
-    for projection in ("parcels", "orders", "cancellations"):
-        compared = json.loads(run(copy, *tool, "verify", projection, "--all", "--json"))
-        assert compared["wrong"] == 0
-        assert compared["checked"] >= (projection == "parcels")
+    for projection in ("parcels", "orders", "cancellations", "activity"):
+        rows = run(copy, *tool, "verify", projection, "--all", "--json").splitlines()
+        parts = ["activity/user", "activity/order"] if projection == "activity" else [projection]
+        compared = [json.loads(row) for row in rows]
+        assert [each["projection"] for each in compared] == parts
+        assert {each["wrong"] for each in compared} == {0}
+        assert compared[0]["checked"] >= (projection == "parcels")
 
 
 @pytest.mark.timeout(240)
@@ -153,6 +163,28 @@ def test_the_added_projection_is_queried_over_http(gateway: str) -> None:
     assert urllib3.request("GET", f"{url}?after=nobody").status == 422
     described = get(f"{gateway}/openapi.json")["paths"]
     assert {"/queries/cancellations", "/parcels/{id}"} <= set(described)
+
+
+@pytest.mark.timeout(240)
+def test_the_added_view_is_queried_over_http(system: MakeRun, gateway: str) -> None:
+    person = {"name": "Ada Lovelace", "email": "ada@example.com"}
+    user = post(f"{gateway}/users", person).json()["userId"]
+    for _ in range(3):
+        order = {"userId": user, "item": "Laptop", "price": 1}
+        assert post(f"{gateway}/orders", order).status == 200
+    logged = [len(heads(system, name, until=1000)["heads"]) for name in ("user", "order")]
+    assert logged >= [
+        1,
+        3,
+    ]  # a user's stream begins with USER_CREATED, an order's with ORDER_PLACED
+
+    def counted() -> list[int]:
+        """The users and the orders of all days: midnight may pass meanwhile."""
+        days = get(f"{gateway}/queries/activity")["days"]
+        return [sum(each[what] for each in days) for what in ("users", "orders")]
+
+    _until(lambda: counted() == logged, 20)
+    assert "/queries/activity" in get(f"{gateway}/openapi.json")["paths"]
 
 
 @pytest.mark.timeout(600)
