@@ -1,10 +1,10 @@
-"""P9: the projector with a backlog, beside bare pymongo."""
+"""P9, P33: the projector with a backlog, beside bare pymongo; a view and rebuilds beside it."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from threading import Event as Stop
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 from uuid import uuid4
 
@@ -13,15 +13,20 @@ from pymongo import InsertOne
 from eventcore.broker.port import Queue
 from eventcore.broker.rabbitmq import RabbitMQ
 from eventcore.model.projection import Projection
+from eventcore.model.view import AnyProjection, View
 from eventcore.observe.health import Health
+from eventcore.operate.rebuilding import begin
 from eventcore.project.applier import EventApplier
+from eventcore.project.parts import Feeds
 from eventcore.project.projector import Projector
 from eventcore.project.sweep import Sweep
+from eventcore.project.view_applier import ViewApplier
+from eventcore.project.view_projector import PartSweep
 from eventcore.readmodel.mongo import Mongo
 from eventcore.readmodel.records import Write
 from eventcore.relay import to_broker
 from eventcore.store.feed import StoreFeed
-from order.projections import orders
+from order.projections import customers, orders
 from tests.bench.backlog import Backlog
 from tests.bench.bed import Bed, Size
 from tests.bench.machine import Spent
@@ -41,7 +46,7 @@ class Projecting:
     def __init__(self, bed: Bed, size: Size) -> None:
         self._bed = bed
         self._count = size.projected
-        self._spent = ""
+        self._spent = self._halves = ""
 
     def rows(self) -> Sequence[Row]:
         """The rows of this family."""
@@ -50,6 +55,18 @@ class Projecting:
                 "P9", f"projector, backlog of {self._count:,}", self._project,
                 beside=f"bare pymongo `bulk_write` of {BARE_BATCH}", ceiling=self._write,
                 notes=lambda: (self._spent,),
+            ),
+            Row(
+                "P33", f"view, backlog of {self._count:,}, a document each", self._fold_apart,
+                beside="projector with the same backlog (P9)", ceiling=self._project,
+            ),
+            Row(
+                "P33", f"view, backlog of {self._count:,} of one document", self._fold_together,
+                notes=lambda: (self._halves,),
+            ),
+            Row(
+                "P33", f"rebuild of a view, {self._count:,} events", self._rebuild_view,
+                beside="rebuild of a projection", ceiling=self._rebuild_projection,
             ),
         )  # fmt: skip
 
@@ -75,9 +92,61 @@ class Projecting:
         readmodel.close()
         return (done / took,)
 
+    def _fold_apart(self) -> Values:
+        """Events a second, from the feed to journaled documents: as many as the projector has."""
+        return self._fold(_apart(), self._count)
+
+    def _fold_together(self) -> Values:
+        """The same, of one customer: a page of the feed writes one document."""
+        return self._fold(_of_orders(customers.VIEW), 1)
+
+    def _fold(self, view: View, documents: int) -> Values:
+        readmodel, name = Mongo(self._bed.readmodel("bench")), f"view_{uuid4().hex[:8]}"
+        view = replace(view, name=name, collection=name)
+        applier = ViewApplier(view, readmodel, self._feed, store="order")
+        sweep, half = PartSweep(applier, "bench", 60), 0.0
+        readmodel.prepare(name, view.indexes)  # connecting is not measured
+        began, events = perf_counter(), self._backlog.events
+        while sweep.run():
+            if not half and sweep.checkpoint().position >= events[len(events) // 2].position:
+                half = perf_counter() - began
+        took = perf_counter() - began
+        self._halves = f"the first half took {half:.2f} s, the second {took - half:.2f} s"
+        self._require_orders(name, documents)
+        readmodel.close()
+        return (self._count / took,)
+
+    def _rebuild_view(self) -> Values:
+        """Events a second of a rebuild, without its comparison."""
+        return self._rebuild(_apart(), {"order": self._feed})
+
+    def _rebuild_projection(self) -> Values:
+        return self._rebuild(orders.PROJECTION, self._feed)
+
+    def _rebuild(self, projection: AnyProjection, feeds: Feeds) -> Values:
+        readmodel, name = Mongo(self._bed.readmodel("bench")), f"rebuilt_{uuid4().hex[:8]}"
+        projection = replace(projection, name=name, collection=name)
+        build = begin(projection, readmodel, feeds, "bench", sleep)
+        began = perf_counter()
+        build.fold(lambda _, __: None)
+        took = perf_counter() - began
+        there = self._bed.bare_collection(build.generation.collection).count_documents({})
+        require(there == self._count, f"{self._count} documents are there, not {there}")
+        readmodel.close()
+        return (self._count / took,)
+
+    def _require_orders(self, collection: str, documents: int) -> None:
+        found = list(self._bed.bare_collection(collection).find())
+        there = sum(each["orders"] for each in found)
+        require(len(found) == documents, f"{documents} documents are there, not {len(found)}")
+        require(there == self._count, f"{self._count} are folded, not {there}")
+
+    @property
+    def _feed(self) -> StoreFeed:
+        return StoreFeed(self._backlog.store, "order")
+
     def _projector(self, projection: Projection, readmodel: Mongo, broker: RabbitMQ) -> Projector:
-        feed = StoreFeed(self._backlog.store, "order")
-        applier = EventApplier(projection, readmodel, feed)
+        applier = EventApplier(projection, readmodel, self._feed)
         return Projector(
             applier,
             Sweep(applier, "bench", 60),
@@ -115,6 +184,18 @@ class Projecting:
     @cached_property
     def _backlog(self) -> Backlog:
         return Backlog(self._bed, "projectbench", self._count)
+
+
+def _of_orders(view: View) -> View:
+    """The view, folded from the orders' log alone."""
+    return replace(view, on={"order": view.on["order"]})
+
+
+def _apart() -> View:
+    """The view of customers with a document for each order, as the projection of orders has."""
+    view = _of_orders(customers.VIEW)
+    placed = replace(view.on["order"]["ORDER_PLACED"], keys=lambda event: [str(event.aggregate_id)])
+    return replace(view, on={"order": {**view.on["order"], "ORDER_PLACED": placed}})
 
 
 class _Counting(Mongo):

@@ -1,4 +1,4 @@
-"""P12, P13, P14, P17: the whole system, nine processes and three servers on this machine."""
+"""P12, P13, P14, P17, P32: the whole system, nine processes and three servers on this machine."""
 
 import json
 import threading
@@ -43,6 +43,7 @@ class WholeSystem:
         latency = (" ms p50", " ms p99")
         return (
             Row("P12", "answered to readable, idle", self._idle, latency),
+            Row("P32", "answered to readable in the view of customers", self._in_view, latency),
             Row(
                 "P13", "answered to readable at half of capacity, at a fixed rate",
                 self._at_half_of_capacity, latency, notes=self._say_rate,
@@ -66,6 +67,20 @@ class WholeSystem:
                 watch.note(self._visitor.order())
                 watch.until_all_readable()
         return watch.p50_p99()
+
+    def _in_view(self) -> Values:
+        """As P12; the document is the customer's, who orders all that there is."""
+        visitor, took = self._visitor, list[float]()
+        with self._checked():
+            placed = visitor.orders_when_still()
+            for number in range(placed + 1, placed + 1 + self._size.answered):
+                visitor.order()
+                began = time.perf_counter()
+                while visitor.orders_of_customer() < number:
+                    require(time.perf_counter() - began < DRAIN_TIME, "the customer is readable")
+                    time.sleep(LOOK_EVERY)
+                took.append(time.perf_counter() - began)
+        return percentile(took, 0.5) * 1e3, percentile(took, 0.99) * 1e3
 
     def _at_half_of_capacity(self) -> Values:
         rate = self._capacity / 2

@@ -59,6 +59,11 @@ class Visitor:
         """How many orders the read model has."""
         return int(self._documents.count_documents({}))
 
+    def orders_of_customer(self) -> int:
+        """How many orders the view of customers has of this user."""
+        found = self.readmodel.find("customers", [self.user_id])
+        return int(found[self.user_id]["orders"]) if found else 0
+
     def applied(self) -> int:
         """How many events the order projector has applied since it began, by its own count."""
         url = f"{self._bed.shop.url('order-projector')}/metrics"

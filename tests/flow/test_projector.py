@@ -4,6 +4,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import make_dataclass, replace
 from datetime import UTC, datetime
+from random import Random
 from threading import Event as Stop
 from threading import Thread
 from time import monotonic, sleep
@@ -546,7 +547,8 @@ def test_the_checkpoint_stays_below_a_stream_neither_applied_nor_parked(
 
 def long_list(shop: FakeShop, length: int) -> set[str]:
     """So many parked streams, each with a document and an event that no code can apply."""
-    streams = {str(uuid4()) for _ in range(length)}
+    chance = Random(1)  # their slots decide how many a sweep meets
+    streams = [str(UUID(int=chance.getrandbits(128), version=4)) for _ in range(length)]
     for stream in streams:
         created = NewEvent(uuid4(), "USER_CREATED", 1, {"name": "Ada", "email": "a@b"})
         unknown = NewEvent(uuid4(), "USER_MARRIED", 1, {})
@@ -554,7 +556,7 @@ def long_list(shop: FakeShop, length: int) -> set[str]:
     shop.relay()
     while shop.broker.queues[USERS]:
         shop.consume(["users"])
-    return streams
+    return set(streams)
 
 
 class Counted:

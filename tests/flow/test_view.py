@@ -313,10 +313,11 @@ def test_the_first_sweeps_of_new_code_release_a_parked_document(logs: Logs) -> N
     assert logs.documents() == fold(VIEW, logs.events())
 
 
-def test_a_sweep_retries_with_one_page_of_the_log_and_folds_what_comes_meanwhile(
+def test_a_sweep_retries_with_some_pages_of_the_log_and_folds_what_comes_meanwhile(
     logs: Logs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("eventcore.project.view_applier.SWEEP_RANGE", 10)
+    monkeypatch.setattr("eventcore.project.sweep.RETRIED_PAGES", 1)
     user = parked_and_followed(logs, 50)
     part, pages = logs.sweep("a").parts[1], list[tuple[int, int]]()
     between = part.applier.feed.between

@@ -24,6 +24,10 @@ SCANNED_PER_SWEEP = 100
 """Approximate number of entries of the parked list that one sweep reads."""
 
 
+RETRIED_PAGES = 4
+"""Pages of the log that one sweep reads again for parked streams."""
+
+
 class ParkedScan:
     """Reads a parked list, some entries at each sweep, and tries those again that are due.
 
@@ -42,13 +46,13 @@ class ParkedScan:
         self._is_complete = False
 
     def retry(self) -> bool:
-        """Retries entries that are due, with one page of the log; True if more are due at once.
+        """Retries entries that are due, with RETRIED_PAGES at most; True if there is more at once.
 
-        Each entry is due at once at first. Raises Unavailable; then the entries stay due.
+        Raises Unavailable; then the entries stay due.
         """
         self._due = self._due or self._find()
         pages, self._pages = self._pages or self._applier.retry_by_page(self._due), None
-        if next(pages, self) is self:
+        if any(next(pages, self) is self for _ in range(RETRIED_PAGES)):
             self._due = {}
         else:
             self._pages = pages
