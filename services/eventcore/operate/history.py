@@ -5,7 +5,7 @@ nothing extra for it: ids of version 7 tell when a request began.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -17,7 +17,7 @@ from eventcore.model.projection import Projection
 from eventcore.model.view import AnyProjection, View, positions_of
 from eventcore.query import Serving
 from eventcore.readmodel.port import ReadModel
-from eventcore.readmodel.records import Parked, Skip
+from eventcore.readmodel.records import Generation, Parked, Skip
 from eventcore.store.port import Progress, Store, Stream, read_pages
 
 SEARCHED_AT_MOST = 1_000_000
@@ -173,38 +173,26 @@ def _standings(
         named = (as_uuid(event.data.get(f"{kind}Id")) for event in events)
         ids_of_kind = {each.aggregate_id for each in streams if each.aggregate_type == kind}
         ids = sorted(str(each) for each in ids_of_kind.union(named) if each)
+        its = {
+            id: [
+                (each.version, each.recorded_at) for each in events if str(each.aggregate_id) == id
+            ]
+            for id in ids
+        }
         generation = Serving(projection, readmodel).now()
         versions = readmodel.versions(generation.collection, ids)
-        written = readmodel.projected_at(generation.collection, ids)
-        parked = readmodel.parked(generation.name, ids)
         skips = readmodel.skips(projection.name)
-        found += [
-            Standing(
-                projection.name,
-                kind,
-                each,
-                versions.get(each, 0),
-                written.get(each),
-                parked.get(each),
-                tuple(skip for skip in skips if skip.stream == each),
-                [(e.version, e.recorded_at) for e in events if str(e.aggregate_id) == each],
-            )
-            for each in ids
-        ]
+        found += _read(readmodel, generation, kind, versions, its, skips)
     return found
 
 
 def _in_views(
-    readmodel: ReadModel,
-    views: Iterable[View],
-    events: Sequence[Event],
-    store: Store,
+    readmodel: ReadModel, views: Iterable[View], events: Sequence[Event], store: Store,
     wanted: str = "",
-) -> list[Standing]:
+) -> list[Standing]:  # fmt: skip
     """Where each view is with the documents that the events concern, and with the one `wanted`."""
-    found = []
+    found, ids = list[Standing](), {str(event.event_id) for event in events}
     for view in views:
-        ids = {str(event.event_id) for event in events}
         skips = [each for each in readmodel.skips(view.name) if each.event_id in ids]
         for part in Serving(view, readmodel).parts():
             its: dict[str, list[tuple[int, datetime]]] = {wanted: []} if wanted else {}
@@ -212,24 +200,28 @@ def _in_views(
                 for id in _documents_of(view, event, store):
                     its.setdefault(id, []).append((event.position, event.recorded_at))
             documents = readmodel.find(part.collection, its)
-            written = readmodel.projected_at(part.collection, its)
-            parked = readmodel.parked(part.name, its)
-            standings = [
-                Standing(
-                    part.label,
-                    view.name,
-                    id,
-                    positions_of(documents.get(id)).get(part.store, 0),
-                    written.get(id),
-                    parked.get(id),
-                    tuple(skip for skip in skips if skip.stream == id),
-                    concerned,
-                    "position",
-                )
-                for id, concerned in its.items()
-            ]
+            reached = {id: positions_of(each).get(part.store, 0) for id, each in documents.items()}
+            standings = _read(readmodel, part, view.name, reached, its, skips, "position")
             found += [each for each in standings if each.is_known or each.events]
     return found
+
+
+def _read(
+    readmodel: ReadModel, generation: Generation, kind: str, reached: Mapping[str, int],
+    events: Mapping[str, Sequence[tuple[int, datetime]]], skips: Iterable[Skip],
+    unit: str = "version",
+) -> list[Standing]:  # fmt: skip
+    """The state of each of the documents that `events` names."""
+    written = readmodel.projected_at(generation.collection, events)
+    parked = readmodel.parked(generation.name, events)
+    of = {id: tuple(skip for skip in skips if skip.stream == id) for id in events}
+    return [
+        Standing(
+            generation.label, kind, id, reached.get(id, 0), written.get(id), parked.get(id), of[id],
+            concerned, unit,
+        )
+        for id, concerned in events.items()
+    ]  # fmt: skip
 
 
 def _documents_of(view: View, event: Event, store: Store) -> Sequence[str]:
