@@ -86,7 +86,7 @@ _NOW = Row(
     (
         Panel(
             "Alerts",
-            "How many alerts fire. Their names are at the end of this board.",
+            "How many alerts fire. Their names are in a table of this board.",
             "none",
             [Query(f"count({_FIRING}) or vector(0)")],
             kind="stat",
@@ -452,6 +452,45 @@ _BEHIND = Row(
     ),
 )
 
+_OBJECTIVES = Row(
+    "Objectives, over thirty days",
+    (
+        Panel(
+            "Burn of the error budgets",
+            "How many times too fast each objective's budget burned in the hour before: at 1 it "
+            "lasts thirty days, at 14.4 two.",
+            "none",
+            [
+                Query(
+                    'max by (objective) (shop:slo_burn:rate1h{namespace=~"$namespace"})',
+                    "{{objective}}",
+                )
+            ],
+            thresholds=(1, 14.4),
+            width=12,
+            runbooks=("ShopBudgetBurnsFast", "ShopBudgetBurnsSlowly"),
+        ),
+        Panel(
+            "Error budgets left",
+            "Share of each objective's budget that the thirty days before have left; at 0 the "
+            "objective is missed. Time that Prometheus does not keep counts as if nothing failed.",
+            "percentunit",
+            [
+                Query(
+                    "clamp_min(1 - max by (objective) (sum_over_time("
+                    'shop:slo_burn:rate5m{namespace=~"$namespace"}[30d:5m])) / 8640, 0)'
+                    " or 1 + 0 * max by (objective)"
+                    ' (shop:slo_burn:rate5m{namespace=~"$namespace"})',
+                    "{{objective}}",
+                )
+            ],
+            highest=1,
+            width=12,
+            runbooks=("ShopBudgetBurnsFast", "ShopBudgetBurnsSlowly"),
+        ),
+    ),
+)
+
 _PROCESS = " and on (namespace, job, instance) eventcore_build_info{*}"
 
 _RESOURCES = Row(
@@ -512,7 +551,7 @@ OVERVIEW = Board(
     "Shop / Overview",
     "Is it well, what is slow, what is stuck?",
     OURS,
-    (_NOW, _FLOW, _RED, _BEHIND, _RESOURCES, _ALERTS),
+    (_NOW, _FLOW, _RED, _BEHIND, _RESOURCES, _ALERTS, _OBJECTIVES),
 )
 
 _NONE = " or 0 * sum by (aggregate_type) (rate(eventstore_append_duration_seconds_count{*}[*]))"

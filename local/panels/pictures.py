@@ -49,11 +49,12 @@ SCRAPE = 5
 """Seconds between two scrapes."""
 
 NOT_HERE = (
+    "Objectives, over thirty days",
     "PostgreSQL, from its exporter",
     "MongoDB, from its exporter",
     "Volumes, from the kubelets",
 )
-"""Rows that have no data beside `make run`."""
+"""Rows that have no data beside `make run`, or, as budgets of thirty days, too little to show."""
 
 STOPPED, STOP_TIME = "order-relay", 90
 """Process that stops for one of the pictures, and for how many seconds."""
@@ -124,7 +125,7 @@ def seen_lately(server: Prometheus, board: Board, seconds: float) -> Json:
 
 
 def here(board: Json) -> Json:
-    """The board without the rows that have no data beside `make run`; they are its last."""
+    """The board without the rows of NOT_HERE; they are its last."""
     titles = [panel["title"] for panel in board["panels"]]
     first = min((titles.index(each) for each in NOT_HERE if each in titles), default=len(titles))
     return {**board, "panels": board["panels"][:first]}
