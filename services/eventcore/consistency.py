@@ -75,15 +75,28 @@ class Lag(StrEnum):
     BUSY = "busy"
 
 
-def lag(readmodel: ReadModel, generation: Generation, aggregate_type: str, token: Token) -> Lag:
-    """Compares the documents of a generation with a token. Raises ReadModelUnavailable."""
+def lag(
+    readmodel: ReadModel,
+    generation: Generation,
+    aggregate_type: str,
+    token: Token,
+    folded_from: str = "",
+) -> Lag:
+    """Compares the documents of a generation with a token. Raises ReadModelUnavailable.
+
+    Does not read the checkpoint if the token has the epoch `folded_from`, which is known to be the
+    generation's.
+    """
     wanted = token.of(aggregate_type)
     if not wanted:
         return Lag.NONE
     found = readmodel.versions(generation.collection, wanted)
     missing = [id for id, version in wanted.items() if found.get(id, 0) < version]
+    named = token.epochs.get(aggregate_type, "")
+    if not missing and named in ("", folded_from):
+        return Lag.NONE
     checkpoint = readmodel.checkpoint(generation.name)
-    epochs = {token.epochs.get(aggregate_type, ""), checkpoint.store_epoch} - {""}
+    epochs = {named, checkpoint.store_epoch} - {""}
     if not missing and len(epochs) < 2:
         return Lag.NONE
     if checkpoint.halted:

@@ -34,6 +34,7 @@ class Serving:
         self._readmodel = readmodel
         self._known = generation_of(projection)
         self._asked_at = float("-inf")
+        self._epochs: dict[str, str] = {}
 
     def now(self) -> Generation:
         """The generation; raises ReadModelUnavailable."""
@@ -42,6 +43,16 @@ class Serving:
             self._known = generation_of(self._projection, number)
             self._asked_at = monotonic()
         return self._known
+
+    def epoch(self) -> str:
+        """The epoch of the log that a projection's generation is folded from; "": not known yet.
+
+        It never changes, so it is read once. Raises ReadModelUnavailable.
+        """
+        name = self.now().name
+        if not self._epochs.get(name):
+            self._epochs[name] = self._readmodel.checkpoint(name).store_epoch
+        return self._epochs[name]
 
     def parts(self) -> list[Generation]:
         """The generation, or its part for each store; raises ReadModelUnavailable."""
@@ -86,23 +97,26 @@ class Views:
         if not seen:
             return Lag.NONE
         generation, kind = self._serving.now(), self.projection.aggregate_type
-        return self._waits.until_seen(lambda: lag(self._readmodel, generation, kind, seen), wait)
+        epoch = self._serving.epoch()
+        return self._waits.until_seen(
+            lambda: lag(self._readmodel, generation, kind, seen, epoch), wait
+        )
 
     def _find(self, aggregate_id: UUID, seen: Token | None) -> Document | None:
         """The document in the view; None if it must be folded."""
         try:
             generation, id = self._serving.now(), str(aggregate_id)
             document = self._readmodel.find(generation.collection, [id]).get(id)
-            if seen and not self._is_of_log(generation, seen):
+            if seen and not self._is_of_log(seen):
                 return None
         except ReadModelUnavailable as error:
             log.warning("Answered from the stream", extra={"reason": str(error)})
             return None
         return document
 
-    def _is_of_log(self, generation: Generation, seen: Token) -> bool:
-        """Whether a view was folded from the log that a token names."""
-        epoch = self._readmodel.checkpoint(generation.name).store_epoch
+    def _is_of_log(self, seen: Token) -> bool:
+        """Whether the view was folded from the log that a token names."""
+        epoch = self._serving.epoch()
         return not epoch or seen.epochs.get(self.projection.aggregate_type, epoch) == epoch
 
     def _fold_current(self, aggregate_id: UUID, wanted: int) -> Document:
