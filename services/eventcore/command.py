@@ -3,13 +3,13 @@
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 from uuid import UUID
 
 from eventcore.clock import SYSTEM_CLOCK, Clock
-from eventcore.errors import Conflict, NotFound, StaleVersion
+from eventcore.errors import Conflict, NotFound, StaleVersion, StoreUnavailable
 from eventcore.ids import new_id
 from eventcore.model.decider import Decider
 from eventcore.model.event import Data, NewEvent, tag_of
@@ -125,10 +125,10 @@ def begin_many(
     with APPENDS.labels(decider.aggregate_type).time():
         replayed = store.append_many(appends, call.metadata, call.idempotency, given)
     if replayed:
-        return _to_replay(replayed)
+        return _to_replay(store, replayed)
     for append in appends:
         _note_appended(append.stream, append.events)
-    return given
+    return _with_position(store, given)
 
 
 def answered_before(store: Store, call: Call) -> Answer | None:
@@ -138,11 +138,25 @@ def answered_before(store: Store, call: Call) -> Answer | None:
     refused: the same request, earlier, may be the reason. Raises KeyReused, StoreUnavailable.
     """
     earlier = store.recorded_answer(call.idempotency) if call.idempotency else None
-    return _to_replay(earlier) if earlier else None
+    return _to_replay(store, earlier) if earlier else None
 
 
-def _to_replay(earlier: Answer) -> Answer:
-    return replace(earlier, headers={**earlier.headers, "Idempotency-Replayed": "true"})
+def _to_replay(store: Store, earlier: Answer) -> Answer:
+    replay = replace(earlier, headers={**earlier.headers, "Idempotency-Replayed": "true"})
+    return _with_position(store, replay) if SEEN_HEADER in earlier.headers else replay
+
+
+def _with_position(store: Store, given: Answer) -> Answer:
+    """An answer to a command with the position of the newest event of its token, read again.
+
+    It is left out if the store cannot be read: the command has been carried out.
+    """
+    token = Token.parse(str(given.headers[SEEN_HEADER]))
+    (kind, id), version = next(iter(token.streams.items()))
+    with suppress(StoreUnavailable):
+        for event in store.read_stream(Stream(kind, UUID(id)), version - 1, 1):
+            token.positions[kind] = event.position
+    return replace(given, headers={**given.headers, SEEN_HEADER: str(token)})
 
 
 def _once(
@@ -156,10 +170,10 @@ def _once(
     new_id: Callable[[], UUID],
 ) -> Answer:
     if creates:
-        state, version, tag = decider.initial, 0, ""
+        state, version, position, tag = decider.initial, 0, 0, ""
     else:
-        state, version, tag = _read(store, decider, stream)
-    _require_expected(call, stream, version, tag)
+        state, version, position, tag = _read(store, decider, stream)
+    _require_expected(call, stream, version, position, tag)
     decided = decider.decide(command, state)
     events = [decider.to_new_event(event, new_id()) for event in decided]
     for event in decided:
@@ -167,41 +181,41 @@ def _once(
     if events:
         tag = tag_of(version + len(events), events[-1].event_id)
     reached = version + len(events)
-    given = _with_version(answer(state, reached), stream, reached, tag)
+    given = _with_version(answer(state, reached), stream, reached, 0, tag)
     with APPENDS.labels(decider.aggregate_type).time():
         appended = store.append(stream, version, events, call.metadata, call.idempotency, given)
     if appended.replayed:
-        return _to_replay(appended.replayed)
+        return _to_replay(store, appended.replayed)
     _note_appended(stream, events)
-    return given
+    return _with_version(given, stream, reached, appended.position or position, tag)
 
 
-def _with_version(given: Answer, stream: Stream, version: int, tag: str) -> Answer:
+def _with_version(given: Answer, stream: Stream, version: int, position: int, tag: str) -> Answer:
     """The answer with its ETag and its token; the web layer adds the epoch to the token."""
-    token = token_of(stream.aggregate_type, stream.aggregate_id, version)
+    token = token_of(stream.aggregate_type, stream.aggregate_id, version, position)
     return replace(given, headers={**given.headers, "ETag": f'"{tag}"', SEEN_HEADER: token})
 
 
 def _read(
     store: Store, decider: Decider[Command, State, DomainEvent], stream: Stream
-) -> tuple[State, int, str]:
-    """The state of a stream, its version and its tag; raises NotFound."""
-    state, version, tag = decider.initial, 0, ""
+) -> tuple[State, int, int, str]:
+    """The state of a stream, its version, the position and the tag; raises NotFound."""
+    state, version, position, tag = decider.initial, 0, 0, ""
     for page in read_pages(store, stream):
-        state, version = decider.fold(state, page), page[-1].version
+        state, version, position = decider.fold(state, page), page[-1].version, page[-1].position
         tag = tag_of(version, page[-1].event_id)
     if not version:
         raise NotFound(f"There is no {stream.aggregate_type} {stream.aggregate_id}.")
-    return state, version, tag
+    return state, version, position, tag
 
 
-def _require_expected(call: Call, stream: Stream, version: int, tag: str) -> None:
+def _require_expected(call: Call, stream: Stream, version: int, position: int, tag: str) -> None:
     if not call.expects(tag):
         raise StaleVersion(
             f"The {stream.aggregate_type} is at version {version}, and not as If-Match says."
             " Nothing was written. Read it again, then repeat the change.",
             tag,
-            token_of(stream.aggregate_type, stream.aggregate_id, version),
+            token_of(stream.aggregate_type, stream.aggregate_id, version, position),
         )
 
 

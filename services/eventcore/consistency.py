@@ -10,7 +10,7 @@ from eventcore.clock import SYSTEM_CLOCK, Clock
 from eventcore.errors import NotYet, OtherLog, Overloaded, Unavailable
 from eventcore.model.token import Token, with_epoch
 from eventcore.readmodel.port import ReadModel
-from eventcore.readmodel.records import Generation
+from eventcore.readmodel.records import Checkpoint, Generation
 from eventcore.store.port import Store
 
 FIRST, LAST = 0.01, 0.1
@@ -104,6 +104,21 @@ def lag(
     if readmodel.parked(generation.name, missing):
         return Lag.PARKED
     return Lag.BEHIND if len(epochs) < 2 else Lag.OTHER_LOG
+
+
+def view_lag(checkpoint: Checkpoint, store: str, token: Token) -> Lag:
+    """Compares a view's checkpoint of one store with the position in a token.
+
+    Says nothing of parked documents, which the checkpoint has passed.
+    """
+    if store not in token.positions:
+        return Lag.NONE
+    is_same = len({token.epochs.get(store, ""), checkpoint.store_epoch} - {""}) < 2
+    if is_same and checkpoint.position >= token.positions[store]:
+        return Lag.NONE
+    if checkpoint.halted:
+        return Lag.HALTED
+    return Lag.BEHIND if is_same else Lag.OTHER_LOG
 
 
 def require_seen(reason: Lag, what: str) -> None:

@@ -10,14 +10,14 @@ from datetime import datetime
 from time import monotonic
 from uuid import UUID
 
-from eventcore.consistency import Lag, Waits, lag
+from eventcore.consistency import Lag, Waits, lag, require_seen, view_lag
 from eventcore.errors import CannotApply, NotFound, NotYet, ReadModelUnavailable, Unavailable
 from eventcore.model.event import Data, Event, Json, to_timestamp
 from eventcore.model.projection import Document, Projection, version_of
 from eventcore.model.token import Token
 from eventcore.model.view import AnyProjection, View
 from eventcore.readmodel.port import Bookkeeping, ReadModel
-from eventcore.readmodel.records import Generation, generation_of, parts_of
+from eventcore.readmodel.records import Checkpoint, Generation, generation_of, parts_of
 from eventcore.store.port import Store, Stream, read_pages
 
 GENERATION_TTL = 1.0
@@ -204,21 +204,52 @@ class Views:
 
 
 class ViewDocuments:
-    """The documents of a view, as queries see them: some milliseconds behind the logs."""
+    """The documents of a view, as queries see them: some milliseconds behind the logs.
 
-    def __init__(self, view: View, readmodel: ReadModel) -> None:
+    `waits` bounds how long requests wait for what they have seen; without it none waits.
+    """
+
+    def __init__(self, view: View, readmodel: ReadModel, waits: Waits | None = None) -> None:
         self._view = view
         self._readmodel = readmodel
         self._serving = Serving(view, readmodel)
+        self._waits = waits or Waits(0, 1)
+        self._complete: dict[str, Checkpoint] = {}
+
+    def reached(self, seen: Token | None, wait: float | None) -> Lag:
+        """Waits until the view has applied what a token names; returns why it has not."""
+        if not seen:
+            return Lag.NONE
+        return self._waits.until_seen(lambda: self._lag(seen), wait)
+
+    def _lag(self, token: Token) -> Lag:
+        """Compares the checkpoint of each store with a token's positions.
+
+        Keeps the checkpoints at which nothing was parked: a generation has what it has had.
+        """
+        for part in self._serving.parts():
+            known = self._complete.get(part.name, Checkpoint())
+            if view_lag(known, part.store, token) is not Lag.NONE:
+                known = self._readmodel.checkpoint(part.name)
+                if (reason := view_lag(known, part.store, token)) is not Lag.NONE:
+                    return reason
+                if self._readmodel.count_parked(part.name):
+                    return Lag.PARKED
+                self._complete[part.name] = known
+        return Lag.NONE
 
     def find(self, ids: Iterable[str]) -> dict[str, Document]:
         """The documents that exist among `ids`; raises ReadModelUnavailable."""
         return self._readmodel.find(self._serving.now().collection, set(ids))
 
-    def one(self, id: str) -> Document:
-        """The document with an id. Raises NotFound and ReadModelUnavailable."""
+    def one(self, id: str, reached: Lag) -> Document:
+        """The document with an id, as far as the view has come.
+
+        Raises NotFound, or what `require_seen` raises; and ReadModelUnavailable.
+        """
         found = self.find([id]).get(id)
         if found is None:
+            require_seen(reached, f"the {self._view.name}")
             raise NotFound(f"{self._view.name} has no {id}, or its events have not arrived yet.")
         return found
 

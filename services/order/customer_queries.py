@@ -10,6 +10,7 @@ from eventcore.errors import Invalid
 from eventcore.query import ViewDocuments
 from eventcore.store.port import Answer
 from eventcore.web.inputs import DIGITS, UUID_PATTERN, Form, QueryInput
+from eventcore.web.queries import SOURCE, source_of
 from eventcore.web.request import Incoming
 from eventcore.web.routes import Routes
 from order.projections.customers import shown
@@ -79,14 +80,17 @@ def add_customers(route: Routes, customers: ViewDocuments) -> None:
     )  # fmt: skip
     def list_customers(incoming: Incoming[None, CustomerQuery]) -> Answer:
         asked = incoming.query
+        source = source_of(customers.reached(incoming.seen, incoming.wait))
         found = customers.ranked(asked.sort, asked.place, asked.limit + 1)
         page, more = found[: asked.limit], len(found) > asked.limit
         body = {
             "customers": tuple(shown(document) for document in page),
             "next": f"{page[-1][asked.sort]}_{page[-1]['_id']}" if more else None,
         }
-        return Answer(200, body, {})
+        return Answer(200, body, {SOURCE: source})
 
     @route("GET", "/queries/customers/{id}", "A customer", {200: CustomerShown})
     def get_customer(incoming: Incoming[None, None]) -> Answer:
-        return Answer(200, shown(customers.one(str(incoming.id))), {})
+        reached = customers.reached(incoming.seen, incoming.wait)
+        document = customers.one(str(incoming.id), reached)
+        return Answer(200, shown(document), {SOURCE: source_of(reached)})

@@ -34,6 +34,6 @@ def create_app(settings: Settings) -> Flask:
             readmodel, wait=settings.known_user_wait, margin=settings.cache_margin, waits=waits
         )
         views = Views(orders.PROJECTION, readmodel, store, waits)
-        return api.routes(store, views, customers, ViewDocuments(VIEW, readmodel))
+        return api.routes(store, views, customers, ViewDocuments(VIEW, readmodel, waits))
 
     return create_service(SERVICE, settings, routes)

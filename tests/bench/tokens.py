@@ -46,7 +46,8 @@ class Tokens:
         for _ in range(COMMANDS):
             seen = Token.parse(given) if given else None
             self._epoch.require(seen)
-            text = self._epoch.answered(token_of("order", id, 1), seen)
+            token_of("order", id, 1)  # of the answer that the append records
+            text = self._epoch.answered(token_of("order", id, 1, 1000), seen)
         took = (process_time() - began) / COMMANDS * 1e6
         require(Token.parse(text).version("order", id) == 1, "the token names the version")
         return (took,)

@@ -60,8 +60,9 @@ def test_events_are_found_by_their_correlation_id_between_two_positions(store: S
 def test_several_events_get_consecutive_versions_and_positions(
     store: Store, stream: Stream
 ) -> None:
-    store.append(stream, 0, [new_event(n=n) for n in range(5)], {})
+    appended = store.append(stream, 0, [new_event(n=n) for n in range(5)], {})
     events = store.read_stream(stream)
+    assert appended.position == events[-1].position
     assert [event.version for event in events] == [1, 2, 3, 4, 5]
     assert [event.data["n"] for event in events] == [0, 1, 2, 3, 4]
     assert [event.position for event in events] == sorted(event.position for event in events)
@@ -101,7 +102,7 @@ def test_a_known_key_appends_nothing_and_brings_its_answer(store: Store, stream:
 
 def test_a_key_is_recorded_for_a_command_without_events_too(store: Store, stream: Stream) -> None:
     key = Idempotency(f"key {uuid4()}", "hash")
-    store.append(stream, 0, [], {}, key, ANSWER)
+    assert store.append(stream, 0, [], {}, key, ANSWER).position == 0
     assert store.recorded_answer(key) == ANSWER
 
 

@@ -102,7 +102,7 @@ class FakeShop:
         self.users = self._client(user_routes, self.user_store, user_service.SERVICE)
         customers = Customers(self.readmodel, wait=0.03, margin=0, waits=waits)
         orders_views = Views(orders.PROJECTION, self.readmodel, self.order_store, waits)
-        known = ViewDocuments(VIEW, self.readmodel)
+        known = ViewDocuments(VIEW, self.readmodel, waits)
         order_routes = order_api.routes(self.order_store, orders_views, customers, known)
         self.orders = self._client(order_routes, self.order_store, order_service.SERVICE)
         self.projectors = {

@@ -55,7 +55,8 @@ class FakeStore:
             self.answers[idempotency.key] = (idempotency.request_hash, answer)
         for place, new in enumerate(events, 1):
             self.log.append(self._recorded(stream, expected_version + place, new, metadata))
-        return Appended(expected_version + len(events))
+        position = self.log[-1].position if events else 0
+        return Appended(expected_version + len(events), None, position)
 
     def append_many(
         self,

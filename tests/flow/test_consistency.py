@@ -20,6 +20,8 @@ from eventcore.ids import new_id
 from eventcore.model.token import SIZE, STREAMS, Token
 from eventcore.readmodel.records import Parked
 from order.projections import orders
+from order.projections.customers import VIEW
+from tests.fakes.readmodel import FakeReadModel
 from tests.fakes.shop import FakeShop, projector
 
 TOKEN = "Consistency-Token"
@@ -96,7 +98,7 @@ def caller(shop: FakeShop) -> Caller:
 def test_a_token_is_read_back_as_it_was_written() -> None:
     ids = [str(new_id()) for _ in range(3)]
     token = Token({("order", ids[0]): 7, ("user", ids[1]): 1, ("user", ids[2]): 2},
-                  {"user": "an epoch", "order": str(uuid4())})  # fmt: skip
+                  {"user": "an epoch", "order": str(uuid4())}, {"user": 12})  # fmt: skip
     assert Token.parse(str(token)) == token
     assert token.of("user") == {ids[1]: 1, ids[2]: 2}
     assert (token.version("order", ids[0]), token.version("order", ids[1])) == (7, 0)
@@ -117,8 +119,11 @@ def test_a_token_names_the_newest_streams_and_stays_small() -> None:
 def test_the_greater_version_of_a_stream_counts() -> None:
     id = str(new_id())
     for newer, older in ((1, 2), (2, 1)):
-        both = Token({("user", id): newer}).over(Token({("user", id): older}))
-        assert both.of("user") == {id: 2}
+        first, second = (
+            Token({("user", id): each}, {}, {"user": each * 10}) for each in (newer, older)
+        )
+        both = first.over(second)
+        assert (both.of("user"), both.positions) == ({id: 2}, {"user": 20})
 
 
 def encoded(text: bytes) -> str:
@@ -131,7 +136,7 @@ def encoded(text: bytes) -> str:
         "", "x", "!!!!", "é", "A" * (SIZE + 1), encoded(b"\xff\xfe"), encoded(b"user"),
         encoded(b"user/1/1"), encoded(b"user/01890000-0000-7000-8000-000000000000/0"),
         encoded(b"user/01890000-0000-7000-8000-000000000000/1\n"), encoded(b"user@"),
-        encoded(b"User@e"), encoded(b"user@e\nuser@e@e"),
+        encoded(b"User@e"), encoded(b"user@e\nuser@e@e"), encoded(b"user#"), encoded(b"user#0"),
     ],
 )  # fmt: skip
 def test_garbage_is_a_400_and_nothing_is_written(caller: Caller, garbage: str) -> None:
@@ -156,6 +161,7 @@ def test_the_answer_to_a_command_adds_its_version_to_what_was_seen(caller: Calle
     token = Token.parse(caller.token)
     assert list(token.streams.items()) == [(("order", order_id), 1), (("user", user_id), 2)]
     assert token.epochs == {"user": "the first", "order": "the first"}
+    assert token.positions == {"user": 2, "order": 1}
 
 
 def test_a_command_without_an_event_names_the_version_that_it_saw(caller: Caller) -> None:
@@ -163,7 +169,8 @@ def test_a_command_without_an_event_names_the_version_that_it_saw(caller: Caller
     caller.token = ""
     answer = caller.call("PUT", f"/users/{user_id}", json={"name": PERSON["name"]})
     assert answer.status_code == 200
-    assert Token.parse(caller.token).streams == {("user", user_id): 1}
+    token = Token.parse(caller.token)
+    assert (token.streams, token.positions) == ({("user", user_id): 1}, {"user": 1})
 
 
 def test_a_repeated_command_gets_its_token_again_in_todays_epoch(caller: Caller) -> None:
@@ -174,7 +181,8 @@ def test_a_repeated_command_gets_its_token_again_in_todays_epoch(caller: Caller)
     caller.token = ""
     second = caller.call("POST", "/users", json=PERSON, headers=key)
     assert (second.data, second.headers["Idempotency-Replayed"]) == (first.data, "true")
-    assert Token.parse(caller.token).epochs == {"user": "the second"}
+    token = Token.parse(caller.token)
+    assert (token.epochs, token.positions) == ({"user": "the second"}, {"user": 1})
 
 
 def test_a_repeated_command_is_answered_whatever_its_token_waits_for(caller: Caller) -> None:
@@ -335,6 +343,90 @@ def test_a_parked_stream_is_answered_at_once_with_the_reason(caller: Caller, tim
     order_id = other.order(known).get_json()["orderId"]
     park(caller.shop, "orders", order_id)
     assert other.listed(known) == ([], "stale; reason=parked")
+    assert time.slept == []
+
+
+# ── views ─────────────────────────────────────────────────────────────────────────────────
+
+
+def fold_view(caller: Caller) -> None:
+    """The view takes all that is in the logs."""
+    while caller.shop.view.sweep():
+        continue
+
+
+def customers(caller: Caller, user_id: str) -> tuple[list[Any], str, int]:
+    """One of the list, the source, and the status of the query for that one."""
+    listed = caller.call("GET", "/queries/customers")
+    assert listed.status_code == 200, listed.text
+    found = [each for each in listed.get_json()["customers"] if each["userId"] == user_id]
+    alone = caller.call("GET", f"/queries/customers/{user_id}")
+    if alone.status_code == 200:
+        assert [alone.get_json()] == found
+        assert alone.headers["Answered-From"] == listed.headers["Answered-From"]
+    shown = [(each["name"], each["orders"]) for each in found]
+    return shown, listed.headers["Answered-From"], alone.status_code
+
+
+def test_a_view_is_waited_for_until_it_has_what_was_seen_in_each_log(
+    caller: Caller, time: Time
+) -> None:
+    user_id = caller.create_user()
+    assert customers(caller, user_id) == ([], "stale; reason=behind", 503)
+    assert sum(time.slept) == pytest.approx(2 * 0.03)
+    time.passes = caller.shop.settle
+    assert customers(caller, user_id) == ([("Ada", 0)], "view", 200)
+    order_id = caller.order(user_id).get_json()["orderId"]
+    time.passes = tuple
+    assert customers(caller, user_id) == ([("Ada", 0)], "stale; reason=behind", 200)
+    time.passes = lambda: fold_view(caller)
+    assert customers(caller, user_id) == ([("Ada", 1)], "view", 200)
+    caller.call("PUT", f"/users/{user_id}", json={"name": "Eve"})
+    caller.call("POST", f"/orders/{order_id}/cancel")
+    assert customers(caller, user_id) == ([("Eve", 1)], "view", 200)
+
+
+def test_an_event_that_a_view_ignores_is_not_waited_for_for_ever(caller: Caller) -> None:
+    user_id = caller.create_user()
+    answer = caller.call("PUT", f"/users/{user_id}", json={"email": "eve@example.com"})
+    assert answer.status_code == 200
+    assert caller.shop.user_store.log[-1].event_type not in VIEW.on["user"]
+    fold_view(caller)
+    assert customers(caller, user_id) == ([("Ada", 0)], "view", 200)
+
+
+def test_a_view_that_has_caught_up_costs_a_token_no_request(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user_id = caller.create_user()
+    fold_view(caller)
+    assert customers(caller, user_id)[1:] == ("view", 200)
+    monkeypatch.delattr(FakeReadModel, "checkpoint")
+    assert customers(caller, user_id)[1:] == ("view", 200)
+
+
+def test_a_view_with_a_parked_document_does_not_say_that_it_has_all(
+    caller: Caller, time: Time
+) -> None:
+    user_id = caller.create_user()
+    fold_view(caller)
+    park(caller.shop, "customers/user", user_id)
+    assert customers(caller, user_id) == ([("Ada", 0)], "stale; reason=parked", 200)
+    assert time.slept == []
+
+
+def test_a_view_of_the_log_before_says_so(caller: Caller, time: Time) -> None:
+    user_id = caller.create_user()
+    caller.call("PUT", f"/users/{user_id}", json={"name": "Eve"})
+    fold_view(caller)
+    put_back(caller.shop, "user", events=1)
+    assert caller.call("GET", f"/users/{user_id}").status_code == 409
+    caller.token = ""
+    newer = caller.create_user()
+    assert customers(caller, newer) == ([], "stale; reason=other-log", 409)
+    time.slept.clear()
+    fold_view(caller)
+    assert customers(caller, newer) == ([], "stale; reason=halted", 503)
     assert time.slept == []
 
 

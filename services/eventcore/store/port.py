@@ -57,10 +57,14 @@ class Append:
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """The stream's version after an append, or the answer an earlier one was given."""
+    """The stream's version after an append, or the answer an earlier one was given.
+
+    `position` is that of the last event that was appended; 0: none was.
+    """
 
     version: int
     replayed: Answer | None = None
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from eventcore.store.rows import (
     APPEND_MANY,
     CHANGES,
     CORRELATED,
-    EVENT_EXISTS,
+    POSITION,
     PROGRESS,
     SETTLE,
     STREAM,
@@ -92,10 +92,10 @@ class Postgres:
         values = to_columns(append, metadata, idempotency, answer)
 
         def once() -> Appended:
-            replayed, recorded, version = self._write(APPEND, values)[0]
-            return Appended(version, to_answer(recorded) if replayed else None)
+            replayed, recorded, version, position = self._write(APPEND, values)[0]
+            return Appended(version, to_answer(recorded) if replayed else None, position)
 
-        return self._append_until_known([append], once) or Appended(expected_version + len(events))
+        return self._append_until_known([append], once)
 
     def append_many(
         self,
@@ -110,16 +110,12 @@ class Postgres:
             replayed, recorded = self._write(APPEND_MANY, values)[0]
             return Appended(0, to_answer(recorded) if replayed else None)
 
-        appended = self._append_until_known(appends, once)
-        return appended.replayed if appended else None
+        return self._append_until_known(appends, once).replayed
 
     def _append_until_known(
         self, appends: Sequence[Append], once: Callable[[], Appended]
-    ) -> Appended | None:
-        """Appends again after a lost answer; None: the first attempt was committed.
-
-        Raises OutcomeUnknown after RETRY_FOR seconds.
-        """
+    ) -> Appended:
+        """Appends again after a lost answer; raises OutcomeUnknown after RETRY_FOR seconds."""
         deadline, losses = self._clock.monotonic() + RETRY_FOR, 0
         while True:
             try:
@@ -130,7 +126,7 @@ class Postgres:
                 if losses and self._clock.monotonic() > deadline:
                     raise _outcome_unknown(appends[0].stream) from error
             else:
-                if not (appended and appended.replayed):
+                if not appended.replayed:
                     self._wakeup.schedule()
                 return appended
             self._clock.sleep(backoff(losses, self._clock))
@@ -138,15 +134,16 @@ class Postgres:
 
     def _append(
         self, appends: Sequence[Append], once: Callable[[], Appended], outcome_unknown: bool
-    ) -> Appended | None:
+    ) -> Appended:
         """Appends once; `outcome_unknown`: an earlier attempt may have been committed."""
         failpoint("append:begin")
         try:
             appended = once()
         except Conflict:
             ids = [str(event.event_id) for each in appends for event in each.events]
-            if outcome_unknown and ids and self._rows(EVENT_EXISTS, (ids[0],)):
-                return None
+            if outcome_unknown and ids and (found := self._rows(POSITION, (ids[-1],))):
+                last = appends[-1]
+                return Appended(last.expected_version + len(last.events), None, found[0][0])
             raise
         failpoint("append:committed")
         return appended

@@ -55,10 +55,11 @@ READ_PAGE = (
     " left join lateral read_feed(%s, %s, %s) f on l.same order by f.position"
 )
 
-EVENT_EXISTS = "select 1 from events where event_id = %s::uuid"
+POSITION = "select position from events where event_id = %s::uuid"
 
 APPEND = (
-    "select replayed, answer, version from append_events("
+    "select replayed, answer, version, case when recorded_at is null then 0"
+    " else currval('public.events_position_seq') end from append_events("
     "%s, %s::uuid, %s, %s::uuid[], %s::text[], %s::int[], %s::text[], %s::jsonb, %s, %s, %s::jsonb)"
 )
 
