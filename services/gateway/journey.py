@@ -8,14 +8,19 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
 import urllib3
 
+TOKEN = "Consistency-Token"
+
 PATIENCE = 30
 """Seconds for the read models to show what was written."""
+
+PAUSE = 0.5
+"""Seconds before a call is repeated, after the service itself has waited."""
 
 
 class Unexpected(Exception):
@@ -24,40 +29,56 @@ class Unexpected(Exception):
 
 @dataclass
 class Caller:
-    """Sends requests to a gateway, and raises Unexpected for a wrong answer."""
+    """Sends requests to a gateway, and raises Unexpected for a wrong answer.
+
+    Passes the newest Consistency-Token on, so that each answer has what was written before.
+    """
 
     gateway: str
     say: Callable[[str], object]
+    seen: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._http = urllib3.PoolManager(timeout=10, retries=False)
 
-    def ask(self, method: str, path: str, status: int, body: object = None) -> Any:
-        """The JSON of an answer, which must have this status."""
-        try:
-            answer = self._http.request(method, self.gateway + path, json=body)
-        except urllib3.exceptions.HTTPError as error:
-            raise Unexpected(f"{method} {path} was not answered: {error}.") from error
-        self.say(f"{method} {path} {answer.status}\n")
-        if answer.status != status:
+    def ask(
+        self, method: str, path: str, status: int, body: object = None, source: str = ""
+    ) -> Any:
+        """The JSON of an answer, which must have this status and, if one is named, this source.
+
+        Repeats a call for PATIENCE seconds while a read model does not have what was written.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            answer = self._send(method, path, body)
+            found = answer.headers.get("Answered-From", "")
+            is_late = "Retry-After" in answer.headers or (source and found != source)
+            if not is_late or time.monotonic() > deadline:
+                break
+            time.sleep(PAUSE)
+        if answer.status != status or (source and found != source):
             text = answer.data[:300].decode(errors="replace")
-            raise Unexpected(f"{method} {path} answered {answer.status}, not {status}: {text}")
+            raise Unexpected(
+                f"{method} {path} answered {answer.status} {found}, not {status} {source}: {text}"
+            )
+        self.seen |= {name: answer.headers[name] for name in (TOKEN,) if name in answer.headers}
         return json.loads(answer.data)
 
-    def expect(self, path: str, **expected: object) -> None:
+    def expect(self, path: str, source: str = "", **expected: object) -> None:
         """Requires these fields of an answer."""
-        answer = self.ask("GET", path, 200)
+        answer = self.ask("GET", path, 200, source=source)
         wrong = {name: answer.get(name) for name in expected if answer.get(name) != expected[name]}
         if wrong:
             raise Unexpected(f"GET {path} answered {wrong}, not {expected}.")
 
-    def expect_soon(self, path: str, right: Callable[[Any], bool], what: str) -> None:
-        """Repeats a query until the answer is right, for PATIENCE seconds."""
-        deadline = time.monotonic() + PATIENCE
-        while not right(self.ask("GET", path, 200)):
-            if time.monotonic() > deadline:
-                raise Unexpected(f"GET {path} did not show {what} within {PATIENCE} s.")
-            time.sleep(0.2)
+    def _send(self, method: str, path: str, body: object) -> urllib3.BaseHTTPResponse:
+        try:
+            url = self.gateway + path
+            answer = self._http.request(method, url, json=body, headers=self.seen)
+        except urllib3.exceptions.HTTPError as error:
+            raise Unexpected(f"{method} {path} was not answered: {error}.") from error
+        self.say(f"{method} {path} {answer.status}\n")
+        return answer
 
 
 def play(gateway: str, say: Callable[[str], object] = sys.stdout.write) -> None:
@@ -74,13 +95,13 @@ def play(gateway: str, say: Callable[[str], object] = sys.stdout.write) -> None:
     if refusal.get("title") != "User unknown":
         raise Unexpected(f"The order of an unknown user was refused with {refusal.get('title')!r}.")
 
-    # A new document can be read at once, from its events; a change, and a list, when the
-    # projector has come to it.
-    caller.expect_soon(f"/users/{user}", lambda each: each["name"] == "Ada King", "the new name")
+    # Each read model comes to have all that was written.
+    caller.expect(f"/users/{user}", "view", name="Ada King")
     listed = f"/queries/orders?userId={user}"
-    caller.expect_soon(
-        listed, lambda page: [o["orderId"] for o in page["orders"]] == [placed], "the order"
-    )
+    found = [each["orderId"] for each in caller.ask("GET", listed, 200, source="view")["orders"]]
+    if found != [placed]:
+        raise Unexpected(f"GET {listed} answered {found}, not {[placed]}.")
+    caller.expect(f"/queries/customers/{user}", "view", name="Ada King", orders=1)
 
 
 if __name__ == "__main__":
