@@ -242,7 +242,7 @@ class ViewDocuments:
         """The documents that exist among `ids`; raises ReadModelUnavailable."""
         return self._readmodel.find(self._serving.now().collection, set(ids))
 
-    def one(self, id: str, reached: Lag) -> Document:
+    def one(self, id: str, reached: Lag = Lag.NONE) -> Document:
         """The document with an id, as far as the view has come.
 
         Raises NotFound, or what `require_seen` raises; and ReadModelUnavailable.

@@ -43,6 +43,7 @@ def test_a_batch_is_seen_with_its_token_before_the_projector_runs(shop: FakeShop
     token = placed.headers["Consistency-Token"]
     newest = list(reversed(placed.get_json()["orderIds"]))[:8]
     assert [id for _, id in Token.parse(token).streams] == newest
+    assert Token.parse(token).positions == {"order": 10}
     seen = shop.orders.get(f"/queries/orders/{newest[0]}", headers={"Consistency-Token": token})
     assert seen.status_code == 200
     assert seen.headers["Answered-From"] == "live"
