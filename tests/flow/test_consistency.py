@@ -280,6 +280,20 @@ def test_a_list_waits_for_what_was_seen(caller: Caller, time: Time) -> None:
     assert len(time.slept) == 1
 
 
+def test_a_list_that_has_caught_up_reads_no_checkpoint(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user_id = caller.create_user()
+    caller.shop.settle()
+    order_id = caller.order(user_id).get_json()["orderId"]
+    caller.shop.settle()
+    caller.shop.sweep()  # the read model notes the epoch of its log
+    assert caller.listed(user_id) == ([order_id], "view")
+    monkeypatch.delattr(FakeReadModel, "checkpoint")
+    assert caller.listed(user_id) == ([order_id], "view")
+    assert caller.call("GET", f"/queries/orders/{order_id}").headers["Answered-From"] == "view"
+
+
 @pytest.mark.parametrize(
     ("prefer", "waited"),
     [
