@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import urllib3
 
-TOKEN = "Consistency-Token"
+SEEN_HEADER = "Consistency-Token"
 
 PATIENCE = 30
 """Seconds for the read models to show what was written."""
@@ -61,7 +61,9 @@ class Caller:
             raise Unexpected(
                 f"{method} {path} answered {answer.status} {found}, not {status} {source}: {text}"
             )
-        self.seen |= {name: answer.headers[name] for name in (TOKEN,) if name in answer.headers}
+        self.seen |= {
+            name: answer.headers[name] for name in (SEEN_HEADER,) if name in answer.headers
+        }
         return json.loads(answer.data)
 
     def expect(self, path: str, source: str = "", **expected: object) -> None:

@@ -156,7 +156,7 @@ def test_a_certificate_is_made_for_each_name_by_which_a_server_is_called() -> No
         assert values[server["metadata"]["name"]]["external"]["tls"]["caSecret"] == secret
 
 
-def test_with_certificates_services_take_tls_alone_under_the_names_that_are_called() -> None:
+def test_with_certificates_services_take_tls_alone_under_their_names() -> None:
     certificates = {
         each["spec"]["secretName"]: each["spec"]["dnsNames"]
         for each in parse((K8S / "production/tls/certificates.yaml").read_text())

@@ -183,7 +183,7 @@ def test_the_examples_hold_what_they_are_examples_of() -> None:
     assert not render("existing-secrets").of("Secret")
 
 
-def test_an_ingress_has_a_rule_for_each_host_and_a_certificate_of_all_or_its_own() -> None:
+def test_an_ingress_has_a_rule_and_a_certificate_for_each_host() -> None:
     (ingress,) = render("ingress-tls").of("Ingress")
     shared, own = ["shop.example", "www.shop.example"], "shop.example.org"
     assert [rule["host"] for rule in ingress["spec"]["rules"]] == [*shared, own]

@@ -174,7 +174,7 @@ def test_each_dashboard_is_in_a_config_map_with_an_id_of_the_release(chart: Rend
     assert len({board["uid"] for board in found.values()}) == len(found)
 
 
-def test_two_releases_have_no_dashboard_in_common_and_no_alert_of_one_fires_for_another() -> None:
+def test_two_releases_share_no_dashboard_and_no_alert() -> None:
     here, there = render("monitors"), render("monitors", release="another")
     ids = [{board["uid"] for board in shown(each).values()} for each in (here, there)]
     assert not ids[0] & ids[1]

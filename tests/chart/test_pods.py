@@ -340,7 +340,7 @@ def _at(thing: Any, *path: str) -> Any:
     return thing
 
 
-def test_in_diagnostic_mode_processes_and_servers_sleep_and_all_else_is_as_before() -> None:
+def test_in_diagnostic_mode_processes_and_servers_sleep() -> None:
     given: Object = {"traffic": {"enabled": True}, "observability": {"enabled": True}}
     before = {pod.owner: pod for pod in render(given=given).pods}
     asleep = {

@@ -46,7 +46,7 @@ def test_it_has_a_home_sources_and_an_icon_and_nothing_is_left_to_advise(
     assert (ROOT / path).is_file()
 
 
-def test_its_pods_pull_from_the_registry_and_its_alerts_lead_to_the_runbooks(
+def test_pods_pull_from_the_registry_and_alerts_lead_to_the_runbooks(
     published: Path,
 ) -> None:
     told = {"auth": {"generate": "always"}, "alerts": {"prometheusRule": True}}

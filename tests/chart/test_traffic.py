@@ -17,7 +17,7 @@ def test_there_is_no_traffic_unless_it_is_asked_for() -> None:
     assert not [name for name in render().named("NetworkPolicy") if "traffic" in name]
 
 
-def test_it_runs_a_module_of_the_gateways_image_with_the_gateways_address_and_its_rate() -> None:
+def test_it_runs_a_module_of_the_gateway_with_its_address_and_rate() -> None:
     chart = render(given={"traffic": {"enabled": True, "rate": 2.5}})
     (container,) = chart.pod("traffic").containers
     assert container["image"] == chart.pod("gateway").containers[0]["image"]

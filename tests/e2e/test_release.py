@@ -425,7 +425,7 @@ def copied(copy: Path) -> Path:
     return copy
 
 
-def test_make_deploy_runs_the_code_that_has_changed_since_the_deploy_before(
+def test_make_deploy_runs_the_code_changed_since_the_deploy_before(
     release: Release, tmp_path: Path, say: Callable[[str], None]
 ) -> None:
     """`make deploy` of the same version again: other content is another tag, and other pods."""

@@ -301,7 +301,7 @@ def test_a_list_that_has_caught_up_reads_no_checkpoint(
         ('WAIT = "0"', 0), ("wait=soon", 0.03), ("wait=-1", 0.03), ("await=0", 0.03),
     ],
 )  # fmt: skip
-def test_a_list_waits_no_longer_than_preferred_or_allowed_and_then_says_that_it_is_stale(
+def test_a_list_waits_as_preferred_or_allowed_then_says_it_is_stale(
     caller: Caller, time: Time, prefer: str, waited: float
 ) -> None:
     user_id = caller.create_user()
@@ -469,7 +469,7 @@ def test_a_token_of_another_epoch_is_a_409_and_nothing_is_written(caller: Caller
     assert caller.call("GET", f"/users/{user_id}").status_code == 200
 
 
-def test_a_service_that_has_not_noticed_the_new_epoch_takes_the_token_of_one_that_has(
+def test_a_service_takes_the_token_of_an_epoch_it_has_not_noticed(
     caller: Caller,
 ) -> None:
     user_id = caller.create_user()
@@ -565,7 +565,7 @@ def test_a_wait_backs_off_and_ends_at_its_limit() -> None:
 # ── a thousand times ──────────────────────────────────────────────────────────────────────
 
 
-def test_a_thousand_clients_see_their_users_and_orders_whatever_the_projectors_do(
+def test_a_thousand_clients_see_what_they_did_whatever_the_projectors_do(
     time: Time,
 ) -> None:
     """While they run, stand still, are bypassed by the relay, sweep; and when a log is put back."""

@@ -152,7 +152,7 @@ def test_the_log_of_the_release_before_is_replayed_by_the_new_code(post: Post) -
     assert decider(NEW).fold("", events) == repr(NewSent("Ada", "Paris"))
 
 
-def test_the_release_before_parks_alone_what_it_does_not_know_and_the_upgrade_releases_it(
+def test_an_older_release_parks_the_unknown_and_the_upgrade_releases_it(
     post: Post,
 ) -> None:
     before = post.append(OldSent("Ada, Paris"))
@@ -231,7 +231,7 @@ def test_an_announcement_without_the_token_is_not_taken() -> None:
 
 
 @pytest.mark.parametrize("announced", ["", ";", "a; B", "a; B=x", "x" * 4000, "a; PARCEL_SENT=-1"])
-def test_an_announcement_that_says_nothing_is_a_consumer_that_knows_nothing(announced: str) -> None:
+def test_an_empty_announcement_is_a_consumer_that_knows_nothing(announced: str) -> None:
     consumers = Consumers(NEW)
     consumers.note(announced)
     consumers.update()
@@ -298,7 +298,7 @@ def test_every_event_is_described_with_its_key_and_its_message() -> None:
     assert payload["properties"]["data"]["properties"]["price"] == {"type": "number"}
 
 
-def test_the_gateway_describes_the_events_of_all_services_and_its_page_leads_there() -> None:
+def test_the_gateway_describes_the_events_of_all_services() -> None:
     class _Upstream(Upstream):
         def __init__(self, name: str) -> None:
             super().__init__("http://127.0.0.1:1", calls=1)

@@ -313,7 +313,7 @@ def test_the_first_sweeps_of_new_code_release_a_parked_document(logs: Logs) -> N
     assert logs.documents() == fold(VIEW, logs.events())
 
 
-def test_a_sweep_retries_with_some_pages_of_the_log_and_folds_what_comes_meanwhile(
+def test_a_sweep_retries_by_some_pages_and_folds_new_events(
     logs: Logs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("eventcore.project.view_applier.SWEEP_RANGE", 10)
@@ -377,7 +377,7 @@ def test_a_document_that_stays_broken_is_retried_once_for_each_process(logs: Log
     assert logs.parked("order").keys() == {str(user)}
 
 
-def test_the_cost_of_an_event_does_not_depend_on_how_many_its_document_has_had(
+def test_an_event_costs_the_same_however_many_its_document_has_had(
     logs: Logs,
 ) -> None:
     user, sizes, calls = str(uuid4()), list[int](), list[int]()
@@ -396,7 +396,7 @@ def test_the_cost_of_an_event_does_not_depend_on_how_many_its_document_has_had(
     assert sizes[1] - sizes[0] < 12  # the digits of the numbers
 
 
-def test_a_stream_whose_documents_cannot_be_named_is_parked_and_cured_by_a_rebuild(
+def test_a_stream_of_unnamed_documents_is_parked_until_a_rebuild(
     logs: Logs,
 ) -> None:
     user, order = uuid4(), uuid4()
@@ -445,7 +445,7 @@ acts = st.lists(
 
 @settings(max_examples=15, deadline=None)
 @given(acts, st.integers(1, 7))
-def test_after_any_crashes_thefts_and_interleavings_the_view_is_the_fold_of_both_logs(
+def test_after_crashes_and_thefts_the_view_is_the_fold_of_both_logs(
     sequence: list[tuple[str, int, int]], span: int
 ) -> None:
     logs = Logs()
@@ -710,7 +710,7 @@ def test_verify_does_not_blame_a_parked_document(logs: Logs) -> None:
 
 
 @given(st.lists(st.booleans(), min_size=40, max_size=40), st.integers(0, 3))
-def test_a_step_comes_to_the_same_document_in_whatever_order_the_stores_events_arrive(
+def test_the_order_of_the_stores_events_does_not_change_a_document(
     choices: list[bool], seed: int
 ) -> None:
     logs = Logs()

@@ -332,7 +332,7 @@ def await_readable(shop: Shop, user_id: str) -> None:
         time.sleep(0.05)
 
 
-def test_a_prometheus_leads_from_a_time_to_the_trace_of_a_request_that_took_it(
+def test_a_prometheus_leads_from_a_time_to_the_trace_of_a_request(
     traced: Traced, collector: Receiver, rabbitmq: RabbitMQ, tmp_path: Path
 ) -> None:
     header = new_context()

@@ -81,7 +81,7 @@ def readmodel(mongodb: MongoDB) -> Iterator[Mongo]:
 
 
 @pytest.mark.timeout(400)
-def test_a_view_that_is_rebuilt_while_orders_go_on_is_the_fold_of_both_logs(
+def test_a_view_rebuilt_while_orders_go_on_is_the_fold_of_both_logs(
     stores: Mapping[str, Postgres], readmodel: Mongo
 ) -> None:
     feeds = {store: StoreFeed(log, store) for store, log in stores.items()}

@@ -185,7 +185,7 @@ def test_dashboards_come_along_where_they_are_asked_for(machine: Path) -> None:
     assert bundled == without.replace("--debug", f"{wishes} --debug")
 
 
-def test_every_page_of_the_release_has_a_local_port_and_those_that_are_not_there_have_none(
+def test_each_page_of_the_release_and_no_other_has_a_local_port(
     machine: Path,
 ) -> None:
     log = machine / "log"
