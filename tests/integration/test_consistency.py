@@ -1,6 +1,5 @@
 """Reading your own writes on the real servers: what a call shows, and how long it waits."""
 
-import logging
 import statistics
 import threading
 import time
@@ -27,8 +26,6 @@ from tests.integration.trouble import stopped
 __all__ = ["truth"]
 
 pytestmark = pytest.mark.timeout(400)
-
-log = logging.getLogger(__name__)
 
 CAP = 0.25
 """CONSISTENCY_WAIT of the processes that the journeys go through, in seconds."""
@@ -283,6 +280,8 @@ def test_a_thousand_clients_see_what_they_wrote_whatever_projectors_do(
             travel(clients, seen, PART // 2)
         with stopped({shop.pid(name) for name in PROJECTORS}):
             travel(clients, seen, PART // 2, is_frozen=True)
+        # Below, processes start and a log is restored, which takes the cores from everybody.
+        assert max(seen.waited) <= CAP + max(NOISE, 2 * max(seen.direct))
         shop.kill(*PROJECTORS)
         shop.launch(*PROJECTORS)
         travel(clients, seen, PART)
@@ -295,9 +294,6 @@ def test_a_thousand_clients_see_what_they_wrote_whatever_projectors_do(
         truth.converges(PATIENCE)
         until(lambda: all(customers_reached(each, seen) for each in clients), PATIENCE)
     assert seen.counts["done"] == 4 * PART == 1000
-    for what, took in (("may wait", seen.waited), ("do not", seen.direct)):
-        p99 = statistics.quantiles(took, n=100)[98]
-        log.info("calls that %s: p99 %.3f s, longest %.3f s", what, p99, max(took))
     assert min(seen.counts["stale; reason=behind"], seen.counts["urn:problem:not-yet"]) > PART // 4
     assert seen.counts["urn:problem:other-log"] >= 1
 
