@@ -73,7 +73,7 @@ class Projecting:
 
     def _project(self) -> Values:
         """Events a second, from the queue to acknowledged, journaled documents."""
-        broker = RabbitMQ(self._bed.rabbitmq.address, name="bench")
+        broker = RabbitMQ(self._bed.new_broker(), name="bench")
         self._fill(broker)
         readmodel = _Counting(self._bed.readmodel("bench"))
         projection = replace(orders.PROJECTION, collection=f"orders_{uuid4().hex[:8]}")

@@ -51,7 +51,8 @@ class Relaying:
         """From the feed to confirmed messages, checkpoint included."""
         backlog = self._backlog
         session = RelaySession(self._bed.store(backlog.name, "relay"), "bench")
-        broker = RabbitMQ(self._bed.rabbitmq.address, name="bench")
+        address = self._bed.new_broker()
+        broker = RabbitMQ(address, name="bench")
         publisher = broker.publisher([QUEUE], WINDOW)
         forwarder = Forwarder("bench", session, publisher)
         began, spent = perf_counter(), Spent()
@@ -66,13 +67,13 @@ class Relaying:
         publisher.close()
         backlog.forget_checkpoint()
         session.close()
-        require(_emptied(self._bed.rabbitmq.address, QUEUE.name) == self._count, "all are queued")
+        require(_emptied(address, QUEUE.name) == self._count, "all are queued")
         return (self._count / took,)
 
     def _publish(self) -> Values:
-        publisher = BarePublisher(self._bed.rabbitmq.address, self._backlog.bodies)
-        rate = publisher.run()
-        queued = _emptied(self._bed.rabbitmq.address, BARE_QUEUE)
+        address = self._bed.new_broker()
+        rate = BarePublisher(address, self._backlog.bodies).run()
+        queued = _emptied(address, BARE_QUEUE)
         require(queued == self._count, "all are queued")
         return (rate,)
 

@@ -45,6 +45,15 @@ class Visitor:
         self._log.execute("select count(*) from streams where aggregate_type = 'order'")
         return int(self._log.fetchone()[0])
 
+    def own_orders_in_log(self) -> int:
+        """How many of them this user has placed."""
+        self._log.execute(
+            "select count(*) from events where event_type = 'ORDER_PLACED'"
+            " and data->>'userId' = %s",
+            (self.user_id,),
+        )
+        return int(self._log.fetchone()[0])
+
     def orders_when_still(self) -> int:
         """How many orders have been placed once no more come: those that nobody waits for any more
         are still being written.
