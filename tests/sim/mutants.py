@@ -89,14 +89,15 @@ def _(real: Any, self: Any, stream: Any, _expected: int, *more: Any) -> Any:
 
 
 @mutant("a conflict after a lost answer counts as another's", "store.postgres.Postgres._append")
-def _(real: Any, self: Any, values: Any, _outcome_unknown: bool) -> Any:
-    return real(self, values, False)
+def _(real: Any, self: Any, appends: Any, values: Any, once: Any, _outcome_unknown: bool) -> Any:
+    return real(self, appends, values, once, False)
 
 
 @mutant("an append is sent again with other event ids", "store.postgres.Postgres._append")
-def _(real: Any, self: Any, values: Any, outcome_unknown: bool) -> Any:
+def _(real: Any, self: Any, appends: Any, values: Any, once: Any, outcome_unknown: bool) -> Any:
     others = [str(UUID(int=UUID(each).int + outcome_unknown)) for each in values[3]]
-    return real(self, (*values[:3], others, *values[4:]), outcome_unknown)
+    changed = (*values[:3], others, *values[4:])
+    return real(self, appends, changed, once, outcome_unknown)
 
 
 @mutant("a retry forgets the key", "store.postgres.Postgres.append")
@@ -110,12 +111,12 @@ def _(real: Any, self: Any, idempotency: Any) -> Any:
 
 
 @mutant("a key is recorded in a transaction of its own", "store.postgres.Postgres._append")
-def _(real: Any, self: Any, values: Any, outcome_unknown: bool) -> Any:
+def _(real: Any, self: Any, appends: Any, values: Any, once: Any, outcome_unknown: bool) -> Any:
     *append, key, request_hash, answer = values
-    appended = real(self, (*append, None, None, None), outcome_unknown)
+    appended = real(self, appends, (*append, None, None, None), once, outcome_unknown)
     if key:
         no_events = (*append[:2], appended.version, [], [], [], [], append[7])
-        real(self, (*no_events, key, request_hash, answer), False)
+        real(self, appends, (*no_events, key, request_hash, answer), once, False)
     return appended
 
 

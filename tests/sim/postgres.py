@@ -141,7 +141,7 @@ class FakePostgres:
             ("select s.head", "progress", self._progress),
             ("select l.same, l.settled", "read changes", self._read_changes),
             ("select request_hash", "recorded answer", self._recorded_answer),
-            ("select 1 from events", "event id", self._event_id),
+            ("select position from events", "event id", self._event_id),
             ("select pg_try_advisory_lock", "lock", self._lock_relay),
             ("select position, event_id::text from checkpoints", "checkpoint", self._checkpoint),
             ("select move_checkpoint", "move checkpoint", self._move_checkpoint),
@@ -225,7 +225,7 @@ class FakePostgres:
                         self._world.reach("a key comes with another request")
                         raise to_error("ES002", "this key stands for another request")
                     self._world.reach("an append is answered by its key")
-                    own.result = [(True, known, expected)]
+                    own.result = [(True, known, expected, 0)]
                     return
                 yield "pg key locked"
             if ids:
@@ -243,7 +243,7 @@ class FakePostgres:
                     raise to_error("23505", f"event ids {clash} are there already")
                 yield "pg inserted"
             self._commit(own, key, digest, answer, (types, schemas, data, metadata))
-            own.result = [(False, None, expected + len(ids))]
+            own.result = [(False, None, expected + len(ids), max(own.positions, default=0))]
             yield "pg committed"
         finally:
             self._let_go(own)
@@ -344,7 +344,7 @@ class FakePostgres:
         if values[0] not in self.ids:
             return []
         self._world.reach("an append is found again by its event id")
-        return [(1,)]
+        return [(position,) for position, row in self.rows.items() if str(row[1]) == values[0]]
 
     def _read_stream(self, _: Session, values: tuple[Any, ...]) -> Rows:
         kind, each, after, limit = values

@@ -1,7 +1,7 @@
 """The process of a view: it folds the feeds of its stores, and the broker only wakes it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from eventcore.broker.port import Consumer, Delivery
 from eventcore.errors import FeedUnavailable, Unavailable
@@ -12,9 +12,12 @@ from eventcore.project.view_applier import ViewApplier
 from eventcore.readmodel.records import Lease
 from eventcore.store.feed import read_page
 
-HINT_DELAY, HINT_INTERVAL = 0.03, 0.25
-"""Seconds from a hint to the fold, in which more hints come; and between two folds for hints. A
-fold takes a dozen calls of servers and stores, which the other projections need at that moment."""
+HINT_DELAY = 0.02
+"""Seconds from a hint to the fold, in which more hints come."""
+
+REST = 2
+"""How often the time of a fold passes before the next one for hints. A fold takes a dozen calls of
+servers and stores, which the other projections need at that moment."""
 
 _ANY = 2**62
 """A position past every feed's end."""
@@ -43,10 +46,14 @@ class PartSweep(LeasedSweep[ViewApplier]):
 
 @dataclass(eq=False)
 class ViewSweep:
-    """Folds the feeds of all stores of a view; the holder of the first one's lease does."""
+    """Folds the feeds of all stores of a view; the holder of the first one's lease does.
+
+    `hinted` names the stores that the next `run` folds, instead of all.
+    """
 
     parts: Sequence[PartSweep]
     caught_up = 0
+    hinted: set[str] = field(default_factory=set)
 
     @property
     def is_holder(self) -> bool:
@@ -56,7 +63,9 @@ class ViewSweep:
     def run(self) -> bool:
         """Folds a page of each store; True if there is more at once. Raises Unavailable."""
         more, problem = False, None
-        for part in self.parts:
+        hinted = [each for each in self.parts if each.applier.generation.store in self.hinted]
+        self.hinted.clear()
+        for part in hinted or self.parts:
             try:
                 more |= part.run()
             except Unavailable as error:
@@ -84,7 +93,7 @@ class ViewProjector(ProjectorLoop[ViewApplier]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._swept_at = 0.0
+        self._rested_at, self._all_at = 0.0, 0.0
 
     def _connected(self, wait: float) -> Consumer | None:
         consumer = super()._connected(wait)
@@ -95,10 +104,19 @@ class ViewProjector(ProjectorLoop[ViewApplier]):
         return consumer
 
     def sweep(self) -> bool:
-        self._swept_at = self._clock.monotonic()
-        return super().sweep()
+        began = self._clock.monotonic()
+        if began >= self._all_at:
+            self.sweeping.hinted.clear()
+            self._all_at = began + self.sweep_interval
+        try:
+            return super().sweep()
+        finally:
+            ended = self._clock.monotonic()
+            self._rested_at = ended + REST * (ended - began)
 
     def _handle(self, deliveries: Sequence[Delivery], consumer: Consumer) -> None:
         consumer.acknowledge(deliveries[-1])
-        due = max(self._clock.monotonic() + HINT_DELAY, self._swept_at + HINT_INTERVAL)
+        keys = {each.message.routing_key for each in deliveries}
+        self.sweeping.hinted.update(key.partition(".")[0] for key in keys)
+        due = max(self._clock.monotonic() + HINT_DELAY, self._rested_at)
         self._sweep_at = min(self._sweep_at, due)

@@ -7,7 +7,7 @@ The schema and its functions are `init.sql`; this file calls them. Connections a
 import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 from eventcore.clock import SYSTEM_CLOCK, Clock
 from eventcore.errors import Conflict, KeyReused, OutcomeUnknown, StoreUnavailable, Unavailable
@@ -51,6 +51,11 @@ from eventcore.store.wakeup import Wakeup
 
 RETRY_FOR = 3.0  # seconds after which an append whose answer was lost is not tried again
 
+Values: TypeAlias = tuple[Any, ...]
+
+Once: TypeAlias = Callable[[Values], Appended]
+"""Sends an append with these values, once."""
+
 
 class Postgres:
     """A Store on one database, over at most `connections` + 1 connections.
@@ -91,11 +96,7 @@ class Postgres:
         append = Append(stream, expected_version, events)
         values = to_columns(append, metadata, idempotency, answer)
 
-        def once() -> Appended:
-            replayed, recorded, version, position = self._write(APPEND, values)[0]
-            return Appended(version, to_answer(recorded) if replayed else None, position)
-
-        return self._append_until_known([append], once)
+        return self._append_until_known([append], values, self._append_one)
 
     def append_many(
         self,
@@ -105,21 +106,24 @@ class Postgres:
         answer: Answer | None = None,
     ) -> Answer | None:
         values = to_columns_of_many(appends, metadata, idempotency, answer)
+        return self._append_until_known(appends, values, self._append_all).replayed
 
-        def once() -> Appended:
-            replayed, recorded = self._write(APPEND_MANY, values)[0]
-            return Appended(0, to_answer(recorded) if replayed else None)
+    def _append_one(self, values: Values) -> Appended:
+        replayed, recorded, version, position = self._write(APPEND, values)[0]
+        return Appended(version, to_answer(recorded) if replayed else None, position)
 
-        return self._append_until_known(appends, once).replayed
+    def _append_all(self, values: Values) -> Appended:
+        replayed, recorded = self._write(APPEND_MANY, values)[0]
+        return Appended(0, to_answer(recorded) if replayed else None)
 
     def _append_until_known(
-        self, appends: Sequence[Append], once: Callable[[], Appended]
+        self, appends: Sequence[Append], values: Values, once: Once
     ) -> Appended:
         """Appends again after a lost answer; raises OutcomeUnknown after RETRY_FOR seconds."""
         deadline, losses = self._clock.monotonic() + RETRY_FOR, 0
         while True:
             try:
-                appended = self._append(appends, once, bool(losses))
+                appended = self._append(appends, values, once, bool(losses))
             except Unavailable as error:
                 if error.outcome_known and not losses:
                     raise
@@ -133,12 +137,12 @@ class Postgres:
             losses += 1
 
     def _append(
-        self, appends: Sequence[Append], once: Callable[[], Appended], outcome_unknown: bool
+        self, appends: Sequence[Append], values: Values, once: Once, outcome_unknown: bool
     ) -> Appended:
         """Appends once; `outcome_unknown`: an earlier attempt may have been committed."""
         failpoint("append:begin")
         try:
-            appended = once()
+            appended = once(values)
         except Conflict:
             ids = [str(event.event_id) for each in appends for event in each.events]
             if outcome_unknown and ids and (found := self._rows(POSITION, (ids[-1],))):
