@@ -284,7 +284,9 @@ def _(real: Any, self: Any, generation: str, versions: Any) -> Any:
     return real(self, generation, dict.fromkeys(versions, 10**6))
 
 
-@mutant("streams are released before they are written", "project.applier.EventApplier.retry")
+@mutant(
+    "streams are released before they are written", "project.applier.EventApplier.retry_by_page"
+)
 def _(real: Any, self: Any, entries: Any) -> Any:
     self.readmodel.release(self.generation.name, dict.fromkeys(entries, 10**6))
     return real(self, entries)
@@ -328,9 +330,9 @@ def _(real: Any, self: Any, position: int, page: Any) -> Any:
     object.__setattr__(page, "end", page.settled)
 
 
-@mutant("the sweep does not retry parked streams", "project.applier.EventApplier.retry")
+@mutant("the sweep does not retry parked streams", "project.applier.EventApplier.retry_by_page")
 def _(*_: Any) -> Any:
-    return set()
+    return iter(())
 
 
 @mutant("the lease's epoch fences nothing", "readmodel.mongo.Mongo.move_checkpoint")
