@@ -298,7 +298,8 @@ begin
 
         -- All rows of streams are locked before any position is drawn, in one order, so that no two
         -- callers wait for each other in a circle: new streams first, then the others, each by type
-        -- and id. (Who expects a stream to exist does not see, and so not wait for, one that begins.)
+        -- and id. (A caller that expects a stream to exist does not see one that is just beginning,
+        -- and does not wait for it.)
         with begun as (
             insert into streams as s (aggregate_type, aggregate_id, version, recorded_at)
             select w.type, w.id, w.added, clock_timestamp()
