@@ -415,6 +415,17 @@ def test_a_stream_of_unnamed_documents_is_parked_until_a_rebuild(
     assert logs.applier("order").retry(logs.parked("order")) == set()  # type: ignore[arg-type]
 
 
+def test_streams_of_another_type_in_a_store_mean_nothing_to_the_view(logs: Logs) -> None:
+    ada = uuid4()
+    logs.append("user", ada, "USER_CREATED", name="Ada", email="ada@example.com")
+    claim = NewEvent(uuid4(), "USER_CREATED", 1, {"name": "nobody"})
+    logs.stores["user"].append(Stream("claim", uuid4()), 0, [claim], {})
+    drain(logs.sweep("a"))
+    assert [each["name"] for each in logs.documents().values()] == ["Ada"]
+    covered = logs.readmodel.checkpoint(f"{VIEW.name}/user").position
+    assert covered == logs.stores["user"].head
+
+
 def test_another_log_halts_the_view_before_anything_is_written(logs: Logs) -> None:
     busy(logs)
     drain(logs.sweep("a"))
