@@ -40,6 +40,7 @@ def wire(shop: Shop) -> Wire:
 
 @pytest.fixture(scope="module")
 def user_id(shop: Shop) -> str:
+    shop.start()  # whatever a test before has left down
     return new_user(Wire(shop))
 
 

@@ -347,11 +347,10 @@ MUTANTS = {
          "e (event_id, event_type, schema_version, data, place) on conflict do nothing;"),
     ],
     "a key is not bound to its request": [
-        ("append_events", "known.request_hash is distinct from p_request_hash", "false"),
+        ("record_answer", "known.request_hash is distinct from p_request_hash", "false"),
     ],
     "a known key appends again": [
-        ("append_events", "answer := known.answer::text;\n                return;",
-         "answer := known.answer::text;"),
+        ("append_events", "if replayed or added = 0 then", "if added = 0 then"),
     ],
     "writers are not waited for": [
         ("settle", "coalesce(array_agg(l.virtualtransaction), '{}')", "'{}'"),

@@ -80,6 +80,9 @@ def test_an_order_is_traced_by_its_id_and_by_its_correlation_id(
     assert event["relayed"] is True
     known, *whole = by_id
     assert (known["projection"], known["stream"]) == ("known-users", user_id)
+    [view] = [each for each in whole if each.get("projection", "").startswith("customers/")]
+    assert (view["what"], view["stream"]) == ("document", user_id)
+    whole.remove(view)
     assert [each["what"] for each in whole] == WHOLE
     moments = [each["at"] for each in by_id if each["at"] and each["what"] != "document"]
     assert moments == sorted(moments)

@@ -69,24 +69,24 @@ class Writer:
             self._versions[appends[place].stream] = version
 
 
-def feed(store: Postgres) -> list[Event]:
-    """The whole log, as a reader of the feed sees it while others write."""
+def feed(store: Postgres, after: int) -> list[Event]:
+    """The log above a position, as a reader of the feed sees it."""
     found: list[Event] = []
-    while page := store.read_feed(found[-1].position if found else 0, store.settled()):
+    while page := store.read_feed(found[-1].position if found else after, store.settled()):
         found += page
     return found
 
 
 def test_random_transactions_neither_deadlock_nor_tear_nor_get_lost(store: Postgres) -> None:
     writers = [Writer(store, number) for number in range(WRITERS)]
-    until, seen = time.monotonic() + SECONDS, list[Event]()
+    begun, until, seen = store.settled(), time.monotonic() + SECONDS, list[Event]()
     with ThreadPoolExecutor(WRITERS) as pool:
         runs = [pool.submit(writer.run, until) for writer in writers]
         while time.monotonic() < until:
-            seen += store.read_feed(seen[-1].position if seen else 0, store.settled())
+            seen += store.read_feed(seen[-1].position if seen else begun, store.settled())
         for run in runs:
             run.result()  # a deadlock would be StoreSlow
-    log = feed(store)
+    log = feed(store, begun)
     assert sum(writer.conflicts for writer in writers) > WRITERS
     assert seen == log[: len(seen)], "the feed has skipped an event"
     _assert_whole(log, [events for writer in writers for events in writer.appended])
