@@ -96,14 +96,14 @@ def lag(
     if not missing and named in ("", folded_from):
         return Lag.NONE
     checkpoint = readmodel.checkpoint(generation.name)
-    epochs = {named, checkpoint.store_epoch} - {""}
-    if not missing and len(epochs) < 2:
+    is_same = token.is_of(aggregate_type, checkpoint.store_epoch)
+    if not missing and is_same:
         return Lag.NONE
     if checkpoint.halted:
         return Lag.HALTED
     if readmodel.parked(generation.name, missing):
         return Lag.PARKED
-    return Lag.BEHIND if len(epochs) < 2 else Lag.OTHER_LOG
+    return Lag.BEHIND if is_same else Lag.OTHER_LOG
 
 
 def view_lag(checkpoint: Checkpoint, store: str, token: Token) -> Lag:
@@ -113,7 +113,7 @@ def view_lag(checkpoint: Checkpoint, store: str, token: Token) -> Lag:
     """
     if store not in token.positions:
         return Lag.NONE
-    is_same = len({token.epochs.get(store, ""), checkpoint.store_epoch} - {""}) < 2
+    is_same = token.is_of(store, checkpoint.store_epoch)
     if is_same and checkpoint.position >= token.positions[store]:
         return Lag.NONE
     if checkpoint.halted:

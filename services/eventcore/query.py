@@ -107,17 +107,13 @@ class Views:
         try:
             generation, id = self._serving.now(), str(aggregate_id)
             document = self._readmodel.find(generation.collection, [id]).get(id)
-            if seen and not self._is_of_log(seen):
+            kind = self.projection.aggregate_type
+            if seen and not seen.is_of(kind, self._serving.epoch()):
                 return None
         except ReadModelUnavailable as error:
             log.warning("Answered from the stream", extra={"reason": str(error)})
             return None
         return document
-
-    def _is_of_log(self, seen: Token) -> bool:
-        """Whether the view was folded from the log that a token names."""
-        epoch = self._serving.epoch()
-        return not epoch or seen.epochs.get(self.projection.aggregate_type, epoch) == epoch
 
     def _fold_current(self, aggregate_id: UUID, wanted: int) -> Document:
         """The document folded from its stream, which must be at the version that is wanted."""

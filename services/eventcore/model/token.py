@@ -73,6 +73,10 @@ class Token:
         """The version of one stream; 0 if the token does not name it."""
         return self.streams.get((aggregate_type, str(aggregate_id)), 0)
 
+    def is_of(self, aggregate_type: str, epoch: str) -> bool:
+        """Whether it can name events of a log; "" and a token without an epoch are of any."""
+        return len({self.epochs.get(aggregate_type, ""), epoch} - {""}) < 2
+
     def over(self, older: "Token") -> "Token":
         """Both tokens as one: the greater version of each stream, the epochs of this one."""
         return Token(

@@ -196,7 +196,7 @@ def _in_views(
         skips = [each for each in readmodel.skips(view.name) if each.event_id in ids]
         for part in Serving(view, readmodel).parts():
             its: dict[str, list[tuple[int, datetime]]] = {wanted: []} if wanted else {}
-            for event in events if events and events[0].aggregate_type == part.store else ():
+            for event in (each for each in events if each.aggregate_type == part.store):
                 for id in _documents_of(view, event, store):
                     its.setdefault(id, []).append((event.position, event.recorded_at))
             documents = readmodel.find(part.collection, its)
