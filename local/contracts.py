@@ -23,6 +23,7 @@ import msgspec
 from eventcore import jsontext
 from eventcore.model.catalogue import Catalogue
 from eventcore.model.event import Event, from_message, to_message
+from eventcore.model.service import Service
 from local.services import ROOT, SERVICES
 
 FOLDER = ROOT / "contracts"
@@ -182,16 +183,28 @@ def read(folder: Path) -> dict[str, Any]:
     return {file.name: jsontext.parse(file.read_bytes()) for file in folder.glob("*.json")}
 
 
+def _files_of(catalogue: Catalogue, service: Service, files: Files) -> Files:
+    """The files of one catalogue; the service's first one has those of no catalogue too."""
+    of_others = {t for each in service.catalogues if each is not catalogue for t in each.types}
+    is_first = catalogue is service.catalogue
+    return {
+        name: content
+        for name, content in files.items()
+        if (kind := _parts(name)[0]) in catalogue.types or (is_first and kind not in of_others)
+    }
+
+
 def main(check: bool, folder: Path = FOLDER) -> Iterator[str]:
     """Compares or writes the files of all services; yields a sentence for each problem."""
     for name, service in SERVICES.items():
-        own, catalogue = folder / name, service.catalogue
+        own = folder / name
         files = read(own)
-        found = [*broken(catalogue, files), *unsound(catalogue, files)]
+        parts = [(each, _files_of(each, service, files)) for each in service.catalogues]
+        found = [s for part in parts for s in (*broken(*part), *unsound(*part))]
         yield from found
         if found:
             continue
-        for file, content in files_of(catalogue, files).items():
+        for file, content in (pair for part in parts for pair in files_of(*part).items()):
             if content == files.get(file):
                 continue
             if check:

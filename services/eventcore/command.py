@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import TypeVar
 from uuid import UUID
 
@@ -15,7 +16,14 @@ from eventcore.model.decider import Decider
 from eventcore.model.event import Data, NewEvent, tag_of
 from eventcore.model.token import SEEN_HEADER, Token, token_of
 from eventcore.observe.metrics import APPENDED, APPENDS, CONFLICTS, CONFLICTS_LOST
-from eventcore.store.port import Answer, Append, Idempotency, Store, Stream, read_pages
+from eventcore.store.port import (
+    Answer,
+    Append,
+    Idempotency,
+    Store,
+    Stream,
+    read_pages,
+)
 
 State = TypeVar("State")
 
@@ -68,13 +76,15 @@ def handle(
     answer: Callable[[State, int], Answer],
     *,
     creates: bool = False,
+    also: Callable[[State, State], Sequence[Append]] | None = None,
     clock: Clock = SYSTEM_CLOCK,
     new_id: Callable[[], UUID] = new_id,
 ) -> Answer:
     """Carries out `command`, exactly once where the call has an idempotency key.
 
     `answer` makes the answer from the new state and version; its ETag and token are added. A
-    command that `creates` has an id of its own making, so there is no stream to read. Raises
+    command that `creates` has an id of its own making, so there is no stream to read. `also` makes
+    appends to other streams, of the state before and after; they share the transaction. Raises
     NotFound, StaleVersion, Conflict, KeyReused, the refusals of `decide`, StoreUnavailable and
     Overloaded; then nothing was written. A refused command may be a repeat of a successful one: see
     answered_before. Raises OutcomeUnknown if it is not known whether it was written.
@@ -83,17 +93,36 @@ def handle(
     for attempt in range(ATTEMPTS):
         try:
             with nullcontext() if creates else _one_at_a_time((id(store), aggregate_id)):
-                return _once(store, decider, stream, command, call, answer, creates, new_id)
+                return _once(store, decider, stream, command, call, answer, creates, also, new_id)
         except Conflict as conflict:
             CONFLICTS.labels(decider.aggregate_type).inc()
             log.info("conflict, deciding again", extra={"stream": str(stream), "attempt": attempt})
-            if creates or attempt == ATTEMPTS - 1:
+            if (creates and not also) or attempt == ATTEMPTS - 1:
                 CONFLICTS_LOST.labels(decider.aggregate_type).inc()
                 raise Conflict(
                     f"{stream} is being changed by others; nothing was written"
                 ) from conflict
             clock.sleep(clock.uniform(0, 0.002 * 2**attempt))  # full jitter, 0.25 s at most
     raise AssertionError("unreachable")
+
+
+def append_of(
+    store: Store,
+    decider: Decider[Command, State, DomainEvent],
+    aggregate_id: UUID,
+    command: Command,
+    *,
+    new_id: Callable[[], UUID] = new_id,
+) -> Sequence[Append]:
+    """The append that a command makes to its stream, for `also` of another command.
+
+    A stream that the command leaves as it is must not change either before the commit; none if it
+    does not exist. Raises the refusals of `decide`, and StoreUnavailable.
+    """
+    stream = Stream(decider.aggregate_type, aggregate_id)
+    state, version, _, _ = _read(store, decider, stream)
+    events = [decider.to_new_event(e, new_id()) for e in decider.decide(command, state)]
+    return [Append(stream, version, events)] if version or events else []
 
 
 def begin_many(
@@ -122,13 +151,7 @@ def begin_many(
         for each in reversed(appends)
     })  # fmt: skip
     given = replace(given, headers={**given.headers, SEEN_HEADER: str(token)})
-    with APPENDS.labels(decider.aggregate_type).time():
-        replayed = store.append_many(appends, call.metadata, call.idempotency, given)
-    if replayed:
-        return _to_replay(store, replayed)
-    for append in appends:
-        _note_appended(append.stream, append.events)
-    return _with_position(store, given)
+    return _append_all(store, appends, call, given)
 
 
 def answered_before(store: Store, call: Call) -> Answer | None:
@@ -167,21 +190,22 @@ def _once(
     call: Call,
     answer: Callable[[State, int], Answer],
     creates: bool,
+    also: Callable[[State, State], Sequence[Append]] | None,
     new_id: Callable[[], UUID],
 ) -> Answer:
     if creates:
-        state, version, position, tag = decider.initial, 0, 0, ""
+        before, version, position, tag = decider.initial, 0, 0, ""
     else:
-        state, version, position, tag = _read(store, decider, stream)
+        before, version, position, tag = _read_existing(store, decider, stream)
     _require_expected(call, stream, version, position, tag)
-    decided = decider.decide(command, state)
+    decided = decider.decide(command, before)
     events = [decider.to_new_event(event, new_id()) for event in decided]
-    for event in decided:
-        state = decider.evolve(state, event)
-    if events:
-        tag = tag_of(version + len(events), events[-1].event_id)
+    state = reduce(decider.evolve, decided, before)
     reached = version + len(events)
+    tag = tag_of(reached, events[-1].event_id) if events else tag
     given = _with_version(answer(state, reached), stream, reached, 0, tag)
+    if also and events and (others := also(before, state)):
+        return _append_all(store, [Append(stream, version, events), *others], call, given)
     with APPENDS.labels(decider.aggregate_type).time():
         appended = store.append(stream, version, events, call.metadata, call.idempotency, given)
     if appended.replayed:
@@ -190,22 +214,43 @@ def _once(
     return _with_version(given, stream, reached, appended.position or position, tag)
 
 
+def _append_all(store: Store, appends: Sequence[Append], call: Call, given: Answer) -> Answer:
+    """Appends to several streams, and returns the answer with its position, or the earlier one."""
+    with APPENDS.labels(appends[0].stream.aggregate_type).time():
+        replayed = store.append_many(appends, call.metadata, call.idempotency, given)
+    if replayed:
+        return _to_replay(store, replayed)
+    for each in appends:
+        _note_appended(each.stream, each.events)
+    return _with_position(store, given)
+
+
 def _with_version(given: Answer, stream: Stream, version: int, position: int, tag: str) -> Answer:
     """The answer with its ETag and its token; the web layer adds the epoch to the token."""
     token = token_of(stream.aggregate_type, stream.aggregate_id, version, position)
     return replace(given, headers={**given.headers, "ETag": f'"{tag}"', SEEN_HEADER: token})
 
 
+def _read_existing(
+    store: Store, decider: Decider[Command, State, DomainEvent], stream: Stream
+) -> tuple[State, int, int, str]:
+    """As _read; raises NotFound."""
+    found = _read(store, decider, stream)
+    if not found[1]:
+        raise NotFound(f"There is no {stream.aggregate_type} {stream.aggregate_id}.")
+    return found
+
+
 def _read(
     store: Store, decider: Decider[Command, State, DomainEvent], stream: Stream
 ) -> tuple[State, int, int, str]:
-    """The state of a stream, its version, the position and the tag; raises NotFound."""
+    """The state of a stream, its version, the position and the tag; the initial one, 0, 0 and ""
+    if there is none.
+    """
     state, version, position, tag = decider.initial, 0, 0, ""
     for page in read_pages(store, stream):
         state, version, position = decider.fold(state, page), page[-1].version, page[-1].position
         tag = tag_of(version, page[-1].event_id)
-    if not version:
-        raise NotFound(f"There is no {stream.aggregate_type} {stream.aggregate_id}.")
     return state, version, position, tag
 
 

@@ -1,18 +1,23 @@
 """The user service's calls: what each takes, does and answers."""
 
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Annotated, TypeAlias
+from uuid import UUID
 
 from pydantic import BaseModel, Field
 
-from eventcore.command import handle
+from eventcore.command import append_of, handle
 from eventcore.ids import new_id
 from eventcore.model.projection import Document
 from eventcore.query import Views
-from eventcore.store.port import Answer, Store
+from eventcore.store.port import Answer, Append, Store
 from eventcore.web.inputs import EMAIL, VISIBLE, Input
 from eventcore.web.queries import add_queries
 from eventcore.web.request import Incoming
 from eventcore.web.routes import Routes, answer
+from user.email_claim import DECIDER as CLAIM
+from user.email_claim import Claim, ClaimCommand, Release, stream_id
 from user.projections.users import shown
 from user.user import DECIDER, ChangeUser, CreateUser, User
 
@@ -49,9 +54,20 @@ class UserShown(BaseModel):
     email: str
 
 
-def routes(store: Store, users: Views) -> Routes:
-    """All routes of the user service."""
+Also: TypeAlias = Callable[[User | None, User | None], Sequence[Append]]
+
+
+def routes(store: Store, users: Views, *, unique_emails: bool = False) -> Routes:
+    """All routes of the user service; with `unique_emails` no two users have one address."""
     route = Routes("users")
+
+    claims = partial(claims_of, store) if unique_emails else lambda _: None
+    _add_commands(route, store, claims)
+    add_queries(route, "/users/{id}", users, shown, UserShown, "/users/{id}/events")
+    return route
+
+
+def _add_commands(route: Routes, store: Store, claims: Callable[[UUID], Also | None]) -> None:
 
     @route("POST", "/users", "Create a user", {202: UserAccepted}, body=NewUser)
     def create_user(incoming: Incoming[NewUser, None]) -> Answer:
@@ -61,7 +77,10 @@ def routes(store: Store, users: Views) -> Routes:
         def accept(_: User | None, __: int) -> Answer:
             return answer({"userId": str(user_id)}, status=202)
 
-        return handle(store, DECIDER, user_id, command, incoming.call, accept, creates=True)
+        return handle(
+            store, DECIDER, user_id, command, incoming.call, accept,
+            creates=True, also=claims(user_id),
+        )  # fmt: skip
 
     @route("PUT", "/users/{id}", "Change name or email", {200: UserShown}, body=UserChange)
     def change_user(incoming: Incoming[UserChange, None]) -> Answer:
@@ -72,7 +91,21 @@ def routes(store: Store, users: Views) -> Routes:
             document: Document = {"_id": str(incoming.id), "name": user.name, "email": user.email}
             return answer(shown(document))
 
-        return handle(store, DECIDER, incoming.id, command, incoming.call, show)
+        return handle(
+            store, DECIDER, incoming.id, command, incoming.call, show, also=claims(incoming.id)
+        )
 
-    add_queries(route, "/users/{id}", users, shown, UserShown, "/users/{id}/events")
-    return route
+
+def claims_of(store: Store, user_id: UUID) -> Also:
+    """The appends to the claims of e-mail addresses that a change of a user takes."""
+
+    def step(email: str | None, command: ClaimCommand) -> Sequence[Append]:
+        return append_of(store, CLAIM, stream_id(email), command) if email else []
+
+    def changes(before: User | None, after: User | None) -> Sequence[Append]:
+        old, new = (user.email if user else None for user in (before, after))
+        if old and new and stream_id(old) == stream_id(new):
+            return []
+        return [*step(old, Release(str(user_id))), *step(new, Claim(str(user_id)))]
+
+    return changes

@@ -1,4 +1,5 @@
-"""The catalogue of the user service: the events of a user. Pure.
+"""The catalogues of the user service: the events of a user, and of the claim of an e-mail address.
+Pure.
 
 It is in the image of every service.
 """
@@ -34,3 +35,22 @@ class UserEmailChanged:
 UserEvent: TypeAlias = UserCreated | UserNameChanged | UserEmailChanged
 
 CATALOGUE = Catalogue(aggregate_type="user", events=UserEvent)
+
+
+@dataclass(frozen=True, slots=True)
+class EmailClaimed:
+    """An e-mail address was claimed for a user."""
+
+    user_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class EmailReleased:
+    """An e-mail address was released by the user who had it."""
+
+    user_id: str
+
+
+EmailClaimEvent: TypeAlias = EmailClaimed | EmailReleased
+
+EMAIL_CLAIMS = Catalogue(aggregate_type="email_claim", events=EmailClaimEvent)

@@ -17,12 +17,15 @@ class Settings(ServiceSettings):
     """The settings of the user service."""
 
     port: Port = SERVICE.port
+    unique_emails: bool = False
+    """Whether an e-mail address belongs to one user at most."""
 
 
 def create_app(settings: Settings) -> Flask:
     """The application that gunicorn serves; connects to nothing yet."""
 
     def routes(store: Store, readmodel: ReadModel) -> Routes:
-        return api.routes(store, Views(users.PROJECTION, readmodel, store))
+        views = Views(users.PROJECTION, readmodel, store)
+        return api.routes(store, views, unique_emails=settings.unique_emails)
 
     return create_service(SERVICE, settings, routes)

@@ -1,7 +1,7 @@
 """The user service's declaration. Pure."""
 
 from eventcore.model.service import Projector, Service
-from user.events import CATALOGUE
+from user.events import CATALOGUE, EMAIL_CLAIMS
 from user.projections import users
 
 SERVICE = Service(
@@ -11,5 +11,6 @@ SERVICE = Service(
     port=3001,
     paths=("/users", "/users/{id}", "/users/{id}/events"),
     catalogue=CATALOGUE,
+    others=(EMAIL_CLAIMS,),
     projectors=(Projector("user-projector", users.PROJECTION),),
 )

@@ -55,6 +55,7 @@ TUNING = {
     "QUEUE_BYTES",
     "SWEEP_INTERVAL",
     "THREADS",
+    "UNIQUE_EMAILS",
     "WINDOW",
 }
 """Settings with a default that is right for most: `env` of the values has them if need be."""

@@ -90,6 +90,7 @@ class FakeShop:
     broker: FakeBroker = field(default_factory=FakeBroker)
     clock: Clock = SYSTEM_CLOCK
     """By which requests wait for what they have seen."""
+    unique_emails: bool = False
 
     def __post_init__(self) -> None:
         self.epochs = {
@@ -98,7 +99,7 @@ class FakeShop:
         }
         self.waits = waits = Waits(0.03, most=2, clock=self.clock)
         views = Views(users.PROJECTION, self.readmodel, self.user_store)
-        user_routes = user_api.routes(self.user_store, views)
+        user_routes = user_api.routes(self.user_store, views, unique_emails=self.unique_emails)
         self.users = self._client(user_routes, self.user_store, user_service.SERVICE)
         customers = Customers(self.readmodel, wait=0.03, margin=0, waits=waits)
         orders_views = Views(orders.PROJECTION, self.readmodel, self.order_store, waits)

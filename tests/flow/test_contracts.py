@@ -272,7 +272,7 @@ def test_a_view_is_behind_for_the_types_alone_that_it_reads(
 
 
 def described(name: str) -> bytes:
-    return asyncapi.build(SERVICES[name].title, "1.0", SERVICES[name].catalogue)
+    return asyncapi.build(SERVICES[name].title, "1.0", SERVICES[name].catalogues)
 
 
 def test_every_event_is_described_with_its_key_and_its_message() -> None:
@@ -316,7 +316,12 @@ def test_the_gateway_describes_the_events_of_all_services() -> None:
     ).test_client()
     answer = client.get("/asyncapi.json")
     merged = answer.get_json()
-    types = {kind for service in SERVICES.values() for kind in service.catalogue.types}
+    types = {
+        kind
+        for service in SERVICES.values()
+        for catalogue in service.catalogues
+        for kind in catalogue.types
+    }
     assert set(merged["channels"]) == set(merged["operations"]) == types
     assert set(merged["components"]["messages"]) == types
     again = client.get("/asyncapi.json", headers={"If-None-Match": answer.headers["ETag"]})

@@ -9,11 +9,16 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from eventcore.errors import Conflict
+from eventcore.command import Call, handle
+from eventcore.errors import Conflict, Invalid
+from eventcore.ids import new_id
 from eventcore.model.event import Event, NewEvent
-from eventcore.store.port import Append, Stream
+from eventcore.store.port import Answer, Append, Stream
 from eventcore.store.postgres import Postgres
 from tests.conftest import Databases
+from user.api import claims_of
+from user.email_claim import stream_id
+from user.user import DECIDER, CreateUser
 
 WRITERS = 32
 
@@ -122,3 +127,25 @@ def test_a_compared_stream_does_not_change_before_the_commit(store: Postgres) ->
         with ThreadPoolExecutor(2) as pool:
             won = [*pool.map(change, (one, other), (other, one))]
         assert sorted(won) == [False, True]
+
+
+def test_of_many_users_who_want_one_address_at_once_exactly_one_gets_it(store: Postgres) -> None:
+    def create(email: str) -> str:
+        user_id = new_id()
+        try:
+            handle(
+                store, DECIDER, user_id, CreateUser("Ada", email), Call({}),
+                lambda _, __: Answer(202, {}, {}), creates=True, also=claims_of(store, user_id),
+            )  # fmt: skip
+        except Invalid as refused:
+            return refused.code
+        return str(user_id)
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        for number in range(10):
+            email = f"ada{number}@example.com"
+            outcomes = [*pool.map(create, [email] * WRITERS)]
+            assert outcomes.count("e-mail-taken") == WRITERS - 1
+            [claim] = store.read_stream(Stream("email_claim", stream_id(email)))
+            assert claim.data["userId"] in outcomes
+    assert len(feed(store)) == 2 * 10

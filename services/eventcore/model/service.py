@@ -28,7 +28,7 @@ class Service:
     """A service with an event store, a relay and read models; `name` is its aggregate type.
 
     The gateway forwards `paths`, with any method. `{id}` in a path stands for a UUID.
-    `catalogue` has the events that it appends.
+    `catalogue` has the events of its aggregate, `others` those of further aggregates in its store.
     """
 
     name: str
@@ -38,6 +38,12 @@ class Service:
     paths: tuple[str, ...]
     catalogue: Catalogue
     projectors: tuple[Projector, ...]
+    others: tuple[Catalogue, ...] = ()
+
+    @property
+    def catalogues(self) -> tuple[Catalogue, ...]:
+        """The events of all aggregates in its store."""
+        return (self.catalogue, *self.others)
 
     @property
     def projections(self) -> tuple[AnyProjection, ...]:

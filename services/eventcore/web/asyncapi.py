@@ -21,10 +21,11 @@ _NATURAL = {"type": "integer", "minimum": 1}
 _OBJECT = {"type": "object"}
 
 
-def build(title: str, version: str, catalogue: Catalogue) -> bytes:
+def build(title: str, version: str, catalogues: Iterable[Catalogue]) -> bytes:
     """The document, as JSON text."""
     channels, operations, messages = {}, {}, {}
-    for event_type, schema_version in catalogue.versions.items():
+    types = [(each, *known) for each in catalogues for known in each.versions.items()]
+    for catalogue, event_type, schema_version in types:
         key = routing_key_of(catalogue.aggregate_type, event_type)
         messages[event_type] = _message(catalogue, event_type, schema_version)
         channels[event_type] = {

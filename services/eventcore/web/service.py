@@ -33,7 +33,7 @@ def create_service(
     epoch, consumers = Epoch(store, service.name), Consumers(service.catalogue)
     updates = watch_service(service.name, store, readmodel, feed, service.projections, epoch.note)
     watch([readiness.missing, consumers.update, *updates], Stop())
-    events = asyncapi.build(service.title, "1.0", service.catalogue)
+    events = asyncapi.build(service.title, "1.0", service.catalogues)
     app = create_app(
         service.title,
         routes(store, readmodel).all,
