@@ -19,7 +19,7 @@ set local client_min_messages = warning;
 
 do $init$
 declare
-    this_version constant int := 5;
+    this_version constant int := 6;
     recorded int := 0;
     role_name text;
 begin
@@ -193,6 +193,54 @@ begin
     insert into public.schema_versions (version) values (5);
     end if;
 
+    -- ── version 6: deadlines and snapshots of streams ─────────────────────────────────────
+    if recorded < 6 then
+
+    -- They are there if an older dump was restored into this database; they are of another log then.
+    drop table if exists public.deadlines, public.snapshots;
+
+    create table public.deadlines (
+        aggregate_type  text not null,
+        aggregate_id    uuid not null,
+        version         bigint not null check (version > 0),
+        due_at          timestamptz not null,
+        primary key (aggregate_type, aggregate_id)
+    ) with (fillfactor = 80);
+    create index deadlines_due on public.deadlines (aggregate_type, due_at);
+    comment on table public.deadlines is 'At most one row a stream: when its next step is due. Written in the transaction of the events that set it (append_many).';
+    comment on column public.deadlines.aggregate_type is 'The stream: what it is about.';
+    comment on column public.deadlines.aggregate_id is 'The stream: which one.';
+    comment on column public.deadlines.version is 'The version of the stream at which the deadline was set.';
+    comment on column public.deadlines.due_at is 'When it is due, by the clock of this server; take_due moves it.';
+    comment on index public.deadlines_due is 'Finds what is due.';
+    grant select on public.deadlines to event_append, event_read;
+
+    create table public.snapshots (
+        aggregate_type  text not null,
+        aggregate_id    uuid not null,
+        version         bigint not null check (version > 0),
+        event_id        uuid not null,
+        digest          text not null,
+        checksum        text not null,
+        state           text not null,
+        primary key (aggregate_type, aggregate_id)
+    );
+    comment on table public.snapshots is 'At most one row a stream: its state at a version, so that a command reads the events after it only. A cache: any row may be deleted.';
+    comment on column public.snapshots.aggregate_type is 'The stream: what it is about.';
+    comment on column public.snapshots.aggregate_id is 'The stream: which one.';
+    comment on column public.snapshots.version is 'The version of the last event that is in the state.';
+    comment on column public.snapshots.event_id is 'That event.';
+    comment on column public.snapshots.digest is 'SHA-256 of the code that folded it; other code does not use it.';
+    comment on column public.snapshots.checksum is 'SHA-256 of the other columns; a damaged row is not used.';
+    comment on column public.snapshots.state is 'The state, as JSON text.';
+    grant select on public.snapshots to event_append, event_read;
+
+    drop function if exists public.append_many(
+        text[], uuid[], bigint[], int[], uuid[], text[], int[], text[], jsonb, text, text, jsonb);
+
+    insert into public.schema_versions (version) values (6);
+    end if;
+
     -- ── functions: replaced by every run, which locks no table ───────────────────────────
 
     create or replace function public.record_answer(p_key text, p_request_hash text, p_answer jsonb)
@@ -278,6 +326,7 @@ begin
         p_streams int[], p_event_ids uuid[], p_event_types text[], p_schema_versions int[], p_data text[],
         p_metadata jsonb,
         p_key text default null, p_request_hash text default null, p_answer jsonb default null,
+        p_due_in float8[] default null,  -- a process of schema version 5 gives none
         out replayed boolean, out answer text)
     language plpgsql security definer set search_path = pg_catalog, public, pg_temp as $append$
     declare
@@ -333,6 +382,19 @@ begin
                as w (type, id, expected, added)
          where w.expected > 0 and w.added > 0 and s.aggregate_type = w.type and s.aggregate_id = w.id;
 
+        if p_due_in is not null then
+            delete from deadlines d
+             using unnest(p_aggregate_types, p_aggregate_ids, p_due_in) as w (type, id, due_in)
+             where w.due_in = 'infinity' and d.aggregate_type = w.type and d.aggregate_id = w.id;
+            insert into deadlines as d (aggregate_type, aggregate_id, version, due_at)
+            select w.type, w.id, w.expected + w.added, clock_timestamp() + make_interval(secs => w.due_in)
+              from unnest(p_aggregate_types, p_aggregate_ids, p_expected_versions, counts, p_due_in)
+                   as w (type, id, expected, added, due_in)
+             where w.due_in <> 'infinity'
+            on conflict (aggregate_type, aggregate_id) do update
+               set version = excluded.version, due_at = excluded.due_at;
+        end if;
+
         insert into events (event_id, aggregate_type, aggregate_id, version, event_type,
                             schema_version, data, metadata, recorded_at)
         select e.event_id, w.type, w.id,
@@ -346,11 +408,46 @@ begin
          order by e.place;
     end $append$;
     comment on function public.append_many is
-        'Appends events to several streams, all or none, in one transaction. The first three arrays have an entry for each stream, which is given once; the next five have one for each event, and p_streams says to which of the streams (from 1) it belongs. A stream without events must exist: its version is compared, and does not change before the commit. ES001: conflicts; the detail is a JSON object of their places (from 0) and versions. Else as append_events.';
+        'Appends events to several streams, all or none, in one transaction. The first three arrays have an entry for each stream, which is given once; the next five have one for each event, and p_streams says to which of the streams (from 1) it belongs. A stream without events must exist: its version is compared, and does not change before the commit. p_due_in has the seconds from now after which each stream is due; infinity: it has no deadline any more; null: its deadline is left as it is. ES001: conflicts; the detail is a JSON object of their places (from 0) and versions. Else as append_events.';
     revoke all on function public.append_many from public;
     grant execute on function public.append_many to event_append;
 
     drop function if exists public.begin_streams;
+
+    create or replace function public.take_due(p_aggregate_type text, p_limit int, p_hold float8)
+    returns table (aggregate_id uuid, version bigint)
+    language sql volatile security definer set search_path = pg_catalog, public, pg_temp as $due$
+        -- A row that another caller holds is skipped. One that it has moved meanwhile is compared again
+        -- after it is locked, and is not due any more.
+        with due as (
+            select d.aggregate_id, d.due_at from public.deadlines d
+             where d.aggregate_type = p_aggregate_type and d.due_at <= statement_timestamp()
+             order by d.due_at limit p_limit for no key update skip locked),
+        taken as (
+            update public.deadlines d set due_at = clock_timestamp() + make_interval(secs => p_hold)
+              from due where d.aggregate_type = p_aggregate_type and d.aggregate_id = due.aggregate_id
+            returning d.aggregate_id, d.version, due.due_at)
+        select t.aggregate_id, t.version from taken t order by t.due_at;
+    $due$;
+    comment on function public.take_due is
+        'Takes up to p_limit streams of a type that are due, longest due first, each with the version at which its deadline was set. Each is due again p_hold seconds later, unless an append sets another deadline or removes it: so a caller that dies gives it back. Two callers never get the same stream within that time.';
+    revoke all on function public.take_due from public;
+    grant execute on function public.take_due to event_append;
+
+    create or replace function public.write_snapshot(
+        p_aggregate_type text, p_aggregate_id uuid, p_version bigint, p_event_id uuid,
+        p_digest text, p_checksum text, p_state text)
+    returns void language sql volatile security definer set search_path = pg_catalog, public, pg_temp as $snapshot$
+        insert into public.snapshots (aggregate_type, aggregate_id, version, event_id, digest, checksum, state)
+        values (p_aggregate_type, p_aggregate_id, p_version, p_event_id, p_digest, p_checksum, p_state)
+        on conflict (aggregate_type, aggregate_id) do update
+           set version = excluded.version, event_id = excluded.event_id, digest = excluded.digest,
+               checksum = excluded.checksum, state = excluded.state;
+    $snapshot$;
+    comment on function public.write_snapshot is
+        'Replaces the snapshot of a stream. Readers check it against the event that it names.';
+    revoke all on function public.write_snapshot from public;
+    grant execute on function public.write_snapshot to event_append;
 
     create or replace function public.require_sequence()
     returns void language plpgsql volatile set search_path = pg_catalog, public, pg_temp as $sequence$
@@ -484,13 +581,19 @@ begin
         insert into store_epochs (reason) values (p_reason) returning epoch into begun;
         update checkpoints c set position = 0, event_id = null, updated_at = clock_timestamp()
          where not log_has(array[c.position], array[c.event_id]);
+        delete from deadlines d where not exists (
+            select from events e where e.aggregate_type = d.aggregate_type
+               and e.aggregate_id = d.aggregate_id and e.version = d.version);
+        delete from snapshots s where not exists (
+            select from events e where e.aggregate_type = s.aggregate_type
+               and e.aggregate_id = s.aggregate_id and e.version = s.version and e.event_id = s.event_id);
         select max(e.position) into head from events e;
         perform setval('public.events_position_seq', head)
           from events_position_seq s where s.last_value < head or (s.last_value = head and not s.is_called);
         return begun;
     end $epoch$;
     comment on function public.begin_epoch is
-        'Declares that the log was restored to an earlier state, by a restore or a failover that lost commits: every projection halts until it is rebuilt. A relay whose checkpoint stands on an event that is gone publishes the whole log again; a sequence that is behind the log is set to its end. For the owner alone.';
+        'Declares that the log was restored to an earlier state, by a restore or a failover that lost commits: every projection halts until it is rebuilt. A relay whose checkpoint stands on an event that is gone publishes the whole log again; a sequence that is behind the log is set to its end; deadlines and snapshots that stand on an event that is gone are deleted. For the owner alone.';
     revoke all on function public.begin_epoch from public;
 
     create or replace function public.expire_idempotency_keys(p_limit int)

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from typing import TypeVar
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from eventcore.observe.metrics import APPENDED, APPENDS, CONFLICTS, CONFLICTS_LO
 from eventcore.store.port import (
     Answer,
     Append,
+    Deadline,
     Idempotency,
     Store,
     Stream,
@@ -77,6 +78,7 @@ def handle(
     *,
     creates: bool = False,
     also: Callable[[State, State], Sequence[Append]] | None = None,
+    deadline: Callable[[State], Deadline] | None = None,
     clock: Clock = SYSTEM_CLOCK,
     new_id: Callable[[], UUID] = new_id,
 ) -> Answer:
@@ -84,16 +86,18 @@ def handle(
 
     `answer` makes the answer from the new state and version; its ETag and token are added. A
     command that `creates` has an id of its own making, so there is no stream to read. `also` makes
-    appends to other streams, of the state before and after; they share the transaction. Raises
-    NotFound, StaleVersion, Conflict, KeyReused, the refusals of `decide`, StoreUnavailable and
-    Overloaded; then nothing was written. A refused command may be a repeat of a successful one: see
-    answered_before. Raises OutcomeUnknown if it is not known whether it was written.
+    appends to other streams, of the state before and after, and `deadline` the deadline of the
+    stream, of the state after; they share the transaction. A command without events does neither.
+    Raises NotFound, StaleVersion, Conflict, KeyReused, the refusals of `decide`, StoreUnavailable
+    and Overloaded; then nothing was written. A refused command may be a repeat of a successful one:
+    see answered_before. Raises OutcomeUnknown if it is not known whether it was written.
     """
     stream = Stream(decider.aggregate_type, aggregate_id)
+    once = partial(_once, store, decider, stream, command, call, answer, creates, also, deadline)
     for attempt in range(ATTEMPTS):
         try:
             with nullcontext() if creates else _one_at_a_time((id(store), aggregate_id)):
-                return _once(store, decider, stream, command, call, answer, creates, also, new_id)
+                return once(new_id)
         except Conflict as conflict:
             CONFLICTS.labels(decider.aggregate_type).inc()
             log.info("conflict, deciding again", extra={"stream": str(stream), "attempt": attempt})
@@ -112,17 +116,19 @@ def append_of(
     aggregate_id: UUID,
     command: Command,
     *,
+    deadline: Callable[[State], Deadline] | None = None,
     new_id: Callable[[], UUID] = new_id,
 ) -> Sequence[Append]:
     """The append that a command makes to its stream, for `also` of another command.
 
     A stream that the command leaves as it is must not change either before the commit; none if it
-    does not exist. Raises the refusals of `decide`, and StoreUnavailable.
+    does not exist. `deadline` as for `handle`. Raises the refusals of `decide`, and
+    StoreUnavailable.
     """
     stream = Stream(decider.aggregate_type, aggregate_id)
     state, version, _, _ = _read(store, decider, stream)
-    events = [decider.to_new_event(e, new_id()) for e in decider.decide(command, state)]
-    return [Append(stream, version, events)] if version or events else []
+    append = _to_append(decider, stream, version, state, command, deadline, new_id)[0]
+    return [append] if version or append.events else []
 
 
 def begin_many(
@@ -132,26 +138,42 @@ def begin_many(
     call: Call,
     given: Answer,
     *,
+    also: Callable[[UUID], Sequence[Append]] | None = None,
     new_id: Callable[[], UUID] = new_id,
 ) -> Answer:
     """Carries out commands that each begin a stream, by its id: all or none, in one transaction.
 
-    `given` is the answer; its token is added, which names the newest streams. Raises as `handle`.
+    `given` is the answer; its token is added, which names the newest of these streams. `also` makes
+    the appends to other streams that belong to an id. Raises as `handle`.
     """
+    kind, initial = decider.aggregate_type, decider.initial
     appends = [
-        Append(
-            Stream(decider.aggregate_type, aggregate_id),
-            0,
-            [decider.to_new_event(e, new_id()) for e in decider.decide(command, decider.initial)],
-        )
-        for aggregate_id, command in commands.items()
+        _to_append(decider, Stream(kind, id), 0, initial, command, None, new_id)[0]
+        for id, command in commands.items()
     ]
     token = Token({
         (decider.aggregate_type, str(each.stream.aggregate_id)): len(each.events)
         for each in reversed(appends)
     })  # fmt: skip
     given = replace(given, headers={**given.headers, SEEN_HEADER: str(token)})
-    return _append_all(store, appends, call, given)
+    others = [append for id in commands for append in also(id)] if also else []
+    return _append_all(store, [*appends, *others], call, given)
+
+
+def _to_append(
+    decider: Decider[Command, State, DomainEvent],
+    stream: Stream,
+    version: int,
+    before: State,
+    command: Command,
+    deadline: Callable[[State], Deadline] | None,
+    new_id: Callable[[], UUID],
+) -> tuple[Append, State]:
+    """The append that a command makes to its stream in a state, and the state after it."""
+    decided = decider.decide(command, before)
+    events = [decider.to_new_event(event, new_id()) for event in decided]
+    state = reduce(decider.evolve, decided, before)
+    return Append(stream, version, events, deadline(state) if deadline and events else None), state
 
 
 def answered_before(store: Store, call: Call) -> Answer | None:
@@ -191,6 +213,7 @@ def _once(
     answer: Callable[[State, int], Answer],
     creates: bool,
     also: Callable[[State, State], Sequence[Append]] | None,
+    deadline: Callable[[State], Deadline] | None,
     new_id: Callable[[], UUID],
 ) -> Answer:
     if creates:
@@ -198,14 +221,13 @@ def _once(
     else:
         before, version, position, tag = _read_existing(store, decider, stream)
     _require_expected(call, stream, version, position, tag)
-    decided = decider.decide(command, before)
-    events = [decider.to_new_event(event, new_id()) for event in decided]
-    state = reduce(decider.evolve, decided, before)
-    reached = version + len(events)
+    append, state = _to_append(decider, stream, version, before, command, deadline, new_id)
+    events, reached = append.events, version + len(append.events)
     tag = tag_of(reached, events[-1].event_id) if events else tag
     given = _with_version(answer(state, reached), stream, reached, 0, tag)
-    if also and events and (others := also(before, state)):
-        return _append_all(store, [Append(stream, version, events), *others], call, given)
+    others = also(before, state) if also and events else []
+    if others or append.deadline:
+        return _append_all(store, [append, *others], call, given)
     with APPENDS.labels(decider.aggregate_type).time():
         appended = store.append(stream, version, events, call.metadata, call.idempotency, given)
     if appended.replayed:

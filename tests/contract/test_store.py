@@ -8,7 +8,17 @@ import pytest
 
 from eventcore.errors import Conflict, KeyReused
 from eventcore.model.event import START, Mark, NewEvent
-from eventcore.store.port import Answer, Append, Changes, Idempotency, Progress, Store, Stream
+from eventcore.store.port import (
+    Answer,
+    Append,
+    Changes,
+    Deadline,
+    Due,
+    Idempotency,
+    Progress,
+    Store,
+    Stream,
+)
 from eventcore.store.postgres import Postgres
 from tests.fakes.store import FakeStore
 
@@ -193,6 +203,61 @@ def test_one_key_stands_for_all_streams_of_a_transaction(store: Store, stream: S
     assert store.append_many(appends, {}, key, ANSWER) == ANSWER
     assert [len(store.read_stream(each.stream)) for each in appends] == [1, 1]
     refuses(lambda: store.append_many(appends, {}, Idempotency(key.key, "another hash"), ANSWER))
+
+
+@pytest.fixture
+def kind() -> str:
+    """An aggregate type of its own, since `take_due` takes all streams of a type."""
+    return f"saga_{uuid4().hex}"
+
+
+def due(store: Store, kind: str, hold: float = 0.0) -> list[Due]:
+    return store.take_due(kind, 100, hold)
+
+
+def test_a_deadline_is_replaced_removed_or_left_with_the_events_of_a_stream(
+    store: Store, kind: str
+) -> None:
+    saga, other = Stream(kind, uuid4()), Stream(f"{kind}_x", uuid4())
+    now, later, never = Deadline(0.0), Deadline(3600.0), Deadline(None)
+    store.append_many(
+        [Append(saga, 0, [new_event(), new_event()], now), Append(other, 0, [new_event()], now)], {}
+    )
+    assert due(store, kind) == [Due(saga, 2)]
+    store.append_many([Append(saga, 2, [new_event()])], {})
+    store.append(saga, 3, [new_event()], {})
+    assert due(store, kind) == [Due(saga, 2)], "it was set at version 2, and left as it is since"
+    store.append_many([Append(saga, 4, [new_event()], later)], {})
+    assert due(store, kind) == []
+    store.append_many([Append(saga, 5, [], now)], {})
+    assert due(store, kind) == [Due(saga, 5)]
+    store.append_many([Append(saga, 5, [new_event()], never)], {})
+    assert due(store, kind) == []
+    store.append_many([Append(saga, 6, [new_event()], never)], {})
+    assert due(store, other.aggregate_type) == [Due(other, 1)]
+
+
+def test_a_deadline_is_taken_once_within_its_hold_and_longest_due_first(
+    store: Store, kind: str
+) -> None:
+    sagas = [Stream(kind, uuid4()) for _ in range(5)]
+    for stream, seconds in zip(sagas, (-2.0, -3.0, -1.0, 3600.0, -4.0), strict=True):
+        store.append_many([Append(stream, 0, [new_event()], Deadline(seconds))], {})
+    assert store.take_due(kind, 3, 3600.0) == [Due(sagas[n], 1) for n in (4, 1, 0)]
+    assert store.take_due(kind, 3, 0.0) == [Due(sagas[2], 1)]
+    assert store.take_due(kind, 3, 3600.0) == [Due(sagas[2], 1)], "its hold of 0 seconds is over"
+    assert store.take_due(kind, 3, 3600.0) == []
+
+
+def test_a_refused_transaction_leaves_deadlines_alone(store: Store, kind: str) -> None:
+    saga, absent, key = Stream(kind, uuid4()), Stream(kind, uuid4()), Idempotency(kind, "hash")
+    begin = Append(saga, 0, [new_event()], Deadline(3600.0))
+    assert store.append_many([begin], {}, key, ANSWER) is None
+    now = Deadline(0.0)
+    with pytest.raises(Conflict):
+        store.append_many([Append(saga, 1, [], now), Append(absent, 3, [new_event()], now)], {})
+    assert store.append_many([Append(saga, 1, [], now)], {}, key, ANSWER) == ANSWER
+    assert due(store, kind) == []
 
 
 def test_the_feed_has_every_stream_in_the_order_of_positions(store: Store) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from eventcore import jsontext
 from eventcore.errors import Conflict, KeyReused, StoreRestored, StoreUnavailable
@@ -14,6 +14,7 @@ from eventcore.store.port import (
     Append,
     Appended,
     Changes,
+    Due,
     Idempotency,
     Progress,
     RelayStore,
@@ -35,6 +36,8 @@ class FakeStore:
     drawn: int = 0
     """The position up to which all were drawn, whether there is an event or not."""
     epoch: str = "the first"
+    deadlines: dict[Stream, tuple[int, datetime]] = field(default_factory=dict)
+    """Of each stream: the version at which it was set, and when it is due, by `now`."""
 
     def append(
         self,
@@ -76,7 +79,27 @@ class FakeStore:
             self.answers[idempotency.key] = (idempotency.request_hash, answer)
         for each in appends:
             self.append(each.stream, each.expected_version, each.events, metadata)
+            self._set_deadline(each)
         return None
+
+    def _set_deadline(self, append: Append) -> None:
+        if append.deadline:
+            self.deadlines.pop(append.stream, None)
+            if append.deadline.seconds is not None:
+                due_at = self.now + timedelta(seconds=append.deadline.seconds)
+                self.deadlines[append.stream] = (self._version(append.stream), due_at)
+
+    def take_due(self, aggregate_type: str, limit: int, hold: float) -> list[Due]:
+        """See Store; the time is `now`."""
+        self._check()
+        due = sorted(
+            (due_at, str(stream.aggregate_id), stream, version)
+            for stream, (version, due_at) in self.deadlines.items()
+            if stream.aggregate_type == aggregate_type and due_at <= self.now
+        )[:limit]
+        for _, _, stream, version in due:
+            self.deadlines[stream] = (version, self.now + timedelta(seconds=hold))
+        return [Due(stream, version) for _, _, stream, version in due]
 
     def recorded_answer(self, idempotency: Idempotency) -> Answer | None:
         """See Store."""

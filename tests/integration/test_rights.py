@@ -11,12 +11,22 @@ from tests.conftest import Databases
 
 READ = "read events"
 APPEND = "append"
+DUE = "take a deadline that is due"
+SNAPSHOT = "write a snapshot"
 ACTS = {
     READ: "select * from events limit 1",
     "read how far the relay is": "select * from checkpoints limit 1",
     "read recorded answers": "select * from idempotency_keys limit 1",
     APPEND: "select append_events('user', gen_random_uuid(), 0, array[gen_random_uuid()],"
     " '{USER_CREATED}', '{1}', '{\"{}\"}', '{}')",
+    DUE: "select take_due('user', 1, 1)",
+    "read deadlines": "select * from deadlines limit 1",
+    "change a deadline": "update deadlines set due_at = now()",
+    "delete a deadline": "delete from deadlines",
+    SNAPSHOT: "select write_snapshot('user', gen_random_uuid(), 1, gen_random_uuid(), '', '', '')",
+    "read snapshots": "select * from snapshots limit 1",
+    "change a snapshot": "update snapshots set state = ''",
+    "delete a snapshot": "delete from snapshots",
     "write an event by hand": "insert into events (event_id, aggregate_type, aggregate_id, version,"
     " event_type, schema_version, data, metadata, recorded_at) values (gen_random_uuid(), 'user',"
     " gen_random_uuid(), 1, 'USER_CREATED', 1, '{}', '{}', now())",
@@ -65,7 +75,16 @@ ACTS = {
 }  # fmt: skip
 
 MAY = {
-    "service": {READ, "read how far the relay is", "read recorded answers", APPEND},
+    "service": {
+        READ,
+        "read how far the relay is",
+        "read recorded answers",
+        APPEND,
+        DUE,
+        "read deadlines",
+        SNAPSHOT,
+        "read snapshots",
+    },
     "relay": {
         READ,
         "read how far the relay is",

@@ -13,7 +13,7 @@ from eventcore.command import Call, handle
 from eventcore.errors import Conflict, Invalid
 from eventcore.ids import new_id
 from eventcore.model.event import Event, NewEvent
-from eventcore.store.port import Answer, Append, Stream
+from eventcore.store.port import Answer, Append, Deadline, Stream
 from eventcore.store.postgres import Postgres
 from tests.conftest import Databases
 from user.api import claims_of
@@ -25,6 +25,8 @@ WRITERS = 32
 STREAMS = [Stream(kind, UUID(int=number)) for kind in ("order", "user") for number in range(75)]
 
 SECONDS = 8.0
+
+DEADLINES = (None, None, Deadline(0.0), Deadline(60.0), Deadline(None))
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ class Writer:
         version = self._versions[stream]
         count = self._random.choice((0, 1, 1, 2) if version else (1, 2))
         events = [NewEvent(uuid4(), "USER_CREATED", 1, {}) for _ in range(count)]
-        return Append(stream, version, events)
+        return Append(stream, version, events, self._random.choice(DEADLINES))
 
     def _learn(self, appends: list[Append], conflict: Conflict) -> None:
         """Takes the versions from the conflict, which must be above those believed."""
@@ -88,6 +90,7 @@ def test_random_transactions_neither_deadlock_nor_tear_nor_get_lost(store: Postg
     with ThreadPoolExecutor(WRITERS) as pool:
         runs = [pool.submit(writer.run, until) for writer in writers]
         while time.monotonic() < until:
+            store.take_due("user", 50, 0.01)
             seen += store.read_feed(seen[-1].position if seen else begun, store.settled())
         for run in runs:
             run.result()  # a deadlock would be StoreSlow

@@ -5,6 +5,7 @@ for, positions are drawn before the commit, and a commit may come late, or after
 been told that the connection is lost, or never.
 """
 
+import math
 from bisect import bisect_right, insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -44,12 +45,28 @@ class Session:
     notified: bool = False
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """A stream of an append: its expected version, the events for it, and its deadline."""
+
+    stream: tuple[str, str]
+    expected: int
+    added: int
+    due_in: float | None = None
+
+
 @dataclass(eq=False)
 class Transaction:
     """One append, from its first lock to its end."""
 
     name: str
-    values: tuple[Any, ...]
+    wanted: Sequence[Wanted]
+    events: Sequence[tuple[tuple[str, str], str, str, int, str]]
+    """Of each: its stream, id, type, schema version and data."""
+    metadata: str
+    key: tuple[str | None, str, str]
+    """The key, the hash of the request, and the answer."""
+    many: bool
     session: Session
     positions: list[int] = field(default_factory=list)
     locks: list[object] = field(default_factory=list)
@@ -58,9 +75,25 @@ class Transaction:
     ended: bool = False
     result: Rows = field(default_factory=list)
 
-    @property
-    def stream(self) -> tuple[str, str]:
-        return self.values[0], self.values[1]
+    @classmethod
+    def of_one(cls, name: str, values: tuple[Any, ...], session: Session) -> "Transaction":
+        """The transaction of `append_events`."""
+        kind, each, expected, ids, types, schemas, data, metadata, *key = values
+        streams = [(kind, each)] * len(ids)
+        events = [*zip(streams, ids, types, schemas, data, strict=True)]
+        wanted = [Wanted((kind, each), expected, len(ids))]
+        return cls(name, wanted, events, metadata, (key[0], key[1], key[2]), False, session)
+
+    @classmethod
+    def of_many(cls, name: str, values: tuple[Any, ...], session: Session) -> "Transaction":
+        """The transaction of `append_many`."""
+        kinds, each, expected, places, *columns, metadata, key, digest, answer, due_in = values
+        streams = [*zip(kinds, each, strict=True)]
+        events = [*zip([streams[place - 1] for place in places], *columns, strict=True)]
+        counts = [places.count(place) for place in range(1, len(streams) + 1)]
+        due_in = due_in or [None] * len(streams)
+        wanted = [Wanted(*some) for some in zip(streams, expected, counts, due_in, strict=True)]
+        return cls(name, wanted, events, metadata, (key, digest, answer), True, session)
 
 
 class FakePostgres:
@@ -78,6 +111,7 @@ class FakePostgres:
         self.expired_keys = 0
         self.head = 0
         self.epoch = "the first"
+        self.deadlines: dict[tuple[str, str], tuple[int, float]] = {}
         self.open: dict[str, Transaction] = {}
         self._begun: dict[str, Transaction] = {}
         self.checkpoints: dict[str, Mark] = {}
@@ -136,7 +170,9 @@ class FakePostgres:
 
     def _act(self, statement: str) -> tuple[str, Callable[[Session, tuple[Any, ...]], Rows]]:
         for begin, name, act in (
-            ("select replayed", "append", self._append),
+            ("select replayed, answer from append_many", "append", self._append_many),
+            ("select replayed", "append", self._append_one),
+            ("select aggregate_id, version from take_due", "take due", self._take_due),
             ("select head, event_id::text, holders", "settle", self._settle),
             ("select s.head", "progress", self._progress),
             ("select l.same, l.settled", "read changes", self._read_changes),
@@ -160,8 +196,14 @@ class FakePostgres:
 
     # ── appending ─────────────────────────────────────────────────────────────────────────
 
-    def _append(self, session: Session, values: tuple[Any, ...]) -> Rows:
-        transaction = Transaction(f"t{next(self._names)}", values, session)
+    def _append_one(self, session: Session, values: tuple[Any, ...]) -> Rows:
+        return self._append(Transaction.of_one(f"t{next(self._names)}", values, session))
+
+    def _append_many(self, session: Session, values: tuple[Any, ...]) -> Rows:
+        return self._append(Transaction.of_many(f"t{next(self._names)}", values, session))
+
+    def _append(self, transaction: Transaction) -> Rows:
+        session = transaction.session
         self._begun[transaction.name] = transaction
         steps = self._steps(transaction)
         try:
@@ -215,7 +257,7 @@ class FakePostgres:
         self._world.later(self._world.latency() * 8, go_on)
 
     def _steps(self, own: Transaction) -> Iterator[str]:
-        _, each, expected, ids, types, schemas, data, metadata, key, digest, answer = own.values
+        key, digest, _ = own.key
         try:
             if key is not None:
                 yield from self._lock(own, key)
@@ -225,28 +267,48 @@ class FakePostgres:
                         self._world.reach("a key comes with another request")
                         raise to_error("ES002", "this key stands for another request")
                     self._world.reach("an append is answered by its key")
-                    own.result = [(True, known, expected, 0)]
+                    own.result = [(True, known, own.wanted[0].expected, 0)[: 2 if own.many else 4]]
                     return
                 yield "pg key locked"
-            if ids:
-                yield from self._lock(own, own.stream)
-                if len(self.streams.get(own.stream, ())) != expected:
-                    raise to_error("ES001", f"conflict: {each} is not at version {expected}")
+            if own.events or own.many:
+                yield from self._lock_streams(own)
                 yield "pg row locked"
-                own.writes = True
-                self.open[own.name] = own
-                for _ in ids:
-                    self.head += 1
-                    own.positions.append(self.head)
-                    yield "pg position drawn"
-                if clash := self.ids & set(ids):
-                    raise to_error("23505", f"event ids {clash} are there already")
+                yield from self._insert(own)
                 yield "pg inserted"
-            self._commit(own, key, digest, answer, (types, schemas, data, metadata))
-            own.result = [(False, None, expected + len(ids), max(own.positions, default=0))]
+            self._commit(own)
+            reached = own.wanted[0].expected + own.wanted[0].added
+            last = max(own.positions, default=0)
+            own.result = [(False, None, reached, last)[: 2 if own.many else 4]]
             yield "pg committed"
         finally:
             self._let_go(own)
+
+    def _lock_streams(self, own: Transaction) -> Iterator[str]:
+        """New streams first, then the others, each by type and id; raises on conflicts.
+
+        A stream that exists, or does not, against what is expected has nothing to be locked.
+        """
+        conflicts = {}
+        for each in sorted(own.wanted, key=lambda each: (each.expected > 0, each.stream)):
+            if (each.expected > 0) is (each.stream in self.streams):
+                yield from self._lock(own, each.stream)
+        for place, each in enumerate(own.wanted):
+            version = len(self.streams.get(each.stream, ()))
+            if version != each.expected or not (each.expected or each.added):
+                conflicts[str(place)] = version
+        if conflicts:
+            detail = jsontext.render(conflicts).decode() if own.many else None
+            raise to_error("ES001", "conflict: not at the expected version", detail)
+
+    def _insert(self, own: Transaction) -> Iterator[str]:
+        own.writes = True
+        self.open[own.name] = own
+        for _ in own.events:
+            self.head += 1
+            own.positions.append(self.head)
+            yield "pg position drawn"
+        if clash := self.ids & {event_id for _, event_id, *_ in own.events}:
+            raise to_error("23505", f"event ids {clash} are there already")
 
     def _lock(self, own: Transaction, wanted: object) -> Iterator[str]:
         while self._held.get(wanted, own) is not own:
@@ -256,41 +318,57 @@ class FakePostgres:
         self._held[wanted] = own
         own.locks.append(wanted)
 
-    def _commit(
-        self,
-        own: Transaction,
-        key: str | None,
-        digest: str,
-        answer: str,
-        columns: tuple[Any, Any, Any, Any],
-    ) -> None:
-        kind, each, expected, ids, *_ = own.values
-        types, schemas, data, metadata = columns
+    def _commit(self, own: Transaction) -> None:
+        key, digest, answer = own.key
         if key is not None:
             self.keys[key] = (digest, answer)
-        versions = self.streams.setdefault(own.stream, []) if ids else []
         if own.positions and own.positions[-1] < self.head:
             self._world.reach("a commit below the head")
-        for place, position in enumerate(own.positions):
+        for position, event in zip(own.positions, own.events, strict=True):
+            stream, event_id, event_type, schema_version, data = event
+            versions = self.streams.setdefault(stream, [])
             row = (
                 position,
-                UUID(ids[place]),
-                kind,
-                UUID(each),
-                expected + place + 1,
-                types[place],
-                schemas[place],
-                data[place],
-                metadata,
+                UUID(event_id),
+                stream[0],
+                UUID(stream[1]),
+                len(versions) + 1,
+                event_type,
+                schema_version,
+                data,
+                own.metadata,
                 self._world.utc(),
             )
             self.rows[position] = row
-            self.ids.add(ids[place])
+            self.ids.add(event_id)
             versions.append(position)
             insort(self.positions, position)
             self._judge.appended(to_event(row))
-        if ids:
-            self._world.note(f"{own.name} commits {own.positions} of {each[-4:]}")
+        for each in own.wanted:
+            self._set_deadline(each)
+        if own.events:
+            streams = ", ".join(each.stream[1][-4:] for each in own.wanted if each.added)
+            self._world.note(f"{own.name} commits {own.positions} of {streams}")
+
+    def _set_deadline(self, wanted: Wanted) -> None:
+        if wanted.due_in is None:
+            return
+        self.deadlines.pop(wanted.stream, None)
+        if wanted.due_in != math.inf:
+            version = wanted.expected + wanted.added
+            self.deadlines[wanted.stream] = (version, self._world.now + wanted.due_in)
+
+    def _take_due(self, _: Session, values: tuple[Any, ...]) -> Rows:
+        kind, limit, hold = values
+        rows: Rows = []
+        for stream, (version, due_at) in sorted(
+            self.deadlines.items(), key=lambda item: (item[1][1], item[0])
+        ):
+            due = stream[0] == kind and due_at <= self._world.now and len(rows) < limit
+            if due and stream not in self._held:  # else it is skipped: an append may move it
+                self.deadlines[stream] = (version, self._world.now + hold)
+                rows.append((UUID(stream[1]), version))
+        return rows
 
     def _roll_back(self, own: Transaction) -> None:
         if own.ended:

@@ -44,15 +44,32 @@ class Idempotency:
 
 
 @dataclass(frozen=True, slots=True)
+class Deadline:
+    """The deadline of a stream: `seconds` from now by the database's clock; None: it has none."""
+
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A stream whose deadline has passed; `version` is the one at which the deadline was set."""
+
+    stream: Stream
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
 class Append:
     """Events for a stream that must be at `expected_version` (0: new).
 
-    None: the stream is compared only.
+    Without events the stream is compared only. Its deadline is replaced by `deadline`; None: it is
+    left as it is.
     """
 
     stream: Stream
     expected_version: int
     events: Sequence[NewEvent]
+    deadline: Deadline | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +145,13 @@ class Store(Protocol):
         Each stream is given once. One without events must exist: it does not change before the
         commit. Raises as `append` does; a Conflict has the versions of all streams that are not
         as expected.
+        """
+
+    def take_due(self, aggregate_type: str, limit: int, hold: float) -> list[Due]:
+        """Takes up to `limit` streams of a type that are due, longest due first.
+
+        Each is due again `hold` seconds later, by the database's clock, unless an append replaces
+        or removes its deadline before. No other caller gets it within that time.
         """
 
     def recorded_answer(self, idempotency: Idempotency) -> Answer | None:

@@ -24,6 +24,7 @@ from eventcore.store.port import (
     Append,
     Appended,
     Changes,
+    Due,
     Idempotency,
     Progress,
     Stream,
@@ -37,6 +38,7 @@ from eventcore.store.rows import (
     PROGRESS,
     SETTLE,
     STREAM,
+    TAKE_DUE,
     mark_columns,
     observe_log,
     read_page,
@@ -107,6 +109,10 @@ class Postgres:
     ) -> Answer | None:
         values = to_columns_of_many(appends, metadata, idempotency, answer)
         return self._append_until_known(appends, values, self._append_all).replayed
+
+    def take_due(self, aggregate_type: str, limit: int, hold: float) -> list[Due]:
+        rows = self._write(TAKE_DUE, (aggregate_type, limit, hold))
+        return [Due(Stream(aggregate_type, stream), version) for stream, version in rows]
 
     def _append_one(self, values: Values) -> Appended:
         replayed, recorded, version, position = self._write(APPEND, values)[0]

@@ -1,5 +1,6 @@
 """The SQL statements of the store, and their rows as values."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
@@ -65,8 +66,11 @@ APPEND = (
 
 APPEND_MANY = (
     "select replayed, answer from append_many(%s::text[], %s::uuid[], %s::bigint[],"
-    " %s::int[], %s::uuid[], %s::text[], %s::int[], %s::text[], %s::jsonb, %s, %s, %s::jsonb)"
+    " %s::int[], %s::uuid[], %s::text[], %s::int[], %s::text[], %s::jsonb, %s, %s, %s::jsonb,"
+    " %s::float8[])"
 )
+
+TAKE_DUE = "select aggregate_id, version from take_due(%s, %s, %s)"
 
 
 def to_columns(
@@ -97,7 +101,19 @@ def to_columns_of_many(
         [place for place, each in enumerate(appends, 1) for _ in each.events],
         *_event_columns([event for each in appends for event in each.events]),
         *_common_columns(metadata, idempotency, answer),
+        _due_in(appends),
     )
+
+
+def _due_in(appends: Sequence[Append]) -> list[float | None] | None:
+    """The seconds of each deadline; infinity: there is none any more; None: it is left as it is."""
+    deadlines = [each.deadline for each in appends]
+    if not any(deadlines):
+        return None
+    return [
+        (math.inf if each.seconds is None else float(each.seconds)) if each else None
+        for each in deadlines
+    ]
 
 
 def _event_columns(events: Sequence[NewEvent]) -> tuple[list[Any], ...]:
