@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, Field, WithJsonSchema
 
@@ -20,7 +20,9 @@ from eventcore.web.routes import Routes, answer
 from order.customer_queries import add_customers
 from order.customers import Customers
 from order.order import DECIDER, CancelOrder, Order, PlaceOrder
-from order.projections.orders import shown
+from order.projections.orders import shown, stored
+
+OrderStatus: TypeAlias = Literal["pending", "confirmed", "rejected", "cancelled"]
 
 HIGHEST_PRICE = Decimal("9999999999.99")
 
@@ -77,7 +79,7 @@ class OrderState(BaseModel):
     """Where an order is in its life now."""
 
     orderId: str
-    status: Literal["placed", "cancelled"]
+    status: OrderStatus
     version: int
 
 
@@ -89,9 +91,10 @@ class OrderShown(BaseModel):
     userId: str
     item: str
     price: Annotated[Decimal, WithJsonSchema({"type": "number"})]
-    status: Literal["placed", "cancelled"]
+    status: OrderStatus
     placedAt: str
     version: int
+    reason: str | None = Field(None, description="Why it is rejected; left out of any other.")
 
 
 class OrderListed(OrderShown):
@@ -111,7 +114,7 @@ class OrderQuery(QueryInput):
     """Which orders to list."""
 
     userId: Id | None = Field(None, description="Those of one user.")
-    status: Literal["placed", "cancelled"] | None = Field(None, description="Those in one state.")
+    status: OrderStatus | None = Field(None, description="Those in one state.")
     limit: Annotated[int, Field(ge=1, le=100), DIGITS] = Field(20, description="How many at most.")
     after: Id | None = Field(None, description="Those older than this order: `next` of a page.")
 
@@ -203,7 +206,8 @@ def _add_list(route: Routes, orders: Views, known: ViewDocuments) -> None:
     @route("GET", "/queries/orders", "Orders, newest first", {200: OrderList}, query=OrderQuery)
     def list_orders(incoming: Incoming[None, OrderQuery]) -> Answer:
         asked = incoming.query
-        wanted = {"userId": asked.userId, "status": asked.status}
+        status = stored(asked.status) if asked.status else None
+        wanted = {"userId": asked.userId, "status": status}
         where = {name: value for name, value in wanted.items() if value is not None}
         source = source_of(orders.reached(incoming.seen, incoming.wait))
         found = orders.page(where, asked.after, asked.limit)

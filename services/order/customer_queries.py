@@ -17,13 +17,14 @@ from order.projections.customers import shown
 
 
 class CustomerShown(BaseModel):
-    """The orders of a user, counted; `total` is of those that are not cancelled."""
+    """The orders of a user, counted; `total` leaves out those that are cancelled or rejected."""
 
     id: str = Field(alias="_id")
     userId: str
     name: str | None = Field(description="null: the user's event has not arrived yet.")
     orders: int
     cancelled: int
+    rejected: int
     total: Annotated[Decimal, WithJsonSchema({"type": "number"})]
     lastOrderAt: str | None
 

@@ -1,7 +1,7 @@
 """The order service's declaration. Pure."""
 
 from eventcore.model.service import Projector, Service
-from order.events import CATALOGUE
+from order.events import CATALOGUE, ORDER_SAGA
 from order.projections import customers, known_users, orders
 
 SERVICE = Service(
@@ -20,6 +20,7 @@ SERVICE = Service(
         "/queries/customers/{id}",
     ),
     catalogue=CATALOGUE,
+    others=(ORDER_SAGA,),
     projectors=(
         Projector("order-projector", orders.PROJECTION),
         # sweep interval shorter than KNOWN_USER_WAIT

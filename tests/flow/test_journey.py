@@ -54,7 +54,7 @@ def test_the_six_requests_of_the_guide(shop: FakeShop) -> None:
         "userId": user_id,
         "item": "Laptop",
         "price": 2500,
-        "status": "placed",
+        "status": "confirmed",
         "placedAt": "2026-01-16T10:00:00.000000Z",
         "version": 1,
     }

@@ -229,7 +229,7 @@ def test_a_cancellation_against_the_rules_cancels_nothing(
     wire: Wire, order_id: str, body: bytes
 ) -> None:
     assert_refused(wire.send("POST", f"/orders/{order_id}/cancel", body), 422)
-    assert wire.send("GET", f"/queries/orders/{order_id}").value("status") == "placed"
+    assert wire.send("GET", f"/queries/orders/{order_id}").value("status") == "confirmed"
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,13 @@ import pytest
 from eventcore import jsontext
 from eventcore.errors import Misconfigured
 from eventcore.model.catalogue import Catalogue, camel, event_type_of
+from eventcore.model.decider import Decider
 from eventcore.model.event import Event, from_message, to_message
+from eventcore.model.saga import evolve
 from eventcore.model.view import AnyProjection, View, fold
 from local import contracts
 from local.services import SERVICES
+from order.events import ORDER_SAGA
 
 Fields = list[tuple[str, Any, Any]]
 
@@ -84,13 +87,13 @@ def forbidden(members: Fields) -> Iterator[tuple[str, str, Fields]]:
         yield f"renamed {name}", f"lost `{json}`", changed((f"{name}_of", hint, default))
         other = int if hint is not int else str
         yield f"retyped {name}", f"changed the type of `{json}`", changed((name, other, default))
-        wider = hint | int
+        wider = hint | other
         yield f"widened {name}", f"changed the type of `{json}`", changed((name, wider, default))
         if default is MISSING:
             yield (
                 f"optional {name}",
                 f"made `{json}` optional",
-                changed((name, hint, DEFAULTS[hint])),
+                changed((name, hint, DEFAULTS.get(hint))),
             )
         else:
             yield f"required {name}", f"made `{json}` required", changed((name, hint, MISSING))
@@ -223,7 +226,7 @@ DECIDERS = {
     for name in SERVICES
     for found in iter_modules(importlib.import_module(name).__path__, f"{name}.")
     if hasattr(module := importlib.import_module(found.name), "DECIDER")
-}
+} | {"order_saga": Decider(ORDER_SAGA, None, lambda *_: [], evolve)}
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
 """Rules of an order: given events, when a command, then events."""
 
 from decimal import Decimal
+from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from eventcore.errors import Invalid
-from order.events import OrderCancelled, OrderEvent, OrderPlaced
+from order.events import OrderCancelled, OrderConfirmed, OrderEvent, OrderPlaced, OrderRejected
 from order.order import (
+    DECIDER,
     CancelOrder,
+    EndPending,
     Order,
     OrderCommand,
     PlaceOrder,
@@ -19,23 +22,60 @@ from order.order import (
 )
 
 PLACE = PlaceOrder("u", "Laptop", Decimal("19.99"))
-commands = st.lists(st.just(PLACE) | st.builds(CancelOrder, st.none() | st.text()), max_size=12)
+PENDING = Order(Status.PENDING, has_saga=True)
+commands = st.lists(
+    st.builds(PlaceOrder, st.just("u"), st.just("Laptop"), st.just(Decimal(1)), st.booleans())
+    | st.builds(CancelOrder, st.none() | st.text())
+    | st.builds(EndPending, st.sampled_from(Status), st.none() | st.text()),
+    max_size=12,
+)
 
 
 def test_placing_an_order_says_what_was_ordered() -> None:
     assert decide(PLACE, None) == [OrderPlaced("u", "Laptop", Decimal("19.99"))]
 
 
+def test_an_order_without_a_saga_is_appended_as_it_was_before_sagas() -> None:
+    [placed] = decide(PLACE, None)
+    data = DECIDER.to_new_event(placed, UUID(int=1)).data
+    assert data == {"userId": "u", "item": "Laptop", "price": Decimal("19.99")}
+    assert evolve(None, placed) == Order(Status.CONFIRMED, has_saga=False)
+
+
+def test_a_pending_order_says_so() -> None:
+    [placed] = decide(PlaceOrder("u", "Laptop", Decimal(1), pending=True), None)
+    assert placed == OrderPlaced("u", "Laptop", Decimal(1), pending=True)
+    assert evolve(None, placed) == PENDING
+
+
 def test_cancelling_says_why() -> None:
-    assert decide(CancelOrder("too late"), Order(Status.PLACED)) == [OrderCancelled("too late")]
+    order = Order(Status.CONFIRMED)
+    assert decide(CancelOrder("too late"), order) == [OrderCancelled("too late")]
 
 
-def test_cancelling_what_is_cancelled_is_nothing_new() -> None:
-    assert decide(CancelOrder(), Order(Status.CANCELLED)) == []
+@pytest.mark.parametrize("status", [Status.CANCELLED, Status.REJECTED, Status.PENDING])
+def test_cancelling_any_but_a_confirmed_order_is_nothing_new(status: Status) -> None:
+    assert decide(CancelOrder(), Order(status)) == []
 
 
 @pytest.mark.parametrize(
-    ("command", "order"), [(PLACE, Order(Status.PLACED)), (CancelOrder(), None)]
+    ("status", "event"),
+    [
+        (Status.CONFIRMED, OrderConfirmed()),
+        (Status.REJECTED, OrderRejected("too much")),
+        (Status.CANCELLED, OrderCancelled("too much")),
+    ],
+)
+def test_a_pending_order_ends_as_its_saga_does(status: Status, event: OrderEvent) -> None:
+    assert decide(EndPending(status, "too much"), PENDING) == [event]
+    ended = evolve(PENDING, event)
+    assert ended == Order(status, has_saga=True)
+    assert decide(EndPending(Status.REJECTED, "later"), ended) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "order"),
+    [(PLACE, Order(Status.CONFIRMED)), (CancelOrder(), None), (EndPending(Status.REJECTED), None)],
 )
 def test_what_makes_no_sense_is_refused(command: OrderCommand, order: Order | None) -> None:
     with pytest.raises(Invalid):
@@ -43,7 +83,9 @@ def test_what_makes_no_sense_is_refused(command: OrderCommand, order: Order | No
 
 
 @given(commands)
-def test_an_order_is_placed_first_and_cancelled_once_at_most(sequence: list[OrderCommand]) -> None:
+def test_an_order_is_placed_first_decided_once_and_cancelled_last(
+    sequence: list[OrderCommand],
+) -> None:
     order: Order | None = None
     events: list[OrderEvent] = []
     for command in sequence:
@@ -54,8 +96,14 @@ def test_an_order_is_placed_first_and_cancelled_once_at_most(sequence: list[Orde
         for event in new:
             order = evolve(order, event)
         events += new
-    assert [type(event) for event in events] in (
+    kinds = [type(event) for event in events]
+    assert kinds[:1] in ([], [OrderPlaced])
+    assert kinds[1:] in (
         [],
-        [OrderPlaced],
-        [OrderPlaced, OrderCancelled],
+        [OrderCancelled],
+        [OrderConfirmed],
+        [OrderConfirmed, OrderCancelled],
+        [OrderRejected],
     )
+    if OrderConfirmed in kinds or OrderRejected in kinds:
+        assert events[0] == OrderPlaced("u", "Laptop", Decimal(1), pending=True)

@@ -1,9 +1,9 @@
 """The read model of customers: what each user has ordered. Pure.
 
-{_id: the user's id, version, positions, name, orders, cancelled, total, lastOrderAt}
+{_id: the user's id, version, positions, name, orders, cancelled, rejected, total, lastOrderAt}
 
-`total` is of the orders that are not cancelled. `name` is missing as long as the user's event is,
-`lastOrderAt` is "" as long as there is no order.
+`total` is of the orders that are neither cancelled nor rejected. `name` is missing as long as the
+user's event is, `rejected` as long as it is 0; `lastOrderAt` is "" as long as there is no order.
 """
 
 from collections.abc import Sequence
@@ -47,6 +47,13 @@ def _cancelled(document: Document, event: Event) -> Document:
     }
 
 
+def _rejected(document: Document, event: Event) -> Document:
+    return {
+        "rejected": document.get("rejected", 0) + 1,
+        "total": document["total"] - event.data["price"],
+    }
+
+
 VIEW = View(
     name="customers",
     catalogues=(users.CATALOGUE, orders.CATALOGUE),
@@ -58,6 +65,7 @@ VIEW = View(
         "order": {
             "ORDER_PLACED": On(_customer, _placed),
             "ORDER_CANCELLED": On(_customer, _cancelled, with_first=True),
+            "ORDER_REJECTED": On(_customer, _rejected, with_first=True),
         },
     },
     indexes=(("total", "_id"), ("lastOrderAt", "_id")),
@@ -72,6 +80,7 @@ def shown(document: Document) -> Data:
         "name": document.get("name"),
         "orders": document["orders"],
         "cancelled": document["cancelled"],
+        "rejected": document.get("rejected", 0),
         "total": document["total"],
         "lastOrderAt": document["lastOrderAt"] or None,
     }
