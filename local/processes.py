@@ -127,8 +127,9 @@ def processes(
 
     def projector(service: Service, each: Projector) -> Process:
         feed = dict[str, str]()
-        for owner in each.projection.stores:
-            prefix = f"FEED_{owner.upper()}" if each.projection.parts[0] else "FEED"
+        owners = each.projection.owners
+        for owner in owners:
+            prefix = f"FEED_{owner.upper()}" if len(owners) > 1 else "FEED"
             feed |= {f"{prefix}_URL": urls[f"{owner}-service"]}
             feed |= token(owner, f"{prefix}_TOKEN")
         told = [readmodel(service.name), broker, feed, each.settings]

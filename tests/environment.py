@@ -34,11 +34,11 @@ def variables() -> set[str]:
         if field.validation_alias is None  # the servers' logins are those of the other kinds
     }
     feeds = {
-        f"FEED_{store.upper()}_{part}"
+        f"FEED_{owner.upper()}_{part}"
         for service in SERVICES.values()
         for projection in service.projections
-        for store in projection.stores
-        if projection.parts[0]
+        for owner in projection.owners
+        if len(projection.owners) > 1
         for part in ("URL", "TOKEN")
     }
     return ({name for kind in KINDS for name in _variables(kind)} | limits | feeds) - {"PROCESS"}

@@ -17,7 +17,7 @@ def _graph() -> dict[str, list[str]]:
         graph[f"{name}-service"] = ["postgres:5432", "mongodb:27017"]
         graph[f"{name}-relay"] = ["postgres:5432", "rabbitmq:5672"]
         for each in service.projectors:
-            feeds = [urls[store] for store in each.projection.stores]
+            feeds = [urls[owner] for owner in each.projection.owners]
             graph[each.name] = ["rabbitmq:5672", "mongodb:27017", *feeds]
             graph[f"{each.name}-job"] = ["mongodb:27017", *feeds]
     return graph

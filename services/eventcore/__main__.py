@@ -73,7 +73,7 @@ def relay() -> None:
     service = config.service
     health = Health("store", "broker")
     stop = _start(config, health.missing)
-    published = [p for p in declared().projections if service in p.stores]
+    published = [p for p in declared().projections if service in p.owners]
     queues = [Queue(projection.queue, projection.binding) for projection in published]
 
     def open_store() -> RelaySession:

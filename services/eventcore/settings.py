@@ -83,10 +83,13 @@ def _group(**defaults: object) -> BeforeValidator:
     return BeforeValidator(complete)
 
 
-def _by_store(given: object) -> object:
-    """Turns what follows FEED_ into an entry for each store: USER_URL is the URL of `user`."""
-    if not isinstance(given, dict):
-        return given
+def _by_owner(given: object) -> object:
+    """Turns what follows FEED_ into an entry for each owner: USER_URL is the URL of `user`.
+
+    The feed of one owner alone, FEED_URL, has the entry "".
+    """
+    if not isinstance(given, dict) or "url" in given:
+        return {"": given} if isinstance(given, dict) else given
     found = defaultdict[str, dict[str, object]](dict)
     for name, value in given.items():
         store, _, field_name = name.partition("_")
@@ -207,10 +210,10 @@ class ProjectionSettings(ReadModelSettings):
 
 
 class ViewSettings(ReadModelSettings):
-    """The settings of the tools that work on a view, with the feed of each of its stores."""
+    """The settings of the tools that work on a view, with the feed of each owner of its events."""
 
     feeds: Annotated[
-        dict[str, Annotated[Feed, _group()]], BeforeValidator(_by_store), _variables("feed")
+        dict[str, Annotated[Feed, _group()]], BeforeValidator(_by_owner), _variables("feed")
     ]
 
 

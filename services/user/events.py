@@ -53,4 +53,4 @@ class EmailReleased:
 
 EmailClaimEvent: TypeAlias = EmailClaimed | EmailReleased
 
-EMAIL_CLAIMS = Catalogue(aggregate_type="email_claim", events=EmailClaimEvent)
+EMAIL_CLAIMS = Catalogue(aggregate_type="email_claim", events=EmailClaimEvent, owner="user")

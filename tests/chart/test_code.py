@@ -228,7 +228,7 @@ def entry(service: Service) -> Object:
     """A service's entry in the values."""
     projectors: Object = {}
     for each in service.projectors:
-        owner = " ".join(each.projection.stores)
+        owner = " ".join(each.projection.owners)
         projectors[each.name] = {
             "projection": each.projection.name,
             "queue": each.projection.queue,

@@ -55,7 +55,8 @@ def web_app(
         store=store,
         epoch=epoch or Epoch(store, name),
     )
-    app.register_blueprint(feed_routes(StoreFeed(store, name), Secret(TOKEN)))
+    feeds = [StoreFeed(store, each.aggregate_type, owner=name) for each in service.catalogues]
+    app.register_blueprint(feed_routes(feeds, Secret(TOKEN)))
     return app
 
 
@@ -67,7 +68,7 @@ def projector(
     clock: Clock = SYSTEM_CLOCK,
 ) -> Projector:
     """A projector on fakes, that asks its feed straight from the owner's store."""
-    feed = StoreFeed(store, projection.aggregate_type)
+    feed = StoreFeed(store, projection.aggregate_type, owner=projection.catalogue.owner)
     applier = EventApplier(projection, readmodel, feed, clock)
     queue = Queue(projection.queue, projection.binding)
     return Projector(

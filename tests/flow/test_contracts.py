@@ -186,7 +186,7 @@ BEHIND = "projection_event_types_behind"
 def feed_of(consumers: Consumers) -> FlaskClient:
     app = create_app("parcel", (), missing=dict, is_ready=lambda: True)
     feed = StoreFeed(FakeStore(), "parcel")
-    app.register_blueprint(feed_routes(feed, Secret(TOKEN), consumers.note))
+    app.register_blueprint(feed_routes([feed], Secret(TOKEN), consumers.note))
     return app.test_client()
 
 
@@ -194,7 +194,7 @@ def test_a_service_warns_while_a_running_consumer_knows_a_lower_version(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = _Clock()
-    consumers = Consumers(NEW, clock)  # type: ignore[arg-type]
+    consumers = Consumers([NEW], clock)  # type: ignore[arg-type]
     client = feed_of(consumers)
 
     def call(projection: Projection) -> None:
@@ -224,7 +224,9 @@ def test_an_announcement_without_the_token_is_not_taken() -> None:
     noted: list[str] = []
     app = create_app("parcel", (), missing=dict, is_ready=lambda: True)
     app.register_blueprint(
-        feed_routes(StoreFeed(FakeStore(), "parcel"), Secret(TOKEN), noted.append)
+        feed_routes(
+            [StoreFeed(FakeStore(), "parcel")], Secret(TOKEN), lambda said, _: noted.append(said)
+        )
     )
     answer = app.test_client().get("/internal/log", headers={ANNOUNCEMENT: "parcels; X=1"})
     assert (answer.status_code, noted) == (401, [])
@@ -232,8 +234,8 @@ def test_an_announcement_without_the_token_is_not_taken() -> None:
 
 @pytest.mark.parametrize("announced", ["", ";", "a; B", "a; B=x", "x" * 4000, "a; PARCEL_SENT=-1"])
 def test_an_empty_announcement_is_a_consumer_that_knows_nothing(announced: str) -> None:
-    consumers = Consumers(NEW)
-    consumers.note(announced)
+    consumers = Consumers([NEW])
+    consumers.note(announced, "parcel")
     consumers.update()
     assert value(BEHIND, projection=announced.partition(";")[0][:100]) == 2
 
@@ -247,7 +249,8 @@ def test_the_consumers_of_this_release_are_not_behind(caplog: pytest.LogCaptureF
                 announced = dict(projection.announcements)
             assert set(announced) == set(projection.stores)
             for store, announcement in announced.items():
-                Consumers(SERVICES[store].catalogue).note(announcement)
+                owner = SERVICES[projection.owner_of(store)]
+                Consumers(owner.catalogues).note(announcement, store)
     assert "Consumer behind" not in caplog.text
     ignored = "known-users; USER_CREATED=1; USER_EMAIL_CHANGED=*; USER_NAME_CHANGED=*"
     assert known_users.PROJECTION.announcement == ignored
@@ -260,7 +263,7 @@ def test_a_view_is_behind_for_the_types_alone_that_it_reads(
     view = View("parcel-senders", (OLD,), "queue", "senders", "Senders updated", on)
     announced = view.announcements["parcel"]
     assert announced == "parcel-senders/parcel; *=*; PARCEL_SENT=1"
-    consumers = Consumers(NEW)
+    consumers = Consumers([NEW])
     with caplog.at_level(logging.WARNING):
         feed_of(consumers).get(
             "/internal/log", headers={"Authorization": f"Bearer {TOKEN}", ANNOUNCEMENT: announced}
@@ -334,3 +337,12 @@ def test_what_has_no_events_has_no_description_of_them() -> None:
     client = create_app("Gateway", (), missing=dict, is_ready=lambda: True).test_client()
     assert client.get("/asyncapi.json").status_code == 404
     assert "asyncapi" not in client.get("/docs").text
+
+
+def test_an_announcement_is_compared_with_the_events_of_the_type_that_is_read() -> None:
+    catalogues = SERVICES["user"].catalogues
+    consumers = Consumers(catalogues)
+    consumers.note("claims; EMAIL_CLAIMED=1", "email_claim")  # and no user's event
+    consumers.note("claims; EMAIL_CLAIMED=1", "parcel")
+    consumers.update()
+    assert value(BEHIND, projection="claims") == 1  # EMAIL_RELEASED

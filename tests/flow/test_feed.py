@@ -1,5 +1,6 @@
 """The owner's feed as a projector reads it, over HTTP: the same as straight from the store."""
 
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -19,8 +20,8 @@ from tests.fakes.shop import TOKEN, FakeShop
 class Feed(HttpFeed):
     """One that asks without a socket."""
 
-    def __init__(self, client: FlaskClient) -> None:
-        super().__init__("", Secret(TOKEN))
+    def __init__(self, client: FlaskClient, aggregate_type: str = "") -> None:
+        super().__init__("", Secret(TOKEN), aggregate_type=aggregate_type)
         self._client = client
         self.asked = 0
 
@@ -85,3 +86,42 @@ def test_what_is_read_of_heads_is_what_was_said(shop: FakeShop) -> None:
     assert page.heads == {user_id: 1}
     assert (page.end.position, page.settled.position, page.head) == (1, 1, 1)
     assert page.at
+
+
+def claim(shop: FakeShop, user_id: str) -> Stream:
+    """Claims an address in the store of users, in a stream of another aggregate type."""
+    stream = Stream("email_claim", uuid4())
+    claimed = NewEvent(uuid4(), "EMAIL_CLAIMED", 1, {"userId": user_id})
+    shop.user_store.append(stream, 0, [claimed], {})
+    return stream
+
+
+def test_each_aggregate_type_of_a_store_has_a_feed_of_its_own(shop: FakeShop) -> None:
+    user_id = shop.create_user()
+    claimed = str(claim(shop, user_id).aggregate_id)
+    users, claims = Feed(shop.users), Feed(shop.users, "email_claim")
+    assert users.heads(0, 9).heads == {user_id: 1}
+    assert claims.heads(0, 9).heads == {claimed: 1}
+    assert [event.aggregate_type for event in claims.between(0, 9)] == ["email_claim"]
+    assert [event.version for event in claims.stream(claimed, 0)] == [1]
+    assert claims.streams({claimed: 0, user_id: 0})[user_id] == []
+    assert (users.aggregate_type(), claims.aggregate_type()) == ("user", "email_claim")
+    assert claims.progress() == users.progress()
+    assert claims.progress().relayed == 1  # the relay of the store, whatever the type
+
+
+def test_a_type_that_the_service_does_not_have_is_a_404_with_the_reason(shop: FakeShop) -> None:
+    feed, stream = Feed(shop.users, "parcel"), str(uuid4())
+    with pytest.raises(FeedUnavailable, match="no streams of type 'parcel', only of user"):
+        feed.heads(0, 1)
+    for call in (
+        partial(feed.between, 0, 1),
+        partial(feed.stream, stream, 0),
+        partial(feed.streams, {stream: 0}),
+        feed.progress,
+    ):
+        with pytest.raises(FeedUnavailable, match="no streams of type"):
+            call()
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    answer = shop.users.get("/internal/log", query_string={"type": "parcel"}, headers=headers)
+    assert answer.status_code == 404

@@ -31,6 +31,7 @@ REQUIRED = MISSING
 class Catalogue:
     """The events of one aggregate type. `events` is the union of their classes.
 
+    `owner` is the service whose store has the streams; by default the one named as the type.
     The first class begins a stream. `upcasters` holds, for a type at version 3, the steps from 1
     and from 2: `("USER_CREATED", 1)`, `("USER_CREATED", 2)`. A missing or a surplus step raises
     Misconfigured, at start, not at the first old event.
@@ -39,8 +40,10 @@ class Catalogue:
     aggregate_type: str
     events: Any
     upcasters: Mapping[tuple[str, int], Upcaster] = field(default_factory=dict)
+    owner: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "owner", self.owner or self.aggregate_type)
         needed = {(kind, at) for kind, now in self.versions.items() for at in range(1, now)}
         if missing := sorted(needed - self.upcasters.keys()):
             raise Misconfigured(f"upcasters are missing from {_list(missing)}")

@@ -73,8 +73,17 @@ class Projection:
 
     @property
     def stores(self) -> tuple[str, ...]:
-        """The aggregate types of the stores that it reads: its own."""
+        """The aggregate types that it reads: its own."""
         return (self.aggregate_type,)
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """The services that own its events: one."""
+        return (self.catalogue.owner,)
+
+    def owner_of(self, _aggregate_type: str) -> str:
+        """The service that owns the events of an aggregate type that it reads."""
+        return self.catalogue.owner
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -63,8 +63,17 @@ class View:
 
     @property
     def stores(self) -> tuple[str, ...]:
-        """The aggregate types of the stores that it reads."""
+        """The aggregate types that it reads: each counts as a store of its own."""
         return tuple(self.on)
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """The services that own its events."""
+        return tuple(dict.fromkeys(map(self.owner_of, self.on)))
+
+    def owner_of(self, aggregate_type: str) -> str:
+        """The service that owns the events of an aggregate type that it reads."""
+        return self._catalogues[aggregate_type].owner
 
     @property
     def parts(self) -> tuple[str, ...]:

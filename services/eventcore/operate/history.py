@@ -100,22 +100,24 @@ def find(
     readmodel: ReadModel,
     projections: Iterable[AnyProjection],
     since: datetime | None = None,
+    types: Sequence[str] = (),
 ) -> History:
     """Finds what one service's stores know of an aggregate's id, or else of a correlation id.
 
-    A correlation id is looked for from `since` on, or from the time that it tells itself, or
-    among the newest events; in SEARCHED_AT_MOST positions at most. Raises StoreUnavailable and
-    ReadModelUnavailable.
+    `types` are the aggregate types in its store, by default the one of its own name; all of them
+    may have a stream of the id. A correlation id is looked for from `since` on, or from the time
+    that it tells itself, or among the newest events; in SEARCHED_AT_MOST positions at most. Raises
+    StoreUnavailable and ReadModelUnavailable.
     """
     projections = tuple(projections)
     own = tuple(each for each in projections if isinstance(each, Projection))
     views = tuple(each for each in projections if isinstance(each, View))
     if stream_id := as_uuid(wanted):
-        stream = Stream(service, stream_id)
         progress = store.progress(service)
-        events = [event for page in read_pages(store, stream) for event in page]
-        others = {Stream(each.aggregate_type, stream_id) for each in own} - {stream}
-        streams = others | {stream} if events else others
+        events = _read_all(store, [Stream(each, stream_id) for each in types or (service,)])
+        streams = {Stream(event.aggregate_type, stream_id) for event in events}
+        others = {Stream(each.aggregate_type, stream_id) for each in own} - streams
+        streams |= others
         standings = _standings(readmodel, own, streams, events)
         names = set(map(str, others))
         standings = [each for each in standings if each.is_known or str(each) not in names]
@@ -128,6 +130,12 @@ def find(
     standings = _standings(readmodel, own, streams, events)
     standings += _in_views(readmodel, views, events, store)
     return History(service, events, standings, store.progress(service), searched)
+
+
+def _read_all(store: Store, streams: Iterable[Stream]) -> list[Event]:
+    """The events of several streams, by position."""
+    pages = (page for stream in streams for page in read_pages(store, stream))
+    return sorted((event for page in pages for event in page), key=lambda each: each.position)
 
 
 def _search(
@@ -175,7 +183,9 @@ def _standings(
         ids = sorted(str(each) for each in ids_of_kind.union(named) if each)
         its = {
             id: [
-                (each.version, each.recorded_at) for each in events if str(each.aggregate_id) == id
+                (each.version, each.recorded_at)
+                for each in events
+                if (each.aggregate_type, str(each.aggregate_id)) == (kind, id)
             ]
             for id in ids
         }

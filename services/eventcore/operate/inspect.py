@@ -70,7 +70,9 @@ def trace(wanted: str, as_json: bool, with_data: bool, since: datetime | None) -
     config = command_settings(settings.TraceSettings, "trace")
     store, readmodel = Postgres(config.store, 1), Mongo(config.readmodel, 1)
     since = since and (since if since.tzinfo else since.replace(tzinfo=UTC))
-    history = find(wanted, config.service, store, readmodel, declared().projections, since)
+    service = declared()
+    types = [each.aggregate_type for each in service.catalogues]
+    history = find(wanted, service.name, store, readmodel, service.projections, since, types)
     if history.searched and not history.searched.is_whole:
         click.echo(f"eventcore: {history.searched}", err=True)
     if history.is_empty:
@@ -87,8 +89,8 @@ def lag(as_json: bool) -> None:
     The log is that of the feed's service; a view has a log, and a row, for each store. Lags are in
     positions, unused ones included, and seconds.
     """
-    readmodel, feeds, projections = open_projections("lag")
-    for feed in feeds.values():
+    readmodel, feeds, logs, projections = open_projections("lag")
+    for feed in logs.values():
         log = feed.progress()
         behind = max(0, log.settled - log.relayed)
         of_log: Row = {"head": log.head, "settled": log.settled, "relayed": log.relayed}
@@ -133,7 +135,7 @@ def verify(projection_names: Sequence[str], everything: bool, sample: int, as_js
     """
     wrong: list[Row] = []
     rows: list[Row] = []
-    readmodel, feeds, projections = open_projections("verify", projection_names)
+    readmodel, feeds, _, projections = open_projections("verify", projection_names)
     for projection in projections:
         name, generation = projection.name, Serving(projection, readmodel).now()
         verifier = _verifier(projection, readmodel, feeds, generation)

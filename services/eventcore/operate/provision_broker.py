@@ -48,7 +48,7 @@ def provision_broker(
     the virtual host, which is made if it does not exist. `projections` has the projection of each
     projector's login. Raises BrokerUnavailable, Misconfigured.
     """
-    queues = [p.queue for p in projections.values() if service in p.stores]
+    queues = [p.queue for p in projections.values() if service in p.owners]
     rights = {f"{service}-relay": _may(queues, publish=(EXCHANGE,), read=())}
     for login, projection in projections.items():
         read = (projection.queue, f"{projection.queue}.dead-letters")

@@ -64,7 +64,7 @@ def open_applier(
     config: settings.ProjectionSettings, projection: Projection, announcement: str = ""
 ) -> EventApplier:
     """Returns the applier of a projection, on its read model and feed."""
-    feed = HttpFeed(config.feed.url, config.feed.token, announcement=announcement)
+    feed = _feed(config.feed, projection, projection.aggregate_type, announcement)
     return EventApplier(projection, Mongo(config.readmodel), feed)
 
 
@@ -74,20 +74,32 @@ def open_view(
     announcements: Mapping[str, str] = MappingProxyType({}),
 ) -> list[ViewApplier]:
     """Returns the appliers of a view, on its read model and feeds; raises Misconfigured."""
-    feeds = _feeds(config, announcements)
-    for store in view.stores:
-        if store not in feeds:
-            raise Misconfigured(f"{view.name} needs FEED_{store.upper()}_URL and its token")
-    return open_parts(view, Mongo(config.readmodel), feeds)
+    for owner in view.owners:
+        if owner not in config.feeds and len(view.owners) > 1:
+            raise Misconfigured(f"{view.name} needs FEED_{owner.upper()}_URL and its token")
+    return open_parts(view, Mongo(config.readmodel), _feeds(config.feeds, view, announcements))
 
 
 def _feeds(
-    config: settings.ViewSettings, announcements: Mapping[str, str] = MappingProxyType({})
+    given: Mapping[str, settings.Feed],
+    projection: AnyProjection,
+    announcements: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Feed]:
+    """The feeds of a projection by aggregate type; `given` has those of owners, "" of any owner."""
     return {
-        store: HttpFeed(each.url, each.token, announcement=announcements.get(store, ""))
-        for store, each in config.feeds.items()
-    }
+        store: _feed(
+            given.get(projection.owner_of(store)) or given[""],
+            projection, store, announcements.get(store, ""),
+        )
+        for store in projection.stores
+    }  # fmt: skip
+
+
+def _feed(
+    given: settings.Feed, projection: AnyProjection, store: str, announcement: str = ""
+) -> Feed:
+    asked = "" if store == projection.owner_of(store) else store
+    return HttpFeed(given.url, given.token, announcement=announcement, aggregate_type=asked)
 
 
 def open_appliers(name: str, command: str) -> list[Folding[Any]]:
@@ -112,18 +124,24 @@ def open_at(name: str, command: str) -> Folding[Any]:
 
 def open_projections(
     command: str, names: Sequence[str] = ()
-) -> tuple[Mongo, dict[str, Feed], list[AnyProjection]]:
-    """A read model, feeds by store, and the projections that are folded from them, or `names`."""
-    feeds: dict[str, Feed]
+) -> tuple[Mongo, dict[str, Feed], dict[str, Feed], list[AnyProjection]]:
+    """A read model, and the projections that are folded from the logs at hand, or `names` of them.
+
+    With their feeds by aggregate type, and a feed of each log by its owner.
+    """
     if "FEED_URL" not in os.environ and any(each.startswith("FEED_") for each in os.environ):
         view = command_settings(settings.ViewSettings, command)
-        feeds, readmodel = _feeds(view), Mongo(view.readmodel)
+        owners, readmodel = view.feeds, Mongo(view.readmodel)
+        logs: dict[str, Feed] = {name: HttpFeed(o.url, o.token) for name, o in owners.items()}
     else:
         config = command_settings(settings.ProjectionSettings, command)
-        feed = HttpFeed(config.feed.url, config.feed.token)
-        feeds, readmodel = {feed.aggregate_type(): feed}, Mongo(config.readmodel)
+        own = HttpFeed(config.feed.url, config.feed.token)
+        logs, readmodel = {own.aggregate_type(): own}, Mongo(config.readmodel)
+        owners = dict.fromkeys(logs, config.feed)
     known = [projection_named(name) for name in names] or declared().projections
-    return readmodel, feeds, [p for p in known if feeds.keys() >= set(p.stores)]
+    folded = [each for each in known if logs.keys() >= set(each.owners)]
+    feeds = {store: feed for each in folded for store, feed in _feeds(owners, each).items()}
+    return readmodel, feeds, logs, folded
 
 
 def ask(yes: bool, question: str) -> None:

@@ -215,18 +215,19 @@ def watch(updates: Iterable[Callable[[], object]], stop: Stop, every: float = IN
 
 
 def watch_service(
-    name: str, store: Store, readmodel: ReadModel, feed: Feed,
+    name: str, store: Store, readmodel: ReadModel, feeds: Mapping[str, Feed],
     projections: Iterable[AnyProjection], note_epoch: Callable[[str], object],
 ) -> list[Callable[[], object]]:  # fmt: skip
     """The functions that measure a service's log, relay, read models, and the lag of its events.
 
-    `note_epoch` gets the epoch of the log each time.
+    `feeds` has a feed for each aggregate type in the store. `note_epoch` gets the epoch of the log
+    each time.
     """
     log_watch = LogWatch(name, store, note_epoch=note_epoch)
     updates: list[Callable[[], object]] = [log_watch.update]
     for projection in projections:
         updates.append(CheckpointWatch(projection, readmodel).update)
-        if name in projection.stores:
-            part = name if isinstance(projection, View) else ""
-            updates.append(LagWatch(projection, readmodel, feed, store=part).update)
+        for each in feeds.keys() & set(projection.stores):
+            part = each if isinstance(projection, View) else ""
+            updates.append(LagWatch(projection, readmodel, feeds[each], store=part).update)
     return updates

@@ -101,12 +101,18 @@ def read_whole_streams(feed: Feed, aggregate_ids: Iterable[str]) -> dict[str, li
 
 
 class StoreFeed:
-    """A Feed straight from a store: what the owner itself serves."""
+    """A Feed of one aggregate type straight from a store: what the owner itself serves.
 
-    def __init__(self, store: Store, aggregate_type: str, clock: Clock = SYSTEM_CLOCK) -> None:
+    `owner` is the name of the service and of its relay; "": that of the aggregate type.
+    """
+
+    def __init__(
+        self, store: Store, aggregate_type: str, clock: Clock = SYSTEM_CLOCK, owner: str = ""
+    ) -> None:
         self._store = store
         self.aggregate_type = aggregate_type
         self._clock = clock
+        self._relay = owner or aggregate_type
 
     def stream(self, aggregate_id: str, after: int) -> list[Event]:
         return self._store.read_stream(Stream(self.aggregate_type, UUID(aggregate_id)), after)
@@ -134,4 +140,4 @@ class StoreFeed:
         return [event for event in events if event.aggregate_type == self.aggregate_type]
 
     def progress(self) -> Progress:
-        return self._store.progress(self.aggregate_type)
+        return self._store.progress(self._relay)

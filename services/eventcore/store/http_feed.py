@@ -20,15 +20,22 @@ class HttpFeed:
     """A Feed from the owner at `url`, behind a circuit breaker, by its token, read at each call.
 
     A call takes `timeout` seconds at most. It carries `announcement`: the event versions that the
-    caller can take.
+    caller can take. It asks for the streams of `aggregate_type`; "" is the owner's own type, which
+    an owner of an older version serves too.
     """
 
     def __init__(
-        self, url: str, token: Secret, timeout: float = 5.0, announcement: str = ""
+        self,
+        url: str,
+        token: Secret,
+        timeout: float = 5.0,
+        announcement: str = "",
+        aggregate_type: str = "",
     ) -> None:
         self._url = url.rstrip("/")
         self._token = token
         self._announced = {ANNOUNCEMENT: announcement} if announcement else {}
+        self._asked = {"type": aggregate_type} if aggregate_type else {}
         self._circuit = CircuitBreaker()
         self._pool = urllib3.PoolManager(
             timeout=urllib3.Timeout(total=timeout), retries=False, maxsize=4
@@ -45,14 +52,14 @@ class HttpFeed:
 
     def streams(self, after: Mapping[str, int]) -> dict[str, list[Event]]:
         versions = ",".join(map(str, after.values()))
-        page = self._get("streams", ids=",".join(after), after=versions)["streams"]
+        page = self._ask("streams", ids=",".join(after), after=versions)["streams"]
         if not page:
             raise FeedUnavailable(f"{self._url} answers none of the streams it was asked for")
         return {each: self._read(messages) for each, messages in page.items()}
 
     def heads(self, after: int, until: int, marks: Sequence[Mark] = ()) -> HeadsPage:
         known = ",".join(f"{mark.position}:{mark.event_id}" for mark in marks if mark.event_id)
-        page = self._get("heads", after=after, until=until, marks=known)
+        page = self._ask("heads", after=after, until=until, marks=known)
         at = page.get("at")
         return HeadsPage(
             {each["id"]: each["version"] for each in page["heads"]},
@@ -68,7 +75,7 @@ class HttpFeed:
         return self._events("feed", after=after, until=until)
 
     def progress(self) -> Progress:
-        log = self._get("log")
+        log = self._ask("log")
         return Progress(
             log["head"],
             log["settled"],
@@ -79,17 +86,20 @@ class HttpFeed:
         )
 
     def aggregate_type(self) -> str:
-        """The aggregate type of the owner's streams. Raises FeedUnavailable."""
-        return str(self._get("log")["aggregateType"])
+        """The aggregate type of the streams that it asks for. Raises FeedUnavailable."""
+        return str(self._ask("log")["aggregateType"])
 
     def _events(self, what: str, **query: str | int) -> list[Event]:
-        return self._read(self._get(what, **query)["events"])
+        return self._read(self._ask(what, **query)["events"])
 
     def _read(self, messages: Sequence[Any]) -> list[Event]:
         try:
             return [from_message(message) for message in messages]
         except NotAnEvent as error:
             raise FeedUnavailable(f"{self._url} returned an invalid event: {error}") from error
+
+    def _ask(self, what: str, **query: str | int) -> Any:
+        return self._get(what, **self._asked, **query)
 
     def _get(self, what: str, **query: str | int) -> Any:
         url = f"{self._url}/internal/{what}"

@@ -1,7 +1,11 @@
-"""The feed that a service serves to projectors, under /internal. The gateway does not route it."""
+"""The feeds that a service serves to projectors, under /internal. The gateway does not route them.
+
+A service has a feed for each aggregate type in its store: the parameter `type` names one, and
+without it the service's own is meant.
+"""
 
 import hmac
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated
 
 from flask import Blueprint, Response, request
@@ -9,6 +13,7 @@ from pydantic import BeforeValidator, Field
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Unauthorized
 
+from eventcore.errors import NotFound
 from eventcore.model.event import Data, Event, Json, Mark, to_message, to_timestamp
 from eventcore.settings import Secret
 from eventcore.store.feed import ANNOUNCEMENT, MANY, HeadsPage, StoreFeed
@@ -21,17 +26,21 @@ _Position = Annotated[int, Field(ge=0, lt=2**63), DIGITS]
 _List = BeforeValidator(lambda text: tuple(text.split(",")) if text else ())
 
 
-class _StreamQuery(QueryInput):
+class _LogQuery(QueryInput):
+    type: str = ""
+
+
+class _StreamQuery(_LogQuery):
     stream: Id
     after: _Position = 0
 
 
-class _StreamsQuery(QueryInput):
+class _StreamsQuery(_LogQuery):
     ids: Annotated[tuple[Id, ...], Field(min_length=1, max_length=MANY), _List]
     after: Annotated[tuple[_Position, ...], _List] = ()
 
 
-class _RangeQuery(QueryInput):
+class _RangeQuery(_LogQuery):
     after: _Position = 0
     until: _Position = 0
 
@@ -48,14 +57,29 @@ def _messages(events: Iterable[Event]) -> Json:
     return tuple(to_message(event) for event in events)
 
 
-def feed_routes(
-    feed: StoreFeed, token: Secret, note: Callable[[str], None] | None = None
-) -> Blueprint:
-    """Builds the routes of the feed, for callers that send its token.
+FeedNamed = Callable[[str], StoreFeed]
+"""The feed of an aggregate type; raises NotFound."""
 
-    `note` takes the event versions that a consumer announces.
+
+def feed_routes(
+    feeds: Sequence[StoreFeed], token: Secret, note: Callable[[str, str], None] | None = None
+) -> Blueprint:
+    """Builds the routes of the feeds, for callers that send their token; the first is the default.
+
+    `note` takes the event versions that a consumer announces, and the aggregate type it reads.
     """
     routes = Blueprint("feed", __name__, url_prefix="/internal")
+    by_type = {feed.aggregate_type: feed for feed in feeds}
+
+    def named(aggregate_type: str) -> StoreFeed:
+        if not aggregate_type:
+            return feeds[0]
+        if aggregate_type not in by_type:
+            raise NotFound(
+                f"This service has no streams of type {aggregate_type[:80]!r}, only of"
+                f" {', '.join(by_type)}. Ask the service that owns them, or upgrade this one."
+            )
+        return by_type[aggregate_type]
 
     @routes.before_request
     def authorize() -> None:
@@ -66,41 +90,44 @@ def feed_routes(
                 www_authenticate=WWWAuthenticate("bearer", {"realm": "feed"}),
             )
         if note and (announced := request.headers.get(ANNOUNCEMENT)):
-            note(announced)
+            note(announced, request.args.get("type") or feeds[0].aggregate_type)
 
-    _add_events(routes, feed)
-    _add_progress(routes, feed)
+    _add_events(routes, named)
+    _add_progress(routes, named)
     return routes
 
 
-def _add_events(routes: Blueprint, feed: StoreFeed) -> None:
+def _add_events(routes: Blueprint, named: FeedNamed) -> None:
     @routes.get("/events")
     def events() -> Response:
         asked = _StreamQuery.model_validate(query_values())
-        return json_response({"events": _messages(feed.stream(asked.stream, asked.after))})
+        found = named(asked.type).stream(asked.stream, asked.after)
+        return json_response({"events": _messages(found)})
 
     @routes.get("/streams")
     def streams() -> Response:
         asked = _StreamsQuery.model_validate(query_values())
         after = [*asked.after, *[0] * len(asked.ids)]
-        found = feed.streams(dict(zip(asked.ids, after, strict=False)))
+        found = named(asked.type).streams(dict(zip(asked.ids, after, strict=False)))
         return json_response({"streams": {each: _messages(found[each]) for each in found}})
 
     @routes.get("/feed")
     def between() -> Response:
         asked = _RangeQuery.model_validate(query_values())
-        return json_response({"events": _messages(feed.between(asked.after, asked.until))})
+        found = named(asked.type).between(asked.after, asked.until)
+        return json_response({"events": _messages(found)})
 
 
-def _add_progress(routes: Blueprint, feed: StoreFeed) -> None:
+def _add_progress(routes: Blueprint, named: FeedNamed) -> None:
     @routes.get("/heads")
     def heads() -> Response:
         asked = _HeadsQuery.model_validate(query_values())
         marks = [Mark(*each) for each in asked.marks]
-        return json_response(_to_json(feed.heads(asked.after, asked.until, marks)))
+        return json_response(_to_json(named(asked.type).heads(asked.after, asked.until, marks)))
 
     @routes.get("/log")
     def log() -> Response:
+        feed = named(_LogQuery.model_validate(query_values()).type)
         log = feed.progress()
         return json_response(
             {

@@ -29,9 +29,12 @@ def create_service(
     store = Postgres(settings.store, settings.threads)
     readmodel = Mongo(settings.readmodel, settings.threads)
     readiness = Readiness(store, readmodel)
-    feed = StoreFeed(store, service.name)
-    epoch, consumers = Epoch(store, service.name), Consumers(service.catalogue)
-    updates = watch_service(service.name, store, readmodel, feed, service.projections, epoch.note)
+    feeds = {
+        each.aggregate_type: StoreFeed(store, each.aggregate_type, owner=service.name)
+        for each in service.catalogues
+    }
+    epoch, consumers = Epoch(store, service.name), Consumers(service.catalogues)
+    updates = watch_service(service.name, store, readmodel, feeds, service.projections, epoch.note)
     watch([readiness.missing, consumers.update, *updates], Stop())
     events = asyncapi.build(service.title, "1.0", service.catalogues)
     app = create_app(
@@ -45,5 +48,5 @@ def create_service(
         cors_origins=settings.cors_origins,
         events=lambda: events,
     )
-    app.register_blueprint(feed_routes(feed, settings.feed.token, consumers.note))
+    app.register_blueprint(feed_routes([*feeds.values()], settings.feed.token, consumers.note))
     return app
