@@ -6,16 +6,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial, reduce
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 from eventcore.clock import SYSTEM_CLOCK, Clock
-from eventcore.errors import Conflict, NotFound, StaleVersion, StoreUnavailable
+from eventcore.errors import Conflict, StaleVersion, StoreUnavailable
 from eventcore.ids import new_id
-from eventcore.model.decider import Decider
+from eventcore.model.decider import Decider, StreamState
 from eventcore.model.event import Data, NewEvent, tag_of
 from eventcore.model.token import SEEN_HEADER, Token, token_of
 from eventcore.observe.metrics import APPENDED, APPENDS, CONFLICTS, CONFLICTS_LOST
+from eventcore.state import read_existing, read_state
 from eventcore.store.port import (
     Answer,
     Append,
@@ -23,7 +24,6 @@ from eventcore.store.port import (
     Idempotency,
     Store,
     Stream,
-    read_pages,
 )
 
 State = TypeVar("State")
@@ -126,9 +126,9 @@ def append_of(
     StoreUnavailable.
     """
     stream = Stream(decider.aggregate_type, aggregate_id)
-    state, version, _, _ = _read(store, decider, stream)
-    append = _to_append(decider, stream, version, state, command, deadline, new_id)[0]
-    return [append] if version or append.events else []
+    found = read_state(store, decider, stream)
+    append, _ = _to_append(decider, stream, found, command, deadline, new_id)
+    return [append] if found.version or append.events else []
 
 
 def begin_many(
@@ -146,9 +146,9 @@ def begin_many(
     `given` is the answer; its token is added, which names the newest of these streams. `also` makes
     the appends to other streams that belong to an id. Raises as `handle`.
     """
-    kind, initial = decider.aggregate_type, decider.initial
+    kind, new = decider.aggregate_type, StreamState(decider.initial)
     appends = [
-        _to_append(decider, Stream(kind, id), 0, initial, command, None, new_id)[0]
+        _to_append(decider, Stream(kind, id), new, command, None, new_id)[0]
         for id, command in commands.items()
     ]
     token = Token({
@@ -163,17 +163,17 @@ def begin_many(
 def _to_append(
     decider: Decider[Command, State, DomainEvent],
     stream: Stream,
-    version: int,
-    before: State,
+    before: StreamState[State],
     command: Command,
     deadline: Callable[[State], Deadline] | None,
     new_id: Callable[[], UUID],
 ) -> tuple[Append, State]:
     """The append that a command makes to its stream in a state, and the state after it."""
-    decided = decider.decide(command, before)
+    decided = decider.decide(command, before.state)
     events = [decider.to_new_event(event, new_id()) for event in decided]
-    state = reduce(decider.evolve, decided, before)
-    return Append(stream, version, events, deadline(state) if deadline and events else None), state
+    state = reduce(decider.evolve, decided, before.state)
+    due = deadline(state) if deadline and events else None
+    return Append(stream, before.version, events, due), state
 
 
 def answered_before(store: Store, call: Call) -> Answer | None:
@@ -216,24 +216,23 @@ def _once(
     deadline: Callable[[State], Deadline] | None,
     new_id: Callable[[], UUID],
 ) -> Answer:
-    if creates:
-        before, version, position, tag = decider.initial, 0, 0, ""
-    else:
-        before, version, position, tag = _read_existing(store, decider, stream)
-    _require_expected(call, stream, version, position, tag)
-    append, state = _to_append(decider, stream, version, before, command, deadline, new_id)
-    events, reached = append.events, version + len(append.events)
-    tag = tag_of(reached, events[-1].event_id) if events else tag
+    before = StreamState(decider.initial) if creates else read_existing(store, decider, stream)
+    _require_expected(call, stream, before)
+    append, state = _to_append(decider, stream, before, command, deadline, new_id)
+    events, reached = append.events, before.version + len(append.events)
+    tag = tag_of(reached, events[-1].event_id) if events else before.tag
     given = _with_version(answer(state, reached), stream, reached, 0, tag)
-    others = also(before, state) if also and events else []
+    others = also(before.state, state) if also and events else []
     if others or append.deadline:
         return _append_all(store, [append, *others], call, given)
     with APPENDS.labels(decider.aggregate_type).time():
-        appended = store.append(stream, version, events, call.metadata, call.idempotency, given)
+        appended = store.append(
+            stream, before.version, events, call.metadata, call.idempotency, given
+        )
     if appended.replayed:
         return _to_replay(store, appended.replayed)
     _note_appended(stream, events)
-    return _with_version(given, stream, reached, appended.position or position, tag)
+    return _with_version(given, stream, reached, appended.position or before.position, tag)
 
 
 def _append_all(store: Store, appends: Sequence[Append], call: Call, given: Answer) -> Answer:
@@ -253,36 +252,13 @@ def _with_version(given: Answer, stream: Stream, version: int, position: int, ta
     return replace(given, headers={**given.headers, "ETag": f'"{tag}"', SEEN_HEADER: token})
 
 
-def _read_existing(
-    store: Store, decider: Decider[Command, State, DomainEvent], stream: Stream
-) -> tuple[State, int, int, str]:
-    """As _read; raises NotFound."""
-    found = _read(store, decider, stream)
-    if not found[1]:
-        raise NotFound(f"There is no {stream.aggregate_type} {stream.aggregate_id}.")
-    return found
-
-
-def _read(
-    store: Store, decider: Decider[Command, State, DomainEvent], stream: Stream
-) -> tuple[State, int, int, str]:
-    """The state of a stream, its version, the position and the tag; the initial one, 0, 0 and ""
-    if there is none.
-    """
-    state, version, position, tag = decider.initial, 0, 0, ""
-    for page in read_pages(store, stream):
-        state, version, position = decider.fold(state, page), page[-1].version, page[-1].position
-        tag = tag_of(version, page[-1].event_id)
-    return state, version, position, tag
-
-
-def _require_expected(call: Call, stream: Stream, version: int, position: int, tag: str) -> None:
-    if not call.expects(tag):
+def _require_expected(call: Call, stream: Stream, found: StreamState[Any]) -> None:
+    if not call.expects(found.tag):
         raise StaleVersion(
-            f"The {stream.aggregate_type} is at version {version}, and not as If-Match says."
+            f"The {stream.aggregate_type} is at version {found.version}, and not as If-Match says."
             " Nothing was written. Read it again, then repeat the change.",
-            tag,
-            token_of(stream.aggregate_type, stream.aggregate_id, version, position),
+            found.tag,
+            token_of(stream.aggregate_type, stream.aggregate_id, found.version, found.position),
         )
 
 

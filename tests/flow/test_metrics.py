@@ -116,6 +116,19 @@ def test_the_time_from_append_to_readable_is_counted_once_an_event() -> None:
     assert value("projection_batch_events_sum", projection="users") >= batches + 2
 
 
+def test_the_events_that_a_command_folds_are_counted_by_aggregate_type() -> None:
+    shop = FakeShop()
+    name, labels = "eventstore_folded_events", {"aggregate_type": "user"}
+    commands, folded = value(f"{name}_count", **labels), value(f"{name}_sum", **labels)
+    user_id = shop.create_user()
+    for names in ("Eve", "Ada", "Ada"):
+        shop.users.put(f"/users/{user_id}", json={"name": names})
+    assert value(f"{name}_count", **labels) == commands + 3, (
+        "one that begins a stream folds nothing"
+    )
+    assert value(f"{name}_sum", **labels) == folded + 1 + 2 + 3
+
+
 def test_an_append_that_lost_its_race_is_counted_as_a_conflict(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 from uuid import UUID
 
 from eventcore.model.catalogue import Catalogue, to_new_event
-from eventcore.model.event import Event, NewEvent
+from eventcore.model.event import Event, NewEvent, tag_of
 
 State = TypeVar("State")
 
@@ -19,6 +19,25 @@ Command = TypeVar("Command")
 
 DomainEvent = TypeVar("DomainEvent")
 """A typed event: one of the dataclasses of an aggregate's union of events."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState(Generic[State]):
+    """The state of a stream at a version, with the position and the id of that version's event.
+
+    At version 0 there is no event. `folded` is the number of events that were folded to get it.
+    """
+
+    state: State
+    version: int = 0
+    position: int = 0
+    event_id: UUID | None = None
+    folded: int = 0
+
+    @property
+    def tag(self) -> str:
+        """The version in an ETag; "" at version 0."""
+        return tag_of(self.version, self.event_id) if self.event_id else ""
 
 
 @dataclass(frozen=True)

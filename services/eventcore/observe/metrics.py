@@ -26,6 +26,11 @@ APPENDS = Histogram(
     ["aggregate_type"], buckets=SECONDS,
 )  # fmt: skip
 
+FOLDED = Histogram(
+    "eventstore_folded_events", "Events folded to decide a command",
+    ["aggregate_type"], buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000),
+)  # fmt: skip
+
 CONFLICTS = Counter(
     "eventstore_conflicts", "Appends refused because the stream had changed", ["aggregate_type"]
 )
