@@ -7,6 +7,7 @@ token may be in a file (`POSTGRES_PASSWORD_FILE`), read at every connect. None h
 import os
 from collections import defaultdict
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -114,6 +115,7 @@ _RabbitMQ = Annotated[Server, _group(port=5672, vhost="/")]
 _MongoDB = Annotated[Server, BeforeValidator(_anonymous), _group(port=27017)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(gt=0)]
+Amount = Annotated[Decimal, Field(ge=0, decimal_places=2)]
 Seconds = Annotated[float, Field(gt=0, lt=1e6)]
 _AnyCase = BeforeValidator(str.lower)
 _Words = BeforeValidator(

@@ -13,7 +13,7 @@ from eventcore.model.event import Json
 from eventcore.model.projection import Document
 from eventcore.query import ViewDocuments, Views
 from eventcore.store.port import Answer, Store
-from eventcore.web.inputs import DIGITS, VISIBLE, Id, Input, QueryInput, exact_number
+from eventcore.web.inputs import DIGITS, VISIBLE, Id, Input, Price, QueryInput
 from eventcore.web.queries import SOURCE, add_queries, source_of
 from eventcore.web.request import Incoming
 from eventcore.web.routes import Routes, answer
@@ -23,24 +23,6 @@ from order.order import DECIDER, CancelOrder, Order, PlaceOrder
 from order.projections.orders import shown, stored
 
 OrderStatus: TypeAlias = Literal["pending", "confirmed", "rejected", "cancelled"]
-
-HIGHEST_PRICE = Decimal("9999999999.99")
-
-
-Price = Annotated[
-    Decimal,
-    exact_number(HIGHEST_PRICE),
-    WithJsonSchema(
-        {
-            "type": "number",
-            "minimum": 0,
-            "maximum": float(HIGHEST_PRICE),
-            "multipleOf": 0.01,
-            "description": "An exact decimal with at most two places, answered as it was given.",
-            "examples": [19.99],
-        }
-    ),
-]
 
 
 class NewOrder(Input):

@@ -1,4 +1,5 @@
-"""Checks whether a user may order, in the read model of known users; waits for a new user.
+"""Checks whether a user may order, and whether their credit is limited, in the read model of known
+users; waits for a new user.
 
 Ids are UUIDs of version 7, which contain the time at which they were made. An id older than the
 checkpoint that is not in the read model belongs to no user, and neither does an id from the far
@@ -8,12 +9,14 @@ future: such an order is refused at once.
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Collection
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from eventcore.consistency import Waits, lag, require_seen
-from eventcore.errors import Invalid, NotYet, Overloaded
+from eventcore.errors import Invalid, NotYet, Overloaded, ReadModelUnavailable
 from eventcore.ids import made_at
+from eventcore.model.projection import version_of
 from eventcore.model.token import Token
 from eventcore.query import Serving
 from eventcore.readmodel.port import ReadModel
@@ -22,12 +25,26 @@ from order.projections.known_users import PROJECTION
 REMEMBERED_USERS = 10_000
 """User ids kept in memory, so that their orders are accepted while MongoDB is unavailable."""
 
+LIMIT_TTL = 1.0
+"""Seconds for which it is remembered whether a user's credit is limited: unlike a user, a limit may
+come and go. While MongoDB is unavailable it is remembered for longer."""
+
 CLOCK_TOLERANCE = timedelta(days=1)
 """Maximum difference between the clock of an id and this service's clock."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A user as the read model had them at a time of the monotonic clock."""
+
+    version: int
+    limited: bool | None
+    """Whether a limit was set, or none on purpose; None: never set."""
+    loaded_at: float
+
+
 class Customers:
-    """The users who may order.
+    """The users who may order. A user for whom no limit was set is limited if `limited`.
 
     Requests wait up to `wait` seconds for a user that the read model does not have yet, and by
     `waits` for one that they have seen; `waits` bounds how many wait at once. Refuses with "User
@@ -35,13 +52,22 @@ class Customers:
     and an append takes time.
     """
 
-    def __init__(self, readmodel: ReadModel, wait: float, margin: float, waits: Waits) -> None:
+    def __init__(
+        self,
+        readmodel: ReadModel,
+        wait: float,
+        margin: float,
+        waits: Waits,
+        *,
+        limited: bool = False,
+    ) -> None:
         self._readmodel = readmodel
         self._serving = Serving(PROJECTION, readmodel)
         self._wait = wait
         self._margin = timedelta(seconds=margin)
         self._waits = waits
-        self._remembered: OrderedDict[str, int] = OrderedDict()
+        self._limited = limited
+        self._remembered: OrderedDict[str, _Known] = OrderedDict()
         self._awaited: Counter[str] = Counter()
         self._loaded_at = 0.0
         self._load_lock = threading.Lock()
@@ -61,6 +87,36 @@ class Customers:
         if lacking := [id for id, at in wanted.items() if not self._is_remembered(id, at)]:
             self._load_known(lacking)
         return [id for id in lacking if not self._is_remembered(id, wanted[id])]
+
+    def is_limited(self, user_id: str, seen: Token | None = None) -> bool:
+        """Whether the credit of a user who may order is limited; see `limited_among`."""
+        return user_id in self.limited_among([user_id], seen)
+
+    def limited_among(self, user_ids: Collection[str], seen: Token | None = None) -> set[str]:
+        """The users whose credit is limited, at the versions that were seen.
+
+        Asks the read model once, if an answer is older than LIMIT_TTL. Raises NotYet for a user it
+        does not have at that version, and ReadModelUnavailable for one who is not remembered.
+        """
+        wanted = {id: seen.version("user", id) if seen else 0 for id in user_ids}
+        oldest = self._waits.clock.monotonic() - LIMIT_TTL
+        if old := [id for id, at in wanted.items() if not self._is_remembered(id, at, oldest)]:
+            try:
+                self._load_known(old)
+            except ReadModelUnavailable:
+                if not all(self._is_remembered(id, wanted[id]) for id in old):
+                    raise
+        with self._lock:
+            found = {id: self._remembered.get(id) for id in wanted}
+        return {id for id, at in wanted.items() if self._is_limited(found[id], at)}
+
+    def _is_limited(self, known: _Known | None, version: int) -> bool:
+        if known is None or known.version < version:
+            raise NotYet(
+                "Whether this user's credit is limited cannot be known yet: the order service's"
+                " read model of users is behind. Nothing was written; try again."
+            )
+        return self._limited if known.limited is None else known.limited
 
     def wait_for(self, user_id: str, seen: Token | None = None, wait: float | None = None) -> None:
         """Returns once a user who is not known yet may order, within the wait.
@@ -128,14 +184,20 @@ class Customers:
 
     def _load_known(self, user_ids: list[str]) -> None:
         """Remembers which of these users the read model has."""
-        known = self._readmodel.versions(self._serving.now().collection, user_ids)
+        began = self._waits.clock.monotonic()
+        known = self._readmodel.find(self._serving.now().collection, user_ids)
         with self._lock:
-            for user_id, version in known.items():
-                self._remembered[user_id] = version
+            for user_id, document in known.items():
+                limited = document.get("limited")
+                self._remembered[user_id] = _Known(version_of(document), limited, began)
                 self._remembered.move_to_end(user_id)
             while len(self._remembered) > REMEMBERED_USERS:
                 self._remembered.popitem(last=False)
 
-    def _is_remembered(self, user_id: str, version: int = 0) -> bool:
+    def _is_remembered(
+        self, user_id: str, version: int = 0, loaded_at: float = float("-inf")
+    ) -> bool:
+        """Whether a user is remembered at a version or above, as loaded at a time or later."""
         with self._lock:
-            return self._remembered.get(user_id, -1) >= version
+            known = self._remembered.get(user_id)
+            return known is not None and known.version >= version and known.loaded_at >= loaded_at

@@ -16,6 +16,7 @@ from eventcore.web.inputs import EMAIL, VISIBLE, Input
 from eventcore.web.queries import add_queries
 from eventcore.web.request import Incoming
 from eventcore.web.routes import Routes, answer
+from user.credit_api import add_credit
 from user.email_claim import DECIDER as CLAIM
 from user.email_claim import Claim, ClaimCommand, Release, stream_id
 from user.projections.users import shown
@@ -64,6 +65,7 @@ def routes(store: Store, users: Views, *, unique_emails: bool = False) -> Routes
     claims = partial(claims_of, store) if unique_emails else lambda _: None
     _add_commands(route, store, claims)
     add_queries(route, "/users/{id}", users, shown, UserShown, "/users/{id}/events")
+    add_credit(route, store)
     return route
 
 

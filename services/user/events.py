@@ -5,6 +5,7 @@ It is in the image of every service.
 """
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TypeAlias
 
 from eventcore.model.catalogue import Catalogue
@@ -32,7 +33,14 @@ class UserEmailChanged:
     email: str
 
 
-UserEvent: TypeAlias = UserCreated | UserNameChanged | UserEmailChanged
+@dataclass(frozen=True, slots=True)
+class UserCreditLimitChanged:
+    """A user's credit limit was changed; without a limit, the credit is unlimited."""
+
+    limit: Decimal | None = None
+
+
+UserEvent: TypeAlias = UserCreated | UserNameChanged | UserEmailChanged | UserCreditLimitChanged
 
 CATALOGUE = Catalogue(aggregate_type="user", events=UserEvent)
 

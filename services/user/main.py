@@ -4,7 +4,7 @@ from flask import Flask
 
 from eventcore.query import Views
 from eventcore.readmodel.port import ReadModel
-from eventcore.settings import Port, ServiceSettings
+from eventcore.settings import Amount, Port, ServiceSettings
 from eventcore.store.port import Store
 from eventcore.web.routes import Routes
 from eventcore.web.service import create_service
@@ -19,6 +19,8 @@ class Settings(ServiceSettings):
     port: Port = SERVICE.port
     unique_emails: bool = False
     """Whether an e-mail address belongs to one user at most."""
+    credit_limit: Amount | None = None
+    """The limit of users for whom none was set; None: unlimited."""
 
 
 def create_app(settings: Settings) -> Flask:

@@ -9,7 +9,12 @@ SERVICE = Service(
     title="User Service",
     about="Creates users and changes them; shows each as it is, as it was, and how it came about.",
     port=3001,
-    paths=("/users", "/users/{id}", "/users/{id}/events"),
+    paths=(
+        "/users",
+        "/users/{id}",
+        "/users/{id}/credit-limit",
+        "/users/{id}/events",
+    ),
     catalogue=CATALOGUE,
     others=(EMAIL_CLAIMS,),
     projectors=(Projector("user-projector", users.PROJECTION),),

@@ -2,19 +2,33 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import TypeAlias, assert_never
 
 from eventcore.errors import Invalid
 from eventcore.model.decider import Decider
-from user.events import CATALOGUE, UserCreated, UserEmailChanged, UserEvent, UserNameChanged
+from user.events import (
+    CATALOGUE,
+    UserCreated,
+    UserCreditLimitChanged,
+    UserEmailChanged,
+    UserEvent,
+    UserNameChanged,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A user, as far as decisions need one."""
+    """A user, as far as decisions need one. `limit` counts only if `has_limit_set`."""
 
     name: str
     email: str
+    limit: Decimal | None = None
+    has_limit_set: bool = False
+
+    def credit_limit(self, default: Decimal | None) -> Decimal | None:
+        """The limit of the user's credit, or `default` if none was ever set; None: unlimited."""
+        return self.limit if self.has_limit_set else default
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +47,14 @@ class ChangeUser:
     email: str | None = None
 
 
-UserCommand: TypeAlias = CreateUser | ChangeUser
+@dataclass(frozen=True, slots=True)
+class ChangeCreditLimit:
+    """Limits the user's credit; None: unlimited."""
+
+    limit: Decimal | None
+
+
+UserCommand: TypeAlias = CreateUser | ChangeUser | ChangeCreditLimit
 
 
 def decide(command: UserCommand, user: User | None) -> Sequence[UserEvent]:
@@ -52,6 +73,11 @@ def decide(command: UserCommand, user: User | None) -> Sequence[UserEvent]:
             if email not in (None, user.email):
                 changes.append(UserEmailChanged(email))
             return changes
+        case ChangeCreditLimit(limit):
+            if user is None:
+                raise Invalid("This user was never created.", "User unknown")
+            is_same = user.has_limit_set and user.limit == limit
+            return [] if is_same else [UserCreditLimitChanged(limit)]
         case _:
             assert_never(command)
 
@@ -65,6 +91,8 @@ def evolve(user: User | None, event: UserEvent) -> User | None:
             return replace(user, name=name) if user else None
         case UserEmailChanged(email):
             return replace(user, email=email) if user else None
+        case UserCreditLimitChanged(limit):
+            return replace(user, limit=limit, has_limit_set=True) if user else None
         case _:
             assert_never(event)
 

@@ -252,8 +252,10 @@ def test_the_consumers_of_this_release_are_not_behind(caplog: pytest.LogCaptureF
                 owner = SERVICES[projection.owner_of(store)]
                 Consumers(owner.catalogues).note(announcement, store)
     assert "Consumer behind" not in caplog.text
-    ignored = "known-users; USER_CREATED=1; USER_EMAIL_CHANGED=*; USER_NAME_CHANGED=*"
-    assert known_users.PROJECTION.announcement == ignored
+    assert known_users.PROJECTION.announcement == (
+        "known-users; USER_CREATED=1; USER_CREDIT_LIMIT_CHANGED=1; USER_EMAIL_CHANGED=*;"
+        " USER_NAME_CHANGED=*"
+    )
 
 
 def test_a_view_is_behind_for_the_types_alone_that_it_reads(

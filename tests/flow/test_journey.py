@@ -14,6 +14,7 @@ from eventcore.clock import Clock
 from eventcore.consistency import Waits
 from eventcore.errors import NotYet
 from eventcore.ids import new_id
+from eventcore.model.projection import Document
 from eventcore.readmodel.records import Write
 from order.customers import Customers
 from order.projections import known_users
@@ -349,13 +350,13 @@ def test_one_clock_that_stays_ahead_covers_no_moment_to_come(
 def test_orders_that_wait_share_few_looks_at_the_cache() -> None:
     readmodel = FakeReadModel()
     asked: list[list[str]] = []
-    versions = readmodel.versions
+    find = readmodel.find
 
-    def noted(collection: str, ids: Iterable[str]) -> dict[str, int]:
+    def noted(collection: str, ids: Iterable[str]) -> dict[str, Document]:
         asked.append(list(ids))
-        return versions(collection, asked[-1])
+        return find(collection, asked[-1])
 
-    readmodel.versions = noted  # type: ignore[method-assign]
+    readmodel.find = noted  # type: ignore[method-assign]
     customers = Customers(readmodel, wait=1, margin=10, waits=Waits(0, 8))
 
     def order(user_id: str) -> bool:

@@ -34,6 +34,7 @@ CALLS = [
     ("POST", "/users", {"name": "Ada", "email": "ada@example.com"}),
     ("GET", "/users/{user}", None),
     ("PUT", "/users/{user}", {"name": "Eve"}),
+    ("PUT", "/users/{user}/credit-limit", {"limit": 19.99}),
     ("GET", "/users/{user}/events", None),
     ("POST", "/orders", {"userId": "{user}", "item": "Laptop", "price": 1}),
     ("GET", "/queries/orders/{order}", None),

@@ -63,7 +63,11 @@ schema = schemathesis.openapi.from_dict(
             "operations": [
                 {
                     # A well-formed If-Match may name another version.
-                    "include-operation-id": ["putUsersId", "postOrdersIdCancel"],
+                    "include-operation-id": [
+                        "putUsersId",
+                        "putUsersIdCreditLimit",
+                        "postOrdersIdCancel",
+                    ],
                     "checks": {
                         "positive_data_acceptance": {"expected-statuses": ["2xx", "404", "412"]}
                     },

@@ -12,7 +12,7 @@ from eventcore.model.catalogue import Catalogue
 from eventcore.model.decider import Decider
 from eventcore.model.event import Event
 from eventcore.model.projection import Document, Projection
-from user.events import UserCreated, UserEmailChanged, UserNameChanged
+from user.events import UserCreated, UserCreditLimitChanged, UserEmailChanged, UserNameChanged
 from user.projections import users
 from user.user import (
     ChangeUser,
@@ -41,7 +41,9 @@ class NumberEmail:
     """Give an e-mail address that no document can hold."""
 
 
-Fact: TypeAlias = UserCreated | UserNameChanged | UserEmailChanged | UserMarried
+Fact: TypeAlias = (
+    UserCreated | UserNameChanged | UserEmailChanged | UserCreditLimitChanged | UserMarried
+)
 Command: TypeAlias = CreateUser | ChangeUser | Marry | NumberEmail
 
 

@@ -23,6 +23,9 @@ from eventcore.model.event import Data, Event, Json, NewEvent
 Upcaster: TypeAlias = Callable[[Data], Data]
 """Data of one schema version in, data of the next one out."""
 
+_DECIMALS = (Decimal, Decimal | None)
+"""Types of a field whose numbers are decimals; one that is None is not in the data."""
+
 REQUIRED = MISSING
 """The default of a field that has none."""
 
@@ -90,7 +93,7 @@ class Catalogue:
         known = {camel(each.name): each for each in fields(kind)}
         return kind(
             **{
-                known[name].name: Decimal(value) if known[name].type is Decimal else value
+                known[name].name: Decimal(value) if known[name].type in _DECIMALS else value
                 for name, value in event.data.items()
                 if name in known
             }

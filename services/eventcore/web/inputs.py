@@ -18,6 +18,7 @@ from pydantic import (
     PlainValidator,
     ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -135,6 +136,24 @@ def exact_number(highest: Decimal) -> PlainValidator:
         raise _refusal(f"must be a number from 0 to {highest} with at most two decimals")
 
     return PlainValidator(exact)
+
+
+HIGHEST_PRICE = Decimal("9999999999.99")
+
+Price = Annotated[
+    Decimal,
+    exact_number(HIGHEST_PRICE),
+    WithJsonSchema(
+        {
+            "type": "number",
+            "minimum": 0,
+            "maximum": float(HIGHEST_PRICE),
+            "multipleOf": 0.01,
+            "description": "An exact decimal with at most two places, answered as it was given.",
+            "examples": [19.99],
+        }
+    ),
+]
 
 
 class _Checked(BaseModel):

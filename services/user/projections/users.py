@@ -1,6 +1,8 @@
 """The read model of users: its documents, its fold, and what a query shows of one. Pure.
 
-{_id: the user's id, version, name, email}
+{_id: the user's id, version, name, email, creditLimit}
+
+`creditLimit` is missing as long as none was set; null is unlimited.
 """
 
 from eventcore.model.event import Data, Event
@@ -20,6 +22,10 @@ def _email_changed(_: Document, event: Event) -> Document:
     return {"email": event.data["email"]}
 
 
+def _credit_limit_changed(_: Document, event: Event) -> Document:
+    return {"creditLimit": event.data.get("limit")}
+
+
 PROJECTION = Projection(
     name="users",
     catalogue=CATALOGUE,
@@ -30,6 +36,7 @@ PROJECTION = Projection(
         "USER_CREATED": _created,
         "USER_NAME_CHANGED": _name_changed,
         "USER_EMAIL_CHANGED": _email_changed,
+        "USER_CREDIT_LIMIT_CHANGED": _credit_limit_changed,
     },
 )
 

@@ -1,0 +1,224 @@
+"""The credit of a user: its limit, and what is reserved of it."""
+
+from collections.abc import Iterable
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from eventcore.clock import Clock
+from eventcore.consistency import Waits
+from eventcore.errors import NotYet, ReadModelUnavailable
+from eventcore.model.projection import Document
+from eventcore.model.token import Token
+from order.customers import LIMIT_TTL, Customers
+from order.projections import known_users
+from tests.fakes.shop import FakeShop
+from user.projections import users
+
+
+@pytest.fixture
+def shop() -> FakeShop:
+    return FakeShop()
+
+
+def limit(shop: FakeShop, user_id: str, body: str, **headers: str) -> Any:
+    """The answer to a limit, which is given as JSON text, since prices are exact."""
+    given = {key.replace("_", "-"): value for key, value in headers.items()}
+    return shop.users.put(
+        f"/users/{user_id}/credit-limit", data=f'{{"limit": {body}}}',
+        content_type="application/json", headers=given,
+    )  # fmt: skip
+
+
+def document(shop: FakeShop, collection: str, user_id: str) -> dict[str, object]:
+    found: dict[str, object] = shop.readmodel.collections[collection][user_id]
+    return found
+
+
+# ── the limit ─────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("price", ["0", "100", "0.10", "9999999999.99", "null"])
+def test_a_limit_is_answered_as_it_was_given(shop: FakeShop, price: str) -> None:
+    user_id = shop.create_user()
+    answer = limit(shop, user_id, price)
+    assert answer.status_code == 200
+    assert answer.text == f'{{"userId":"{user_id}","limit":{price}}}'
+    assert answer.headers["ETag"].startswith('"2.')
+    assert "Consistency-Token" in answer.headers
+
+
+def test_each_limit_that_differs_is_an_event(shop: FakeShop) -> None:
+    user_id = shop.create_user()
+    for price in ("null", "null", "100", "100.00", "100", "0", "null"):
+        assert limit(shop, user_id, price).status_code == 200
+    assert [e.event_type for e in shop.user_store.log[1:]] == 4 * ["USER_CREDIT_LIMIT_CHANGED"]
+    assert [dict(e.data) for e in shop.user_store.log[1:]] == [{}, {"limit": 100}, {"limit": 0}, {}]
+
+
+def test_a_limit_changes_nothing_else_of_the_user(shop: FakeShop) -> None:
+    user_id = shop.create_user()
+    before = shop.users.get(f"/users/{user_id}").get_json()
+    limit(shop, user_id, "100")
+    shop.settle()
+    shown = shop.users.get(f"/users/{user_id}")
+    assert (shown.get_json(), shown.headers["Answered-From"]) == (before, "view")
+    changed = shop.users.put(f"/users/{user_id}", json={"name": "Eve"})
+    assert changed.headers["ETag"].startswith('"3.')
+
+
+def test_the_limit_of_nobody_is_a_404(shop: FakeShop) -> None:
+    assert limit(shop, str(uuid4()), "1").status_code == 404
+    assert shop.users.put("/users/me/credit-limit", json={"limit": 1}).status_code == 404
+    assert not shop.user_store.log
+
+
+def test_a_limit_based_on_an_old_version_is_a_412_and_writes_nothing(shop: FakeShop) -> None:
+    user_id = shop.create_user()
+    first = limit(shop, user_id, "100", If_Match='"1"')
+    assert limit(shop, user_id, "200", If_Match='"1"').status_code == 412
+    assert limit(shop, user_id, "300", If_Match=first.headers["ETag"]).status_code == 200
+    assert len(shop.user_store.log) == 3
+
+
+def test_a_repeat_with_its_key_has_the_first_answer(shop: FakeShop) -> None:
+    user_id = shop.create_user()
+    first = limit(shop, user_id, "100", Idempotency_Key="k")
+    limit(shop, user_id, "200")
+    again = limit(shop, user_id, "100", Idempotency_Key="k")
+    assert again.get_data() == first.get_data()
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert len(shop.user_store.log) == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    {
+        "": 400, "{": 400, "[]": 422, "null": 422, "{}": 422, '{"limit": 1, "limit": 2}': 400,
+        '{"limit": 1, "more": 1}': 422, '{"Limit": 1}': 422, '{"limit": "1"}': 422,
+        '{"limit": ""}': 422, '{"limit": true}': 422, '{"limit": [1]}': 422, '{"limit": {}}': 422,
+        '{"limit": -0.01}': 422, '{"limit": 0.001}': 422, '{"limit": 19.990}': 422,
+        '{"limit": 10000000000}': 422, '{"limit": 1e1000000}': 422, '{"limit": NaN}': 400,
+        '{"limit": Infinity}': 400, '{"limit": 1e999999999999999999999}': 400,
+        '{"limit": 01}': 400, '{"limit": {"$numberDecimal": "1"}}': 422,
+    }.items(),
+)  # fmt: skip
+def test_what_is_no_limit_is_refused_and_writes_nothing(
+    shop: FakeShop, body: str, status: int
+) -> None:
+    user_id = shop.create_user()
+    path = f"/users/{user_id}/credit-limit"
+    refused = shop.users.put(path, data=body, content_type="application/json")
+    assert refused.status_code == status, refused.text
+    assert refused.content_type == "application/problem+json"
+    assert len(shop.user_store.log) == 1
+
+
+def test_a_refusal_names_the_field_and_the_rule(shop: FakeShop) -> None:
+    [problem] = limit(shop, shop.create_user(), "-1").get_json()["errors"]
+    assert problem == {
+        "field": "limit",
+        "reason": "must be a number from 0 to 9999999999.99 with at most two decimals",
+    }
+
+
+# ── the read models that have the limit ───────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("price", "limited"), [("100", True), ("0", True), ("null", False)])
+def test_known_users_say_who_is_limited(shop: FakeShop, price: str, limited: bool) -> None:
+    user_id = shop.create_user()
+    assert "limited" not in document(shop, known_users.PROJECTION.collection, user_id)
+    limit(shop, user_id, price)
+    shop.settle()
+    assert document(shop, known_users.PROJECTION.collection, user_id)["limited"] is limited
+    assert "creditLimit" in document(shop, users.PROJECTION.collection, user_id)
+    assert not shop.readmodel.parked_list
+
+
+# ── who is limited, as the order service knows it ─────────────────────────────────────────
+
+
+class Asked:
+    """Customers on a shop's read model, which count how often they ask it."""
+
+    def __init__(self, shop: FakeShop, *, limited: bool = False) -> None:
+        self.now, self.questions, find = 1000.0, 0, shop.readmodel.find
+
+        def counted(collection: str, ids: Iterable[str]) -> dict[str, Document]:
+            self.questions += collection == known_users.PROJECTION.collection
+            return find(collection, ids)
+
+        shop.readmodel.find = counted  # type: ignore[method-assign]
+        waits = Waits(0, 1, Clock(monotonic=lambda: self.now))
+        self.customers = Customers(
+            shop.readmodel, wait=0, margin=0, waits=waits, limited=limited
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("price", "default", "limited"),
+    [
+        ("", False, False), ("", True, True), ("0", False, True), ("5", True, True),
+        ("null", False, False), ("null", True, False),
+    ],
+)  # fmt: skip
+def test_a_limit_that_was_set_counts_and_else_the_setting(
+    shop: FakeShop, price: str, default: bool, limited: bool
+) -> None:
+    user_id = shop.create_user()
+    if price:
+        limit(shop, user_id, price)
+        shop.settle()
+    assert Asked(shop, limited=default).customers.is_limited(user_id) is limited
+
+
+def test_one_question_answers_whether_users_are_known_and_limited(shop: FakeShop) -> None:
+    ada, bob = shop.create_user("Ada"), shop.create_user("Bob")
+    limit(shop, ada, "1")
+    shop.settle()
+    asked = Asked(shop)
+    assert asked.customers.unknown([ada, bob]) == []
+    assert asked.customers.limited_among([ada, bob]) == {ada}
+    assert asked.customers.is_limited(ada)
+    assert asked.questions == 1
+
+
+def test_a_limit_that_comes_later_counts_within_a_second(shop: FakeShop) -> None:
+    ada, asked = shop.create_user(), Asked(shop)
+    assert not asked.customers.is_limited(ada)
+    limit(shop, ada, "1")
+    shop.settle()
+    asked.questions = 0
+    asked.now += LIMIT_TTL
+    assert not asked.customers.is_limited(ada)
+    assert asked.questions == 0
+    asked.now += 0.001
+    assert asked.customers.is_limited(ada)
+    assert asked.questions == 1
+
+
+def test_a_limit_that_was_seen_counts_at_once(shop: FakeShop) -> None:
+    ada, asked = shop.create_user(), Asked(shop)
+    assert not asked.customers.is_limited(ada)
+    seen = Token.parse(limit(shop, ada, "1").headers["Consistency-Token"])
+    with pytest.raises(NotYet):
+        asked.customers.is_limited(ada, seen)
+    shop.settle()
+    assert asked.customers.is_limited(ada, seen)
+
+
+def test_with_mongodb_away_a_remembered_user_keeps_the_answer(shop: FakeShop) -> None:
+    ada, bob = shop.create_user("Ada"), shop.create_user("Bob")
+    limit(shop, ada, "1")
+    shop.settle()
+    asked = Asked(shop)
+    assert asked.customers.is_limited(ada)
+    shop.readmodel.away = True
+    asked.now += 3600
+    assert asked.customers.is_limited(ada)
+    with pytest.raises(ReadModelUnavailable):
+        asked.customers.is_limited(bob)
+    with pytest.raises(ReadModelUnavailable):
+        asked.customers.limited_among([ada, bob])
