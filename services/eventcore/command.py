@@ -87,10 +87,11 @@ def handle(
     `answer` makes the answer from the new state and version; its ETag and token are added. A
     command that `creates` has an id of its own making, so there is no stream to read. `also` makes
     appends to other streams, of the state before and after, and `deadline` the deadline of the
-    stream, of the state after; they share the transaction. A command without events does neither.
-    Raises NotFound, StaleVersion, Conflict, KeyReused, the refusals of `decide`, StoreUnavailable
-    and Overloaded; then nothing was written. A refused command may be a repeat of a successful one:
-    see answered_before. Raises OutcomeUnknown if it is not known whether it was written.
+    stream, of the state after; they share the transaction. A command without events sets no
+    deadline. Raises NotFound, StaleVersion, Conflict, KeyReused, the refusals of `decide`,
+    StoreUnavailable and Overloaded; then nothing was written. A refused command may be a repeat of
+    a successful one: see answered_before. Raises OutcomeUnknown if it is not known whether it was
+    written.
     """
     stream = Stream(decider.aggregate_type, aggregate_id)
     once = partial(_once, store, decider, stream, command, call, answer, creates, also, deadline)
@@ -116,17 +117,18 @@ def append_of(
     aggregate_id: UUID,
     command: Command,
     *,
+    creates: bool = False,
     deadline: Callable[[State], Deadline] | None = None,
     new_id: Callable[[], UUID] = new_id,
 ) -> Sequence[Append]:
     """The append that a command makes to its stream, for `also` of another command.
 
     A stream that the command leaves as it is must not change either before the commit; none if it
-    does not exist. `deadline` as for `handle`. Raises the refusals of `decide`, and
+    does not exist. `creates` and `deadline` as for `handle`. Raises the refusals of `decide`, and
     StoreUnavailable.
     """
     stream = Stream(decider.aggregate_type, aggregate_id)
-    found = read_state(store, decider, stream)
+    found = StreamState(decider.initial) if creates else read_state(store, decider, stream)
     append, _ = _to_append(decider, stream, found, command, deadline, new_id)
     return [append] if found.version or append.events else []
 
@@ -222,7 +224,7 @@ def _once(
     events, reached = append.events, before.version + len(append.events)
     tag = tag_of(reached, events[-1].event_id) if events else before.tag
     given = _with_version(answer(state, reached), stream, reached, 0, tag)
-    others = also(before.state, state) if also and events else []
+    others = also(before.state, state) if also else []
     if others or append.deadline:
         return _append_all(store, [append, *others], call, given)
     with APPENDS.labels(decider.aggregate_type).time():

@@ -3,23 +3,26 @@
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Annotated, Literal, TypeAlias
+from uuid import UUID
 
 from pydantic import BaseModel, Field, WithJsonSchema
 
-from eventcore.command import answered_before, begin_many, handle
+from eventcore.command import answered_before, append_of, begin_many, handle
 from eventcore.errors import Invalid
 from eventcore.ids import new_id
 from eventcore.model.event import Json
 from eventcore.model.projection import Document
+from eventcore.model.saga import Cancel
 from eventcore.query import ViewDocuments, Views
-from eventcore.store.port import Answer, Store
+from eventcore.store.port import Answer, Append, Store
 from eventcore.web.inputs import DIGITS, VISIBLE, Id, Input, Price, QueryInput
 from eventcore.web.queries import SOURCE, add_queries, source_of
 from eventcore.web.request import Incoming
 from eventcore.web.routes import Routes, answer
+from order import credit_saga
 from order.customer_queries import add_customers
 from order.customers import Customers
-from order.order import DECIDER, CancelOrder, Order, PlaceOrder
+from order.order import DECIDER, CancelOrder, Order, PlaceOrder, Status
 from order.projections.orders import shown, stored
 
 OrderStatus: TypeAlias = Literal["pending", "confirmed", "rejected", "cancelled"]
@@ -46,7 +49,7 @@ class Cancellation(Input):
 
 
 class OrderAccepted(BaseModel):
-    """The order is recorded and readable at once."""
+    """The order is recorded and readable at once; pending, if the user's credit is limited."""
 
     orderId: str
 
@@ -58,7 +61,7 @@ class OrdersAccepted(BaseModel):
 
 
 class OrderState(BaseModel):
-    """Where an order is in its life now."""
+    """Where an order is in its life now. A pending one is cancelled when its saga allows."""
 
     orderId: str
     status: OrderStatus
@@ -104,7 +107,8 @@ class OrderQuery(QueryInput):
 def routes(store: Store, orders: Views, customers: Customers, known: ViewDocuments) -> Routes:
     """All routes of the order service."""
     route = Routes("orders")
-    _add_commands(route, store, customers)
+    _add_placing(route, store, customers)
+    _add_cancelling(route, store)
     _add_batch(route, store, customers)
     add_queries(route, "/queries/orders/{id}", orders, shown, OrderShown, "/orders/{id}/events")
     _add_list(route, orders, known)
@@ -112,7 +116,7 @@ def routes(store: Store, orders: Views, customers: Customers, known: ViewDocumen
     return route
 
 
-def _add_commands(route: Routes, store: Store, customers: Customers) -> None:
+def _add_placing(route: Routes, store: Store, customers: Customers) -> None:
 
     @route("POST", "/orders", "Place an order", {200: OrderAccepted}, body=NewOrder)
     def place_order(incoming: Incoming[NewOrder, None]) -> Answer:
@@ -122,26 +126,55 @@ def _add_commands(route: Routes, store: Store, customers: Customers) -> None:
                 return earlier
             customers.wait_for(body.userId, incoming.seen, incoming.wait)
         order_id = new_id()
-        command = PlaceOrder(body.userId, body.item, body.price)
+        limited = customers.is_limited(body.userId, incoming.seen)
+        command = PlaceOrder(body.userId, body.item, body.price, pending=limited)
+
+        def start(_: Order | None, __: Order | None) -> Sequence[Append]:
+            return _saga_of(store, order_id, command)
 
         def accept(_: Order | None, __: int) -> Answer:
             return answer({"orderId": str(order_id)})
 
-        return handle(store, DECIDER, order_id, command, incoming.call, accept, creates=True)
+        return handle(
+            store, DECIDER, order_id, command, incoming.call, accept,
+            creates=True, also=start if limited else None,
+        )  # fmt: skip
+
+
+def _add_cancelling(route: Routes, store: Store) -> None:
 
     @route(
-        "POST", "/orders/{id}/cancel", "Cancel an order", {200: OrderState},
+        "POST", "/orders/{id}/cancel", "Cancel an order", {200: OrderState, 202: OrderState},
         body=Cancellation, body_required=False,
     )  # fmt: skip
     def cancel_order(incoming: Incoming[Cancellation, None]) -> Answer:
         command = CancelOrder(incoming.body.reason)
 
+        def turn_back(order: Order | None, _: Order | None) -> Sequence[Append]:
+            return _cancel_saga(store, incoming.id, command) if order and order.has_saga else []
+
         def state(order: Order | None, version: int) -> Answer:
             assert order
             body = {"orderId": str(incoming.id), "status": order.status.value, "version": version}
-            return answer(body)
+            return answer(body, 202 if order.status is Status.PENDING else 200)
 
-        return handle(store, DECIDER, incoming.id, command, incoming.call, state)
+        return handle(store, DECIDER, incoming.id, command, incoming.call, state, also=turn_back)
+
+
+def _saga_of(store: Store, order_id: UUID, command: PlaceOrder) -> Sequence[Append]:
+    """The saga that a pending order waits for, with its first step and deadline."""
+    if not command.pending:
+        return []
+    first = credit_saga.start(order_id, command)
+    saga, deadline = credit_saga.DECIDER, credit_saga.deadline
+    return append_of(store, saga, order_id, first, creates=True, deadline=deadline)
+
+
+def _cancel_saga(store: Store, order_id: UUID, command: CancelOrder) -> Sequence[Append]:
+    """What the cancellation of an order appends to its saga, if that is not cancelled yet."""
+    saga, deadline = credit_saga.DECIDER, credit_saga.deadline
+    cancel = Cancel(command.reason)
+    return [e for e in append_of(store, saga, order_id, cancel, deadline=deadline) if e.events]
 
 
 def _add_batch(route: Routes, store: Store, customers: Customers) -> None:
@@ -156,9 +189,17 @@ def _add_batch(route: Routes, store: Store, customers: Customers) -> None:
             if earlier := answered_before(store, incoming.call):
                 return earlier
             _require_users(orders, unknown, customers, incoming)
-        commands = {new_id(): PlaceOrder(each.userId, each.item, each.price) for each in orders}
+        limited = customers.limited_among({each.userId for each in orders}, incoming.seen)
+        commands = {
+            new_id(): PlaceOrder(each.userId, each.item, each.price, each.userId in limited)
+            for each in orders
+        }
+
+        def start(order_id: UUID) -> Sequence[Append]:
+            return _saga_of(store, order_id, commands[order_id])
+
         accepted = answer({"orderIds": [str(order_id) for order_id in commands]})
-        return begin_many(store, DECIDER, commands, incoming.call, accepted)
+        return begin_many(store, DECIDER, commands, incoming.call, accepted, also=start)
 
 
 def _require_users(

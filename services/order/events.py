@@ -44,4 +44,4 @@ OrderEvent: TypeAlias = OrderPlaced | OrderConfirmed | OrderRejected | OrderCanc
 
 CATALOGUE = Catalogue(aggregate_type="order", events=OrderEvent)
 
-ORDER_SAGA = Catalogue(aggregate_type="order_saga", events=SagaEvent)
+ORDER_SAGA = Catalogue(aggregate_type="order_saga", events=SagaEvent, owner="order")

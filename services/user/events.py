@@ -62,3 +62,32 @@ class EmailReleased:
 EmailClaimEvent: TypeAlias = EmailClaimed | EmailReleased
 
 EMAIL_CLAIMS = Catalogue(aggregate_type="email_claim", events=EmailClaimEvent, owner="user")
+
+
+@dataclass(frozen=True, slots=True)
+class CreditReserved:
+    """An amount of a user's credit was reserved for an order."""
+
+    order_id: str
+    amount: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class CreditRefused:
+    """An amount was not reserved."""
+
+    order_id: str
+    amount: Decimal
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreditReleased:
+    """Nothing is reserved for an order any more, and nothing will be."""
+
+    order_id: str
+
+
+CreditEvent: TypeAlias = CreditReserved | CreditRefused | CreditReleased
+
+CREDIT = Catalogue(aggregate_type="credit", events=CreditEvent, owner="user")

@@ -16,13 +16,10 @@ import pytest
 from eventcore import jsontext
 from eventcore.errors import Misconfigured
 from eventcore.model.catalogue import Catalogue, camel, event_type_of
-from eventcore.model.decider import Decider
 from eventcore.model.event import Event, from_message, to_message
-from eventcore.model.saga import evolve
 from eventcore.model.view import AnyProjection, View, fold
 from local import contracts
 from local.services import SERVICES
-from order.events import ORDER_SAGA
 
 Fields = list[tuple[str, Any, Any]]
 
@@ -226,7 +223,7 @@ DECIDERS = {
     for name in SERVICES
     for found in iter_modules(importlib.import_module(name).__path__, f"{name}.")
     if hasattr(module := importlib.import_module(found.name), "DECIDER")
-} | {"order_saga": Decider(ORDER_SAGA, None, lambda *_: [], evolve)}
+}
 
 
 @pytest.mark.parametrize(
