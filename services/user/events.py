@@ -1,5 +1,5 @@
-"""The catalogues of the user service: the events of a user, and of the claim of an e-mail address.
-Pure.
+"""The catalogues of the user service: the events of a user, of the claim of an e-mail address, and
+of a user's credit. Pure.
 
 It is in the image of every service.
 """
@@ -83,9 +83,13 @@ class CreditRefused:
 
 @dataclass(frozen=True, slots=True)
 class CreditReleased:
-    """Nothing is reserved for an order any more, and nothing will be."""
+    """Nothing is reserved for an order any more, and nothing will be.
+
+    `amount` was reserved until then; it is left out if nothing was.
+    """
 
     order_id: str
+    amount: Decimal | None = None
 
 
 CreditEvent: TypeAlias = CreditReserved | CreditRefused | CreditReleased

@@ -1,7 +1,7 @@
 """The user service's declaration. Pure."""
 
 from eventcore.model.service import Projector, Service
-from user.events import CATALOGUE, EMAIL_CLAIMS
+from user.events import CATALOGUE, CREDIT, EMAIL_CLAIMS
 from user.projections import users
 
 SERVICE = Service(
@@ -16,6 +16,6 @@ SERVICE = Service(
         "/users/{id}/events",
     ),
     catalogue=CATALOGUE,
-    others=(EMAIL_CLAIMS,),
+    others=(EMAIL_CLAIMS, CREDIT),
     projectors=(Projector("user-projector", users.PROJECTION),),
 )
