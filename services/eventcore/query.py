@@ -263,5 +263,6 @@ def to_entry(event: Event) -> dict[str, Json]:
         "recordedAt": to_timestamp(event.recorded_at),
         "correlationId": event.metadata.get("correlationId"),
         "causationId": event.metadata.get("causationId"),
+        "actor": event.metadata.get("actor"),
         "data": event.data,
     }

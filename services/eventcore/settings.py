@@ -9,10 +9,10 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AliasChoices, BeforeValidator, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from eventcore.errors import Misconfigured
@@ -52,6 +52,13 @@ class Server:
 @dataclass(frozen=True, slots=True)
 class FeedToken:
     """The token that a caller of a service's feed must send."""
+
+    token: Secret
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityToken:
+    """The token by which a service believes what the gateway says of a caller."""
 
     token: Secret
 
@@ -113,6 +120,10 @@ def _variables(prefix: str) -> Any:
 _Postgres = Annotated[Server, _group(port=5432)]
 _RabbitMQ = Annotated[Server, _group(port=5672, vhost="/")]
 _MongoDB = Annotated[Server, BeforeValidator(_anonymous), _group(port=27017)]
+IdentityTokens = Annotated[
+    dict[str, Annotated[IdentityToken, _group()]], BeforeValidator(_by_owner)
+]
+"""The identity token of each service: IDENTITY_USER_TOKEN is that of `user`."""
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(gt=0)]
 Amount = Annotated[Decimal, Field(ge=0, decimal_places=2)]
@@ -161,6 +172,8 @@ class ServeSettings(Settings):
     port: Port
     cors_origins: Annotated[tuple[str, ...], _Words] = ()
     threads: Count = 16
+    auth: bool = False
+    """Whether a caller must be known; otherwise whoever reaches the process may do everything."""
     tls_cert_file: str = ""
     tls_key_file: str = ""
     """The certificate chain and the key of the port for calls, as PEM; without them it is HTTP."""
@@ -197,6 +210,13 @@ class ServiceSettings(ServeSettings, StoreSettings, ReadModelSettings):
     """The settings of a service with an event store and read models."""
 
     feed: Annotated[FeedToken, _group(), _variables("feed")]
+    identity: Annotated[IdentityToken, _group()] | None = Field(None, validation_alias="identity")
+
+    @model_validator(mode="after")
+    def _require_token(self) -> Self:
+        if self.auth and not self.identity:
+            raise PydanticCustomError("auth", "IDENTITY_TOKEN or IDENTITY_TOKEN_FILE is not set")
+        return self
 
 
 class RelaySettings(StoreSettings, BrokerSettings):
@@ -262,6 +282,8 @@ def read_settings(kind: type[Kind], process: str) -> Kind:
 
 
 def _problem(error: ErrorDetails) -> str:
+    if not error["loc"]:  # of several variables together
+        return error["msg"]
     first, *rest = map(str, error["loc"])
     name = "_".join((SERVERS.get(first, first), *rest)).upper()
     if error["type"] == "missing":

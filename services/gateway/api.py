@@ -14,6 +14,7 @@ from eventcore.web.correlation import REQUEST_CONTEXT
 from eventcore.web.problems import problem
 from eventcore.web.request import read_body
 from gateway.forward import SAFE, Answer, Upstream, UpstreamUnavailable
+from gateway.identity import FORWARDED, identity_headers, secured
 
 log = logging.getLogger(__name__)
 
@@ -71,21 +72,26 @@ def add_forwarding(
     paths: Mapping[str, Sequence[str]],
     upstreams: Mapping[str, Upstream],
     cookie_seconds: int = 0,
+    identity_tokens: Mapping[str, Callable[[], str]] | None = None,
 ) -> None:
     """Adds the `paths` of each service, with any method; the service refuses those it lacks.
 
-    The newest Consistency-Token is a cookie for `cookie_seconds`; with 0 there is no cookie.
+    The newest Consistency-Token is a cookie for `cookie_seconds`; with 0 there is no cookie. With
+    `identity_tokens` each service is told the verified caller, and never the caller's credential.
     """
     app.url_map.converters["id"] = _Id
     app.register_error_handler(UpstreamUnavailable, _unavailable)
     for service, upstream in upstreams.items():
         for path in paths[service]:  # without methods, a rule takes them all
             rule = path.replace("{id}", "<id:id>")
-            app.url_map.add(app.url_rule_class(rule, endpoint=f"forward to {service}"))
-        app.view_functions[f"forward to {service}"] = _view(upstream, cookie_seconds)
+            app.url_map.add(app.url_rule_class(rule, endpoint=f"{FORWARDED}{service}"))
+        token = identity_tokens[service] if identity_tokens else None
+        app.view_functions[f"{FORWARDED}{service}"] = _view(upstream, cookie_seconds, token)
 
 
-def _view(upstream: Upstream, cookie_seconds: int) -> Callable[..., Response]:
+def _view(
+    upstream: Upstream, cookie_seconds: int, token: Callable[[], str] | None
+) -> Callable[..., Response]:
     def forward(**_ids: str) -> Response:
         headers = {
             name: request.headers[name] for name in REQUEST_HEADERS if name in request.headers
@@ -94,6 +100,9 @@ def _view(upstream: Upstream, cookie_seconds: int) -> Callable[..., Response]:
             headers.setdefault("Consistency-Token", kept)
         ids = request.environ[REQUEST_CONTEXT]
         headers |= {"X-Request-ID": ids.request_id, "X-Correlation-ID": ids.correlation_id}
+        if token:
+            headers.pop("Authorization", None)
+            headers |= identity_headers(token)
         query = quote(request.query_string, safe=_VISIBLE)
         target = f"{request.path}?{query}" if query else request.path
         response = _response(upstream.call(request.method, target, read_body(), headers))
@@ -144,6 +153,12 @@ def _unavailable(error: UpstreamUnavailable) -> Response:
 def merged_calls(*documents: bytes) -> bytes:
     """The OpenAPI document of several services."""
     return openapi.merge("Shop", ABOUT, documents, problems=(502, 504))
+
+
+@lru_cache(maxsize=1)
+def merged_secured_calls(*documents: bytes) -> bytes:
+    """The OpenAPI document, with the credentials that each call needs."""
+    return secured(openapi.merge("Shop", ABOUT, documents, problems=(401, 403, 502, 504)))
 
 
 @lru_cache(maxsize=1)

@@ -1,12 +1,30 @@
 """The gateway, put together."""
 
-from flask import Flask
-from pydantic import BaseModel, Field, Json
+import logging
+from pathlib import Path
+from typing import Self
 
-from eventcore.settings import SOCKET_THREADS, Port, ServeSettings
+from flask import Flask
+from pydantic import BaseModel, Field, Json, model_validator
+from pydantic_core import PydanticCustomError
+
+from eventcore.files import Reread, reader
+from eventcore.observe.background import repeat
+from eventcore.settings import SOCKET_THREADS, IdentityTokens, Port, ServeSettings
 from eventcore.web.app import create_app as create_web_app
-from gateway.api import Description, add_forwarding, merged_events
+from gateway import apikeys
+from gateway.api import (
+    Description,
+    add_forwarding,
+    merged_calls,
+    merged_events,
+    merged_secured_calls,
+)
 from gateway.forward import Upstream
+from gateway.identity import Verifier, require_identity
+from gateway.tokens import Keys, Tokens
+
+log = logging.getLogger(__name__)
 
 
 class Place(BaseModel):
@@ -24,26 +42,82 @@ class Settings(ServeSettings):
     """The services by name."""
     consistency_cookie: int = Field(0, ge=0, lt=10**6)
     """Seconds for which a browser keeps the Consistency-Token; 0: there is no cookie."""
+    auth_issuer: str = ""
+    auth_audience: str = ""
+    auth_jwks: str = ""
+    """The issuer and audience of tokens, and the URL or file of the issuer's keys."""
+    auth_user_claim: str = "sub"
+    """The claim with the id of the caller's user."""
+    auth_api_keys_file: Path | None = None
+    identity: IdentityTokens = Field(default_factory=dict, validation_alias="identity")
 
     @property
     def permits(self) -> int:
         """Each upstream has THREADS permits of its own, for which requests wait here."""
         return SOCKET_THREADS
 
+    @model_validator(mode="after")
+    def _require_credentials(self) -> Self:
+        if not self.auth:
+            return self
+        lacking = [
+            f"IDENTITY_{name.upper()}_TOKEN or IDENTITY_{name.upper()}_TOKEN_FILE is not set"
+            for name in self.upstreams
+            if name not in self.identity
+        ]
+        of_tokens = (self.auth_issuer, self.auth_audience, self.auth_jwks)
+        if any(of_tokens) != all(of_tokens):
+            lacking.append("AUTH_ISSUER, AUTH_AUDIENCE and AUTH_JWKS need each other")
+        if not any(of_tokens) and not self.auth_api_keys_file:
+            lacking.append(
+                "AUTH=on needs AUTH_ISSUER, AUTH_AUDIENCE and AUTH_JWKS, or AUTH_API_KEYS_FILE"
+            )
+        if lacking:
+            raise PydanticCustomError("auth", "{lacking}", {"lacking": "; ".join(lacking)})
+        return self
+
 
 def create_app(settings: Settings) -> Flask:
-    """The application that gunicorn serves. It is ready when it runs: it never probes upstreams."""
+    """The application that gunicorn serves. It never probes upstreams: it is ready when it runs,
+    and where it verifies tokens, as soon as it has the issuer's keys.
+    """
     places = settings.upstreams
     upstreams = {name: Upstream(each.url, settings.threads) for name, each in places.items()}
+    keys = Keys(settings.auth_jwks) if settings.auth and settings.auth_jwks else None
+
+    def missing() -> dict[str, str]:
+        return {} if keys is None or keys.known else {"issuer": "its keys have not been read"}
+
     app = create_web_app(
         "Gateway",
         (),
-        missing=dict,
-        is_ready=lambda: True,
-        document=Description(upstreams),
+        missing=missing,
+        is_ready=lambda: not missing(),
+        document=Description(
+            upstreams, merge=merged_secured_calls if settings.auth else merged_calls
+        ),
         events=Description(upstreams, "/asyncapi.json", merged_events),
         cors_origins=settings.cors_origins,
     )
     paths = {name: each.paths for name, each in places.items()}
-    add_forwarding(app, paths, upstreams, settings.consistency_cookie)
+    tokens = {name: reader(each.token) for name, each in settings.identity.items()}
+    add_forwarding(
+        app, paths, upstreams, settings.consistency_cookie, tokens if settings.auth else None
+    )
+    if settings.auth:
+        require_identity(app, _verifier(settings, keys))
+    else:
+        log.warning("AUTH=off: whoever reaches the gateway reads and changes everything")
     return app
+
+
+def _verifier(settings: Settings, keys: Keys | None) -> Verifier:
+    """Verifies tokens with keys that are read in the background, and API keys of the file."""
+    tokens = None
+    if keys:
+        repeat(keys.refresh, "issuer-keys", every=0.1)
+        tokens = Tokens(
+            keys, settings.auth_issuer, settings.auth_audience, settings.auth_user_claim
+        )
+    file = settings.auth_api_keys_file
+    return Verifier(tokens, Reread(file, apikeys.parse) if file else dict)

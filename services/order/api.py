@@ -23,6 +23,7 @@ from order import credit_saga
 from order.customer_queries import add_customers
 from order.customers import Customers
 from order.order import DECIDER, CancelOrder, Order, PlaceOrder, Status
+from order.ownership import own_list, own_order, own_user
 from order.projections.orders import shown, stored
 
 OrderStatus: TypeAlias = Literal["pending", "confirmed", "rejected", "cancelled"]
@@ -110,7 +111,9 @@ def routes(store: Store, orders: Views, customers: Customers, known: ViewDocumen
     _add_placing(route, store, customers)
     _add_cancelling(route, store)
     _add_batch(route, store, customers)
-    add_queries(route, "/queries/orders/{id}", orders, shown, OrderShown, "/orders/{id}/events")
+    add_queries(
+        route, "/queries/orders/{id}", orders, shown, OrderShown, "/orders/{id}/events", "userId"
+    )
     _add_list(route, orders, known)
     add_customers(route, known)
     return route
@@ -118,7 +121,7 @@ def routes(store: Store, orders: Views, customers: Customers, known: ViewDocumen
 
 def _add_placing(route: Routes, store: Store, customers: Customers) -> None:
 
-    @route("POST", "/orders", "Place an order", {200: OrderAccepted}, body=NewOrder)
+    @route("POST", "/orders", "Place an order", {200: OrderAccepted}, body=NewOrder, guard=own_user)
     def place_order(incoming: Incoming[NewOrder, None]) -> Answer:
         body = incoming.body
         if not customers.knows(body.userId, incoming.seen):
@@ -145,7 +148,7 @@ def _add_cancelling(route: Routes, store: Store) -> None:
 
     @route(
         "POST", "/orders/{id}/cancel", "Cancel an order", {200: OrderState, 202: OrderState},
-        body=Cancellation, body_required=False,
+        body=Cancellation, body_required=False, guard=own_order(store),
     )  # fmt: skip
     def cancel_order(incoming: Incoming[Cancellation, None]) -> Answer:
         command = CancelOrder(incoming.body.reason)
@@ -181,7 +184,7 @@ def _add_batch(route: Routes, store: Store, customers: Customers) -> None:
 
     @route(
         "POST", "/orders/batch", "Place up to 100 orders, all or none", {200: OrdersAccepted},
-        body=NewOrders,
+        body=NewOrders, guard=own_user,
     )  # fmt: skip
     def place_orders(incoming: Incoming[NewOrders, None]) -> Answer:
         orders = incoming.body.orders
@@ -226,11 +229,15 @@ def _require_users(
 
 
 def _add_list(route: Routes, orders: Views, known: ViewDocuments) -> None:
-    @route("GET", "/queries/orders", "Orders, newest first", {200: OrderList}, query=OrderQuery)
+    @route(
+        "GET", "/queries/orders", "Orders, newest first", {200: OrderList}, query=OrderQuery,
+        guard=own_list,
+    )  # fmt: skip
     def list_orders(incoming: Incoming[None, OrderQuery]) -> Answer:
         asked = incoming.query
+        user_id = incoming.caller.user if incoming.caller.is_limited else asked.userId
         status = stored(asked.status) if asked.status else None
-        wanted = {"userId": asked.userId, "status": status}
+        wanted = {"userId": user_id, "status": status}
         where = {name: value for name, value in wanted.items() if value is not None}
         source = source_of(orders.reached(incoming.seen, incoming.wait))
         found = orders.page(where, asked.after, asked.limit)

@@ -12,7 +12,8 @@ from eventcore.store.port import Answer
 from eventcore.web.inputs import DIGITS, UUID_PATTERN, Form, QueryInput
 from eventcore.web.queries import SOURCE, source_of
 from eventcore.web.request import Incoming
-from eventcore.web.routes import Routes
+from eventcore.web.routes import Routes, in_handler
+from order.ownership import own_customer
 from order.projections.customers import shown
 
 
@@ -77,12 +78,16 @@ def add_customers(route: Routes, customers: ViewDocuments) -> None:
 
     @route(
         "GET", "/queries/customers", "Customers, the highest first", {200: CustomerList},
-        query=CustomerQuery,
+        query=CustomerQuery, guard=in_handler,
     )  # fmt: skip
     def list_customers(incoming: Incoming[None, CustomerQuery]) -> Answer:
         asked = incoming.query
         source = source_of(customers.reached(incoming.seen, incoming.wait))
-        found = customers.ranked(asked.sort, asked.place, asked.limit + 1)
+        if incoming.caller.is_limited:
+            place, own = asked.place, customers.find([incoming.caller.user])
+            found = [] if place else list(own.values())
+        else:
+            found = customers.ranked(asked.sort, asked.place, asked.limit + 1)
         page, more = found[: asked.limit], len(found) > asked.limit
         body = {
             "customers": tuple(shown(document) for document in page),
@@ -90,7 +95,7 @@ def add_customers(route: Routes, customers: ViewDocuments) -> None:
         }
         return Answer(200, body, {SOURCE: source})
 
-    @route("GET", "/queries/customers/{id}", "A customer", {200: CustomerShown})
+    @route("GET", "/queries/customers/{id}", "A customer", {200: CustomerShown}, guard=own_customer)
     def get_customer(incoming: Incoming[None, None]) -> Answer:
         reached = customers.reached(incoming.seen, incoming.wait)
         document = customers.one(str(incoming.id), reached)

@@ -2,20 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 from uuid import UUID
 
 from pydantic import BaseModel, Field
 
 from eventcore.command import append_of, handle
+from eventcore.errors import Invalid
 from eventcore.ids import new_id
 from eventcore.model.projection import Document
 from eventcore.query import Views
-from eventcore.store.port import Answer, Append, Store
+from eventcore.store.port import Answer, Append, Store, Stream
+from eventcore.web.caller import Caller
 from eventcore.web.inputs import EMAIL, VISIBLE, Input
 from eventcore.web.queries import add_queries
 from eventcore.web.request import Incoming
-from eventcore.web.routes import Routes, answer
+from eventcore.web.routes import Routes, answer, in_handler
 from user.credit_api import add_credit
 from user.email_claim import DECIDER as CLAIM
 from user.email_claim import Claim, ClaimCommand, Release, stream_id
@@ -71,9 +73,9 @@ def routes(store: Store, users: Views, *, unique_emails: bool = False) -> Routes
 
 def _add_commands(route: Routes, store: Store, claims: Callable[[UUID], Also | None]) -> None:
 
-    @route("POST", "/users", "Create a user", {202: UserAccepted}, body=NewUser)
+    @route("POST", "/users", "Create a user", {202: UserAccepted}, body=NewUser, guard=in_handler)
     def create_user(incoming: Incoming[NewUser, None]) -> Answer:
-        user_id = new_id()
+        user_id = _new_user_id(store, incoming.caller)
         command = CreateUser(incoming.body.name, incoming.body.email)
 
         def accept(_: User | None, __: int) -> Answer:
@@ -84,7 +86,10 @@ def _add_commands(route: Routes, store: Store, claims: Callable[[UUID], Also | N
             creates=True, also=claims(user_id),
         )  # fmt: skip
 
-    @route("PUT", "/users/{id}", "Change name or email", {200: UserShown}, body=UserChange)
+    @route(
+        "PUT", "/users/{id}", "Change name or email", {200: UserShown}, body=UserChange,
+        guard=own_user,
+    )  # fmt: skip
     def change_user(incoming: Incoming[UserChange, None]) -> Answer:
         command = ChangeUser(incoming.body.name, incoming.body.email)
 
@@ -96,6 +101,26 @@ def _add_commands(route: Routes, store: Store, claims: Callable[[UUID], Also | N
         return handle(
             store, DECIDER, incoming.id, command, incoming.call, show, also=claims(incoming.id)
         )
+
+
+def own_user(incoming: Incoming[Any, Any]) -> None:
+    """The guard of a call whose path has a user's id."""
+    incoming.caller.require(str(incoming.id), f"user {incoming.id}")
+
+
+def _new_user_id(store: Store, caller: Caller) -> UUID:
+    """The id of a user to be created: that of the caller, unless it creates users for others.
+
+    Raises Invalid.
+    """
+    if not caller.is_limited:
+        return new_id()
+    if not caller.user:
+        raise Invalid("Your token names no user: its claim has no UUID. Nothing was written.")
+    user_id = UUID(caller.user)
+    if store.read_stream(Stream(DECIDER.aggregate_type, user_id), 0, 1):
+        raise Invalid(f"You are the user {user_id}, who was created before.", "User exists")
+    return user_id
 
 
 def claims_of(store: Store, user_id: UUID) -> Also:

@@ -1,6 +1,6 @@
 """The whole shop in one process, on fakes: services, relays and projectors, one step at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Event as Stop
 from typing import Any
@@ -42,7 +42,11 @@ TOKEN = "token of the feed"
 
 
 def web_app(
-    store: FakeStore, routes: Routes, service: Service, epoch: Epoch | None = None
+    store: FakeStore,
+    routes: Routes,
+    service: Service,
+    epoch: Epoch | None = None,
+    identity: Callable[[], str] | None = None,
 ) -> Flask:
     """A service on fakes."""
     name = service.name
@@ -54,6 +58,7 @@ def web_app(
         is_ready=lambda: True,
         store=store,
         epoch=epoch or Epoch(store, name),
+        identity=identity,
     )
     feeds = [StoreFeed(store, each.aggregate_type, owner=name) for each in service.catalogues]
     app.register_blueprint(feed_routes(feeds, Secret(TOKEN)))
@@ -92,6 +97,8 @@ class FakeShop:
     clock: Clock = SYSTEM_CLOCK
     """By which requests wait for what they have seen."""
     unique_emails: bool = False
+    identity: Callable[[], str] | None = None
+    """The token by which both services believe what a gateway says of a caller."""
 
     def __post_init__(self) -> None:
         self.epochs = {
@@ -181,4 +188,5 @@ class FakeShop:
         return answer
 
     def _client(self, routes: Routes, store: FakeStore, service: Service) -> FlaskClient:
-        return web_app(store, routes, service, self.epochs[service.name]).test_client()
+        epoch = self.epochs[service.name]
+        return web_app(store, routes, service, epoch, self.identity).test_client()

@@ -28,7 +28,7 @@ STAND_INS = {
 
 VALUES = (
     "errors.py", "ids.py", "jsontext.py", "clock.py", "model/", "readmodel/records.py",
-    "web/inputs.py", "web/openapi.py", "observe/",
+    "web/inputs.py", "web/openapi.py", "web/caller.py", "observe/",
 )  # fmt: skip
 """Files that are not counted, since a call of theirs decides nothing of the way: values and their
 forms, which pydantic and msgspec call for each field, and the records of what happened."""

@@ -71,7 +71,10 @@ def _requests(events: Sequence[Event]) -> list[Placed]:
         correlation = str(event.metadata.get("correlationId"))
         made = made_at(as_uuid(request))
         text = f"request {request} {'began' if made else 'came'}, correlation id {correlation}"
-        fields = {"requestId": request, "correlationId": correlation}
+        fields: dict[str, Json] = {"requestId": request, "correlationId": correlation}
+        if actor := event.metadata.get("actor"):
+            text += f", by {actor}"
+            fields["actor"] = actor
         moment = min(made or event.recorded_at, event.recorded_at)
         placed.append((moment, Entry("request", made, text, fields)))
     return placed

@@ -35,18 +35,20 @@ def create_app(
     cors_origins: Sequence[str] = (),
     document: Callable[[], bytes] | None = None,
     events: Callable[[], bytes] | None = None,
+    identity: Callable[[], str] | None = None,
 ) -> Flask:
     """Builds a Flask application that serves `routes`, probes, metrics and its own description.
 
     `store` is asked for answers under an Idempotency-Key; `epoch` is that of its log. `document`
     makes the OpenAPI document; without one it is built here from the routes. `events` makes the
     AsyncAPI document, if there are events. Browser applications of `cors_origins` may call every
-    route. Nothing connects before the first request.
+    route. With `identity`, a token, the gateway says who calls. Nothing connects before the first
+    request.
     """
     app = Flask(title, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT + 1  # one more byte than a view accepts
     app.url_map.merge_slashes = False
-    _add_routes(app, routes, store, epoch)
+    _add_routes(app, routes, store, epoch, identity)
     if document is None:
         built = openapi.build(title, "1.0", about, [operation for operation, _ in routes])
         document = lambda: built  # noqa: E731
@@ -67,13 +69,17 @@ _EXPOSED = [
 
 
 def _add_routes(
-    app: Flask, routes: Sequence[Route], store: Store | None, epoch: Epoch | None
+    app: Flask,
+    routes: Sequence[Route],
+    store: Store | None,
+    epoch: Epoch | None,
+    identity: Callable[[], str] | None,
 ) -> None:
     for operation, handler in routes:
         app.add_url_rule(
             re.sub(r"{(\w+)}", r"<\1>", operation.path),
             endpoint=f"{operation.method} {operation.path}",
-            view_func=to_view(operation, handler, store, epoch),
+            view_func=to_view(operation, handler, store, epoch, identity),
             methods=[operation.method],
         )
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -81,7 +81,8 @@ class Problem(BaseModel):
 
 PROBLEMS = {
     400: "The request cannot be read",
-    401: "A token is needed",
+    401: "A token or an API key is needed",
+    403: "The token or API key does not have the scope that is needed",
     404: "There is no such thing",
     409: "The resource was changed concurrently: retry; or the Consistency-Token is of another log",
     412: "It is not at the version in If-Match",
@@ -112,6 +113,8 @@ class Operation:
     body_required: bool = True
     query: type[BaseModel] | None = None
     tag: str = ""
+    guard: Callable[[Any], None] | None = None
+    """Raises NotFound for what a caller may not see; a call without one is for admins alone."""
 
     @property
     def is_command(self) -> bool:

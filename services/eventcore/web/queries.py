@@ -7,14 +7,14 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field
 
 from eventcore.consistency import Lag
-from eventcore.errors import Invalid
+from eventcore.errors import CannotApply, Invalid, NotFound
 from eventcore.model.event import Data, tag_of
 from eventcore.model.projection import Document, version_of
 from eventcore.query import Views
 from eventcore.store.port import Answer
 from eventcore.web.inputs import DIGITS, TIME, QueryInput
 from eventcore.web.request import Incoming
-from eventcore.web.routes import Routes
+from eventcore.web.routes import Routes, in_handler
 
 SOURCE = "Answered-From"
 """Header of a query's answer: view, live (folded from the stream), or stale, with the reason."""
@@ -60,6 +60,7 @@ class HistoryEntry(BaseModel):
     recordedAt: str
     correlationId: str | None
     causationId: str | None
+    actor: str | None = Field(description="null: nobody was asked for an identity.")
     data: dict[str, Any]
 
 
@@ -77,30 +78,63 @@ def add_queries(
     shown: Callable[[Document], Data],
     model: type[BaseModel],
     history_path: str | None = None,
+    owner: str = "_id",
 ) -> None:
     """Adds the queries of a read model: its documents by id, and the histories of their streams.
 
     Without `history_path` there is no query of histories: one for each aggregate type is enough.
+    `owner` names the field of a document with the id of the user whom it belongs to.
     """
-    name = views.projection.aggregate_type
+    name, own = views.projection.aggregate_type, _own(views, owner)
 
-    @route("GET", path, f"The {name}, now or as it was", {200: model}, query=AsOf)
+    @route("GET", path, f"The {name}, now or as it was", {200: model}, query=AsOf, guard=in_handler)
     def get(incoming: Incoming[None, AsOf]) -> Answer:
-        asked = incoming.query
-        if asked.is_past():
-            document, source = views.as_it_was(incoming.id, asked.version, asked.at), "live"
-        else:
-            document, source = views.current(incoming.id, incoming.seen)
+        document, source = _find(views, own, incoming)
+        incoming.caller.require(document.get(owner), f"{name} {incoming.id}")
         tag = tag_of(version_of(document), str(document.get("eventId", "")))
         return Answer(200, shown(document), {"ETag": f'"{tag}"', SOURCE: source})
 
     if history_path is None:
         return
 
-    @route("GET", history_path, f"The {name}'s events, oldest first", {200: History}, query=Page)
+    @route(
+        "GET", history_path, f"The {name}'s events, oldest first", {200: History}, query=Page,
+        guard=own,
+    )  # fmt: skip
     def history(incoming: Incoming[None, Page]) -> Answer:
         found = views.history(incoming.id, incoming.query.after, incoming.query.limit)
         return Answer(200, found, {SOURCE: "live"})
+
+
+def _find(
+    views: Views, own: Callable[[Incoming[Any, Any]], None], incoming: Incoming[None, AsOf]
+) -> tuple[Document, str]:
+    """The document that is asked for, and its source. Refusals name no other user's stream."""
+    asked = incoming.query
+    if asked.is_past():
+        own(incoming)
+        return views.as_it_was(incoming.id, asked.version, asked.at), "live"
+    try:
+        return views.current(incoming.id, incoming.seen)
+    except (NotFound, CannotApply):
+        own(incoming)
+        raise
+
+
+def _own(views: Views, owner: str) -> Callable[[Incoming[Any, Any]], None]:
+    """Returns a guard: the stream must be the caller's own, as its first event says."""
+
+    def guard(incoming: Incoming[Any, Any]) -> None:
+        if not incoming.caller.is_limited:
+            return
+        try:
+            began = views.as_it_was(incoming.id, version=1)
+        except (NotFound, CannotApply):
+            began = {}
+        named = f"{views.projection.aggregate_type} {incoming.id}"
+        incoming.caller.require(began.get(owner), named)
+
+    return guard
 
 
 def source_of(lag: Lag) -> str:

@@ -19,6 +19,7 @@ from eventcore import errors, jsontext
 from eventcore.command import Call
 from eventcore.model.token import SEEN_HEADER, Token
 from eventcore.store.port import Idempotency
+from eventcore.web.caller import ANYONE, Caller
 from eventcore.web.correlation import REQUEST_CONTEXT, RequestContext
 from eventcore.web.inputs import UUID_PATTERN, QueryInput
 from eventcore.web.openapi import Operation
@@ -45,9 +46,12 @@ class Incoming(Generic[Body, Query]):
     call: Call
     seen: Token | None
     wait: float | None
+    caller: Caller = ANYONE
 
 
-def to_incoming(operation: Operation, path: Mapping[str, str]) -> Incoming[Any, Any]:
+def to_incoming(
+    operation: Operation, path: Mapping[str, str], caller: Caller = ANYONE
+) -> Incoming[Any, Any]:
     """Reads and validates Flask's current request as `operation` declares it."""
     text = read_body()
     query, body = operation.query or QueryInput, operation.body
@@ -55,9 +59,10 @@ def to_incoming(operation: Operation, path: Mapping[str, str]) -> Incoming[Any, 
         id=_path_id(path),
         query=query.model_validate(query_values()),
         body=body.model_validate(_parse_body(text, operation)) if body else None,
-        call=_to_call(text, operation) if operation.is_command else Call({}),
+        call=_to_call(text, operation, caller) if operation.is_command else Call({}),
         seen=None if (given := request.headers.get(SEEN_HEADER)) is None else Token.parse(given),
         wait=_preferred_wait(),
+        caller=caller,
     )
 
 
@@ -100,7 +105,7 @@ def _parse_body(text: bytes, operation: Operation) -> object:
         raise BadRequest(f"The body cannot be read: {error}.") from error
 
 
-def _to_call(text: bytes, operation: Operation) -> Call:
+def _to_call(text: bytes, operation: Operation, caller: Caller) -> Call:
     if operation.has_id and request.headers.get("If-None-Match", "").strip() == "*":
         raise PreconditionFailed(
             "If-None-Match: * requires that the resource does not exist; this call changes an"
@@ -110,18 +115,23 @@ def _to_call(text: bytes, operation: Operation) -> Call:
     metadata = {"correlationId": ids.correlation_id, "causationId": ids.request_id}
     if ids.traceparent:
         metadata["traceparent"] = ids.traceparent
-    return Call(metadata=metadata, idempotency=_idempotency(text), if_match=_if_match())
+    if caller.actor:
+        metadata["actor"] = caller.actor
+    return Call(metadata=metadata, idempotency=_idempotency(text, caller), if_match=_if_match())
 
 
-def _idempotency(text: bytes) -> Idempotency | None:
-    """The key, bound to method, path, caller and body."""
+def _idempotency(text: bytes, caller: Caller) -> Idempotency | None:
+    """The key, bound to method, path, caller and body.
+
+    A verified caller is its actor, whatever its token; any other is the header that it sends.
+    """
     key = request.headers.get("Idempotency-Key")
     if key is None:
         return None
     if not re.fullmatch("[!-~]{1,255}", key):
         raise BadRequest("Idempotency-Key must be 1 to 255 visible ASCII characters.")
-    caller = request.headers.get("Authorization", "")
-    parts = (request.method, request.full_path, caller)
+    actor = caller.actor or request.headers.get("Authorization", "")
+    parts = (request.method, request.full_path, actor)
     digest = hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape"))
     digest.update(b"\n" + text)
     return Idempotency(key, digest.hexdigest())

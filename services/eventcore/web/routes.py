@@ -13,6 +13,8 @@ from eventcore.consistency import Epoch
 from eventcore.model.event import Data
 from eventcore.model.token import SEEN_HEADER
 from eventcore.store.port import Answer, Store
+from eventcore.web.caller import ADMIN
+from eventcore.web.identity import caller_of, refuse
 from eventcore.web.openapi import Operation
 from eventcore.web.request import Incoming, to_incoming
 
@@ -53,13 +55,21 @@ def answer(body: Data, status: int = 200) -> Answer:
 
 
 def to_view(
-    operation: Operation, handler: Handler, store: Store | None, epoch: Epoch | None
+    operation: Operation,
+    handler: Handler,
+    store: Store | None,
+    epoch: Epoch | None,
+    token: Callable[[], str] | None = None,
 ) -> Callable[..., Response]:
-    """Wraps a handler: validates the request, answers it, and repeats an earlier answer."""
+    """Wraps a handler: validates the request, answers it, and repeats an earlier answer.
+
+    With a `token` callers are verified by the gateway, and see what is theirs.
+    """
 
     def view(**path: str) -> Response:
-        incoming = to_incoming(operation, path)
+        incoming = to_incoming(operation, path, caller_of(token))
         try:
+            _guard(operation, incoming)
             if epoch and (operation.is_command or incoming.seen):
                 epoch.require(incoming.seen)
             given = handler(incoming)
@@ -74,18 +84,37 @@ def to_view(
             given = earlier
         if not operation.is_command:
             return _to_query_response(given)
-        response = _to_response(given)
-        if epoch and (own := given.headers.get(SEEN_HEADER)):  # an older version recorded none
-            response.headers[SEEN_HEADER] = epoch.answered(own, incoming.seen)
-        return response
+        return _to_command_response(given, epoch, incoming)
 
     return view
+
+
+def _guard(operation: Operation, incoming: Incoming[Any, Any]) -> None:
+    """Raises NotFound for what belongs to others; answers 403 to a call that admins alone make."""
+    if not incoming.caller.is_limited:
+        return
+    if operation.guard is None:
+        refuse(403, "This call needs the scope admin.", error="insufficient_scope", scope=ADMIN)
+    operation.guard(incoming)
+
+
+def in_handler(_incoming: Incoming[Any, Any]) -> None:
+    """The guard of a call whose handler shows the caller's own alone."""
 
 
 def _to_response(given: Answer) -> Response:
     text = given.body if isinstance(given.body, str) else jsontext.render(given.body)
     response = Response(text, given.status, mimetype="application/json")
     response.headers.update({name: str(value) for name, value in given.headers.items()})
+    return response
+
+
+def _to_command_response(
+    given: Answer, epoch: Epoch | None, incoming: Incoming[Any, Any]
+) -> Response:
+    response = _to_response(given)
+    if epoch and (own := given.headers.get(SEEN_HEADER)):  # an older version recorded none
+        response.headers[SEEN_HEADER] = epoch.answered(own, incoming.seen)
     return response
 
 

@@ -6,6 +6,7 @@ from threading import Event as Stop
 from flask import Flask
 
 from eventcore.consistency import Epoch
+from eventcore.files import reader
 from eventcore.model.service import Service
 from eventcore.operate.watch import watch, watch_service
 from eventcore.readmodel.mongo import Mongo
@@ -47,6 +48,7 @@ def create_service(
         about=service.about,
         cors_origins=settings.cors_origins,
         events=lambda: events,
+        identity=reader(settings.identity.token) if settings.auth and settings.identity else None,
     )
     app.register_blueprint(feed_routes([*feeds.values()], settings.feed.token, consumers.note))
     return app

@@ -1,0 +1,35 @@
+"""Believes what the gateway says of a caller, for the service's identity token alone."""
+
+import hmac
+from collections.abc import Callable
+from typing import NoReturn
+
+from flask import abort, request
+
+from eventcore.web.caller import ACTOR_HEADER, ANYONE, SCOPES_HEADER, USER_HEADER, Caller
+from eventcore.web.problems import problem
+
+
+def caller_of(token: Callable[[], str] | None) -> Caller:
+    """The caller of Flask's current request to a service, believed for the token alone.
+
+    Without a token nobody is asked for an identity, and no header of the request has a meaning.
+    """
+    if token is None:
+        return ANYONE
+    given = request.headers.get("Authorization", "").encode()
+    actor = request.headers.get(ACTOR_HEADER, "")
+    if not actor or not hmac.compare_digest(given, f"Bearer {token()}".encode()):
+        refuse(401, "Calls of this service come through the gateway, which verifies the caller.")
+    scopes = frozenset(request.headers.get(SCOPES_HEADER, "").split())
+    return Caller(actor, request.headers.get(USER_HEADER, ""), scopes)
+
+
+def refuse(status: int, detail: str, error: str = "", scope: str = "") -> NoReturn:
+    """Answers 401 or 403 as problem details, with the challenge of RFC 6750."""
+    title = "Not authenticated" if status == 401 else "Not allowed"
+    response = problem(status, title, detail, "unauthenticated" if status == 401 else "forbidden")
+    parts = {"realm": "shop", "error": error, "scope": scope}
+    challenge = ", ".join(f'{name}="{value}"' for name, value in parts.items() if value)
+    response.headers["WWW-Authenticate"] = f"Bearer {challenge}"
+    abort(response)

@@ -1,0 +1,106 @@
+"""Verifies the caller of each request that is forwarded, and names it to the service."""
+
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Flask, g, request
+
+from eventcore.web.caller import (
+    ACTOR_HEADER,
+    READ,
+    SAFE,
+    SCOPES_HEADER,
+    USER_HEADER,
+    WRITE,
+    Caller,
+)
+from eventcore.web.identity import refuse
+from gateway import apikeys
+from gateway.tokens import NotVerified, Tokens
+
+log = logging.getLogger(__name__)
+
+FORWARDED = "forward to "
+"""Beginning of the names of the endpoints that forward; only they ask for an identity."""
+
+SCHEMES = {
+    "token": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "JWT",
+        "description": "A token of the issuer, with the scopes `read`, `write` or `admin`.",
+    },
+    "apiKey": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "shop_<id>_<secret>",
+        "description": "The API key of a machine, in the same header.",
+    },
+}
+"""Security schemes of the OpenAPI document."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verifier:
+    """Verifies tokens and API keys; without one of both, none of that kind is accepted."""
+
+    tokens: Tokens | None
+    api_keys: Callable[[], Mapping[str, apikeys.ApiKey]]
+
+    def __call__(self, credential: str) -> Caller:
+        """The caller whose credential this is; raises NotVerified, KeysUnknown."""
+        if credential.startswith(apikeys.PREFIX):
+            return apikeys.verify(credential, self.api_keys())
+        if self.tokens is None:
+            raise NotVerified("Tokens are not accepted here; API keys are.")
+        return self.tokens.verify(credential)
+
+
+def require_identity(app: Flask, verify: Callable[[str], Caller]) -> None:
+    """Refuses each request to a service without a credential, or without the scope it needs."""
+
+    @app.before_request
+    def identify() -> None:
+        is_forwarded = (request.endpoint or "").startswith(FORWARDED)
+        if not is_forwarded or request.method == "OPTIONS":
+            return
+        given = re.fullmatch("Bearer +([^ ]+) *", request.headers.get("Authorization", ""), re.I)
+        if not given:
+            refuse(401, "Send a token or an API key in the header Authorization: Bearer ...")
+        try:
+            g.caller = verify(given[1])
+        except NotVerified as error:
+            log.info("Credential refused", extra={"reason": str(error)})
+            refuse(401, str(error), error="invalid_token")
+        scope = READ if request.method in SAFE else WRITE
+        if scope not in g.caller.scopes:
+            detail = f"This call needs the scope {scope}, which the credential does not have."
+            refuse(403, detail, error="insufficient_scope", scope=scope)
+
+
+def identity_headers(token: Callable[[], str]) -> dict[str, str]:
+    """The headers that name the verified caller to the service that has this token."""
+    caller: Caller | None = g.get("caller")
+    if caller is None:  # OPTIONS
+        return {}
+    return {
+        "Authorization": f"Bearer {token()}",
+        ACTOR_HEADER: caller.actor,
+        SCOPES_HEADER: " ".join(sorted(caller.scopes)),
+        USER_HEADER: caller.user,
+    }
+
+
+def secured(document: bytes) -> bytes:
+    """An OpenAPI document with the security schemes, and the scope that each call needs."""
+    described: dict[str, Any] = json.loads(document)
+    described["components"]["securitySchemes"] = SCHEMES
+    for item in described["paths"].values():
+        for method, operation in item.items():
+            scope = READ if method.upper() in SAFE else WRITE
+            operation["security"] = [{name: [scope]} for name in SCHEMES]
+    return json.dumps(described, indent=1).encode()
