@@ -17,9 +17,9 @@ help: ## List the targets
 
 ##@ Run it on this machine
 
-run: $(VENV)/ready ## Run servers, services and projectors until Ctrl-C; HOST=0.0.0.0 listens for others; SERVERS=compose
+run: $(VENV)/ready ## Run servers, services and projectors until Ctrl-C; HOST=0.0.0.0 listens for others; AUTH=on; SERVERS=compose
 	@$(RUN) -m local.run $(if $(filter command line,$(origin HOST)),--host $(HOST)) \
-	    $(if $(SERVERS),--servers $(SERVERS)) $(if $(filter-out 0,$(OBSERVABILITY)),--observability)
+	    $(if $(filter on,$(AUTH)),--auth) $(if $(SERVERS),--servers $(SERVERS)) $(if $(filter-out 0,$(OBSERVABILITY)),--observability)
 
 demo: $(VENV)/ready ## Play the journey in six requests, beside `make run`
 	@$(RUN) -m local.demo

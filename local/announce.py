@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from honcho.printer import Message, Printer
 
@@ -20,6 +20,13 @@ REMIND_AFTER = 40
 _FIRST_CURL = """\
 curl -i {gateway}/users -H 'Content-Type: application/json' \\
   -d '{{"name": "Grace Hopper", "email": "grace@example.com"}}'"""
+
+_FIRST_CURL_WITH_TOKEN = """\
+TOKEN={token}
+curl -i {gateway}/queries/orders -H "Authorization: Bearer $TOKEN\""""
+
+MakeToken = Callable[[], str]
+"""Creates a user through the gateway; returns its token."""
 
 
 def say(text: str) -> None:
@@ -50,7 +57,10 @@ class RemindingPrinter(Printer):  # type: ignore[misc]
 
 
 def announce(
-    processes: Sequence[Process], places: Mapping[str, str], servers: Sequence[Child]
+    processes: Sequence[Process],
+    places: Mapping[str, str],
+    servers: Sequence[Child],
+    make_token: MakeToken | None = None,
 ) -> None:
     """Says when all processes are ready, and when a server has ended by itself; never returns."""
     begun = time.monotonic()
@@ -63,7 +73,7 @@ def announce(
         if waiting:
             waiting = [each for each in waiting if not says_ready(each.ready_url)()]
             if not waiting:
-                say(_welcome(processes, places))
+                say(_welcome(processes, places, make_token() if make_token else ""))
             elif not impatient and time.monotonic() - begun > PATIENCE:
                 names = ", ".join(each.name for each in waiting)
                 say(paint(f"Still waiting for {names}: see what they say above.", 33))
@@ -78,13 +88,14 @@ def _ended(server: Child) -> str:
     )
 
 
-def _welcome(processes: Sequence[Process], places: Mapping[str, str]) -> str:
+def _welcome(processes: Sequence[Process], places: Mapping[str, str], token: str) -> str:
     urls = {each.name: f"http://localhost:{each.port}" for each in processes}
     served = {name: urls[name] for name in SERVED}
     metrics = {
         each.name: f"http://localhost:{each.env['METRICS_PORT']}/metrics" for each in processes
     }
     rows = [f"  {name:<16} {url}" for name, url in {**served, **places}.items()]
+    curl = _FIRST_CURL_WITH_TOKEN if token else _FIRST_CURL
     rows += ["", "Metrics of each process:", "", *(f"  {n:<16} {u}" for n, u in metrics.items())]
     return "\n".join(
         [
@@ -95,7 +106,7 @@ def _welcome(processes: Sequence[Process], places: Mapping[str, str]) -> str:
             "",
             f"Calls to try are at {paint(served['gateway'] + '/docs', 36)}. A first one to paste:",
             "",
-            paint(_FIRST_CURL.format(gateway=served["gateway"]), 36),
+            paint(curl.format(gateway=served["gateway"], token=token), 36),
             "",
             "`make demo` in another terminal plays the whole journey. Ctrl-C stops everything.",
             "",

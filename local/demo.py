@@ -11,16 +11,22 @@ import textwrap
 import uuid
 from collections.abc import Mapping
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import click
 import urllib3
 
+from eventcore.ids import new_id
 from local.announce import paint, say
+from local.identity import token_for
 
 _CYAN, _GREEN, _YELLOW = 36, 32, 33
 
 Json = dict[str, Any]
+
+SECRETS = Path(".data/secrets")
+"""The secrets of `make run`, with the key that signs tokens."""
 
 
 class Unexpected(Exception):
@@ -30,10 +36,11 @@ class Unexpected(Exception):
 @click.command()
 @click.option("--gateway", default="http://localhost:3000", show_default=True)
 @click.option("--order-service", default="http://localhost:3002", show_default=True)
-def main(gateway: str, order_service: str) -> None:
+@click.option("--data", type=click.Path(path_type=Path), default=".data", show_default=True)
+def main(gateway: str, order_service: str, data: Path) -> None:
     """Play the six requests beside a running `make run`."""
     try:
-        Demo(gateway, order_service).play()
+        Demo(gateway, order_service, data / "secrets").play()
     except Unexpected as problem:
         sys.exit(f"make demo: {problem}")
 
@@ -41,14 +48,16 @@ def main(gateway: str, order_service: str) -> None:
 class Demo:
     """The six requests, to the gateway, and the last to the order service as well."""
 
-    def __init__(self, gateway: str, order_service: str) -> None:
+    def __init__(self, gateway: str, order_service: str, secrets: Path = SECRETS) -> None:
+        self._secrets = secrets
         self._gateway = gateway
         self._order_service = order_service
         self._http = urllib3.PoolManager(timeout=10, retries=False)
-        self._seen: dict[str, str] = {}
+        self._headers: dict[str, str] = {}
 
     def play(self) -> None:
         """Play them all; raises Unexpected at the first wrong answer."""
+        self._take_token()
         person = {"name": "Ada Lovelace", "email": f"ada.{uuid.uuid4().hex[:6]}@example.com"}
 
         _title("1. A user is created")
@@ -71,8 +80,12 @@ class Demo:
         _expect(renamed, self._call("PUT", url, 200, {"name": "Ada King"}))
         self._get(f"/users/{user_id}", renamed)
 
-        _title("6. The order is read from the order service itself, and through the gateway")
-        self._get(f"/queries/orders/{order_id}", placed, self._order_service)
+        if "Authorization" in self._headers:
+            _title("6. The order service itself believes the gateway alone")
+            self._call("GET", f"{self._order_service}/queries/orders/{order_id}", 401)
+        else:
+            _title("6. The order is read from the order service itself, and through the gateway")
+            self._get(f"/queries/orders/{order_id}", placed, self._order_service)
         self._get(f"/queries/orders/{order_id}", placed)
 
         _title("What was stored, and never changes")
@@ -82,6 +95,16 @@ class Demo:
         say(f"\nAll answers are right. Next: try calls of your own at {self._gateway}/docs,")
         say("or follow the order from the request to the read model, with the times it took:")
         say(f"  make shell, then: python -m eventcore trace {order_id}")
+
+    def _take_token(self) -> None:
+        """Takes a token of a new user, where the gateway asks for one (`make run AUTH=on`)."""
+        try:
+            answer = self._http.request("GET", f"{self._gateway}/queries/orders?limit=1")
+        except urllib3.exceptions.HTTPError:
+            return  # the first call says so
+        if answer.status == HTTPStatus.UNAUTHORIZED:
+            token = token_for(self._secrets, str(new_id()))
+            self._headers["Authorization"] = f"Bearer {token}"
 
     def _post(self, path: str, body: Json, status: int) -> Json:
         return self._call("POST", self._gateway + path, status, body)
@@ -107,7 +130,7 @@ class Demo:
         if body is not None:
             say(_pretty(body))
         try:
-            answer = self._http.request(method, url, json=body, headers=self._seen)
+            answer = self._http.request(method, url, json=body, headers=self._headers)
             content: Json = answer.json()
         except urllib3.exceptions.HTTPError as error:
             raise Unexpected(
@@ -116,7 +139,7 @@ class Demo:
         except ValueError as error:
             raise Unexpected(f"{method} {url} did not answer JSON.") from error
         if token := answer.headers.get("Consistency-Token"):
-            self._seen = {"Consistency-Token": token}
+            self._headers["Consistency-Token"] = token
         colour = _GREEN if answer.status == status else _YELLOW
         if show or answer.status != status:
             say(f"  {paint(f'{answer.status} {HTTPStatus(answer.status).phrase}', colour)}")

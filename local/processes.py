@@ -92,9 +92,11 @@ def processes(
     ports: Mapping[str, int],
     free_port: Callable[[], int],
     settings: Environment | None = None,
+    identity: Environment | None = None,
 ) -> list[Process]:
     """The processes. `ports` has those of local.services.SERVED; metrics go to a `free_port`
-    each; `settings` are added to the environment of all.
+    each; `settings` are added to the environment of all. With `identity`, the gateway's variables
+    for it, callers are asked who they are.
     """
     urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
     common = _inherited() | ENVIRONMENT | dict(settings or {})
@@ -108,6 +110,10 @@ def processes(
     def token(service: str, name: str = "FEED_TOKEN") -> Environment:
         return _secret(name, secret_file(secrets, f"{service}_feed_token"))
 
+    def identity_token(service: str, name: str = "IDENTITY_TOKEN") -> Environment:
+        secret = secret_file(secrets, f"{service}_identity_token")
+        return {"AUTH": "on", **_secret(name, secret)} if identity else {}
+
     def process(name: str, command: str, service: str, *told: Environment) -> Process:
         metrics_port = free_port()
         env = common | {"SERVICE": service, "METRICS_PORT": str(metrics_port)}
@@ -118,7 +124,7 @@ def processes(
         return Process(name, argv, env, port, f"http://127.0.0.1:{port}/readyz")
 
     def service(name: str) -> Process:
-        told = [store(name, "service"), readmodel(name), token(name)]
+        told = [store(name, "service"), readmodel(name), token(name), identity_token(name)]
         place = f"{name}-service"
         return process(place, "serve", name, {"PORT": str(ports[place])}, *told)
 
@@ -141,8 +147,9 @@ def processes(
         for name, each in SERVICES.items()
     }
     gateway = {"PORT": str(ports["gateway"]), "UPSTREAMS": json.dumps(upstreams)}
+    believed = [identity_token(name, f"IDENTITY_{name.upper()}_TOKEN") for name in SERVICES]
     return [
-        process("gateway", "serve", "gateway", gateway),
+        process("gateway", "serve", "gateway", gateway, *believed, identity or {}),
         *map(service, SERVICES),
         *map(relay, SERVICES),
         *(projector(own, each) for own in SERVICES.values() for each in own.projectors),
@@ -173,9 +180,11 @@ def _inherited() -> dict[str, str]:
     """Our own environment, so that a setting such as LOG_LEVEL can be given to all at once;
     without what says where servers are, which is each process's own.
     """
-    prefixes = tuple(f"{prefix}_" for prefix in (*SERVERS.values(), "DATABASE", "FEED"))
+    prefixes = tuple(
+        f"{prefix}_" for prefix in (*SERVERS.values(), "DATABASE", "FEED", "AUTH", "IDENTITY")
+    )
     return {
         name: value
         for name, value in os.environ.items()
-        if name != "HOST" and not name.startswith(prefixes)  # some shells export HOST
+        if name not in ("HOST", "AUTH") and not name.startswith(prefixes)  # some export HOST
     }

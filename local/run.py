@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -24,10 +25,11 @@ from honcho.manager import Manager
 
 from eventcore.errors import Error
 from eventcore.settings import Server
-from local.announce import RemindingPrinter, announce, say
+from local.announce import MakeToken, RemindingPrinter, announce, say
 from local.child import CannotStart, Child, is_free
 from local.compose import containers
 from local.given import given_mongodb, given_postgres, given_rabbitmq
+from local.identity import create_own_user, identity_settings
 from local.inside import forget_environments, note_environments
 from local.lock import sole_use
 from local.processes import (
@@ -51,7 +53,8 @@ _POSTGRES, _RABBITMQ, _MANAGEMENT, _BROKER_METRICS, _MONGODB = 25432, 25672, 256
 @click.option("--host", default="localhost", show_default=True, help="Where all processes listen.")
 @click.option("--servers", type=click.Choice(["own", "compose"]), default="own", show_default=True)
 @click.option("--observability", is_flag=True, help="Dashboards, with --servers compose.")
-def main(data: Path, port: int, host: str, servers: str, observability: bool) -> None:
+@click.option("--auth", is_flag=True, help="Ask callers for a token; one is printed.")
+def main(data: Path, port: int, host: str, servers: str, observability: bool, auth: bool) -> None:
     """Run the whole system until Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGHUP, _hang_up)
@@ -62,7 +65,7 @@ def main(data: Path, port: int, host: str, servers: str, observability: bool) ->
         with sole_use(data), ExitStack() as stack:
             if servers == "compose":
                 os.environ.update(stack.enter_context(containers(data / "secrets", observability)))
-            run(data, port, host)
+            run(data, port, host, auth)
     except (CannotStart, Error) as problem:
         sys.exit(f"make run: {problem}")
     except KeyboardInterrupt:
@@ -70,8 +73,10 @@ def main(data: Path, port: int, host: str, servers: str, observability: bool) ->
     say("Stopped.")
 
 
-def run(data: Path, port: int, host: str) -> None:
+def run(data: Path, port: int, host: str, auth: bool = False) -> None:
     """Runs on `data`, with the gateway on `port` of `host`, until Ctrl-C or SIGTERM.
+
+    With `auth` callers are asked for a token.
 
     Raises CannotStart or one of eventcore's errors; leaves nothing running in any case.
     """
@@ -90,10 +95,12 @@ def run(data: Path, port: int, host: str) -> None:
             ports=ports,
             free_port=_metrics_ports(),
             settings={"LOG_FORMAT": log_format, "HOST": host},
+            identity=identity_settings(data / "secrets") if auth else None,
         )
         note_environments(all_of_them, data / "secrets")
         try:
-            _supervise(all_of_them, places, started)
+            make_token = partial(create_own_user, f"http://localhost:{port}", data / "secrets")
+            _supervise(all_of_them, places, started, make_token if auth else None)
         finally:
             forget_environments(data / "secrets")
 
@@ -149,14 +156,19 @@ def _place(server: Server) -> str:
     return f"{where}, password in {server.password.file}" if server.password.file else where
 
 
-def _supervise(processes: Sequence[Process], places: Environment, started: Sequence[Child]) -> None:
+def _supervise(
+    processes: Sequence[Process],
+    places: Environment,
+    started: Sequence[Child],
+    make_token: MakeToken | None,
+) -> None:
     """Runs the processes until Ctrl-C or SIGTERM; then ends all.
 
     Raises CannotStart if one of them ends by itself.
     """
     multiprocessing.set_start_method("fork")
     os.register_at_fork(after_in_child=_die_with_parent)
-    told = processes, places, started
+    told = processes, places, started, make_token
     announcer = multiprocessing.Process(target=_announce, args=told, daemon=True)
     announcer.start()
     gateway = f"http://localhost:{processes[0].port}"
@@ -172,10 +184,15 @@ def _supervise(processes: Sequence[Process], places: Environment, started: Seque
         raise CannotStart("A process ended by itself, so all were stopped: it says why above.")
 
 
-def _announce(processes: Sequence[Process], places: Environment, started: Sequence[Child]) -> None:
+def _announce(
+    processes: Sequence[Process],
+    places: Environment,
+    started: Sequence[Child],
+    make_token: MakeToken | None,
+) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    announce(processes, places, started)
+    announce(processes, places, started, make_token)
 
 
 def _die_with_parent() -> None:

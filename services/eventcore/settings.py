@@ -183,6 +183,11 @@ class ServeSettings(Settings):
         """Requests that the process works on at once."""
         return self.threads
 
+    @property
+    def header_size(self) -> int:
+        """Bytes that a header has at most."""
+        return 8190
+
 
 class StoreSettings(Settings):
     """The settings of the tools that need the event store alone."""

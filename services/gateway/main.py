@@ -56,6 +56,11 @@ class Settings(ServeSettings):
         """Each upstream has THREADS permits of its own, for which requests wait here."""
         return SOCKET_THREADS
 
+    @property
+    def header_size(self) -> int:
+        """A header has room for a token, and for one that is too long, which is a 401."""
+        return 16380 if self.auth else super().header_size
+
     @model_validator(mode="after")
     def _require_credentials(self) -> Self:
         if not self.auth:

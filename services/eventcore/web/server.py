@@ -145,7 +145,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             "control_socket_disable": True,
             "limit_request_line": 4094,
             "limit_request_fields": 50,
-            "limit_request_field_size": 8190,
+            "limit_request_field_size": self._settings.header_size,
             "logger_class": _Logger,
             **self._tls,
             "post_worker_init": self._post_worker_init,

@@ -1,0 +1,136 @@
+"""Identity on real processes: the gateway and both services, with keys in a file."""
+
+import http.client
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import urllib3
+
+from eventcore.ids import new_id
+from local.identity import identity_settings, token_for
+from local.processes import Servers, processes
+from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
+from local.services import SERVED, SERVICES
+from local.shop import Shop
+from tests.conftest import Databases
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("issuer")
+
+
+@pytest.fixture(scope="module")
+def guarded(
+    databases: Databases, postgres: PostgreSQL, mongodb: MongoDB, data_folder: Path, secrets: Path
+) -> Iterator[Shop]:
+    """The gateway and both services."""
+    readmodels = {service: mongodb.login(f"{service}_read_model") for service in SERVICES}
+    nowhere = RabbitMQ(data_folder / "none", free_port()).address
+    every = processes(
+        Servers(postgres.address, nowhere, readmodels),
+        data_folder / "secrets",
+        ports={name: free_port() for name in SERVED},
+        free_port=free_port,
+        identity=identity_settings(secrets),
+    )
+    shop = Shop([each for each in every if each.name in SERVED], secrets / "logs")
+    shop.start()
+    yield shop
+    shop.stop()
+
+
+def call(
+    url: str, token: str, method: str = "GET", body: object = None
+) -> urllib3.BaseHTTPResponse:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return urllib3.request(method, url, json=body, headers=headers, retries=False, timeout=30)
+
+
+def test_a_user_is_created_and_read_by_its_own_token(guarded: Shop, secrets: Path) -> None:
+    gateway, user = guarded.url("gateway"), str(new_id())
+    token = token_for(secrets, user)
+    body = {"name": "Ada", "email": f"{user}@example.com"}
+    assert call(f"{gateway}/users", "", "POST", body).status == 401
+    created = call(f"{gateway}/users", token, "POST", body)
+    assert (created.status, created.json()) == (202, {"userId": user})
+    [event] = call(f"{gateway}/users/{user}/events", token).json()["events"]
+    assert event["actor"] == f"sub:{user}"
+    stranger = token_for(secrets, str(new_id()))
+    assert call(f"{gateway}/users/{user}", stranger).status == 404
+    assert call(f"{gateway}/queries/orders", stranger).json()["orders"] == []
+    for service in ("user-service", "order-service"):
+        direct = call(f"{guarded.url(service)}/users/{user}", token)
+        assert direct.status in (401, 404)
+    assert call(f"{guarded.url('user-service')}/users/{user}", token).status == 401
+    logs = "".join(map(guarded.log, SERVED))
+    assert token not in logs
+    assert token_for(secrets, user).split(".")[2] not in logs
+
+
+def raw(url: str, path: str, headers: list[tuple[str, str]]) -> int:
+    """The status of a request whose headers go out as they are."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
+    connection.putrequest("GET", path)
+    for name, value in headers:
+        connection.putheader(name, value)
+    connection.endheaders()
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+def test_requests_that_no_client_sends_are_refused(guarded: Shop, secrets: Path) -> None:
+    gateway, user = guarded.url("gateway"), str(new_id())
+    token = f"Bearer {token_for(secrets, user)}"
+    long = f"Bearer {token_for(secrets, user, 'read ' * 2000)}"
+    assert 9 * 1024 < len(long) < 16 * 1024
+    spoofed = [
+        ("X-Actor", "sub:root"), ("X-Actor-Scopes", "read write admin"), ("X-Actor-User", user),
+        ("X_Actor", "sub:root"), ("X_Actor_Scopes", "read write admin"),
+    ]  # fmt: skip
+    cases: dict[str, list[tuple[str, str]]] = {
+        "two tokens": [("Authorization", token), ("Authorization", token)],
+        "9 KiB": [("Authorization", long)],
+        "spoofed": spoofed,
+        "another scheme": [("Authorization", token.replace("Bearer", "Token"))],
+    }
+    for name, headers in cases.items():
+        assert raw(gateway, f"/users/{user}", headers) == 401, name
+    assert raw(guarded.url("user-service"), f"/users/{user}", spoofed) == 401
+    other = f"/users/{new_id()}"
+    assert raw(gateway, other, [("Authorization", token), *spoofed]) == 404
+
+
+def test_an_api_key_is_made_used_and_revoked_while_the_gateway_runs(
+    guarded: Shop, secrets: Path
+) -> None:
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "gateway.apikeys", str(secrets / "api_keys"), *arguments]
+        env = guarded.environment("gateway")
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=dict(env))
+        return done.stdout.strip()
+
+    def answers(key: str, status: int) -> bool:
+        deadline = time.monotonic() + 20
+        while call(f"{guarded.url('gateway')}/queries/customers", key).status != status:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.2)
+        return True
+
+    key = run("make", "--scope", "read", "--scope", "admin")
+    assert key not in (secrets / "api_keys").read_text()
+    assert answers(key, 200)
+    id = key.split("_")[1]
+    assert run("list") == f"{id} admin,read"
+    run("revoke", id)
+    assert answers(key, 401)
+    assert run("list") == ""
+    assert key not in guarded.log("gateway")
