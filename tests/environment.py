@@ -41,7 +41,9 @@ def variables() -> set[str]:
         if len(projection.owners) > 1
         for part in ("URL", "TOKEN")
     }
-    return ({name for kind in KINDS for name in _variables(kind)} | limits | feeds) - {"PROCESS"}
+    identity = {"IDENTITY_TOKEN", *(f"IDENTITY_{name.upper()}_TOKEN" for name in SERVICES)}
+    named = {name for kind in KINDS for name in _variables(kind)}
+    return (named | limits | feeds | identity) - {"PROCESS", "IDENTITY"}
 
 
 def _variables(kind: type[Settings]) -> Iterator[str]:

@@ -43,6 +43,12 @@ from tests.environment import settings_from, variables
 PORTS = {"gateway": 3000} | {f"{name}-service": each.port for name, each in SERVICES.items()}
 
 TUNING = {
+    "AUTH",
+    "AUTH_API_KEYS_FILE",
+    "AUTH_AUDIENCE",
+    "AUTH_ISSUER",
+    "AUTH_JWKS",
+    "AUTH_USER_CLAIM",
     "BATCH",
     "CACHE_MARGIN",
     "CONSISTENCY_COOKIE",
@@ -51,6 +57,9 @@ TUNING = {
     "CREDIT_LIMIT",
     "DELIVERY_LIMIT",
     "HOST",
+    "IDENTITY_ORDER_TOKEN",
+    "IDENTITY_TOKEN",
+    "IDENTITY_USER_TOKEN",
     "KNOWN_USER_WAIT",
     "LEASE",
     "QUEUE_BYTES",
