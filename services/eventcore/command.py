@@ -16,6 +16,7 @@ from eventcore.model.decider import Decider, StreamState
 from eventcore.model.event import Data, NewEvent, tag_of
 from eventcore.model.token import SEEN_HEADER, Token, token_of
 from eventcore.observe.metrics import APPENDED, APPENDS, CONFLICTS, CONFLICTS_LOST
+from eventcore.snapshots import WRITER
 from eventcore.state import read_existing, read_state
 from eventcore.store.port import (
     Answer,
@@ -129,6 +130,8 @@ def append_of(
     """
     stream = Stream(decider.aggregate_type, aggregate_id)
     found = StreamState(decider.initial) if creates else read_state(store, decider, stream)
+    if decider.snapshot_every:
+        WRITER.offer(store, decider, stream, found)
     append, _ = _to_append(decider, stream, found, command, deadline, new_id)
     return [append] if found.version or append.events else []
 
@@ -226,15 +229,25 @@ def _once(
     given = _with_version(answer(state, reached), stream, reached, 0, tag)
     others = also(before.state, state) if also else []
     if others or append.deadline:
-        return _append_all(store, [append, *others], call, given)
-    with APPENDS.labels(decider.aggregate_type).time():
-        appended = store.append(
-            stream, before.version, events, call.metadata, call.idempotency, given
-        )
+        done = _append_all(store, [append, *others], call, given)
+    else:
+        done = _append_one(store, append, call, given, before.position, tag)
+    if decider.snapshot_every:
+        WRITER.offer(store, decider, stream, before)
+    return done
+
+
+def _append_one(
+    store: Store, append: Append, call: Call, given: Answer, position: int, tag: str
+) -> Answer:
+    """Appends to one stream, and returns the answer with its position, or the earlier one."""
+    stream, version, events = append.stream, append.expected_version, append.events
+    with APPENDS.labels(stream.aggregate_type).time():
+        appended = store.append(stream, version, events, call.metadata, call.idempotency, given)
     if appended.replayed:
         return _to_replay(store, appended.replayed)
     _note_appended(stream, events)
-    return _with_version(given, stream, reached, appended.position or before.position, tag)
+    return _with_version(given, stream, appended.version, appended.position or position, tag)
 
 
 def _append_all(store: Store, appends: Sequence[Append], call: Call, given: Answer) -> Answer:

@@ -22,10 +22,11 @@ from tests.bench.parking import Parking
 from tests.bench.projector import Projecting
 from tests.bench.relay import Relaying
 from tests.bench.rows import HEAD, Row, measure
+from tests.bench.snapshots import Snapshots
 from tests.bench.system import WholeSystem
 from tests.bench.tokens import Tokens
 
-FAMILIES = (Appends, Relaying, Projecting, Parking, WholeSystem, Tokens)
+FAMILIES = (Appends, Relaying, Projecting, Parking, WholeSystem, Tokens, Snapshots)
 
 
 @click.command()

@@ -16,6 +16,7 @@ from eventcore.store.port import (
     Due,
     Idempotency,
     Progress,
+    Snapshot,
     Store,
     Stream,
 )
@@ -258,6 +259,30 @@ def test_a_refused_transaction_leaves_deadlines_alone(store: Store, kind: str) -
         store.append_many([Append(saga, 1, [], now), Append(absent, 3, [new_event()], now)], {})
     assert store.append_many([Append(saga, 1, [], now)], {}, key, ANSWER) == ANSWER
     assert due(store, kind) == []
+
+
+def test_a_snapshot_of_a_stream_is_replaced_and_read(store: Store, kind: str) -> None:
+    saga, other = Stream(kind, uuid4()), Stream(kind, uuid4())
+    assert store.read_snapshot(saga) is None
+    first, second = (
+        Snapshot(version, str(uuid4()), "digest", "checksum", '{"é": "\\u0000", "n": 0.10}')
+        for version in (7, 5)
+    )
+    store.write_snapshot(saga, first)
+    store.write_snapshot(other, first)
+    store.write_snapshot(saga, second)
+    assert store.read_snapshot(saga) == second
+    assert store.read_snapshot(other) == first
+
+
+def test_snapshots_of_a_type_are_read_in_pages(store: Store, kind: str) -> None:
+    snapshot = Snapshot(1, str(uuid4()), "digest", "checksum", "null")
+    sagas = sorted((Stream(kind, uuid4()) for _ in range(5)), key=lambda s: s.aggregate_id)
+    for stream in (*sagas, Stream(f"{kind}_x", uuid4())):
+        store.write_snapshot(stream, snapshot)
+    assert [stream for stream, _ in store.read_snapshots(kind)] == sagas
+    above = store.read_snapshots(kind, sagas[1].aggregate_id, 2)
+    assert above == [(stream, snapshot) for stream in sagas[2:4]]
 
 
 def test_the_feed_has_every_stream_in_the_order_of_positions(store: Store) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 from eventcore import jsontext
 from eventcore.errors import Conflict, KeyReused, StoreRestored, StoreUnavailable
@@ -18,6 +19,7 @@ from eventcore.store.port import (
     Idempotency,
     Progress,
     RelayStore,
+    Snapshot,
     Store,
     Stream,
 )
@@ -38,6 +40,7 @@ class FakeStore:
     epoch: str = "the first"
     deadlines: dict[Stream, tuple[int, datetime]] = field(default_factory=dict)
     """Of each stream: the version at which it was set, and when it is due, by `now`."""
+    snapshots: dict[Stream, Snapshot] = field(default_factory=dict)
 
     def append(
         self,
@@ -100,6 +103,29 @@ class FakeStore:
         for _, _, stream, version in due:
             self.deadlines[stream] = (version, self.now + timedelta(seconds=hold))
         return [Due(stream, version) for _, _, stream, version in due]
+
+    def read_snapshot(self, stream: Stream) -> Snapshot | None:
+        """See Store."""
+        self._check()
+        return self.snapshots.get(stream)
+
+    def read_snapshots(
+        self, aggregate_type: str, after: UUID | None = None, limit: int = PAGE
+    ) -> list[tuple[Stream, Snapshot]]:
+        """See Store."""
+        self._check()
+        above = [
+            (stream, snapshot)
+            for stream, snapshot in self.snapshots.items()
+            if stream.aggregate_type == aggregate_type
+            and (after is None or stream.aggregate_id > after)
+        ]
+        return sorted(above, key=lambda each: each[0].aggregate_id)[:limit]
+
+    def write_snapshot(self, stream: Stream, snapshot: Snapshot) -> None:
+        """See Store."""
+        self._check()
+        self.snapshots[stream] = snapshot
 
     def recorded_answer(self, idempotency: Idempotency) -> Answer | None:
         """See Store."""

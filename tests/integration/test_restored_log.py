@@ -17,7 +17,7 @@ from eventcore.operate.provision import provision_store
 from eventcore.settings import Server
 from eventcore.store.connection import connect
 from eventcore.store.migrate import SCHEMA_VERSION, migrate
-from eventcore.store.port import Stream
+from eventcore.store.port import Append, Deadline, Due, Snapshot, Stream
 from eventcore.store.postgres import Postgres
 from eventcore.store.relay_session import RelaySession
 from local.processes import prepare_stores, store_login
@@ -311,11 +311,17 @@ def test_the_charts_scripts_dump_a_log_and_bring_it_back_in_a_new_epoch(
     opened: Postgres,
     tmp_path: Path,
 ) -> None:
-    append(opened, 3)
+    append(opened, 2)
+    stream, event = Stream("user", uuid4()), NewEvent(uuid4(), "USER_CREATED", 1, {})
+    opened.append_many([Append(stream, 0, [event], Deadline(0.0))], {})
+    snapshot = Snapshot(1, str(event.event_id), "digest", "checksum", "null")
+    opened.write_snapshot(stream, snapshot)
     before, kept = opened.progress("user"), opened.read_feed(0, 100)
     done = script("dump", tmp_path, "user", 2)
     assert done.returncode == 0, done.stderr
     append(opened, 2)
+    opened.append_many([Append(stream, 1, [], Deadline(None))], {})
+    opened.write_snapshot(stream, Snapshot(9, str(uuid4()), "digest", "checksum", "null"))
     refused = script("restore", tmp_path, "user", "latest", INIT_SQL)
     assert refused.returncode == 1
     assert f"Nothing is restored while {fresh('service').user} use" in refused.stderr
@@ -326,7 +332,27 @@ def test_the_charts_scripts_dump_a_log_and_bring_it_back_in_a_new_epoch(
     assert "holds 3 events of user-" in done.stdout
     assert opened.read_feed(0, 100) == kept
     assert opened.progress("user").epoch != before.epoch
+    assert opened.take_due("user", 10, 60.0) == [Due(stream, 1)]
+    assert opened.read_snapshot(stream) == snapshot
     append(opened, 1)
+
+
+def test_a_new_epoch_forgets_deadlines_and_snapshots_of_events_that_are_gone(
+    fresh: Login, opened: Postgres
+) -> None:
+    stream, event = Stream("user", uuid4()), NewEvent(uuid4(), "USER_CREATED", 1, {})
+    opened.append_many([Append(stream, 0, [event], Deadline(0.0))], {})
+    sound = Snapshot(1, str(event.event_id), "digest", "checksum", "null")
+    gone, other = Stream("user", uuid4()), Stream("user", uuid4())
+    opened.append(other, 0, [NewEvent(uuid4(), "USER_CREATED", 1, {})], {})
+    for each in (stream, gone, other):
+        opened.write_snapshot(each, sound)
+    values = (
+        f"('user', '{gone.aggregate_id}', 1, now()), ('user', '{other.aggregate_id}', 2, now())"
+    )
+    sql(fresh("owner"), f"insert into deadlines values {values}; select begin_epoch('a test')")
+    assert opened.take_due("user", 10, 60.0) == [Due(stream, 1)]
+    assert [each for each, _ in opened.read_snapshots("user")] == [stream]
 
 
 def test_a_deleted_store_is_restored_into_the_one_that_setup_re_creates(

@@ -112,6 +112,7 @@ class FakePostgres:
         self.head = 0
         self.epoch = "the first"
         self.deadlines: dict[tuple[str, str], tuple[int, float]] = {}
+        self.snapshots: dict[tuple[str, str], tuple[Any, ...]] = {}
         self.open: dict[str, Transaction] = {}
         self._begun: dict[str, Transaction] = {}
         self.checkpoints: dict[str, Mark] = {}
@@ -173,6 +174,8 @@ class FakePostgres:
             ("select replayed, answer from append_many", "append", self._append_many),
             ("select replayed", "append", self._append_one),
             ("select aggregate_id, version from take_due", "take due", self._take_due),
+            ("select aggregate_id, version, event_id", "read snapshot", self._read_snapshot),
+            ("select write_snapshot", "write snapshot", self._write_snapshot),
             ("select head, event_id::text, holders", "settle", self._settle),
             ("select s.head", "progress", self._progress),
             ("select l.same, l.settled", "read changes", self._read_changes),
@@ -465,6 +468,16 @@ class FakePostgres:
     def _between(self, after: int, until: int) -> list[int]:
         begin, end = bisect_right(self.positions, after), bisect_right(self.positions, until)
         return self.positions[begin:end]
+
+    def _read_snapshot(self, _: Session, values: tuple[Any, ...]) -> Rows:
+        kind, each = values
+        found = self.snapshots.get((kind, each))
+        return [(UUID(each), *found)] if found else []
+
+    def _write_snapshot(self, _: Session, values: tuple[Any, ...]) -> Rows:
+        kind, each, *columns = values
+        self.snapshots[kind, each] = tuple(columns)
+        return [(None,)]
 
     # ── the relay's ───────────────────────────────────────────────────────────────────────
 

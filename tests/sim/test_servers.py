@@ -37,6 +37,7 @@ from tests.contract.test_store import (  # noqa: F401
     test_a_key_stands_for_one_request,
     test_a_known_key_appends_nothing_and_brings_its_answer,
     test_a_refused_transaction_leaves_deadlines_alone,
+    test_a_snapshot_of_a_stream_is_replaced_and_read,
     test_a_stream_is_read_in_pages,
     test_a_stream_without_events_is_compared_and_left_alone,
     test_all_conflicts_of_several_streams_are_named_and_nothing_is_written,

@@ -7,11 +7,12 @@ evolve   the state and one event in, the next state out
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from uuid import UUID
 
+from eventcore.errors import Misconfigured
 from eventcore.model.catalogue import Catalogue, to_new_event
-from eventcore.model.event import Event, NewEvent, tag_of
+from eventcore.model.event import Event, Json, NewEvent, tag_of
 
 State = TypeVar("State")
 
@@ -42,12 +43,26 @@ class StreamState(Generic[State]):
 
 @dataclass(frozen=True)
 class Decider(Generic[Command, State, DomainEvent]):
-    """One kind of aggregate; `catalogue` has its events."""
+    """One kind of aggregate; `catalogue` has its events.
+
+    With `snapshot_every`, a snapshot of a stream is written after so many events; 0: none. The two
+    functions then turn a state into JSON and back into an equal state. They and `evolve` are
+    functions of a module: a change of its code makes all snapshots void.
+    """
 
     catalogue: Catalogue
     initial: State
     decide: Callable[[Command, State], Sequence[DomainEvent]]
     evolve: Callable[[State, DomainEvent], State]
+    snapshot_every: int = 0
+    state_to_json: Callable[[State], Json] | None = None
+    state_from_json: Callable[[Any], State] | None = None
+
+    def __post_init__(self) -> None:
+        if self.snapshot_every and not (self.state_to_json and self.state_from_json):
+            raise Misconfigured(
+                f"snapshots of {self.aggregate_type} need state_to_json and state_from_json"
+            )
 
     @property
     def aggregate_type(self) -> str:

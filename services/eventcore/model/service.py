@@ -5,8 +5,10 @@ A service declares itself in its own folder, in `service.py`; all that runs it f
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from eventcore.model.catalogue import Catalogue
+from eventcore.model.decider import Decider
 from eventcore.model.view import AnyProjection
 
 STORE_LOGINS = {"owner": None, "service": "event_append", "relay": "event_relay"}
@@ -29,6 +31,7 @@ class Service:
 
     The gateway forwards `paths`, with any method. `{id}` in a path stands for a UUID.
     `catalogue` has the events of its aggregate, `others` those of further aggregates in its store.
+    `deciders` are those whose streams have snapshots, for `verify --snapshots`.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Service:
     catalogue: Catalogue
     projectors: tuple[Projector, ...]
     others: tuple[Catalogue, ...] = ()
+    deciders: tuple[Decider[Any, Any, Any], ...] = ()
 
     @property
     def catalogues(self) -> tuple[Catalogue, ...]:

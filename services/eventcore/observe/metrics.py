@@ -31,6 +31,18 @@ FOLDED = Histogram(
     ["aggregate_type"], buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000),
 )  # fmt: skip
 
+SNAPSHOT_READS = Counter(
+    "eventstore_snapshot_reads",
+    "Snapshots looked for: used, none, or ignored as damaged, unreadable, other_code, other_event",
+    ["aggregate_type", "outcome"],
+)
+
+SNAPSHOT_WRITES = Counter(
+    "eventstore_snapshot_writes",
+    "Snapshots to be written: written, failed, or dropped since too many waited",
+    ["aggregate_type", "outcome"],
+)
+
 CONFLICTS = Counter(
     "eventstore_conflicts", "Appends refused because the stream had changed", ["aggregate_type"]
 )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection, HTTPException
+from typing import NoReturn
 
 import click
 
@@ -23,7 +24,8 @@ from eventcore.operate.shared import (
     show,
 )
 from eventcore.operate.timeline import tell, timeline
-from eventcore.operate.verifying import Verifier, why_halted
+from eventcore.operate.verifying import Verified, Verifier, why_halted
+from eventcore.operate.verifying_snapshots import compare_snapshots
 from eventcore.operate.verifying_view import ViewVerifier
 from eventcore.operate.watch import Backlog
 from eventcore.project.parts import open_parts
@@ -125,14 +127,20 @@ def _lag(projection: AnyProjection, readmodel: Mongo, feed: Feed, generation: Ge
 @click.argument("projection_names", metavar="[PROJECTION]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every stream and every document.")
 @click.option("--sample", default=200, show_default=True, help="Streams taken by chance.")
+@click.option("--snapshots", is_flag=True, help="All snapshots of streams, and no projection.")
 @as_json
-def verify(projection_names: Sequence[str], everything: bool, sample: int, as_json: bool) -> None:
+def verify(
+    projection_names: Sequence[str], everything: bool, sample: int, snapshots: bool, as_json: bool
+) -> None:
     """Compare projections with the log, all or those named.
 
     Each stream's versions must have no gap, and its document must be what they fold to. A view has
     a row for each store; its documents are compared once. Ends with status 1 if anything is wrong;
-    the result is a metric as well.
+    the result is a metric as well. With --snapshots, which needs the event store alone, compares
+    the snapshots of streams with the folds of all their events.
     """
+    if snapshots:
+        _verify_snapshots(as_json)
     wrong: list[Row] = []
     rows: list[Row] = []
     readmodel, feeds, _, projections = open_projections("verify", projection_names)
@@ -141,23 +149,46 @@ def verify(projection_names: Sequence[str], everything: bool, sample: int, as_js
         verifier = _verifier(projection, readmodel, feeds, generation)
         found = verifier.run(None if everything else sample, random.SystemRandom())
         wrong += [{"projection": name, "stream": w.stream, "what": w.what} for w in found.wrong]
-        rows += [
-            {
-                "projection": part.label,
-                "generation": part.number,
-                "checked": found.checked,
-                "wrong": len(found.wrong),
-                "checkpoint": checkpoint.position,
-                "settled": log.settled,
-                "relayBehind": log.settled - log.relayed,
-            }
-            for part, checkpoint, log in found.parts
-        ]
+        rows += _verified(found)
         noted = Verification(name, datetime.now(UTC), found.checked, len(found.wrong))
         readmodel.note_verification(noted)
     if wrong:
         show(wrong, as_json)
     show(rows, as_json, "This service folds no projection from that log.")
+    sys.exit(1 if wrong else 0)
+
+
+def _verified(found: Verified) -> list[Row]:
+    return [
+        {
+            "projection": part.label,
+            "generation": part.number,
+            "checked": found.checked,
+            "wrong": len(found.wrong),
+            "checkpoint": checkpoint.position,
+            "settled": log.settled,
+            "relayBehind": log.settled - log.relayed,
+        }
+        for part, checkpoint, log in found.parts
+    ]
+
+
+def _verify_snapshots(as_json: bool) -> NoReturn:
+    store = Postgres(command_settings(settings.StoreSettings, "verify --snapshots").store, 1)
+    found = {each.aggregate_type: compare_snapshots(store, each) for each in declared().deciders}
+    wrong: list[Row] = [
+        {"stream": str(stream), "what": what}
+        for each in found.values()
+        for stream, what in each.wrong.items()
+    ]
+    rows: list[Row] = [
+        {"aggregate": kind, "checked": each.checked, "wrong": len(each.wrong),
+         "ofOtherCode": each.of_other_code}
+        for kind, each in found.items()
+    ]  # fmt: skip
+    if wrong:
+        show(wrong, as_json)
+    show(rows, as_json, "This service declares no decider whose streams have snapshots.")
     sys.exit(1 if wrong else 0)
 
 

@@ -59,6 +59,20 @@ class Due:
 
 
 @dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The state of a stream at a version, as JSON text, and what tells whether it may be used.
+
+    `event_id` is the id of that version's event, `digest` that of the code that folded it.
+    """
+
+    version: int
+    event_id: str
+    digest: str
+    checksum: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
 class Append:
     """Events for a stream that must be at `expected_version` (0: new).
 
@@ -159,6 +173,17 @@ class Store(Protocol):
 
     def read_stream(self, stream: Stream, after: int = 0, limit: int = PAGE) -> list[Event]:
         """Up to `limit` events with a version above `after`, oldest first."""
+
+    def read_snapshot(self, stream: Stream) -> Snapshot | None:
+        """The snapshot of a stream, if there is one."""
+
+    def read_snapshots(
+        self, aggregate_type: str, after: UUID | None = None, limit: int = PAGE
+    ) -> list[tuple[Stream, Snapshot]]:
+        """Up to `limit` snapshots of streams of a type, by their ids, above `after`."""
+
+    def write_snapshot(self, stream: Stream, snapshot: Snapshot) -> None:
+        """Replaces the snapshot of a stream."""
 
     def clock(self) -> datetime:
         """The time of the database's clock."""

@@ -6,8 +6,10 @@ The schema and its functions are `init.sql`; this file calls them. Connections a
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from datetime import datetime
 from typing import Any, TypeAlias
+from uuid import UUID
 
 from eventcore.clock import SYSTEM_CLOCK, Clock
 from eventcore.errors import Conflict, KeyReused, OutcomeUnknown, StoreUnavailable, Unavailable
@@ -27,6 +29,7 @@ from eventcore.store.port import (
     Due,
     Idempotency,
     Progress,
+    Snapshot,
     Stream,
 )
 from eventcore.store.rows import (
@@ -36,9 +39,12 @@ from eventcore.store.rows import (
     CORRELATED,
     POSITION,
     PROGRESS,
+    READ_SNAPSHOT,
+    READ_SNAPSHOTS,
     SETTLE,
     STREAM,
     TAKE_DUE,
+    WRITE_SNAPSHOT,
     mark_columns,
     observe_log,
     read_page,
@@ -174,6 +180,21 @@ class Postgres:
     def read_stream(self, stream: Stream, after: int = 0, limit: int = PAGE) -> list[Event]:
         values = (stream.aggregate_type, str(stream.aggregate_id), after, limit)
         return [to_event(row, previous) for *row, previous in self._rows(STREAM, values)]
+
+    def read_snapshot(self, stream: Stream) -> Snapshot | None:
+        rows = self._rows(READ_SNAPSHOT, (stream.aggregate_type, str(stream.aggregate_id)))
+        return Snapshot(*rows[0][1:]) if rows else None
+
+    def read_snapshots(
+        self, aggregate_type: str, after: UUID | None = None, limit: int = PAGE
+    ) -> list[tuple[Stream, Snapshot]]:
+        above = str(after) if after else None
+        rows = self._rows(READ_SNAPSHOTS, (aggregate_type, above, above, limit))
+        return [(Stream(aggregate_type, stream), Snapshot(*row)) for stream, *row in rows]
+
+    def write_snapshot(self, stream: Stream, snapshot: Snapshot) -> None:
+        place = (stream.aggregate_type, str(stream.aggregate_id))
+        self._write(WRITE_SNAPSHOT, (*place, *astuple(snapshot)))
 
     def clock(self) -> datetime:
         now: datetime = self._rows("select clock_timestamp()", ())[0][0]

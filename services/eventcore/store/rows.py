@@ -70,6 +70,19 @@ APPEND_MANY = (
     " %s::float8[])"
 )
 
+_SNAPSHOT = (
+    "select aggregate_id, version, event_id::text, digest, checksum, state from snapshots"
+    " where aggregate_type = %s"
+)
+
+READ_SNAPSHOT = f"{_SNAPSHOT} and aggregate_id = %s::uuid"
+
+READ_SNAPSHOTS = (
+    f"{_SNAPSHOT} and (%s::uuid is null or aggregate_id > %s::uuid) order by aggregate_id limit %s"
+)
+
+WRITE_SNAPSHOT = "select write_snapshot(%s, %s::uuid, %s, %s::uuid, %s, %s, %s)"
+
 TAKE_DUE = "select aggregate_id, version from take_due(%s, %s, %s)"
 
 
