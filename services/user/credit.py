@@ -8,9 +8,10 @@ limit takes no reservation away.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import TypeAlias, assert_never
+from typing import Any, TypeAlias, assert_never
 
 from eventcore.model.decider import Decider
+from eventcore.model.event import Json
 from user.events import CREDIT, CreditEvent, CreditRefused, CreditReleased, CreditReserved
 
 
@@ -80,6 +81,27 @@ def evolve(credit: Credit, event: CreditEvent) -> Credit:
             assert_never(event)
 
 
+def to_json(credit: Credit) -> Json:
+    """The credit in a snapshot."""
+    return {
+        "live": credit.live,
+        "refused": tuple(credit.refused),
+        "released": tuple(credit.released),
+    }
+
+
+def from_json(snapshot: Any) -> Credit:
+    """The credit of a snapshot; an amount without a fraction comes as an integer."""
+    live = {order_id: Decimal(amount) for order_id, amount in snapshot["live"].items()}
+    return Credit(live, frozenset(snapshot["refused"]), frozenset(snapshot["released"]))
+
+
 DECIDER: Decider[CreditCommand, Credit, CreditEvent] = Decider(
-    catalogue=CREDIT, initial=Credit(), decide=decide, evolve=evolve
+    catalogue=CREDIT,
+    initial=Credit(),
+    decide=decide,
+    evolve=evolve,
+    snapshot_every=50,
+    state_to_json=to_json,
+    state_from_json=from_json,
 )

@@ -1,6 +1,7 @@
 """The user service's declaration. Pure."""
 
 from eventcore.model.service import Projector, Service
+from user.credit import DECIDER as CREDIT_DECIDER
 from user.events import CATALOGUE, CREDIT, EMAIL_CLAIMS
 from user.projections import users
 
@@ -17,5 +18,6 @@ SERVICE = Service(
     ),
     catalogue=CATALOGUE,
     others=(EMAIL_CLAIMS, CREDIT),
+    deciders=(CREDIT_DECIDER,),
     projectors=(Projector("user-projector", users.PROJECTION),),
 )

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from user.credit import Credit, CreditCommand, Release, Reserve, decide, evolve
+from eventcore import jsontext
+from user.credit import (
+    Credit,
+    CreditCommand,
+    Release,
+    Reserve,
+    decide,
+    evolve,
+    from_json,
+    to_json,
+)
 from user.events import CreditEvent, CreditRefused, CreditReleased, CreditReserved
 
 TEN = Decimal(10)
@@ -115,4 +125,5 @@ def test_after_any_commands_the_credit_is_that_of_a_plain_account(
                 assert command.limit is None or credit.reserved <= command.limit
             freed += (isinstance(event, CreditReleased) and event.amount) or 0
         assert credit.reserved == model.reserved >= 0
+        assert from_json(jsontext.parse(jsontext.render(to_json(credit)))) == credit
         assert decide(command, credit) == [], "a repeat appends nothing"
