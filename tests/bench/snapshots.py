@@ -33,7 +33,7 @@ WITHOUT = replace(DECIDER, snapshot_every=0)
 
 
 class Snapshots:
-    """Measures commands on streams of several lengths, in an event store of their own."""
+    """Measures reservations on streams of several lengths, in an event store of their own."""
 
     def __init__(self, bed: Bed, size: Size) -> None:
         self._bed = bed
