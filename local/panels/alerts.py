@@ -60,7 +60,7 @@ release's there. Servers are not bound to it, since they may be in a namespace o
 
 _SELECTOR = re.compile(
     r'"[^"]*"|\b(?:by|on|ignoring|without|group_left|group_right)\s*\([^)]*\)|(?<![\w:.])'
-    r"((?:http|background|eventcore|eventstore|relay|projection|dependency|pool|process"
+    r"((?:http|background|eventcore|eventstore|relay|projection|dependency|pool|rate_limit|process"
     r"|kubelet|kube)_\w+|up)\b(\{)?"
 )
 """Text, labels, or the name of a metric with what begins its matchers."""
@@ -132,6 +132,15 @@ _PROCESSES: Sequence[Alert] = (
         "A connection pool has been full for two minutes, so calls wait for it.",
         "{{ $labels.instance }} uses {{ $value | humanizePercentage }} of its connections to"
         " {{ $labels.server }}.",
+        _STORES,
+    ),
+    Alert(
+        "ShopRateLimitsAlone",
+        "warning",
+        "5m",
+        """max by (namespace, job, instance) (rate_limit_alone) > 0""",
+        "A gateway has counted its share of the rate limits alone for five minutes.",
+        "{{ $labels.instance }} does not reach the store of the rate limits.",
         _STORES,
     ),
     Alert(

@@ -398,6 +398,13 @@ _RED = Row(
             [_rate(_CALLS, "status")],
         ),
         Panel(
+            "Refused by a rate limit",
+            "Requests a second that the gateway refused with 429, by the class of the limit.",
+            "reqps",
+            [_rate("rate_limit_requests_total", "limit", more=', outcome="refused"')],
+            runbooks=("ShopRateLimitsAlone",),
+        ),
+        Panel(
             "Slow calls by route",
             "Share of calls that took longer than half a second.",
             "percentunit",
@@ -598,6 +605,13 @@ EVENT_FLOW = Board(
                         ),
                     ],
                     runbooks=("ShopConflictsHigh",),
+                ),
+                Panel(
+                    "Events folded by a command",
+                    "How many events of its stream a command read before it decided: the slowest "
+                    "hundredth and the middle one. Many are a reason for snapshots.",
+                    "none",
+                    _quantiles("eventstore_folded_events", "aggregate_type", 0.99, 0.5),
                 ),
             ),
         ),
@@ -955,6 +969,8 @@ def _queue(metric: str) -> str:
     return "max by (queue) ({} or {})".format(*names)
 
 
+_COUNTED: States = {0: ("shared", "green"), 1: ("alone", "red")}
+
 _OWN: Sequence[Panel] = (
     Panel(
         "Dependencies",
@@ -964,6 +980,16 @@ _OWN: Sequence[Panel] = (
         kind="state-timeline",
         states=UP_OR_DOWN,
         runbooks=("ShopDependencyDown",),
+        width=6,
+    ),
+    Panel(
+        "Rate limits",
+        "1: a gateway counts its share alone, since it does not reach the store of the limits.",
+        "none",
+        [Query("max by (instance) (rate_limit_alone{*})", "{{instance}}")],
+        kind="state-timeline",
+        states=_COUNTED,
+        runbooks=("ShopRateLimitsAlone",),
         width=6,
     ),
     Panel(

@@ -124,12 +124,15 @@ IdentityTokens = Annotated[
     dict[str, Annotated[IdentityToken, _group()]], BeforeValidator(_by_owner)
 ]
 """The identity token of each service: IDENTITY_USER_TOKEN is that of `user`."""
+AnyMongoDB = _MongoDB | None
+"""A server of MongoDB's, or none where no variable is set."""
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(gt=0)]
 Amount = Annotated[Decimal, Field(ge=0, decimal_places=2)]
 Seconds = Annotated[float, Field(gt=0, lt=1e6)]
 _AnyCase = BeforeValidator(str.lower)
-_Words = BeforeValidator(
+Words = BeforeValidator(
     lambda given: tuple(given.replace(",", " ").split()) if isinstance(given, str) else given
 )
 
@@ -170,7 +173,7 @@ class ServeSettings(Settings):
     """The settings of a process that serves HTTP."""
 
     port: Port
-    cors_origins: Annotated[tuple[str, ...], _Words] = ()
+    cors_origins: Annotated[tuple[str, ...], Words] = ()
     threads: Count = 16
     auth: bool = False
     """Whether a caller must be known; otherwise whoever reaches the process may do everything."""
@@ -268,7 +271,7 @@ class ProvisionSettings(Settings):
 
     store: _Postgres | None = Field(None, validation_alias="postgres")
     broker: _RabbitMQ | None = Field(None, validation_alias="rabbitmq")
-    readmodel: _MongoDB | None = Field(None, validation_alias="mongodb")
+    readmodel: AnyMongoDB = Field(None, validation_alias="mongodb")
     queue_bytes: Count = 256 * 1024 * 1024
     delivery_limit: Count = 20
 

@@ -67,6 +67,11 @@ COOKIE = "consistency"
 _UNUSABLE = (b"urn:problem:invalid-token", b"urn:problem:other-log")
 
 
+def to_rule(path: str) -> str:
+    """A path of a service, with {id}, as Werkzeug's routing has it."""
+    return path.replace("{id}", "<id:id>")
+
+
 def add_forwarding(
     app: Flask,
     paths: Mapping[str, Sequence[str]],
@@ -83,8 +88,7 @@ def add_forwarding(
     app.register_error_handler(UpstreamUnavailable, _unavailable)
     for service, upstream in upstreams.items():
         for path in paths[service]:  # without methods, a rule takes them all
-            rule = path.replace("{id}", "<id:id>")
-            app.url_map.add(app.url_rule_class(rule, endpoint=f"{FORWARDED}{service}"))
+            app.url_map.add(app.url_rule_class(to_rule(path), endpoint=f"{FORWARDED}{service}"))
         token = identity_tokens[service] if identity_tokens else None
         app.view_functions[f"{FORWARDED}{service}"] = _view(upstream, cookie_seconds, token)
 

@@ -1,16 +1,25 @@
 """The gateway, put together."""
 
 import logging
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 from flask import Flask
-from pydantic import BaseModel, Field, Json, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, InstanceOf, Json, model_validator
 from pydantic_core import PydanticCustomError
 
 from eventcore.files import Reread, reader
 from eventcore.observe.background import repeat
-from eventcore.settings import SOCKET_THREADS, IdentityTokens, Port, ServeSettings
+from eventcore.settings import (
+    SOCKET_THREADS,
+    AnyMongoDB,
+    Count,
+    IdentityTokens,
+    Port,
+    ServeSettings,
+    Words,
+)
 from eventcore.web.app import create_app as create_web_app
 from gateway import apikeys
 from gateway.api import (
@@ -19,9 +28,12 @@ from gateway.api import (
     merged_calls,
     merged_events,
     merged_secured_calls,
+    to_rule,
 )
 from gateway.forward import Upstream
 from gateway.identity import Verifier, require_identity
+from gateway.limit_store import SharedCounters
+from gateway.limits import Limit, Limiter, Limits, Network, limit_requests
 from gateway.tokens import Keys, Tokens
 
 log = logging.getLogger(__name__)
@@ -32,6 +44,9 @@ class Place(BaseModel):
 
     url: str
     paths: tuple[str, ...]
+
+
+_Read, _Write = (BeforeValidator(partial(Limit.read, name)) for name in ("read", "write"))
 
 
 class Settings(ServeSettings):
@@ -50,6 +65,17 @@ class Settings(ServeSettings):
     """The claim with the id of the caller's user."""
     auth_api_keys_file: Path | None = None
     identity: IdentityTokens = Field(default_factory=dict, validation_alias="identity")
+    rate_limit_read: Annotated[InstanceOf[Limit] | None, _Read] = None
+    rate_limit_write: Annotated[InstanceOf[Limit] | None, _Write] = None
+    """Requests of a client within a time, such as 600/minute; "" is no limit."""
+    rate_limit_costs: Json[dict[str, Count]] = Field("{}", validate_default=True)
+    """By path, as many requests as one counts for; 1 where none is given."""
+    rate_limit_replicas: Count = 1
+    """Replicas of the gateway; each counts its share while the shared store is away."""
+    trusted_proxies: Annotated[tuple[Network, ...], Words] = ()
+    """Addresses or networks whose X-Forwarded-For is believed."""
+    counters: AnyMongoDB = Field(None, validation_alias="mongodb")
+    """The store of the rate limits; without one each replica counts alone."""
 
     @property
     def permits(self) -> int:
@@ -113,7 +139,18 @@ def create_app(settings: Settings) -> Flask:
         require_identity(app, _verifier(settings, keys))
     else:
         log.warning("AUTH=off: whoever reaches the gateway reads and changes everything")
+    _limit(app, settings)
     return app
+
+
+def _limit(app: Flask, settings: Settings) -> None:
+    """Adds the rate limits, if there are any; identity comes first, since it names the client."""
+    read, write = settings.rate_limit_read, settings.rate_limit_write
+    if read or write:
+        costs = {to_rule(path): cost for path, cost in settings.rate_limit_costs.items()}
+        limits = Limits(read, write, costs, settings.trusted_proxies)
+        counters = SharedCounters(settings.counters) if settings.counters else None
+        limit_requests(app, Limiter(counters, settings.rate_limit_replicas), limits)
 
 
 def _verifier(settings: Settings, keys: Keys | None) -> Verifier:

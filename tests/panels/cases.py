@@ -109,6 +109,17 @@ CASES = (
         labels={"job": "shop", "instance": "a:1", "server": "PostgreSQL"},
     ),
     Case(
+        "ShopRateLimitsAlone",
+        {
+            'rate_limit_alone{job="shop", instance="a:1"}': "0x4 1x9 0x10 1x2 0x30",
+            'rate_limit_alone{job="shop", instance="b:1"}': "0x60",
+        },
+        fires=10,
+        quiet=(9, 16),
+        description="a:1 does not reach the store of the rate limits.",
+        labels={"job": "shop", "instance": "a:1"},
+    ),
+    Case(
         "ShopVersionsDiffer",
         {
             build("user", "a:1"): "1x300",

@@ -361,6 +361,7 @@ def test_no_metric_is_used_that_nothing_has() -> None:
         "projection_",
         "dependency_",
         "pool_",
+        "rate_limit_",
     )
     ours = {metric for metric in shown() if metric.startswith(prefixes)}
     assert sorted(ours - set(declared())) == []

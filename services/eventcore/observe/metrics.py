@@ -174,6 +174,15 @@ BACKGROUND_ERRORS = Counter(
     "background_errors", "Unexpected errors of background threads, which went on", ["thread"]
 )
 
+LIMITED = Counter(
+    "rate_limit_requests", "Requests that were counted against a rate limit", ["limit", "outcome"]
+)
+
+LIMITS_ALONE = Gauge(
+    "rate_limit_alone",
+    "1: each replica counts its share in memory, since the store of the limits is away; 0: shared",
+)
+
 BUILD = Gauge(
     "eventcore_build_info",
     "1 for each process",

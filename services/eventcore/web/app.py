@@ -62,8 +62,8 @@ def create_app(
 
 
 _EXPOSED = [
-    "Answered-From", "Consistency-Token", "ETag", "Idempotency-Replayed", "Retry-After",
-    "X-Correlation-ID", "X-Request-ID",
+    "Answered-From", "Consistency-Token", "ETag", "Idempotency-Replayed", "RateLimit",
+    "RateLimit-Policy", "Retry-After", "X-Correlation-ID", "X-Request-ID",
 ]  # fmt: skip
 """The headers of an answer that a browser application of another origin may read."""
 

@@ -1,0 +1,161 @@
+"""The counters of rate limits: in MongoDB, which all replicas share, and in memory.
+
+Storages of the `limits` library. Its own one for MongoDB needs update pipelines with `$$NOW`; this
+one needs `$inc` and an upsert, which every server that speaks MongoDB's protocol has. Its own one
+in memory starts threads and keeps any number of clients.
+"""
+
+import time
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from math import floor
+from threading import Lock
+from typing import Any
+
+from limits.storage import SlidingWindowCounterSupport, Storage
+from limits.storage.base import TimestampedSlidingWindow
+from pymongo import MongoClient
+from pymongo.errors import DuplicateKeyError, PyMongoError
+
+from eventcore.readmodel.client import to_url
+from eventcore.settings import Server
+
+TIME = 250
+"""Milliseconds for each of: finding the server, connecting, an answer. A slower store is no use."""
+
+WINDOWS = 20_000
+"""Counters that are kept in memory; the one that was used least lately goes first."""
+
+
+class Counters(Storage, SlidingWindowCounterSupport, TimestampedSlidingWindow):
+    """Counts the hits of each key in the current and the previous window."""
+
+    STORAGE_SCHEME = None
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        super().__init__()
+        self._clock = clock
+
+    @abstractmethod
+    def counts(self, *windows: str) -> Mapping[str, int]:
+        """The hits of windows; one without hits may be left out."""
+
+    @abstractmethod
+    def add(self, window: str, room: int, amount: int, expires: float) -> bool:
+        """Adds hits to a window that has `room` at most, atomically; False if it has more.
+
+        It may be forgotten at the time `expires`.
+        """
+
+    def acquire_sliding_window_entry(
+        self, key: str, limit: int, expiry: int, amount: int = 1
+    ) -> bool:
+        """Counts `amount` hits, unless the two windows would then have more than `limit`."""
+        now = self._clock()
+        previous, current = self.sliding_window_keys(key, expiry, now)
+        before = self.counts(previous).get(previous, 0)
+        room = floor(limit - before * (1 - now % expiry / expiry)) - amount
+        return room >= 0 and self.add(current, room, amount, now + 2 * expiry)
+
+    def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
+        """Hits of the previous window and how long they count (s), then those of the current."""
+        now = self._clock()
+        previous, current = self.sliding_window_keys(key, expiry, now)
+        counts = self.counts(previous, current)
+        left = expiry - now % expiry
+        return counts.get(previous, 0), left, counts.get(current, 0), left + expiry
+
+    def close(self) -> None:
+        """Closes connections, if there are any; the next call makes others."""
+
+    def check(self) -> bool:
+        """Whether the store answers; raises its error."""
+        self.counts("")
+        return True
+
+    def _unsupported(self, *_: object, **__: object) -> Any:
+        raise NotImplementedError("only sliding windows are counted")
+
+    incr = get = get_expiry = clear = reset = clear_sliding_window = _unsupported
+
+
+class MemoryCounters(Counters):
+    """The counters of one process, of WINDOWS windows at most."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        super().__init__(clock)
+        self._counts: OrderedDict[str, int] = OrderedDict()
+        self._lock = Lock()
+
+    @property
+    def base_exceptions(self) -> type[Exception]:
+        """Nothing fails."""
+        return OSError
+
+    def counts(self, *windows: str) -> Mapping[str, int]:
+        return {each: self._counts.get(each, 0) for each in windows}
+
+    def add(self, window: str, room: int, amount: int, expires: float) -> bool:
+        with self._lock:
+            count = self._counts.pop(window, 0)
+            is_added = count <= room
+            self._counts[window] = count + amount if is_added else count
+            if len(self._counts) > WINDOWS:
+                self._counts.popitem(last=False)
+        return is_added
+
+
+class SharedCounters(Counters):
+    """Documents {_id: the window, count, expireAt} in a database of their own."""
+
+    def __init__(self, server: Server, clock: Callable[[], float] = time.time) -> None:
+        super().__init__(clock)
+        self._server = server
+        self._client: MongoClient[dict[str, Any]] | None = None
+
+    @property
+    def base_exceptions(self) -> type[Exception]:
+        """The errors of a store that is away."""
+        return PyMongoError
+
+    def counts(self, *windows: str) -> Mapping[str, int]:
+        found = self._windows.find({"_id": {"$in": windows}}, {"count": 1})
+        return {each["_id"]: each["count"] for each in found}
+
+    def add(self, window: str, room: int, amount: int, expires: float) -> bool:
+        return any(self._add(window, room, amount, expires) for _ in range(2))
+
+    def _add(self, window: str, room: int, amount: int, expires: float) -> bool:
+        """As `add`; also False where another process begins the window at this moment."""
+        begun = {"expireAt": datetime.fromtimestamp(expires, UTC)}
+        try:
+            self._windows.update_one(
+                {"_id": window, "count": {"$lte": room}},
+                {"$inc": {"count": amount}, "$setOnInsert": begun},
+                upsert=True,
+            )
+        except DuplicateKeyError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Closes the connections; the next call reads the password again."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    @property
+    def _windows(self) -> Any:
+        if self._client is None:
+            client: MongoClient[dict[str, Any]] = MongoClient(
+                to_url(self._server, self._server.password.read()),
+                serverSelectionTimeoutMS=TIME,
+                connectTimeoutMS=TIME,
+                socketTimeoutMS=TIME,
+                w=1,  # a failover may forget some hits
+            )
+            client[self._server.name]["windows"].create_index("expireAt", expireAfterSeconds=0)
+            self._client = client
+        return self._client[self._server.name]["windows"]
