@@ -30,6 +30,7 @@ LISTS_OF_SERVICES = (
     "tests/unit/test_contracts.py",
     "tests/unit/test_inside.py",
     "tests/unit/test_projection.py",
+    "tests/unit/test_trip.py",
     "tests/unit/test_workflows.py",
 )
 """The tests of `make unit` that look at what services there are."""

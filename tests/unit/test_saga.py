@@ -124,7 +124,15 @@ def test_a_refusal_outlives_a_cancellation() -> None:
 
 
 def test_a_saga_that_is_done_can_be_cancelled_and_any_other_cannot() -> None:
-    assert decided(Cancel("rain"), *DONE) == [CancelRequested("rain"), undo(FLIGHT)]
+    new = decided(Cancel("rain"), *DONE)
+    assert new == [CancelRequested("rain"), undo(FLIGHT)]
+    saga = after(*DONE, *new)
+    assert saga
+    assert (saga.outcome, saga.reason) == ("cancelled", "rain")
+    back = [StepCompensated("flight"), undo(HOTEL)]
+    assert decided(Reply(HOTEL.compensated()), *DONE, *new, *back) == [
+        StepCompensated("hotel"), SagaEnded("cancelled", "rain"),
+    ]  # fmt: skip
     refused: list[SagaEvent] = [
         *STARTED,
         StepRefused("hotel", "full"),
@@ -136,6 +144,9 @@ def test_a_saga_that_is_done_can_be_cancelled_and_any_other_cannot() -> None:
 def test_a_late_step_is_requested_again_and_compensated_after_its_last_attempt() -> None:
     again = decided(TimeOut(2), *STARTED)
     assert again == [DeadlinePassed("hotel", 1), ask(HOTEL, 2)]
+    saga = after(*STARTED, *again)
+    assert saga
+    assert saga.begun == ("hotel",)
     given_up = decided(TimeOut(4), *STARTED, *again)
     assert given_up == [DeadlinePassed("hotel", 2), undo(HOTEL)]
     saga = after(*STARTED, *again, *given_up)
@@ -304,6 +315,15 @@ def world_of(steps: list[tuple[bool, int]]) -> World:
     return world
 
 
+def bring_all(world: World) -> None:
+    """Requests and replies arrive once more, until there is nothing new."""
+    for _ in range(9):
+        for place in range(len(world.requests)):
+            world.act("request", place)
+        for place in reversed(range(len(world.replies))):
+            world.act("reply", place)
+
+
 def requested(world: World, kind: type[Any]) -> list[str]:
     """The steps that were requested so, each once, in the order of the first time."""
     return list(dict.fromkeys(e.step for e in world.log if isinstance(e, kind)))
@@ -329,6 +349,7 @@ def check(world: World) -> None:
         assert back == begun[::-1]
         assert not any(other.live for other in world.others.values())
     if state.outcome == "done":
+        assert state.awaited is None
         assert all(other.live for other in world.others.values())
 
 
@@ -364,11 +385,7 @@ def test_a_saga_whose_requests_arrive_in_the_end_ends(
     world = world_of(steps)
     for kind, which in acts:
         world.act(kind, which)
-    for _ in range(9):  # a relay and two reactors, that see everything again
-        for place in range(len(world.requests)):
-            world.act("request", place)
-        for place in range(len(world.replies)):
-            world.act("reply", place)
+    bring_all(world)
     state = world.state
     assert state
     assert state.awaited is None
@@ -376,6 +393,24 @@ def test_a_saga_whose_requests_arrive_in_the_end_ends(
     assert not state.stuck
     refuses = any(not other.accepts for other in world.others.values())
     assert state.outcome == "done" or state.cancel or refuses or state.outcome == "failed"
+    check(world)
+
+
+@given(st.integers(0, 8), st.integers(1, 4), st.booleans())
+def test_a_cancellation_at_any_step_leaves_nothing_behind(
+    place: int, count: int, twice: bool
+) -> None:
+    world = world_of([(True, 1)] * count)
+    for number in range(place):
+        world.act(("request", "reply")[number % 2], number // 2)
+    world.act("cancel", 0)
+    if twice:
+        world.act("cancel", 0)
+    bring_all(world)
+    state = world.state
+    assert state
+    assert (state.outcome, state.reason, state.awaited) == ("cancelled", "rain", None)
+    assert state.begun == ()
     check(world)
 
 
@@ -390,11 +425,7 @@ def test_a_late_answer_at_any_step_leaves_nothing_behind(
         world.act("request", place)
         world.act("reply", place)
     world.act("late", 0)
-    for _ in range(count + 1):
-        for place in range(len(world.requests)):
-            world.act("request", place)
-        for place in reversed(range(len(world.replies))):
-            world.act("reply", place)
+    bring_all(world)
     state = world.state
     assert state
     assert (state.outcome, state.awaited) == ("failed", None)
