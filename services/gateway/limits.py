@@ -12,8 +12,9 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TypeAlias
 
 from flask import Flask, Response, g, request
@@ -80,7 +81,7 @@ class Limits:
     read: Limit | None
     write: Limit | None
     costs: Mapping[str, int] = field(default_factory=dict)
-    proxies: Sequence[Network] = ()
+    proxies: tuple[Network, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,17 +230,18 @@ def _refused(limit: Limit, verdict: Verdict) -> Response:
     return response
 
 
-def _client(proxies: Sequence[Network]) -> str:
+def _client(proxies: tuple[Network, ...]) -> str:
     """The key or subject of the caller; else the address that the outermost known proxy saw."""
     if caller := g.get("caller"):
         return str(caller.actor)
     hops = [request.remote_addr or ""]
     if proxies:
         hops = [*request.headers.get("X-Forwarded-For", "").split(","), *hops]
-    return client_address([each.strip() for each in hops], proxies)
+    return client_address(tuple(each.strip() for each in hops), proxies)
 
 
-def client_address(hops: Sequence[str], proxies: Sequence[Network]) -> str:
+@lru_cache(maxsize=4096)
+def client_address(hops: tuple[str, ...], proxies: tuple[Network, ...]) -> str:
     """The last of `hops` that is no proxy; of an IPv6 address its network, a /64.
 
     `hops` are addresses from the client's claim to the peer; an unreadable one ends the walk.
