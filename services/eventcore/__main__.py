@@ -40,11 +40,15 @@ from eventcore.operate.shared import (
 )
 from eventcore.operate.tools import TOOLS
 from eventcore.project.projector import Projector
+from eventcore.project.reacting import ReactingApplier
+from eventcore.project.reactor_projector import ReactorProjector
 from eventcore.project.sweep import Sweep
 from eventcore.project.view_projector import PartSweep, ViewProjector, ViewSweep
+from eventcore.reactor import Reactor
 from eventcore.relay import Relay
 from eventcore.retry import retry
 from eventcore.store import migrate as schema
+from eventcore.store.postgres import Postgres
 from eventcore.store.relay_session import RelaySession
 from eventcore.web import server
 
@@ -91,10 +95,9 @@ def relay() -> None:
 def project(name: str) -> None:
     """Run a projector for the projection NAME."""
     projection = projection_named(name)
-    is_view = isinstance(projection, View)
-    kind = settings.ViewProjectorSettings if is_view else settings.ProjectorSettings
-    config = settings.read_settings(kind, f"project {name}")
-    health = Health("broker", "readmodel", "feed")
+    config = settings.read_settings(_settings_of(projection), f"project {name}")
+    own = ("store",) if isinstance(projection, Reactor) else ()
+    health = Health("broker", "readmodel", "feed", *own)
     stop = _start(config, health.missing)
     broker = RabbitMQ(config.broker, name=f"{projection.name}-projector")
     queue = Queue(projection.queue, projection.binding)
@@ -107,17 +110,29 @@ def project(name: str) -> None:
     loop.run(stop)
 
 
+def _settings_of(projection: AnyProjection) -> type[settings.SweepSettings]:
+    if isinstance(projection, View):
+        return settings.ViewProjectorSettings
+    is_reactor = isinstance(projection, Reactor)
+    return settings.ReactorSettings if is_reactor else settings.ProjectorSettings
+
+
 def _loop(config: settings.SweepSettings, projection: AnyProjection) -> Callable[..., Any]:
-    """Returns the projector of a projection or of a view, but for what both take."""
+    """Returns the projector of a projection, a reactor or a view, but for what all take."""
     holder = str(uuid4())
     if isinstance(projection, View):
         assert isinstance(config, settings.ViewProjectorSettings)
         parts = open_view(config, projection, projection.announcements)
         sweeps = [PartSweep(part, holder, config.lease) for part in parts]
         return partial(ViewProjector, parts[0], ViewSweep(sweeps))
-    assert isinstance(config, settings.ProjectorSettings)
+    assert isinstance(config, settings.ProjectionSettings)
     applier = open_applier(config, projection, projection.announcement)
-    return partial(Projector, applier, Sweep(applier, holder, config.lease))
+    sweep = Sweep(applier, holder, config.lease)
+    if isinstance(applier, ReactingApplier):
+        assert isinstance(applier.own, Postgres)
+        check = applier.own.require_schema
+        return partial(ReactorProjector, applier, sweep, check_store=check)
+    return partial(Projector, applier, sweep)
 
 
 @main.command()

@@ -92,10 +92,7 @@ def _group(**defaults: object) -> BeforeValidator:
 
 
 def _by_owner(given: object) -> object:
-    """Turns what follows FEED_ into an entry for each owner: USER_URL is the URL of `user`.
-
-    The feed of one owner alone, FEED_URL, has the entry "".
-    """
+    """Turns what follows FEED_ into an entry for each owner: `user` for USER_URL, "" for URL."""
     if not isinstance(given, dict) or "url" in given:
         return {"": given} if isinstance(given, dict) else given
     found = defaultdict[str, dict[str, object]](dict)
@@ -239,6 +236,10 @@ class ProjectionSettings(ReadModelSettings):
     feed: Annotated[Feed, _group(), _variables("feed")]
 
 
+class ReactionSettings(ProjectionSettings, StoreSettings):
+    """The settings of the tools that work on a reactor, which has commands for its store."""
+
+
 class ViewSettings(ReadModelSettings):
     """The settings of the tools that work on a view, with the feed of each owner of its events."""
 
@@ -259,15 +260,16 @@ class ProjectorSettings(ProjectionSettings, SweepSettings):
     """The settings of a projector."""
 
 
+class ReactorSettings(ReactionSettings, SweepSettings):
+    """The settings of a reactor."""
+
+
 class ViewProjectorSettings(ViewSettings, SweepSettings):
     """The settings of a view's projector."""
 
 
 class ProvisionSettings(Settings):
-    """The administrators' logins; a server of which no variable is set is left alone.
-
-    `queue_bytes` and `delivery_limit` are limits of each queue.
-    """
+    """The administrators' logins and queues' limits; a server without variables is left alone."""
 
     store: _Postgres | None = Field(None, validation_alias="postgres")
     broker: _RabbitMQ | None = Field(None, validation_alias="rabbitmq")

@@ -17,9 +17,12 @@ from eventcore.observe.health import Health
 from eventcore.project.applier import EventApplier
 from eventcore.project.parts import open_parts
 from eventcore.project.projector import Projector
+from eventcore.project.reacting import ReactingApplier
+from eventcore.project.reactor_projector import ReactorProjector
 from eventcore.project.sweep import Sweep
 from eventcore.project.view_projector import PartSweep, ViewProjector, ViewSweep
 from eventcore.query import ViewDocuments, Views
+from eventcore.reactor import Reactor
 from eventcore.relay import Forwarder
 from eventcore.settings import Secret
 from eventcore.store.feed import StoreFeed
@@ -83,6 +86,29 @@ def projector(
         Health(),
         batch=300,
         sweep_interval=1,
+    )
+
+
+def reactor_projector(
+    reactor: Reactor,
+    readmodel: FakeReadModel,
+    store: FakeStore,
+    own: FakeStore,
+    broker: FakeBroker,
+    holder: str = "holder",
+) -> ReactorProjector:
+    """A reactor on fakes: it reads the log of `store`, its commands are for `own`."""
+    feed = StoreFeed(store, reactor.aggregate_type, owner=reactor.catalogue.owner)
+    applier = ReactingApplier(reactor, readmodel, feed, own=own)
+    queue = Queue(reactor.queue, reactor.binding)
+    return ReactorProjector(
+        applier,
+        Sweep(applier, holder, lease_seconds=5),
+        lambda: broker.consumer(queue, 300),
+        Health("store"),
+        batch=300,
+        sweep_interval=1,
+        check_store=own.clock,
     )
 
 

@@ -123,6 +123,17 @@ DEAD_LETTERS = Counter(
     "projection_dead_letters", "Messages moved to the dead letters", ["projection"]
 )
 
+REACTIONS = Counter(
+    "reactor_commands",
+    "Commands of reactors: done, delayed (a server is unavailable, or a conflict) or failed, which"
+    " parks the stream",
+    ["projection", "outcome"],
+)
+
+DEADLINES = Counter(
+    "deadlines", "Deadlines that have passed: fired, or failed and due again", ["type", "outcome"]
+)
+
 PARKED = _projection_gauge("projection_parked_streams", "Parked streams")
 
 POSITION = _projection_gauge(

@@ -23,6 +23,7 @@ from eventcore.operate.shared import (
 )
 from eventcore.project.folding import Folding
 from eventcore.query import Serving
+from eventcore.reactor import Reactor
 from eventcore.readmodel.mongo import Mongo
 from eventcore.readmodel.records import Generation, Parked, Skip
 
@@ -101,7 +102,8 @@ def parked_skip(projection_name: str, stream: str, why: str, who: str, yes: bool
     """Pass over the event that a stream stopped at, for good.
 
     The stream goes on after it. The event stays in the log. A rebuild passes over it too. Where it
-    is the first of its stream, the document is not shown. Ends with status 1 if it stops again.
+    is the first of its stream, the document is not shown. The command of a reactor is passed over
+    as well. Ends with status 1 if it stops again.
     """
     applier = open_at(projection_name, "parked skip")
     found = _require_parked(applier, stream)
@@ -109,7 +111,10 @@ def parked_skip(projection_name: str, stream: str, why: str, who: str, yes: bool
     if event is None:
         raise Refused(f"the log has no version {found.version} of {stream}")
     version, name = event.version, applier.projection.name
-    ask(yes, f"Pass over {event.event_type}, version {version} of {stream}, in {name}, for good?")
+    command = " Its command is then never carried out."
+    note = command if isinstance(applier.projection, Reactor) else ""
+    what = f"{event.event_type}, version {version} of {stream}, in {name}"
+    ask(yes, f"Pass over {what}, for good?{note}")
     now = datetime.now(UTC)
     applier.readmodel.skip(Skip(name, stream, version, str(event.event_id), who, why, now))
     applier.follow()

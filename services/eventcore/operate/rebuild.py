@@ -15,6 +15,7 @@ from eventcore.operate import parity, rebuilding
 from eventcore.operate.rebuilding import Rebuild
 from eventcore.operate.shared import Row, as_json, ask, open_appliers, projection_name, show, yes
 from eventcore.project.folding import Folding
+from eventcore.project.reacting import ReactingApplier
 from eventcore.readmodel.records import generation_of, parts_of
 
 
@@ -39,7 +40,8 @@ def rebuild(
     one step. Where they differ, or an event cannot be applied, it asks before it switches; without
     a terminal it needs --yes, else it ends with status 1 and nothing has changed. A projection that
     is halted is not compared: its documents come from another log. The old ones are kept for
-    --rollback, until the next time.
+    --rollback, until the next time. A reactor carries out the command of each event again, which
+    changes nothing where it was carried out before.
     """
     parts = open_appliers(projection_name, "rebuild")
     applier = parts[0]
@@ -49,10 +51,12 @@ def rebuild(
     if drop_previous:
         _drop_previous(applier, yes)
         return
+    reacting = applier if isinstance(applier, ReactingApplier) else None
     begin = rebuilding.rollback if rollback else rebuilding.begin
     say = partial(click.echo, err=True)
     feeds = {part.store: part.feed for part in parts} if applier.store else applier.feed
-    build = begin(applier.projection, applier.readmodel, feeds, str(uuid4()), time.sleep, say)
+    given = applier.projection, applier.readmodel, feeds, str(uuid4())
+    build = begin(*given, time.sleep, say, reacting)
     with _discarded_unless_switched(build, keep=rollback):
         if not rollback:
             build.fold(_progress(applier.projection.name))
@@ -76,9 +80,9 @@ def _discarded_unless_switched(build: Rebuild, keep: bool) -> Iterator[None]:
 def _rebuild_stream(applier: Folding[Any], stream: str) -> None:
     if applier.store:
         raise Refused(f"{applier.projection.name} is of many streams: rebuild it whole")
-    changed = rebuilding.rebuild_stream(
-        applier.projection, applier.readmodel, applier.feed, applier.generation, stream
-    )
+    given = applier.projection, applier.readmodel, applier.feed, applier.generation, stream
+    fold = applier.fold if isinstance(applier, ReactingApplier) else None
+    changed = rebuilding.rebuild_stream(*given, fold)
     click.echo(f"{stream}: {'folded again' if changed else 'was right already'}")
 
 

@@ -7,10 +7,11 @@
 
 The old generation is kept for a rollback: it catches up before it serves again. A
 projector that has not noticed the switch yet writes to the old one for a moment; the sweep of
-the new one brings what it lacks.
+the new one brings what it lacks. A reactor reacts to each event again, so that no step is lost: its
+commands change nothing where they were carried out before.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from heapq import merge
@@ -19,15 +20,16 @@ from operator import itemgetter
 from time import monotonic
 from typing import TypeVar
 
-from eventcore.errors import CannotApply, Conflict, NotFound, Refused
+from eventcore.errors import CannotApply, Conflict, NotFound, Refused, Unavailable
 from eventcore.failpoints import failpoint
-from eventcore.model.event import Mark
+from eventcore.model.event import Event, Mark
 from eventcore.model.projection import Document, Projection, version_of
 from eventcore.model.view import AnyProjection, View
 from eventcore.operate.parity import Given, Pair, Parity, alike, digest_of, kind_of
 from eventcore.project.applier import EventApplier
 from eventcore.project.fold_result import by_stream
 from eventcore.project.parts import Feeds, open_sweeps
+from eventcore.project.reacting import ReactingApplier
 from eventcore.readmodel.port import SCANNED, SLOTS, ReadModel
 from eventcore.readmodel.records import Generation, Write, generation_of, parts_of
 from eventcore.retry import retry
@@ -38,6 +40,8 @@ Wait = Callable[[float], object]
 Say = Callable[[str], None]
 
 Tell = Callable[[int, int], None]
+
+Fold = Callable[[Sequence[Event], Collection[int]], Document | None]
 
 Result = TypeVar("Result")
 
@@ -69,10 +73,12 @@ class Rebuild:
     wait: Wait
     say: Say = field(default=lambda _: None)
     lease_seconds: float = 30.0
+    reacting: ReactingApplier | None = None
+    """The applier of a reactor."""
 
     def __post_init__(self) -> None:
         given = self.projection, self.readmodel, self.feeds, self.holder, self.lease_seconds
-        self._sweeps = open_sweeps(*given, fixed=self.generation.number)
+        self._sweeps = open_sweeps(*given, fixed=self.generation.number, reacting=self.reacting)
         self._parts = parts_of(self.projection, self.generation.number)
 
     def fold(self, tell: Tell) -> None:
@@ -230,7 +236,7 @@ class Rebuild:
 
 def begin(
     projection: AnyProjection, readmodel: ReadModel, feeds: Feeds, holder: str, wait: Wait,
-    say: Say = lambda _: None,
+    say: Say = lambda _: None, reacting: ReactingApplier | None = None,
 ) -> Rebuild:  # fmt: skip
     """A new generation, with nothing in it; what a rebuild that was killed left is dropped.
 
@@ -246,26 +252,28 @@ def begin(
             for part in left:
                 readmodel.drop(part)
     generation = generation_of(projection, readmodel.begin_generation(projection.name))
-    return Rebuild(projection, readmodel, feeds, generation, holder, wait, say)
+    return Rebuild(projection, readmodel, feeds, generation, holder, wait, say, reacting=reacting)
 
 
 def rollback(
     projection: AnyProjection, readmodel: ReadModel, feeds: Feeds, holder: str, wait: Wait,
-    say: Say = lambda _: None,
+    say: Say = lambda _: None, reacting: ReactingApplier | None = None,
 ) -> Rebuild:  # fmt: skip
     """The generation that served before. Raises NotFound where none is kept, and Unavailable."""
     number = readmodel.generations(projection.name).previous
     if not number:
         raise NotFound(f"no generation of {projection.name} is kept beside the one that serves")
     generation = generation_of(projection, number)
-    return Rebuild(projection, readmodel, feeds, generation, holder, wait, say)
+    return Rebuild(projection, readmodel, feeds, generation, holder, wait, say, reacting=reacting)
 
 
 def rebuild_stream(
-    projection: Projection, readmodel: ReadModel, feed: Feed, generation: Generation, stream: str
-) -> bool:
+    projection: Projection, readmodel: ReadModel, feed: Feed, generation: Generation, stream: str,
+    fold: Fold | None = None,
+) -> bool:  # fmt: skip
     """Folds one stream again and replaces its document; False: it was right already.
 
+    `fold` takes the events and the versions to pass over; by default it is the projection's.
     Raises NotFound if the log has no such stream, Refused if it cannot be folded, and Unavailable.
     """
     events = feed.stream(stream, after=0)
@@ -273,7 +281,9 @@ def rebuild_stream(
         raise NotFound(f"the log has no {projection.aggregate_type} {stream}")
     skipped = [s.version for s in readmodel.skips(projection.name) if s.stream == stream]
     try:
-        folded = projection.fold(events, skipped)
+        folded = (fold or projection.fold)(events, skipped)
+    except Unavailable:
+        raise
     except Exception as error:
         raise Refused(f"{stream} cannot be folded: {type(error).__name__}: {error}") from error
     assert folded

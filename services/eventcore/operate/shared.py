@@ -18,14 +18,20 @@ from eventcore.model.view import AnyProjection, View
 from eventcore.project.applier import EventApplier
 from eventcore.project.folding import Folding
 from eventcore.project.parts import open_parts
+from eventcore.project.reacting import ReactingApplier
 from eventcore.project.view_applier import ViewApplier
+from eventcore.reactor import Reactor
 from eventcore.readmodel.mongo import Mongo
 from eventcore.store.feed import Feed
 from eventcore.store.http_feed import HttpFeed
+from eventcore.store.postgres import Postgres
 
 Row = dict[str, object]
 
 Kind = TypeVar("Kind", bound=settings.Settings)
+
+REACTOR_CONNECTIONS = 2
+"""Connections of a reactor to its store, and one more, which wakes the relay."""
 
 projection_name = click.argument("projection_name", metavar="PROJECTION")
 
@@ -63,9 +69,21 @@ def projection_named(name: str) -> AnyProjection:
 def open_applier(
     config: settings.ProjectionSettings, projection: Projection, announcement: str = ""
 ) -> EventApplier:
-    """Returns the applier of a projection, on its read model and feed."""
+    """Returns the applier of a projection, on its read model and feed; a reactor's reacts."""
     feed = _feed(config.feed, projection, projection.aggregate_type, announcement)
+    if isinstance(projection, Reactor):
+        assert isinstance(config, settings.ReactionSettings)
+        own = Postgres(config.store, REACTOR_CONNECTIONS)
+        return ReactingApplier(
+            projection, Mongo(config.readmodel), feed, own=own, variables=os.environ
+        )
     return EventApplier(projection, Mongo(config.readmodel), feed)
+
+
+def tool_settings(projection: Projection) -> type[settings.ProjectionSettings]:
+    """The settings of a tool that applies events to a projection."""
+    is_reactor = isinstance(projection, Reactor)
+    return settings.ReactionSettings if is_reactor else settings.ProjectionSettings
 
 
 def open_view(
@@ -108,7 +126,7 @@ def open_appliers(name: str, command: str) -> list[Folding[Any]]:
     if isinstance(projection, View):
         found += open_view(command_settings(settings.ViewSettings, command), projection)
     else:
-        found += [open_applier(command_settings(settings.ProjectionSettings, command), projection)]
+        found += [open_applier(command_settings(tool_settings(projection), command), projection)]
     for each in found:
         each.follow()
     return found

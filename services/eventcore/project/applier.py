@@ -10,7 +10,7 @@ from eventcore.model.event import Event
 from eventcore.model.projection import Document, Projection, version_of
 from eventcore.observe import metrics
 from eventcore.observe.health import HEARTBEAT
-from eventcore.project.fold_result import FoldResult, continues, log_sample, to_contradiction
+from eventcore.project.fold_result import FoldResult, Later, continues, log_sample, to_contradiction
 from eventcore.project.folding import Folding
 from eventcore.readmodel.records import Parked, Skip
 from eventcore.store.feed import MANY
@@ -34,11 +34,7 @@ class EventApplier(Folding[Projection]):
         The usual case needs no read: a new stream is written at once, because the guard refuses it
         if a document exists; and the parked list is read only if a step fails.
         """
-        known = [
-            stream
-            for stream, events in streams.items()
-            if stream in self.applied_versions or not any(event.version == 1 for event in events)
-        ]
+        known = [stream for stream, events in streams.items() if self._must_read(stream, events)]
         found = self.readmodel.find(self.generation.collection, known) if known else {}
         folded = self._advance(streams, found)
         last = {
@@ -47,6 +43,10 @@ class EventApplier(Folding[Projection]):
             if each.after_gap
         }
         return self._fill(last) if last else {}
+
+    def _must_read(self, stream: str, events: Sequence[Event]) -> bool:
+        """Whether the stream's document is read before it is written."""
+        return stream in self.applied_versions or not any(event.version == 1 for event in events)
 
     def _fill(self, last: Mapping[str, int]) -> dict[str, int]:
         """Fills the gaps of streams from the log; `last` has the last delivered version of each.
@@ -117,14 +117,20 @@ class EventApplier(Folding[Projection]):
         result = FoldResult(id, document, version_of(document) + len(ordered), after_gap)
         for event in ordered:
             skipped = (id, event.version) in self._skips
-            step = self.projection.skip if skipped else self.projection.apply
+            step = self.projection.skip if skipped else self._apply
             try:
                 result.document = step(result.document, event)
+            except Later:
+                break
             except Exception as error:  # noqa: BLE001 - whatever a step raises parks its stream
                 result.error, result.failed = f"{type(error).__name__}: {error}", event
                 break
             result.applied.append(event)
         return result
+
+    def _apply(self, document: Document | None, event: Event) -> Document:
+        """The document after the next event; raises Later, and whatever parks the stream."""
+        return self.projection.apply(document, event)
 
     def _in_order(self, after: int, events: Sequence[Event]) -> tuple[list[Event], list[Event]]:
         """The events that follow version `after` without a gap, and those after the gap."""

@@ -10,6 +10,11 @@ from eventcore.model.event import Event, ids_of
 from eventcore.model.projection import Document, event_id_of, version_of
 from eventcore.readmodel.records import Parked, Write
 
+
+class Later(Exception):
+    """Nothing is wrong with an event, but it cannot be applied now."""
+
+
 log = logging.getLogger(__name__)
 
 IDS_IN_A_LINE = 5

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from threading import Event as Stop  # not an event of the log
 from threading import Thread
-from typing import Generic
+from typing import ClassVar, Generic
 
 from eventcore import jsontext
 from eventcore.broker.port import Consumer, Delivery
@@ -92,6 +92,9 @@ class ProjectorLoop(ABC, Generic[Applier]):
     batch: int
     sweep_interval: float
     open_beside: Callable[[Callable[[], Consumer], str], Future[Consumer]] = in_thread
+
+    waits_for: ClassVar[tuple[type[Unavailable], ...]] = (ReadModelUnavailable,)
+    """The errors after which a batch is tried again until it succeeds."""
 
     def __post_init__(self) -> None:
         self._name = self.applier.generation.label
@@ -194,7 +197,7 @@ class ProjectorLoop(ABC, Generic[Applier]):
     def _until_done(
         self, act: Callable[[], object], stop: Stop, consumer: Consumer | None = None
     ) -> None:
-        """Retries while the read model is unavailable; pauses `consumer` until then."""
+        """Retries while a server that `act` needs is unavailable; pauses `consumer` until then."""
         failures = 0
         while not stop.is_set():
             HEARTBEAT.beat()
@@ -204,12 +207,20 @@ class ProjectorLoop(ABC, Generic[Applier]):
                 if consumer:
                     consumer.resume()
                 return
-            except ReadModelUnavailable as error:
-                self.health.mark_down("readmodel", str(error))
+            except self.waits_for as error:
+                self.health.mark_down(self._part_of(error), str(error))
                 if consumer:
                     consumer.pause()
+                self._while_waiting()
                 stop.wait(backoff(failures, self._clock))
                 failures += 1
+
+    def _while_waiting(self) -> None:
+        """Does what cannot wait, at each turn of such a wait."""
+
+    def _part_of(self, error: Unavailable) -> str:
+        """The part of the process's health that an error is about."""
+        return "feed" if isinstance(error, FeedUnavailable) else "readmodel"
 
     def sweep(self) -> bool:
         """Sweeps one page; returns True if the next page is due at once."""
@@ -223,9 +234,7 @@ class ProjectorLoop(ABC, Generic[Applier]):
             self.health.mark_down("feed", str(restored))
             return False
         except Unavailable as error:
-            self.health.mark_down(
-                "feed" if isinstance(error, FeedUnavailable) else "readmodel", str(error)
-            )
+            self.health.mark_down(self._part_of(error), str(error))
             return False
         self.health.mark_up("feed")
         self.health.mark_up("readmodel")
