@@ -207,10 +207,6 @@ class ReadModelSettings(Settings):
     readmodel: Annotated[_MongoDB, _variables("mongodb")]
 
 
-class TraceSettings(StoreSettings, ReadModelSettings):
-    """The settings of `trace`, which reads the event store and the read model."""
-
-
 class ServiceSettings(ServeSettings, StoreSettings, ReadModelSettings):
     """The settings of a service with an event store and read models."""
 

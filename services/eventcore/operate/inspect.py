@@ -55,6 +55,10 @@ def metrics(beginnings: tuple[str, ...]) -> None:
             click.echo(line)
 
 
+class _TraceSettings(settings.StoreSettings, settings.ReadModelSettings):
+    """The settings of `trace`, which reads the event store and the read model."""
+
+
 @click.command()
 @click.argument("wanted", metavar="ID")
 @as_json
@@ -69,7 +73,7 @@ def trace(wanted: str, as_json: bool, with_data: bool, since: datetime | None) -
     ID is an aggregate's, such as an order's, or a correlation id. It is looked for in the store and
     the read model of the SERVICE. Nothing of an event's data is printed, unless --data is given.
     """
-    config = command_settings(settings.TraceSettings, "trace")
+    config = command_settings(_TraceSettings, "trace")
     store, readmodel = Postgres(config.store, 1), Mongo(config.readmodel, 1)
     since = since and (since if since.tzinfo else since.replace(tzinfo=UTC))
     service = declared()
