@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 FORWARDED = "forward to "
 """Beginning of the names of the endpoints that forward; only they ask for an identity."""
 
+_BEARER = re.compile("Bearer +([^ ]+) *", re.IGNORECASE)
+
 SCHEMES = {
     "token": {
         "type": "http",
@@ -68,16 +70,16 @@ def require_identity(app: Flask, verify: Callable[[str], Caller]) -> None:
         is_forwarded = (request.endpoint or "").startswith(FORWARDED)
         if not is_forwarded or request.method == "OPTIONS":
             return
-        given = re.fullmatch("Bearer +([^ ]+) *", request.headers.get("Authorization", ""), re.I)
+        given = _BEARER.fullmatch(request.environ.get("HTTP_AUTHORIZATION", ""))
         if not given:
             refuse(401, "Send a token or an API key in the header Authorization: Bearer ...")
         try:
-            g.caller = verify(given[1])
+            g.caller = caller = verify(given[1])
         except NotVerified as error:
             log.info("Credential refused", extra={"reason": str(error)})
             refuse(401, str(error), error="invalid_token")
         scope = READ if request.method in SAFE else WRITE
-        if scope not in g.caller.scopes:
+        if scope not in caller.scopes:
             detail = f"This call needs the scope {scope}, which the credential does not have."
             refuse(403, detail, error="insufficient_scope", scope=scope)
 

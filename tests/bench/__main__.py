@@ -18,6 +18,7 @@ import click
 from tests.bench import machine
 from tests.bench.appends import Appends
 from tests.bench.bed import FULL, QUICK, SHORT, Bed
+from tests.bench.identity import Identity
 from tests.bench.limits import RateLimits
 from tests.bench.parking import Parking
 from tests.bench.projector import Projecting
@@ -27,7 +28,9 @@ from tests.bench.snapshots import Snapshots
 from tests.bench.system import WholeSystem
 from tests.bench.tokens import Tokens
 
-FAMILIES = (Appends, Relaying, Projecting, Parking, WholeSystem, Tokens, Snapshots, RateLimits)
+FAMILIES = (
+    Appends, Relaying, Projecting, Parking, WholeSystem, Tokens, Snapshots, RateLimits, Identity,
+)  # fmt: skip
 
 
 @click.command()

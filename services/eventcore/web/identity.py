@@ -2,6 +2,7 @@
 
 import hmac
 from collections.abc import Callable
+from functools import cache
 from typing import NoReturn
 
 from flask import abort, request
@@ -17,12 +18,19 @@ def caller_of(token: Callable[[], str] | None) -> Caller:
     """
     if token is None:
         return ANYONE
-    given = request.headers.get("Authorization", "").encode()
-    actor = request.headers.get(ACTOR_HEADER, "")
+    told = request.environ
+    given = told.get("HTTP_AUTHORIZATION", "").encode()
+    actor = told.get(_variable(ACTOR_HEADER), "")
     if not actor or not hmac.compare_digest(given, f"Bearer {token()}".encode()):
         refuse(401, "Calls of this service come through the gateway, which verifies the caller.")
-    scopes = frozenset(request.headers.get(SCOPES_HEADER, "").split())
-    return Caller(actor, request.headers.get(USER_HEADER, ""), scopes)
+    scopes = frozenset(told.get(_variable(SCOPES_HEADER), "").split())
+    return Caller(actor, told.get(_variable(USER_HEADER), ""), scopes)
+
+
+@cache
+def _variable(header: str) -> str:
+    """The key of a header in the WSGI environment (PEP 3333), read as it is."""
+    return f"HTTP_{header.upper().replace('-', '_')}"
 
 
 def refuse(status: int, detail: str, error: str = "", scope: str = "") -> NoReturn:
