@@ -1,14 +1,17 @@
 """python -m gateway.journey URL: the journey of a user and an order, through the gateway at URL.
 
 Plays the guide's requests, and waits until the read models have them. Ends with status 1 and one
-sentence where an answer is not what it should be. `helm test` runs it inside the cluster.
+sentence where an answer is not what it should be. `helm test` runs it inside the cluster. It calls
+with the API key in API_KEY_FILE; with AUTH=on and without a key it sees only that it is refused.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -27,6 +30,12 @@ class Unexpected(Exception):
     """An answer that is not what it should be; the message is one sentence."""
 
 
+def credential() -> dict[str, str]:
+    """The header with the API key of API_KEY_FILE; none without it."""
+    file = os.environ.get("API_KEY_FILE")
+    return {"Authorization": f"Bearer {Path(file).read_text().strip()}"} if file else {}
+
+
 @dataclass
 class Caller:
     """Sends requests to a gateway, and raises Unexpected for a wrong answer.
@@ -36,7 +45,7 @@ class Caller:
 
     gateway: str
     say: Callable[[str], object]
-    seen: dict[str, str] = field(default_factory=dict)
+    seen: dict[str, str] = field(default_factory=lambda: credential())
 
     def __post_init__(self) -> None:
         self._http = urllib3.PoolManager(timeout=10, retries=False)
@@ -86,6 +95,10 @@ class Caller:
 def play(gateway: str, say: Callable[[str], object] = sys.stdout.write) -> None:
     """Play the journey once; raises Unexpected at the first wrong answer."""
     caller = Caller(gateway, say)
+    if os.environ.get("AUTH") == "on" and not caller.seen:
+        caller.ask("GET", "/queries/orders", 401)
+        caller.ask("POST", "/users", 401, {"name": "Nobody", "email": "nobody@example.com"})
+        return
     person = {"name": "Ada Lovelace", "email": f"ada.{uuid4().hex[:8]}@example.com"}
     user = caller.ask("POST", "/users", 202, person)["userId"]
     caller.expect(f"/users/{user}", userId=user, **person)

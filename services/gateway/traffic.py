@@ -1,7 +1,8 @@
 """python -m gateway.traffic URL RATE: calls through the gateway at URL, until it is told to stop.
 
 Users are created, read and renamed, and order something: at most RATE calls a second, one at a
-time, so that a slow system gets fewer. A call that fails is counted, and no reason to end.
+time, so that a slow system gets fewer. A call that fails is counted, and no reason to end. It calls
+with the API key in API_KEY_FILE, if there is one.
 """
 
 import json
@@ -15,6 +16,8 @@ from typing import Any
 from uuid import uuid4
 
 import urllib3
+
+from gateway.journey import credential
 
 REPORT_TIME = 60.0
 """Seconds between two lines of the log."""
@@ -49,7 +52,7 @@ class Traffic:
         self._gateway = gateway
         self._pause = 1 / rate
         self._say = say
-        self._http = urllib3.PoolManager(timeout=10, retries=False)
+        self._http = urllib3.PoolManager(timeout=10, retries=False, headers=credential())
         self._sent = self._failed = 0
 
     def run(self, stop: Event) -> None:

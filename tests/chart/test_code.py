@@ -43,12 +43,6 @@ from tests.environment import settings_from, variables
 PORTS = {"gateway": 3000} | {f"{name}-service": each.port for name, each in SERVICES.items()}
 
 TUNING = {
-    "AUTH",
-    "AUTH_API_KEYS_FILE",
-    "AUTH_AUDIENCE",
-    "AUTH_ISSUER",
-    "AUTH_JWKS",
-    "AUTH_USER_CLAIM",
     "BATCH",
     "CACHE_MARGIN",
     "CONSISTENCY_COOKIE",
@@ -57,9 +51,6 @@ TUNING = {
     "CREDIT_LIMIT",
     "DELIVERY_LIMIT",
     "HOST",
-    "IDENTITY_ORDER_TOKEN",
-    "IDENTITY_TOKEN",
-    "IDENTITY_USER_TOKEN",
     "KNOWN_USER_WAIT",
     "LEASE",
     "QUEUE_BYTES",
@@ -69,6 +60,15 @@ TUNING = {
     "WINDOW",
 }
 """Settings with a default that is right for most: `env` of the values has them if need be."""
+
+IDENTITY: Object = {
+    "enabled": True,
+    "issuer": "https://issuer.example.com/",
+    "audience": "shop",
+    "jwks": "https://issuer.example.com/keys",
+    "apiKeys": {"secret": "keys"},
+}
+"""Values by which callers are asked for a credential."""
 
 OF_THE_SDK = {"OTEL_RESOURCE_ATTRIBUTES", "K8S_NAMESPACE", "K8S_POD", "K8S_NODE"}
 """Variables that OpenTelemetry's SDK reads itself, and their source in the chart."""
@@ -164,6 +164,7 @@ def test_every_setting_is_told_by_the_chart_or_has_a_default() -> None:
     away: Object = {server: {"enabled": False, "external": external} for server in SERVERS}
     away["tracing"] = {"endpoint": "http://collector:4318"}
     away["tls"] = {"enabled": True}
+    away["auth"] = IDENTITY
     told = {
         name
         for pod in render(given=away).processes().values()

@@ -101,6 +101,8 @@ CHANGED: list[tuple[str, Any]] = [
     (r"postgres\.auth\.(secretKeys|users|passwords)", {"user_service": "Changed.Password"}),
     (r"rabbitmq\.auth\.(secretKeys|users|passwords)", {"user-relay": "Changed.Password"}),
     (r"mongodb\.auth\.(secretKeys|users|passwords)", {"user-service": "Changed.Password"}),
+    (r"auth\.jwks", "http://changed.example:8080/keys"),
+    (r"identity\.auth\.(secretKeys|passwords)", {"user": "Changed.Password"}),
     (r"feed\.auth\.(secretKeys|passwords)", {"user": "Changed.Password"}),
 ]
 """Other values for those that take not just anything."""
@@ -141,6 +143,18 @@ OBSERVED = {"observability": {"enabled": True}}
 
 TRAFFIC = {"traffic": {"enabled": True}}
 
+IDENTITY: Object = {
+    "auth": {
+        "enabled": True,
+        "issuer": "https://issuer.example.com/",
+        "audience": "shop",
+        "jwks": "https://issuer.example.com/keys",
+        "apiKeys": {"secret": "keys"},
+        "client": {"secret": "client"},
+    },
+    "identity": {"auth": {"passwords": {"user": "Planted.user", "order": "Planted.order"}}},
+}
+
 BACKUP = {"backup": {"enabled": True}}
 
 UPLOADED = over(BACKUP, {"backup": {"upload": {"to": "backup:bucket"}}})
@@ -153,6 +167,8 @@ RESTORED = {"restore": {"stores": {"user": "latest"}}}
 
 WITHIN: list[tuple[str, Object]] = [
     (r"tracing\.(endpoint|ratio|peers)", {"tracing": {"endpoint": "http://away.example:4318"}}),
+    (r"auth\.enabled", {"auth": {**IDENTITY["auth"], "enabled": False}}),
+    (r"(auth|identity)\.(?!generate).*", IDENTITY),
     (r"podMonitor\..*", {"global": {"scrape": "monitor"}}),
     (r"alerts\.(?!prometheusRule).*", {"alerts": {"prometheusRule": True}}),
     (r"exporters\.\w+\.enabled", {}),

@@ -37,6 +37,91 @@ server's own chart asks for it as shop.bundled.name.
 {{- .Values.feed.auth.existingSecret | default (printf "%s-feed" (include "shop.fullname" .)) -}}
 {{- end -}}
 
+{{- define "shop.identity.secret" -}}
+{{- .Values.identity.auth.existingSecret | default (printf "%s-identity" (include "shop.fullname" .)) -}}
+{{- end -}}
+
+{{/*
+The services whose identity token a process has: the gateway those of all that it calls, a service its own. Nothing
+for other processes, and where callers are not asked for an identity: (list $ PROCESS NEEDS)
+*/}}
+{{- define "shop.identities" -}}
+{{- $names := list -}}{{- $process := index . 1 -}}{{- $needs := index . 2 -}}
+{{- if and (index . 0).Values.auth.enabled (eq $process.run "serve") -}}
+{{- if $needs.calls }}{{ range $needs.calls }}{{ $names = append $names (trimSuffix "-service" .) }}{{ end }}{{ else }}{{ $names = list $process.service }}{{ end -}}
+{{- end -}}
+{{- toJson (dict "names" $names) -}}
+{{- end -}}
+
+{{/* Their variables: (list $ NEEDS NAMES) */}}
+{{- define "shop.identityEnv" -}}
+{{- $auth := (index . 0).Values.auth -}}{{- $needs := index . 1 -}}
+{{- with index . 2 }}
+- {name: AUTH, value: "on"}
+{{- if $needs.calls }}
+{{- range . }}
+- {name: IDENTITY_{{ upper . }}_TOKEN_FILE, value: /secrets/identity_{{ . }}}
+{{- end }}
+{{- if or $auth.issuer $auth.audience $auth.jwks }}
+{{- if not (and $auth.issuer $auth.audience $auth.jwks) }}{{ fail "auth.issuer, auth.audience and auth.jwks need each other." }}{{ end }}
+- {name: AUTH_ISSUER, value: {{ $auth.issuer | quote }}}
+- {name: AUTH_AUDIENCE, value: {{ $auth.audience | quote }}}
+- {name: AUTH_JWKS, value: {{ $auth.jwks | quote }}}
+- {name: AUTH_USER_CLAIM, value: {{ $auth.userClaim | quote }}}
+{{- else if not $auth.apiKeys.secret }}
+{{- fail "auth.enabled needs auth.issuer, auth.audience and auth.jwks, or auth.apiKeys.secret: nobody could call." }}
+{{- end }}
+{{- if $auth.apiKeys.secret }}
+- {name: AUTH_API_KEYS_FILE, value: /secrets/api-keys}
+{{- end }}
+{{- else }}
+- {name: IDENTITY_TOKEN_FILE, value: /secrets/identity}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Their tokens, and the API keys that the gateway knows, as sources of a volume: (list $ NEEDS NAMES) */}}
+{{- define "shop.identitySource" -}}
+{{- $root := index . 0 -}}{{- $calls := (index . 1).calls -}}
+- secret:
+    name: {{ include "shop.identity.secret" $root }}
+    items:
+      {{- range index . 2 }}
+      - {key: {{ get $root.Values.identity.auth.secretKeys . | default . }}, path: identity{{ if $calls }}_{{ . }}{{ end }}}
+      {{- end }}
+{{- if and $calls $root.Values.auth.apiKeys.secret }}
+- secret:
+    name: {{ $root.Values.auth.apiKeys.secret }}
+    items: [{key: {{ $root.Values.auth.apiKeys.key }}, path: api-keys}]
+{{- end }}
+{{- end -}}
+
+{{/* How the release's own clients call: with an API key of `auth.client`, if there is one. Variables, mount, volume. */}}
+{{- define "shop.client.env" -}}
+{{- if .Values.auth.enabled }}
+- {name: AUTH, value: "on"}
+{{- if .Values.auth.client.secret }}
+- {name: API_KEY_FILE, value: /client/api-key}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "shop.client.mount" -}}
+{{- if and .Values.auth.enabled .Values.auth.client.secret }}
+- {name: client, mountPath: /client, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{- define "shop.client.volume" -}}
+{{- if and .Values.auth.enabled .Values.auth.client.secret }}
+- name: client
+  secret:
+    secretName: {{ .Values.auth.client.secret }}
+    defaultMode: 0440
+    items: [{key: {{ .Values.auth.client.key }}, path: api-key}]
+{{- end }}
+{{- end -}}
+
 {{/* Labels: (list $ COMPONENT). Selectors never change, so they name what never changes. */}}
 {{- define "shop.selectorLabels" -}}
 app.kubernetes.io/name: shop
