@@ -157,7 +157,7 @@ def _verifier(settings: Settings, keys: Keys | None) -> Verifier:
     """Verifies tokens with keys that are read in the background, and API keys of the file."""
     tokens = None
     if keys:
-        repeat(keys.refresh, "issuer-keys", every=0.1)
+        repeat(keys.refresh, "issuer-keys", every=0.5)
         tokens = Tokens(
             keys, settings.auth_issuer, settings.auth_audience, settings.auth_user_claim
         )
