@@ -160,9 +160,18 @@ def migrate(script: Path | None, wait: float) -> None:
     multiple=True,
     help="A server whose exporter gets the login `monitor`; one service's run will do.",
 )
+@click.option(
+    "--counters",
+    metavar="LOGIN",
+    help="The login of MongoDB by which gateways count rate limits; one service's run will do.",
+)
 @click.option("--wait", default=30.0, show_default=True, help="Seconds a server may be away.")
 def provision(
-    passwords: Path, projectors: Sequence[str], monitors: Sequence[str], wait: float
+    passwords: Path,
+    projectors: Sequence[str],
+    monitors: Sequence[str],
+    counters: str | None,
+    wait: float,
 ) -> None:
     """Make the service's databases, roles and logins.
 
@@ -183,6 +192,8 @@ def provision(
         steps.provision_broker(config.broker, projections)
     if config.readmodel:
         steps.provision_readmodel(config.readmodel, list(projections), "mongodb" in monitors)
+        if counters:
+            steps.provision_counters(config.readmodel, counters)
 
 
 @dataclass(frozen=True)
@@ -226,6 +237,12 @@ class _Provisioning:
             [secret] = self._read("mongodb", provisioning.MONITOR).values()
             what = "MongoDB's login for its exporter and its rights"
             self._do(what, provisioning.provision_readmodel_monitor, admin, secret)
+
+    def provision_counters(self, admin: settings.Server, login: str) -> None:
+        """The login by which gateways count rate limits."""
+        [secret] = self._read("mongodb", login).values()
+        what = "MongoDB's login of the rate limits"
+        self._do(what, provisioning.provision_counters, admin, login, secret)
 
     def _read(self, server: str, *logins: str) -> dict[str, settings.Secret]:
         return {each: settings.Secret(file=self.passwords / server / each) for each in logins}

@@ -2,7 +2,7 @@
 
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic, sleep
@@ -26,6 +26,7 @@ from eventcore.operate.provision_broker import Limits, provision_broker
 from eventcore.readmodel.mongo import Mongo
 from eventcore.settings import Secret, Server
 from eventcore.store.connection import connect
+from gateway.limit_store import SharedCounters
 from local.servers import MongoDB, PostgreSQL, free_port
 from local.servers import RabbitMQ as Node
 from local.services import ROOT
@@ -72,6 +73,7 @@ def provision(
     servers: Mapping[str, Server],
     turn: int = 1,
     monitored: Sequence[str] = (),
+    *options: str,
     **told: str,
 ) -> None:
     """Run the command as the setup Job does, with logins for the exporters of `monitored`."""
@@ -91,7 +93,9 @@ def provision(
         }
     projectors = [f"--projector={login}={name}" for login, name in PROJECTORS[service].items()]
     monitors = [f"--monitor={kind}" for kind in monitored]
-    done = CliRunner().invoke(cli.main, ["provision", str(folder), *projectors, *monitors], env=env)
+    done = CliRunner().invoke(
+        cli.main, ["provision", str(folder), *projectors, *monitors, *options], env=env
+    )
     assert done.exit_code == 0, done.output
 
 
@@ -534,6 +538,31 @@ def test_the_exporters_logins_see_a_servers_numbers_and_none_of_its_data(
                 client[database]["users"].find_one()
             with pytest.raises(OperationFailure):
                 client[database]["users"].insert_one({})
+
+
+def test_the_login_of_the_rate_limits_counts_and_sees_nothing_else(
+    servers: Mapping[str, Server], tmp_path: Path
+) -> None:
+    asked = {"MONGODB": servers["MONGODB"]}
+    (tmp_path / "mongodb").mkdir()
+    for turn in (1, 2):  # run again, with another password
+        (tmp_path / "mongodb" / "gateway").write_text(password("gateway", turn))
+        provision("user", tmp_path, asked, turn, (), "--counters=gateway")
+    secret = Secret(password("gateway", 2))
+    login = replace(
+        servers["MONGODB"],
+        name="rate_limits", user="gateway", password=secret, options="retryWrites=false",
+    )  # fmt: skip
+    with closing(SharedCounters(login)) as counters:
+        assert counters.acquire_sliding_window_entry("key", 1, 60)
+    address = servers["MONGODB"]
+    with MongoClient[dict[str, object]](
+        address.host, address.port, username="gateway", password=password("gateway", 2),
+        authSource="rate_limits", retryWrites=False,
+    ) as client:  # fmt: skip
+        for database in ("user_read_model", "admin"):
+            with pytest.raises(OperationFailure):
+                client[database]["users"].find_one()
 
 
 def test_a_server_that_stays_away_is_named_and_the_command_fails(tmp_path: Path) -> None:

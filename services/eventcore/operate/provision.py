@@ -35,6 +35,8 @@ from eventcore.settings import Secret, Server
 from eventcore.store.connection import LIMITS, connect
 from eventcore.store.sqlstates import translated
 
+COUNTERS = "rate_limits"  # the database of MongoDB with the counters of rate limits
+
 MONITOR = "monitor"  # the login that looks at a server and at nothing in it
 
 
@@ -138,6 +140,14 @@ def provision_readmodel_monitor(admin: Server, password: Secret) -> None:
     no database. Raises ReadModelUnavailable.
     """
     make_login(admin, "admin", MONITOR, password.read(), "clusterMonitor")
+
+
+def provision_counters(admin: Server, login: str, password: Secret) -> None:
+    """Makes or mends the login by which gateways count rate limits in COUNTERS, and nothing else.
+
+    Raises ReadModelUnavailable.
+    """
+    make_login(admin, COUNTERS, login, password.read(), "readWrite")
 
 
 class _Administrator:
