@@ -1,8 +1,9 @@
 """The user service's calls: what each takes, does and answers."""
 
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from functools import partial
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 from uuid import UUID
 
 from pydantic import BaseModel, Field
@@ -21,6 +22,7 @@ from eventcore.web.routes import Routes, answer, in_handler
 from user.credit_api import add_credit
 from user.email_claim import DECIDER as CLAIM
 from user.email_claim import Claim, ClaimCommand, Release, stream_id
+from user.ownership import own_user
 from user.projections.users import shown
 from user.user import DECIDER, ChangeUser, CreateUser, User
 
@@ -60,14 +62,24 @@ class UserShown(BaseModel):
 Also: TypeAlias = Callable[[User | None, User | None], Sequence[Append]]
 
 
-def routes(store: Store, users: Views, *, unique_emails: bool = False) -> Routes:
-    """All routes of the user service; with `unique_emails` no two users have one address."""
+def routes(
+    store: Store,
+    users: Views,
+    credit: Views,
+    *,
+    unique_emails: bool = False,
+    credit_limit: Decimal | None = None,
+) -> Routes:
+    """All routes of the user service; with `unique_emails` no two users have one address.
+
+    `credit_limit` is the limit of users for whom none was set; None: unlimited.
+    """
     route = Routes("users")
 
     claims = partial(claims_of, store) if unique_emails else lambda _: None
     _add_commands(route, store, claims)
     add_queries(route, "/users/{id}", users, shown, UserShown, "/users/{id}/events")
-    add_credit(route, store)
+    add_credit(route, store, users, credit, credit_limit)
     return route
 
 
@@ -101,11 +113,6 @@ def _add_commands(route: Routes, store: Store, claims: Callable[[UUID], Also | N
         return handle(
             store, DECIDER, incoming.id, command, incoming.call, show, also=claims(incoming.id)
         )
-
-
-def own_user(incoming: Incoming[Any, Any]) -> None:
-    """The guard of a call whose path has a user's id."""
-    incoming.caller.require(str(incoming.id), f"user {incoming.id}")
 
 
 def _new_user_id(store: Store, caller: Caller) -> UUID:

@@ -9,7 +9,7 @@ from eventcore.store.port import Store
 from eventcore.web.routes import Routes
 from eventcore.web.service import create_service
 from user import api
-from user.projections import users
+from user.projections import credit, users
 from user.service import SERVICE
 
 
@@ -28,6 +28,12 @@ def create_app(settings: Settings) -> Flask:
 
     def routes(store: Store, readmodel: ReadModel) -> Routes:
         views = Views(users.PROJECTION, readmodel, store)
-        return api.routes(store, views, unique_emails=settings.unique_emails)
+        return api.routes(
+            store,
+            views,
+            Views(credit.PROJECTION, readmodel, store),
+            unique_emails=settings.unique_emails,
+            credit_limit=settings.credit_limit,
+        )
 
     return create_service(SERVICE, settings, routes)

@@ -1,4 +1,4 @@
-"""P12, P13, P14, P17, P32: the whole system, nine processes and three servers on this machine."""
+"""P12, P13, P14, P17, P32: the whole system, all processes and three servers on this machine."""
 
 import json
 import threading
@@ -53,7 +53,7 @@ class WholeSystem:
                 notes=lambda: self._limit,
             ),
             Row(
-                "P17", "CPU a command at capacity, our nine processes", self._cpu, (" µs",),
+                "P17", "CPU a command at capacity, all our processes", self._cpu, (" µs",),
                 notes=lambda: self._said,
             ),
         )  # fmt: skip

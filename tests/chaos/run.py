@@ -132,7 +132,7 @@ class Run:
         return struck_at, ends_at
 
     def _check(self, fault: Fault, windows: Sequence[tuple[float, float]], result: Result) -> None:
-        """Drain, then all nine."""
+        """Drain, then all processes."""
         self.load.rest()
         new = self.log.read()
         entries = self._concerned(new)

@@ -1,4 +1,4 @@
-"""The system under test: real servers, the nine processes, and a proxy on each link between them.
+"""The system under test: real servers, all processes, and a proxy on each link between them.
 
 postgres   services, relays ─▶ PostgreSQL        feed      projectors ─▶ services
 rabbitmq   relays, projectors ─▶ RabbitMQ        gateway   gateway ─▶ services

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.timeout(900)
 CRDS = sorted((ROOT / "tests/chart/crds").glob("*.yaml"))
 QUEUES = {
     "user_projection_queue",
+    "user_credit_queue",
     "order_read_model_queue",
     "order_service_user_sync",
     "order_customers_queue",

@@ -25,8 +25,8 @@ from tests.graph import GRAPH
 pytestmark = pytest.mark.timeout(900)
 
 PROCESSES = [
-    "gateway", "order-customers", "order-projector", "order-relay", "order-service",
-    "order-user-sync", "user-projector", "user-relay", "user-service",
+    "credit-projector", "gateway", "order-customers", "order-projector", "order-relay",
+    "order-service", "order-user-sync", "user-projector", "user-relay", "user-service",
 ]  # fmt: skip
 
 

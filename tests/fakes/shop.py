@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from threading import Event as Stop
 from typing import Any
 
@@ -39,7 +40,7 @@ from tests.fakes.readmodel import FakeReadModel
 from tests.fakes.store import FakeStore
 from user import api as user_api
 from user import service as user_service
-from user.projections import users
+from user.projections import credit, users
 
 TOKEN = "token of the feed"
 
@@ -125,6 +126,7 @@ class FakeShop:
     unique_emails: bool = False
     identity: Callable[[], str] | None = None
     """The token by which both services believe what a gateway says of a caller."""
+    credit_limit: Decimal | None = None
 
     def __post_init__(self) -> None:
         self.epochs = {
@@ -133,9 +135,17 @@ class FakeShop:
         }
         self.waits = waits = Waits(0.03, most=2, clock=self.clock)
         views = Views(users.PROJECTION, self.readmodel, self.user_store)
-        user_routes = user_api.routes(self.user_store, views, unique_emails=self.unique_emails)
+        user_routes = user_api.routes(
+            self.user_store,
+            views,
+            Views(credit.PROJECTION, self.readmodel, self.user_store),
+            unique_emails=self.unique_emails,
+            credit_limit=self.credit_limit,
+        )
         self.users = self._client(user_routes, self.user_store, user_service.SERVICE)
-        customers = Customers(self.readmodel, wait=0.03, margin=0, waits=waits)
+        customers = Customers(
+            self.readmodel, wait=0.03, margin=0, waits=waits, limited=self.credit_limit is not None
+        )
         orders_views = Views(orders.PROJECTION, self.readmodel, self.order_store, waits)
         known = ViewDocuments(VIEW, self.readmodel, waits)
         order_routes = order_api.routes(self.order_store, orders_views, customers, known)
@@ -146,6 +156,7 @@ class FakeShop:
                 (users.PROJECTION, self.user_store),
                 (orders.PROJECTION, self.order_store),
                 (known_users.PROJECTION, self.user_store),
+                (credit.PROJECTION, self.user_store),
             )
         }
 
@@ -166,7 +177,7 @@ class FakeShop:
     def relay(self) -> None:
         """Both relays publish what is there."""
         for store, own in (
-            (self.user_store, (users.PROJECTION, known_users.PROJECTION)),
+            (self.user_store, (users.PROJECTION, known_users.PROJECTION, credit.PROJECTION)),
             (self.order_store, (orders.PROJECTION,)),
         ):
             queues = [Queue(projection.queue, projection.binding) for projection in own]

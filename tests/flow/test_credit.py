@@ -1,19 +1,26 @@
 """The credit of a user: its limit, and what is reserved of it."""
 
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from eventcore.clock import Clock
+from eventcore.command import append_of
 from eventcore.consistency import Waits
 from eventcore.errors import NotYet, ReadModelUnavailable
 from eventcore.model.projection import Document
 from eventcore.model.token import Token
+from eventcore.store.port import Stream
 from order.customers import LIMIT_TTL, Customers
 from order.projections import known_users
 from tests.fakes.shop import FakeShop
+from user.credit import DECIDER, CreditCommand, Release, Reserve
+from user.projections import credit as projection
 from user.projections import users
 
 
@@ -222,3 +229,118 @@ def test_with_mongodb_away_a_remembered_user_keeps_the_answer(shop: FakeShop) ->
         asked.customers.is_limited(bob)
     with pytest.raises(ReadModelUnavailable):
         asked.customers.limited_among([ada, bob])
+
+
+# ── the credit, as it is shown ────────────────────────────────────────────────────────────
+
+
+def credit(shop: FakeShop, user_id: str, token: str = "") -> tuple[str, str]:
+    """A user's credit as JSON text, without the id, and its source."""
+    headers = {"Consistency-Token": token} if token else {}
+    answer = shop.users.get(f"/users/{user_id}/credit", headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["Cache-Control"] == "no-cache"
+    text = answer.text.replace(f'"userId":"{user_id}",', "")
+    return text, answer.headers["Answered-From"]
+
+
+def carry_out(shop: FakeShop, user_id: str, *asked: CreditCommand) -> None:
+    """Carries out commands of a user's credit."""
+    for command in asked:
+        appends = append_of(shop.user_store, DECIDER, UUID(user_id), command)
+        shop.user_store.append_many(appends, {})
+
+
+def test_a_user_without_a_limit_has_unlimited_credit(shop: FakeShop) -> None:
+    user_id = shop.create_user()
+    assert credit(shop, user_id) == ('{"limit":null,"reserved":0,"available":null}', "view")
+
+
+def test_the_setting_is_the_limit_of_those_who_have_none_set() -> None:
+    shop = FakeShop(credit_limit=Decimal("99.50"))
+    user_id = shop.create_user()
+    assert credit(shop, user_id)[0] == '{"limit":99.50,"reserved":0,"available":99.50}'
+    limit(shop, user_id, "null")
+    shop.settle()
+    assert credit(shop, user_id)[0] == '{"limit":null,"reserved":0,"available":null}'
+
+
+def test_the_credit_shows_what_is_reserved_and_what_is_left(shop: FakeShop) -> None:
+    user_id = shop.create_user()
+    limit(shop, user_id, "20")
+    shop.settle()
+    reserve = [Reserve(name, Decimal("9.90"), Decimal(20)) for name in "abc"]
+    carry_out(shop, user_id, *reserve)
+    shown = '{"limit":20,"reserved":19.80,"available":0.20}'
+    assert credit(shop, user_id) == (shown, "live")
+    shop.settle()
+    assert credit(shop, user_id) == (shown, "view")
+    carry_out(shop, user_id, Release("a"), Release("a"), Release("c"), Release("z"))
+    shop.settle()
+    assert credit(shop, user_id) == ('{"limit":20,"reserved":9.90,"available":10.10}', "view")
+    limit(shop, user_id, "5")
+    shop.settle()
+    assert credit(shop, user_id) == ('{"limit":5,"reserved":9.90,"available":0}', "view")
+    assert not shop.readmodel.parked_list
+
+
+def test_a_limit_that_was_set_is_shown_with_its_token_at_once(shop: FakeShop) -> None:
+    user_id = shop.create_user()
+    token = limit(shop, user_id, "20").headers["Consistency-Token"]
+    assert credit(shop, user_id)[0] == '{"limit":null,"reserved":0,"available":null}'
+    assert credit(shop, user_id, token) == ('{"limit":20,"reserved":0,"available":20}', "live")
+    shop.settle()
+    assert credit(shop, user_id, token)[1] == "view"
+
+
+def test_with_mongodb_away_the_credit_is_folded_from_its_streams(shop: FakeShop) -> None:
+    user_id = shop.create_user()
+    limit(shop, user_id, "20")
+    carry_out(shop, user_id, Reserve("a", Decimal("9.90"), None))
+    shop.readmodel.away = True
+    assert credit(shop, user_id) == ('{"limit":20,"reserved":9.90,"available":10.10}', "live")
+
+
+def test_the_credit_of_nobody_is_a_404(shop: FakeShop) -> None:
+    assert shop.users.get(f"/users/{uuid4()}/credit").status_code == 404
+    assert shop.users.get("/users/me/credit").status_code == 404
+
+
+def test_the_tag_of_the_credit_serves_for_a_change_of_the_limit(shop: FakeShop) -> None:
+    user_id = shop.create_user()
+    shown = shop.users.get(f"/users/{user_id}/credit")
+    tag = shown.headers["ETag"]
+    again = shop.users.get(f"/users/{user_id}/credit", headers={"If-None-Match": tag})
+    assert again.status_code == 304
+    assert limit(shop, user_id, "20", If_Match=tag).status_code == 200
+    assert limit(shop, user_id, "30", If_Match=tag).status_code == 412
+    shop.settle()
+    after = shop.users.get(f"/users/{user_id}/credit", headers={"If-None-Match": tag})
+    assert after.status_code == 200
+
+
+amounts = st.decimals(0, 50, places=2)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=40)
+@given(
+    st.lists(
+        st.one_of(
+            st.builds(Reserve, st.sampled_from("abcd"), amounts, amounts | st.none()),
+            st.builds(Release, st.sampled_from("abcd")),
+        ),
+        max_size=12,
+    )
+)
+def test_after_any_commands_the_read_model_has_the_sum_of_the_reservations(
+    asked: list[CreditCommand],
+) -> None:
+    shop = FakeShop()
+    user_id = shop.create_user()
+    carry_out(shop, user_id, *asked)
+    shop.settle()
+    state = DECIDER.fold(
+        DECIDER.initial, shop.user_store.read_stream(Stream("credit", UUID(user_id)))
+    )
+    found = shop.readmodel.collections[projection.PROJECTION.collection].get(user_id, {})
+    assert projection.reserved(found) == state.reserved >= 0

@@ -1,4 +1,4 @@
-"""The nine processes on the real servers, while processes are killed and messages lost."""
+"""All processes on the real servers, while processes are killed and messages lost."""
 
 import json
 import os
@@ -500,7 +500,7 @@ def assert_exactly_once(load: Load, truth: Truth, user_id: str) -> None:
     assert len(load.answered) == len(set(load.answered.values()))
 
 
-@pytest.mark.timeout(300)  # nine processes are started again, one after the other
+@pytest.mark.timeout(300)  # all processes are started again, one after the other
 def test_any_process_may_be_killed_under_load_without_loss_or_double(
     shop: Shop, client: Client, truth: Truth
 ) -> None:

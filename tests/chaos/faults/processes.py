@@ -23,9 +23,9 @@ from tests.chaos.fault import Scene, Skipped, Unmet, until
 from tests.chaos.journal import Entry
 from tests.chaos.system import PROJECTIONS, System
 
-NINE = (
+ALL = (
     "gateway", "user-service", "order-service", "user-relay", "order-relay",
-    "user-projector", "order-projector", "order-user-sync", "order-customers",
+    "user-projector", "credit-projector", "order-projector", "order-user-sync", "order-customers",
 )  # fmt: skip
 
 REPLACED = (
@@ -55,8 +55,8 @@ POINTS = (
 
 @contextmanager
 def killed(scene: Scene) -> Iterator[str]:
-    """SIGKILL one of the nine, each in its turn."""
-    name = scene.turn(*NINE)
+    """SIGKILL one of the processes, each in its turn."""
+    name = scene.turn(*ALL)
     scene.system.shop.kill(name)
     yield f"{name} killed"
     scene.system.shop.launch(name)
