@@ -135,6 +135,16 @@ _PROCESSES: Sequence[Alert] = (
         _STORES,
     ),
     Alert(
+        "ShopDeadlinesLate",
+        "warning",
+        "2m",
+        """max by (namespace, aggregate_type) (eventstore_deadlines_overdue_seconds) > 60""",
+        "Deadlines have passed for more than a minute, and no process takes them.",
+        "The oldest deadline of {{ $labels.aggregate_type }} passed"
+        " {{ $value | humanizeDuration }} ago.",
+        _FLOW,
+    ),
+    Alert(
         "ShopRateLimitsAlone",
         "warning",
         "5m",

@@ -250,6 +250,17 @@ def test_a_deadline_is_taken_once_within_its_hold_and_longest_due_first(
     assert store.take_due(kind, 3, 3600.0) == []
 
 
+def test_how_long_the_oldest_deadline_is_overdue_is_known_by_type(store: Store, kind: str) -> None:
+    late, early = f"{kind}_late", f"{kind}_early"
+    for each, seconds in ((late, -100.0), (late, -50.0), (late, 60.0), (early, 60.0)):
+        store.append_many([Append(Stream(each, uuid4()), 0, [new_event()], Deadline(seconds))], {})
+    found = store.overdue([late, early, kind])
+    assert 100 <= found.pop(late) < 160
+    assert found == {early: 0.0, kind: 0.0}
+    store.take_due(late, 1, 60.0)
+    assert 50 <= store.overdue([late])[late] < 100, "one that is taken is not overdue"
+
+
 def test_a_refused_transaction_leaves_deadlines_alone(store: Store, kind: str) -> None:
     saga, absent, key = Stream(kind, uuid4()), Stream(kind, uuid4()), Idempotency(kind, "hash")
     begin = Append(saga, 0, [new_event()], Deadline(3600.0))

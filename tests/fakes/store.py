@@ -104,6 +104,15 @@ class FakeStore:
             self.deadlines[stream] = (version, self.now + timedelta(seconds=hold))
         return [Due(stream, version) for _, _, stream, version in due]
 
+    def overdue(self, aggregate_types: Sequence[str]) -> dict[str, float]:
+        """See Store; the time is `now`."""
+        self._check()
+        found = dict.fromkeys(aggregate_types, 0.0)
+        for stream, (_, due_at) in self.deadlines.items():
+            if (kind := stream.aggregate_type) in found:
+                found[kind] = max(found[kind], (self.now - due_at).total_seconds())
+        return found
+
     def read_snapshot(self, stream: Stream) -> Snapshot | None:
         """See Store."""
         self._check()

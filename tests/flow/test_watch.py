@@ -14,12 +14,19 @@ from eventcore.errors import Misconfigured, ReadModelUnavailable
 from eventcore.model.event import Data, NewEvent
 from eventcore.observe.background import repeat
 from eventcore.observe.health import Health
-from eventcore.operate.watch import SWEEP_OVERDUE, CheckpointWatch, LagWatch, LogWatch, watch
+from eventcore.operate.watch import (
+    SWEEP_OVERDUE,
+    CheckpointWatch,
+    DeadlineWatch,
+    LagWatch,
+    LogWatch,
+    watch,
+)
 from eventcore.project.view_applier import ViewApplier
 from eventcore.project.view_projector import PartSweep
 from eventcore.readmodel.records import Lease
 from eventcore.store.feed import StoreFeed
-from eventcore.store.port import Progress, Stream
+from eventcore.store.port import Append, Deadline, Progress, Stream
 from order.projections import customers
 from tests.fakes.shop import FakeShop
 from tests.fakes.store import FakeStore
@@ -359,3 +366,19 @@ def test_counting_a_long_parked_list_takes_a_small_part_of_the_time(
         time.wait(2)
     assert len(counts) <= 6
     assert value("projection_parked_streams", projection="users") == 20_000
+
+
+def test_a_deadline_that_nobody_takes_shows_how_late_it_is() -> None:
+    store, name = FakeStore(), "eventstore_deadlines_overdue_seconds"
+    event = NewEvent(uuid4(), "STEP_REQUESTED", 1, {})
+    append = Append(Stream("parcel_saga", uuid4()), 0, [event], Deadline(60.0))
+    store.append_many([append], {})
+    watch = DeadlineWatch(store, ["parcel", "parcel_saga"])
+    for passed, late in ((0, 0.0), (60, 0.0), (30, 30.0)):
+        store.now += timedelta(seconds=passed)
+        watch.update()
+        assert REGISTRY.get_sample_value(name, {"aggregate_type": "parcel_saga"}) == late
+        assert REGISTRY.get_sample_value(name, {"aggregate_type": "parcel"}) == 0.0
+    store.take_due("parcel_saga", 10, 60.0)
+    watch.update()
+    assert REGISTRY.get_sample_value(name, {"aggregate_type": "parcel_saga"}) == 0.0

@@ -109,6 +109,19 @@ CASES = (
         labels={"job": "shop", "instance": "a:1", "server": "PostgreSQL"},
     ),
     Case(
+        "ShopDeadlinesLate",
+        {
+            'eventstore_deadlines_overdue_seconds{instance="a:1", aggregate_type="order_saga"}': (
+                "0x4 90x5 0x60"
+            ),
+            'eventstore_deadlines_overdue_seconds{instance="a:1", aggregate_type="order"}': "0x70",
+        },
+        fires=7,
+        quiet=(6, 12),
+        description="The oldest deadline of order_saga passed 1m 30s ago.",
+        labels={"aggregate_type": "order_saga"},
+    ),
+    Case(
         "ShopRateLimitsAlone",
         {
             'rate_limit_alone{job="shop", instance="a:1"}': "0x4 1x9 0x10 1x2 0x30",
@@ -521,6 +534,7 @@ _OURS = {
     'eventstore_append_duration_seconds_count{aggregate_type="user"}': "0+10x600",
     'eventstore_conflicts_total{aggregate_type="user"}': "0+1x600",
     'eventstore_unsettled_seconds{store="user"}': "0x600",
+    'eventstore_deadlines_overdue_seconds{aggregate_type="order_saga"}': "0x60 30x2 0x538",
     'relay_events_confirmed_total{store="user"}': "0+10x600",
     'relay_events_returned_total{store="user"}': "0x60 3x600",
     'relay_lag_seconds{store="user"}': "0x600",

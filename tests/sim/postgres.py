@@ -176,6 +176,7 @@ class FakePostgres:
             ("select aggregate_id, version from take_due", "take due", self._take_due),
             ("select aggregate_id, version, event_id", "read snapshot", self._read_snapshot),
             ("select write_snapshot", "write snapshot", self._write_snapshot),
+            ("select t.type, coalesce", "overdue", self._overdue),
             ("select head, event_id::text, holders", "settle", self._settle),
             ("select s.head", "progress", self._progress),
             ("select l.same, l.settled", "read changes", self._read_changes),
@@ -468,6 +469,13 @@ class FakePostgres:
     def _between(self, after: int, until: int) -> list[int]:
         begin, end = bisect_right(self.positions, after), bisect_right(self.positions, until)
         return self.positions[begin:end]
+
+    def _overdue(self, _: Session, values: tuple[Any, ...]) -> Rows:
+        now = self._world.now
+        due = dict.fromkeys(values[0], now)
+        for stream, (_version, at) in self.deadlines.items():
+            due[stream[0]] = min(due.get(stream[0], now), at)
+        return [(kind, now - due[kind]) for kind in values[0]]
 
     def _read_snapshot(self, _: Session, values: tuple[Any, ...]) -> Rows:
         kind, each = values

@@ -44,6 +44,7 @@ from tests.contract.test_store import (  # noqa: F401
     test_an_append_to_another_version_is_a_conflict_and_writes_nothing,
     test_events_come_back_as_they_were_appended,
     test_heads_name_each_stream_that_changed_with_its_last_version_there,
+    test_how_long_the_oldest_deadline_is_overdue_is_known_by_type,
     test_one_key_stands_for_all_streams_of_a_transaction,
     test_progress_says_how_far_the_log_goes_and_how_far_of_it_is_relayed,
     test_several_events_get_consecutive_versions_and_positions,

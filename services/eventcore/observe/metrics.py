@@ -61,6 +61,12 @@ UNSETTLED = _store_gauge(
     "eventstore_unsettled_seconds", "How long a writer holds the settled position back"
 )
 
+OVERDUE = Gauge(
+    "eventstore_deadlines_overdue_seconds",
+    "Time since the oldest deadline passed that no process has taken; 0: none is due",
+    ["aggregate_type"],
+)
+
 PUBLISHED = Counter("relay_events_confirmed", "Events confirmed by the broker", ["store"])
 
 RETURNED = Counter("relay_events_returned", "Events that the broker could not route", ["store"])

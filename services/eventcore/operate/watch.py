@@ -4,7 +4,7 @@ A service has its log and its read models. Of a projection, or a part of a view,
 service's events it sees the checkpoint alone.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from threading import Event as Stop
@@ -69,6 +69,19 @@ class LogWatch:
         metrics.RELAY_HALTED.labels(self.name).set(1 if progress.relay_halted else 0)
         metrics.RELAY_LAG.labels(self.name).set(waiting if oldest else 0)
         metrics.RELAY_LAG_SECONDS.labels(self.name).set(age)
+
+
+@dataclass(frozen=True)
+class DeadlineWatch:
+    """The deadlines of a store that nobody fires, by aggregate type."""
+
+    store: Store
+    aggregate_types: Sequence[str]
+
+    def update(self) -> None:
+        """Sets the metric. Raises StoreUnavailable."""
+        for kind, seconds in self.store.overdue(self.aggregate_types).items():
+            metrics.OVERDUE.labels(kind).set(seconds)
 
 
 @dataclass
@@ -218,13 +231,14 @@ def watch_service(
     name: str, store: Store, readmodel: ReadModel, feeds: Mapping[str, Feed],
     projections: Iterable[AnyProjection], note_epoch: Callable[[str], object],
 ) -> list[Callable[[], object]]:  # fmt: skip
-    """The functions that measure a service's log, relay, read models, and the lag of its events.
+    """The functions that measure a service's log, relay, deadlines, read models, and their lag.
 
     `feeds` has a feed for each aggregate type in the store. `note_epoch` gets the epoch of the log
     each time.
     """
     log_watch = LogWatch(name, store, note_epoch=note_epoch)
-    updates: list[Callable[[], object]] = [log_watch.update]
+    deadline_watch = DeadlineWatch(store, [*feeds])
+    updates: list[Callable[[], object]] = [log_watch.update, deadline_watch.update]
     for projection in projections:
         updates.append(CheckpointWatch(projection, readmodel).update)
         for each in feeds.keys() & set(projection.stores):

@@ -168,6 +168,9 @@ class Store(Protocol):
         or removes its deadline before. No other caller gets it within that time.
         """
 
+    def overdue(self, aggregate_types: Sequence[str]) -> dict[str, float]:
+        """Seconds since the oldest deadline of each type passed; 0: none is due."""
+
     def recorded_answer(self, idempotency: Idempotency) -> Answer | None:
         """The answer under a key, if there is one; raises KeyReused for another request's."""
 

@@ -37,6 +37,7 @@ from eventcore.store.rows import (
     APPEND_MANY,
     CHANGES,
     CORRELATED,
+    OVERDUE,
     POSITION,
     PROGRESS,
     READ_SNAPSHOT,
@@ -119,6 +120,10 @@ class Postgres:
     def take_due(self, aggregate_type: str, limit: int, hold: float) -> list[Due]:
         rows = self._write(TAKE_DUE, (aggregate_type, limit, hold))
         return [Due(Stream(aggregate_type, stream), version) for stream, version in rows]
+
+    def overdue(self, aggregate_types: Sequence[str]) -> dict[str, float]:
+        rows = self._rows(OVERDUE, (list(aggregate_types),))
+        return {kind: max(0.0, seconds) for kind, seconds in rows}
 
     def _append_one(self, values: Values) -> Appended:
         replayed, recorded, version, position = self._write(APPEND, values)[0]

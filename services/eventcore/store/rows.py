@@ -70,6 +70,12 @@ APPEND_MANY = (
     " %s::float8[])"
 )
 
+OVERDUE = (
+    "select t.type, coalesce(extract(epoch from clock_timestamp() - (select min(d.due_at)"
+    " from deadlines d where d.aggregate_type = t.type)), 0)::float8"
+    " from unnest(%s::text[]) t (type)"
+)
+
 _SNAPSHOT = (
     "select aggregate_id, version, event_id::text, digest, checksum, state from snapshots"
     " where aggregate_type = %s"
