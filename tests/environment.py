@@ -43,7 +43,7 @@ def variables() -> set[str]:
     }
     identity = {"IDENTITY_TOKEN", *(f"IDENTITY_{name.upper()}_TOKEN" for name in SERVICES)}
     named = {name for kind in KINDS for name in _variables(kind)}
-    return (named | limits | feeds | identity) - {"PROCESS", "IDENTITY"}
+    return (named | limits | feeds | identity) - {"PROCESS", "IDENTITY", "MONGODB"}
 
 
 def _variables(kind: type[Settings]) -> Iterator[str]:

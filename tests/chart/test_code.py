@@ -10,6 +10,7 @@ import yaml
 
 from eventcore.model.service import STORE_LOGINS, Service
 from eventcore.model.view import AnyProjection, View
+from eventcore.operate.provision import COUNTERS
 from eventcore.settings import (
     ProjectionSettings,
     ProjectorSettings,
@@ -165,6 +166,7 @@ def test_every_setting_is_told_by_the_chart_or_has_a_default() -> None:
     away["tracing"] = {"endpoint": "http://collector:4318"}
     away["tls"] = {"enabled": True}
     away["auth"] = IDENTITY
+    away["rateLimits"] = {"read": "6000/minute"}
     told = {
         name
         for pod in render(given=away).processes().values()
@@ -386,3 +388,24 @@ def test_a_process_that_is_switched_off_leaves_no_login_behind(name: str) -> Non
         if name in json.dumps(each)
     ]
     assert named == []
+
+
+def test_rate_limits_are_one_value_and_a_login_that_sees_nothing_else() -> None:
+    given = {
+        "rateLimits": {"write": "600/minute", "trustedProxies": ["10.0.0.0/8"]},
+        "processes": {"gateway": {"replicas": 3}},
+    }
+    chart = render(given=given)
+    env = environment(chart.pod("gateway").spec["containers"][0])
+    assert env["RATE_LIMIT_WRITE"] == "600/minute"
+    assert env["RATE_LIMIT_READ"] == ""
+    assert env["RATE_LIMIT_REPLICAS"] == "3"
+    assert env["TRUSTED_PROXIES"] == "10.0.0.0/8"
+    assert json.loads(env["RATE_LIMIT_COSTS"]) == {"/orders/batch": 10}
+    assert (env["MONGODB_USER"], env["MONGODB_DATABASE"]) == ("gateway", COUNTERS)
+    setup = [each for pod in chart.pods if pod.component == "setup" for each in pod.containers]
+    assert sum("--counters=gateway" in each.get("args", ()) for each in setup) == 1
+
+
+def test_without_rate_limits_no_login_is_made_for_them() -> None:
+    assert "--counters" not in render().text

@@ -35,6 +35,7 @@ OPEN = [
     r".*\.auth\.(secretKeys|users|passwords)",  # by login
     r"postgres\.parameters",
     r"restore\.stores",  # by store
+    r"rateLimits\.costs",  # by path
     r"podMonitor\.labels|alerts\.(labels|extraLabels)",
 ]
 """Maps of values that take any key."""
@@ -86,6 +87,8 @@ CHANGED: list[tuple[str, Any]] = [
     (r"auth\.generate", "never"),
     (r".*ttlSecondsAfterFinished", 60),
     (r"ingress\.paths", ["/changed"]),
+    (r"rateLimits\.(read|write)", "9/minute"),
+    (r"rateLimits\.trustedProxies", ["10.0.0.0/8"]),
     (r"ingress\.hosts", ["changed.example"]),
     (r"ingress\.tls\.secrets", {"shop.example": "changed"}),
     (r"networkPolicy\.dnsPorts", [5353]),
@@ -193,6 +196,7 @@ WITHIN: list[tuple[str, Object]] = [
     (r"traffic\.(?!enabled).*", TRAFFIC),
     (r"restore\.maxAge", over(UPLOADED, RESTORED)),
     (r"restore\..*", RESTORED),
+    (r"rateLimits\.(costs.*|trustedProxies)", {"rateLimits": {"read": "600/minute"}}),
     (r"httpRoute\.enabled", {"httpRoute": {"parentRefs": [{"name": "public"}]}}),
     (r"httpRoute\..*", {"httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]}}),
 ]  # fmt: skip

@@ -41,6 +41,16 @@ server's own chart asks for it as shop.bundled.name.
 {{- .Values.identity.auth.existingSecret | default (printf "%s-identity" (include "shop.fullname" .)) -}}
 {{- end -}}
 
+{{/* The variables of the gateway's rate limits: (list $ PROCESS) */}}
+{{- define "shop.rateLimitEnv" -}}
+{{- $limits := (index . 0).Values.rateLimits -}}{{- $process := index . 1 -}}
+- {name: RATE_LIMIT_READ, value: {{ $limits.read | quote }}}
+- {name: RATE_LIMIT_WRITE, value: {{ $limits.write | quote }}}
+- {name: RATE_LIMIT_COSTS, value: {{ toJson $limits.costs | quote }}}
+- {name: RATE_LIMIT_REPLICAS, value: {{ ternary $process.autoscaling.maxReplicas $process.replicas $process.autoscaling.enabled | int | quote }}}
+- {name: TRUSTED_PROXIES, value: {{ join " " $limits.trustedProxies | quote }}}
+{{- end -}}
+
 {{/*
 The services whose identity token a process has: the gateway those of all that it calls, a service its own. Nothing
 for other processes, and where callers are not asked for an identity: (list $ PROCESS NEEDS)
@@ -320,7 +330,7 @@ NAME-service, NAME-relay and its projectors; the gateway calls all services.
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- $_ := set $all "gateway" (dict "calls" $served) -}}
+{{- $_ := set $all "gateway" (dict "calls" $served "limited" (or .Values.rateLimits.read .Values.rateLimits.write | empty | not)) -}}
 {{- $all = fromYaml (include "shop.overlay" (list $all .Values.processes)) -}}
 {{- range $name, $process := $all -}}
 {{- if not (and $process.service $process.run) }}{{ fail (printf "processes.%s is a process of no service in `services`: say its service and what it runs, in processes.%s.service and processes.%s.run." $name $name $name) }}{{ end -}}
@@ -400,6 +410,7 @@ Its environment, its mounted passwords and its NetworkPolicy all come from here.
 {{- $name := index . 0 -}}{{- $process := index . 1 -}}{{- $needs := dict -}}
 {{- if $process.calls -}}
 {{- $needs = dict "calls" $process.calls -}}
+{{- if $process.limited }}{{ $_ := set $needs "mongodb" $name }}{{ end -}}
 {{- else if eq $process.run "serve" -}}
 {{- $needs = dict "postgres" (printf "%s_service" $process.service) "mongodb" (printf "%s-service" $process.service) "feed" $process.service -}}
 {{- else if eq $process.run "relay" -}}
