@@ -310,7 +310,7 @@ def test_a_value_of_a_wrong_type_is_refused_with_its_name(program: str) -> None:
     for path, value in leaves(documented()):
         wrong: Any = "wrong" if isinstance(value, dict | list) else {"wrong": "type"}
         given = over(given, at(path, wrong))
-        wanted.add("/" + "/".join(path))
+        wanted.add("".join("/" + key.replace("/", "~1") for key in path))  # RFC 6901
     done, said = template(program=program, given=given)
     assert not done
     refused = set(re.findall(r"at '([^']*)': (?:got|value must be|'.*' does not match)", said))
