@@ -4,14 +4,17 @@ To make another saga, copy this file: the steps, then what its outcome does to a
 own service. The other services have a reactor each, which carries out the steps that are theirs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from uuid import UUID
 
-from eventcore.model.saga import Outcome, Saga, SagaState, Start, Step
-from eventcore.store.port import Deadline
+from eventcore.model.event import Event
+from eventcore.model.saga import Outcome, Reply, Saga, SagaCommand, SagaState, Start, Step, TimeOut
+from eventcore.reactor import Commands, Reactor
+from eventcore.store.port import Append, Deadline, Due
 from order.events import ORDER_SAGA
-from order.order import PlaceOrder, Status
-from user.events import CreditRefused, CreditReleased, CreditReserved
+from order.order import DECIDER as ORDER
+from order.order import EndPending, PlaceOrder, Status
+from user.events import CREDIT, CreditRefused, CreditReleased, CreditReserved
 
 SAGA = Saga(
     catalogue=ORDER_SAGA,
@@ -46,3 +49,37 @@ def start(order_id: UUID, placed: PlaceOrder) -> Start:
 def deadline(saga: SagaState | None) -> Deadline:
     """The deadline of a saga in this state."""
     return Deadline(SAGA.deadline(saga))
+
+
+def _answer(commands: Commands, event: Event) -> None:
+    _move(commands, UUID(event.data["orderId"]), Reply(CREDIT.to_domain_event(event)))
+
+
+def _time_out(commands: Commands, due: Due) -> None:
+    _move(commands, due.stream.aggregate_id, TimeOut(due.version))
+
+
+def _move(commands: Commands, order_id: UUID, command: SagaCommand) -> None:
+    """Carries out a command of the saga; when the outcome is decided, the order has it as well."""
+
+    def end_order(before: SagaState | None, after: SagaState | None) -> Sequence[Append]:
+        if not after or not after.outcome or (before and before.outcome):
+            return []
+        late = "The credit could not be checked in time."
+        reason = late if after.outcome == "failed" else after.reason
+        command = EndPending(ENDS[after.outcome], reason)
+        return commands.append_of(ORDER, order_id, command)
+
+    commands.handle(DECIDER, order_id, command, also=end_order, deadline=deadline)
+
+
+REACTOR = Reactor(
+    name="order-saga",
+    catalogue=CREDIT,
+    queue="order_saga_queue",
+    collection="order_saga",
+    log_message="Saga answered",
+    on={"CREDIT_RESERVED": _answer, "CREDIT_REFUSED": _answer, "CREDIT_RELEASED": _answer},
+    deadlines=_time_out,
+    deadline_type=ORDER_SAGA.aggregate_type,
+)

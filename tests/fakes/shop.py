@@ -31,6 +31,7 @@ from eventcore.web.app import create_app
 from eventcore.web.internal import feed_routes
 from eventcore.web.routes import Routes
 from order import api as order_api
+from order import credit_saga
 from order import service as order_service
 from order.customers import Customers
 from order.projections import known_users, orders
@@ -150,7 +151,7 @@ class FakeShop:
         known = ViewDocuments(VIEW, self.readmodel, waits)
         order_routes = order_api.routes(self.order_store, orders_views, customers, known)
         self.orders = self._client(order_routes, self.order_store, order_service.SERVICE)
-        self.projectors = {
+        self.projectors: dict[str, Projector] = {
             projection.name: projector(projection, self.readmodel, store, self.broker)
             for projection, store in (
                 (users.PROJECTION, self.user_store),
@@ -160,6 +161,9 @@ class FakeShop:
             )
         }
 
+        self.projectors[credit_saga.REACTOR.name] = reactor_projector(
+            credit_saga.REACTOR, self.readmodel, self.user_store, self.order_store, self.broker
+        )
         feeds = {
             store: StoreFeed(log, store)
             for store, log in (("user", self.user_store), ("order", self.order_store))
@@ -176,11 +180,10 @@ class FakeShop:
 
     def relay(self) -> None:
         """Both relays publish what is there."""
-        for store, own in (
-            (self.user_store, (users.PROJECTION, known_users.PROJECTION, credit.PROJECTION)),
-            (self.order_store, (orders.PROJECTION,)),
-        ):
-            queues = [Queue(projection.queue, projection.binding) for projection in own]
+        projections = [each.applier.projection for each in self.projectors.values()]
+        for owner, store in (("user", self.user_store), ("order", self.order_store)):
+            own = [each for each in projections if each.owners == (owner,)]
+            queues = [Queue(each.queue, each.binding) for each in own]
             forwarder = Forwarder("fake", store, self.broker.publisher(queues, 500))
             while forwarder.turn():
                 continue
@@ -198,9 +201,11 @@ class FakeShop:
                 self.projectors[name].sweep()
 
     def settle(self) -> None:
-        """Relay and consume everything."""
-        self.relay()
-        self.consume()
+        """Relay and consume everything, also what reactors append meanwhile."""
+        before = None
+        while before != (before := (self.user_store.head, self.order_store.head)):
+            self.relay()
+            self.consume()
         while self.view.sweep():
             continue
 

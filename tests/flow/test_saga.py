@@ -1,0 +1,298 @@
+"""The life of an order whose user has a credit limit, through both reactors."""
+
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from eventcore.errors import CannotApply
+from eventcore.model.event import Event
+from eventcore.reactor import Commands, Reactor
+from eventcore.store.port import Stream
+from order import credit_saga
+from order.events import ORDER_SAGA
+from tests.fakes.shop import FakeShop, reactor_projector
+from tests.fakes.store import FakeStore
+from user import credit
+
+REPLIES = credit_saga.REACTOR.name
+
+STEP = credit_saga.SAGA.steps[0]
+
+
+def _reserve(commands: Commands, event: Event) -> None:
+    order = event.data["arguments"]
+    if Decimal(order["amount"]) == 666:
+        raise CannotApply("this order is poisoned")
+    command = credit.Reserve(order["orderId"], Decimal(order["amount"]), Decimal(10))
+    commands.handle(credit.DECIDER, UUID(order["userId"]), command)
+
+
+def _release(commands: Commands, event: Event) -> None:
+    order = event.data["arguments"]
+    commands.handle(credit.DECIDER, UUID(order["userId"]), credit.Release(order["orderId"]))
+
+
+CREDIT = Reactor(
+    name="user-credit",
+    catalogue=ORDER_SAGA,
+    queue="user_credit_saga_queue",
+    on={"STEP_REQUESTED": _reserve, "COMPENSATION_REQUESTED": _release},
+)
+
+
+class Shop(FakeShop):
+    """The shop, with the reactor of credit."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.projectors[CREDIT.name] = reactor_projector(
+            CREDIT, self.readmodel, self.order_store, self.user_store, self.broker
+        )
+
+    def create_limited(self, limit: object = 10) -> str:
+        """A user who has a credit limit."""
+        user_id = self.create_user()
+        changed = self.users.put(f"/users/{user_id}/credit-limit", json={"limit": limit})
+        assert changed.status_code == 200, changed.text
+        self.settle()
+        return user_id
+
+    def status(self, order_id: str) -> Any:
+        """What a query shows as the status of an order, once all has come to rest."""
+        self.settle()
+        return self.orders.get(f"/queries/orders/{order_id}").get_json()["status"]
+
+    def cancel(self, order_id: str) -> tuple[int, str]:
+        """The status codes of a cancellation: of HTTP, and of the order."""
+        answer = self.orders.post(f"/orders/{order_id}/cancel", json={"reason": "rain"})
+        return answer.status_code, answer.get_json()["status"]
+
+    def reserved(self, user_id: str) -> Decimal:
+        """The reserved credit of a user."""
+        events = self.user_store.read_stream(Stream("credit", UUID(user_id)))
+        return credit.DECIDER.fold(credit.Credit(), events).reserved
+
+    def late(self) -> None:
+        """Time passes until whatever is awaited is late; the deadlines are fired."""
+        for store in (self.user_store, self.order_store):
+            store.now += timedelta(hours=1)
+        self.sweep([REPLIES])
+
+
+def story(store: FakeStore, order_id: str) -> list[str]:
+    """The types of the events of an order and its saga."""
+    return [event.event_type for event in store.log if str(event.aggregate_id) == order_id]
+
+
+@pytest.fixture
+def shop() -> Shop:
+    return Shop()
+
+
+PLACED = ["ORDER_PLACED", "SAGA_STARTED", "STEP_REQUESTED"]
+
+
+def test_an_order_within_the_credit_is_confirmed(shop: Shop) -> None:
+    user = shop.create_limited()
+    order = shop.place_order(user, 10)
+    assert shop.orders.get(f"/queries/orders/{order}").get_json()["status"] == "pending"
+    assert story(shop.order_store, order) == PLACED
+    assert shop.status(order) == "confirmed"
+    ends = ["STEP_DONE", "SAGA_ENDED", "ORDER_CONFIRMED"]
+    assert story(shop.order_store, order) == [*PLACED, *ends]
+    assert shop.reserved(user) == 10
+    assert not shop.order_store.deadlines
+    listed = shop.orders.get("/queries/orders?status=confirmed").get_json()["orders"]
+    assert [each["orderId"] for each in listed] == [order]
+
+
+def test_an_order_without_a_limit_is_one_event_and_confirmed_at_once(shop: Shop) -> None:
+    order = shop.place_order(shop.create_user(), 1000)
+    [event] = [each for each in shop.order_store.log if str(each.aggregate_id) == order]
+    assert (event.event_type, set(event.data)) == ("ORDER_PLACED", {"userId", "item", "price"})
+    assert shop.orders.get(f"/queries/orders/{order}").get_json()["status"] == "confirmed"
+    assert shop.status(order) == "confirmed"
+    assert shop.cancel(order) == (200, "cancelled")
+    assert story(shop.order_store, order) == ["ORDER_PLACED", "ORDER_CANCELLED"]
+
+
+def test_an_order_above_the_credit_is_rejected_with_the_reason(shop: Shop) -> None:
+    user = shop.create_limited()
+    order = shop.place_order(user, 10.01)
+    assert shop.status(order) == "rejected"
+    shown = shop.orders.get(f"/queries/orders/{order}").get_json()
+    assert "10.01" in shown["reason"]
+    assert shop.reserved(user) == 0
+    assert shop.cancel(order) == (200, "rejected")
+    customer = shop.orders.get(f"/queries/customers/{user}").get_json()
+    assert (customer["orders"], customer["rejected"], customer["total"]) == (1, 1, 0)
+
+
+def test_of_two_orders_for_the_last_credit_one_is_confirmed(shop: Shop) -> None:
+    user = shop.create_limited()
+    orders = [shop.place_order(user, 6) for _ in range(2)]
+    assert sorted(map(shop.status, orders)) == ["confirmed", "rejected"]
+    assert shop.reserved(user) == 6
+
+
+def test_a_batch_starts_a_saga_for_each_order_of_a_limited_user(shop: Shop) -> None:
+    limited, free = shop.create_limited(), shop.create_user("Bob")
+    body = [{"userId": user, "item": "Pen", "price": 6} for user in (limited, free, limited)]
+    placed = shop.post(shop.orders, "/orders/batch", {"orders": body})["orderIds"]
+    assert story(shop.order_store, placed[1]) == ["ORDER_PLACED"]
+    assert len(shop.order_store.deadlines) == 2
+    statuses = [shop.status(each) for each in placed]
+    assert (statuses[1], sorted(statuses)) == ("confirmed", ["confirmed", "confirmed", "rejected"])
+
+
+def test_a_pending_order_is_cancelled_when_its_answer_is_there(shop: Shop) -> None:
+    user = shop.create_limited()
+    order = shop.place_order(user, 10)
+    assert shop.cancel(order) == (202, "pending")
+    assert shop.cancel(order) == (202, "pending")
+    assert story(shop.order_store, order) == [*PLACED, "CANCEL_REQUESTED"]
+    assert shop.status(order) == "cancelled"
+    assert shop.reserved(user) == 0
+    assert shop.cancel(order) == (200, "cancelled")
+    assert story(shop.order_store, order)[4:] == [
+        "STEP_DONE", "COMPENSATION_REQUESTED", "ORDER_CANCELLED", "STEP_COMPENSATED", "SAGA_ENDED",
+    ]  # fmt: skip
+
+
+def test_a_pending_order_that_is_cancelled_and_refused_is_rejected(shop: Shop) -> None:
+    order = shop.place_order(shop.create_limited(), 11)
+    assert shop.cancel(order) == (202, "pending")
+    assert shop.status(order) == "rejected"
+
+
+def test_a_confirmed_order_is_cancelled_at_once_and_its_credit_released(shop: Shop) -> None:
+    user = shop.create_limited()
+    order = shop.place_order(user, 10)
+    assert shop.status(order) == "confirmed"
+    key = {"Idempotency-Key": "k"}
+    first, again = (shop.orders.post(f"/orders/{order}/cancel", headers=key) for _ in range(2))
+    assert (first.status_code, first.get_json()["status"]) == (200, "cancelled")
+    assert again.get_data() == first.get_data()
+    assert story(shop.order_store, order)[6:] == [
+        "ORDER_CANCELLED", "CANCEL_REQUESTED", "COMPENSATION_REQUESTED",
+    ]  # fmt: skip
+    assert len(shop.order_store.deadlines) == 1
+    shop.settle()
+    assert shop.reserved(user) == 0
+    assert story(shop.order_store, order)[9:] == ["STEP_COMPENSATED", "SAGA_ENDED"]
+    assert not shop.order_store.deadlines
+
+
+def test_a_cancellation_obeys_if_match_of_the_order(shop: Shop) -> None:
+    order = shop.place_order(shop.create_limited(), 1)
+    stale = {"If-Match": '"7"'}
+    assert shop.orders.post(f"/orders/{order}/cancel", headers=stale).status_code == 412
+    good = {"If-Match": '"1"'}
+    assert shop.orders.post(f"/orders/{order}/cancel", headers=good).status_code == 202
+
+
+def test_a_cancellation_that_races_with_the_answer_is_decided_again(shop: Shop) -> None:
+    user = shop.create_limited()
+    order = shop.place_order(user, 10)
+    append_many = shop.order_store.append_many
+
+    def race(*given: Any) -> Any:
+        shop.order_store.append_many = append_many  # type: ignore[method-assign]
+        shop.settle()
+        return append_many(*given)
+
+    shop.order_store.append_many = race  # type: ignore[assignment,method-assign]
+    assert shop.cancel(order) == (200, "cancelled")
+    assert shop.status(order) == "cancelled"
+    assert shop.reserved(user) == 0
+
+
+def test_an_order_whose_credit_is_not_answered_is_rejected_and_released_later(shop: Shop) -> None:
+    user = shop.create_limited()
+    order = shop.place_order(user, 10)
+    for _ in range(STEP.attempts):
+        shop.late()
+    assert story(shop.order_store, order)[-2:] == ["COMPENSATION_REQUESTED", "ORDER_REJECTED"]
+    assert shop.status(order) == "rejected"  # the user service is back: reserves and releases
+    shown = shop.orders.get(f"/queries/orders/{order}").get_json()
+    assert shown["reason"] == "The credit could not be checked in time."
+    assert shop.reserved(user) == 0
+    assert story(shop.order_store, order)[-1] == "SAGA_ENDED"
+    assert story(shop.order_store, order).count("STEP_REQUESTED") == STEP.attempts
+
+
+def test_a_late_answer_after_a_repeated_request_confirms_once(shop: Shop) -> None:
+    user = shop.create_limited()
+    order = shop.place_order(user, 10)
+    shop.late()
+    assert shop.status(order) == "confirmed"
+    assert shop.reserved(user) == 10
+    kinds = story(shop.order_store, order)
+    assert (kinds.count("STEP_REQUESTED"), kinds.count("ORDER_CONFIRMED")) == (2, 1)
+
+
+def test_a_stuck_saga_moves_on_when_the_answer_comes(shop: Shop) -> None:
+    user = shop.create_limited()
+    order = shop.place_order(user, 10)
+    assert shop.status(order) == "confirmed"
+    shop.cancel(order)
+    for _ in range(STEP.attempts):
+        shop.late()
+    assert story(shop.order_store, order)[-1] == "DEADLINE_PASSED"
+    assert not shop.order_store.deadlines
+    shop.settle()
+    assert story(shop.order_store, order)[-2:] == ["STEP_COMPENSATED", "SAGA_ENDED"]
+    assert shop.reserved(user) == 0
+
+
+def test_a_saga_goes_on_by_the_sweeps_when_its_queues_are_lost(shop: Shop) -> None:
+    user = shop.create_limited()
+    orders = [shop.place_order(user, 5) for _ in range(3)]
+    for _ in range(4):
+        shop.relay()
+        shop.broker.queues.clear()
+        shop.sweep()
+    assert sorted(map(shop.status, orders)) == ["confirmed", "confirmed", "rejected"]
+    assert shop.reserved(user) == 10
+
+
+def test_each_message_twice_and_each_sweep_twice_change_nothing(shop: Shop) -> None:
+    user = shop.create_limited()
+    orders = [shop.place_order(user, 5) for _ in range(3)]
+    shop.settle()
+    before = [shop.user_store.head, shop.order_store.head]
+    for store in (shop.user_store, shop.order_store):
+        store.checkpoints.clear()
+        store.answers.clear()  # the keys have expired
+    for name in (REPLIES, CREDIT.name):
+        for document in shop.readmodel.collections[name.replace("-", "_")].values():
+            document["version"], document["eventId"] = 0, ""
+    shop.settle()
+    shop.sweep()
+    assert [shop.user_store.head, shop.order_store.head] == before
+    assert sorted(map(shop.status, orders)) == ["confirmed", "confirmed", "rejected"]
+
+
+def test_a_poisoned_saga_parks_alone(shop: Shop) -> None:
+    user = shop.create_limited()
+    orders = [shop.place_order(user, price) for price in (4, 666, 4)]
+    assert [shop.status(each) for each in orders] == ["confirmed", "pending", "confirmed"]
+    assert set(shop.readmodel.parked("user-credit")) == {orders[1]}
+    assert not shop.readmodel.parked(REPLIES)
+
+
+@pytest.mark.parametrize("moment", range(12))
+def test_a_cancellation_at_any_moment_leaves_no_credit_reserved(shop: Shop, moment: int) -> None:
+    user = shop.create_limited()
+    order = shop.place_order(user, 10)
+    acts = (shop.relay, lambda: shop.consume([CREDIT.name]), lambda: shop.consume([REPLIES]))
+    for number in range(moment):
+        acts[number % 3]()
+    shop.cancel(order)
+    assert shop.status(order) == "cancelled"
+    assert shop.reserved(user) == 0
+    assert story(shop.order_store, order)[-1] == "SAGA_ENDED"
+    assert story(shop.order_store, order).count("ORDER_CANCELLED") == 1
