@@ -129,7 +129,7 @@ def test_a_saga_that_is_done_can_be_cancelled_and_any_other_cannot() -> None:
     saga = after(*DONE, *new)
     assert saga
     assert (saga.outcome, saga.reason) == ("cancelled", "rain")
-    back = [StepCompensated("flight"), undo(HOTEL)]
+    back: list[SagaEvent] = [StepCompensated("flight"), undo(HOTEL)]
     assert decided(Reply(HOTEL.compensated()), *DONE, *new, *back) == [
         StepCompensated("hotel"), SagaEnded("cancelled", "rain"),
     ]  # fmt: skip
