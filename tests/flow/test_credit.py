@@ -269,13 +269,13 @@ def test_the_credit_shows_what_is_reserved_and_what_is_left(shop: FakeShop) -> N
     user_id = shop.create_user()
     limit(shop, user_id, "20")
     shop.settle()
-    reserve = [Reserve(name, Decimal("9.90"), Decimal(20)) for name in "abc"]
-    carry_out(shop, user_id, *reserve)
+    a, b, c, z = (str(UUID(int=number)) for number in range(4))
+    carry_out(shop, user_id, *[Reserve(id, Decimal("9.90"), Decimal(20)) for id in (a, b, c)])
     shown = '{"limit":20,"reserved":19.80,"available":0.20}'
     assert credit(shop, user_id) == (shown, "live")
     shop.settle()
     assert credit(shop, user_id) == (shown, "view")
-    carry_out(shop, user_id, Release("a"), Release("a"), Release("c"), Release("z"))
+    carry_out(shop, user_id, Release(a), Release(a), Release(c), Release(z))
     shop.settle()
     assert credit(shop, user_id) == ('{"limit":20,"reserved":9.90,"available":10.10}', "view")
     limit(shop, user_id, "5")

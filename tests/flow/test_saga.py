@@ -3,7 +3,7 @@
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -16,6 +16,7 @@ from order.events import ORDER_SAGA
 from tests.fakes.shop import FakeShop, reactor_projector
 from tests.fakes.store import FakeStore
 from user import credit
+from user.events import CreditReserved
 
 REPLIES = credit_saga.REACTOR.name
 
@@ -274,6 +275,16 @@ def test_each_message_twice_and_each_sweep_twice_change_nothing(shop: Shop) -> N
     shop.sweep()
     assert [shop.user_store.head, shop.order_store.head] == before
     assert sorted(map(shop.status, orders)) == ["confirmed", "confirmed", "rejected"]
+
+
+def test_an_answer_of_an_order_without_a_saga_is_passed_over(shop: Shop) -> None:
+    user = shop.create_limited()
+    stream = Stream("credit", UUID(user))
+    new = credit.DECIDER.to_new_event(CreditReserved(str(uuid4()), Decimal(1)), uuid4())
+    shop.user_store.append(stream, 0, [new], {})
+    order = shop.place_order(user, 9)
+    assert shop.status(order) == "confirmed"
+    assert not shop.readmodel.parked(REPLIES)
 
 
 def test_a_poisoned_saga_parks_alone(shop: Shop) -> None:

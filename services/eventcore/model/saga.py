@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias, assert_never
 
-from eventcore.errors import CannotApply, Invalid, Misconfigured
+from eventcore.errors import CannotApply, Misconfigured
 from eventcore.model.catalogue import Catalogue
 from eventcore.model.decider import Decider
 
@@ -212,7 +212,7 @@ class Saga:
             first = StepRequested(self.steps[0].name, 1, command.arguments)
             return [] if saga else [SagaStarted(command.arguments), first]
         if saga is None:
-            raise Invalid("This saga was never started.", "Saga unknown")
+            return []  # it was never started, so it awaits nothing
         match command, saga.awaited:
             case Cancel(reason), _ if saga.outcome == "done":
                 return _backwards(CancelRequested(reason), saga)
