@@ -1,7 +1,7 @@
 """The processes of the system, as data: the command and the environment of each.
 
 The gateway; of each service, the service, its relay and its projectors. Each gets only the
-passwords it needs, as files; no projector can reach PostgreSQL.
+passwords it needs, as files; of the projectors, a reactor alone can reach PostgreSQL.
 """
 
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 from eventcore.model.service import STORE_LOGINS, Projector, Service
 from eventcore.operate.provision import provision_store
 from eventcore.operate.provision_broker import Limits, limit_queues
+from eventcore.reactor import Reactor
 from eventcore.retry import retry
 from eventcore.settings import SERVERS, Secret, Server
 from eventcore.store.migrate import migrate
@@ -138,7 +139,8 @@ def processes(
             prefix = f"FEED_{owner.upper()}" if len(owners) > 1 else "FEED"
             feed |= {f"{prefix}_URL": urls[f"{owner}-service"]}
             feed |= token(owner, f"{prefix}_TOKEN")
-        told = [readmodel(service.name), broker, feed, each.settings]
+        own = store(service.name, "service") if isinstance(each.projection, Reactor) else {}
+        told = [own, readmodel(service.name), broker, feed, each.settings]
         return process(each.name, f"project {each.projection.name}", service.name, *told)
 
     broker = _told("broker", servers.rabbitmq)

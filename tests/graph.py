@@ -1,5 +1,6 @@
 """The connections of each component, held against rendered policies and a cluster."""
 
+from eventcore.reactor import Reactor
 from local.services import PROCESSES, SERVICES
 
 
@@ -18,7 +19,8 @@ def _graph() -> dict[str, list[str]]:
         graph[f"{name}-relay"] = ["postgres:5432", "rabbitmq:5672"]
         for each in service.projectors:
             feeds = [urls[owner] for owner in each.projection.owners]
-            graph[each.name] = ["rabbitmq:5672", "mongodb:27017", *feeds]
+            own = ["postgres:5432"] if isinstance(each.projection, Reactor) else []
+            graph[each.name] = ["rabbitmq:5672", "mongodb:27017", *feeds, *own]
             graph[f"{each.name}-job"] = ["mongodb:27017", *feeds]
     return graph
 

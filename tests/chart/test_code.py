@@ -11,10 +11,13 @@ import yaml
 from eventcore.model.service import STORE_LOGINS, Service
 from eventcore.model.view import AnyProjection, View
 from eventcore.operate.provision import COUNTERS
+from eventcore.reactor import Reactor
 from eventcore.settings import (
     ProjectionSettings,
     ProjectorSettings,
     ProvisionSettings,
+    ReactionSettings,
+    ReactorSettings,
     RelaySettings,
     Secret,
     Server,
@@ -246,6 +249,7 @@ def entry(service: Service) -> Object:
             "projection": each.projection.name,
             "queue": each.projection.queue,
             **({"feed": owner} if owner != service.name else {}),
+            **({"reacts": True} if isinstance(each.projection, Reactor) else {}),
             **({"env": dict(each.settings)} if each.settings else {}),
         }
     return {"port": service.port, "paths": list(service.paths), "projectors": projectors}
@@ -348,16 +352,19 @@ def kind_of(container: Object) -> type[Settings]:
     """The settings of a container's command, as eventcore.__main__ reads them."""
     command = container["args"]
     known = projections(service_of(container)) if service_of(container) in SERVICES else {}
-    is_view = len(command) > 1 and isinstance(known.get(command[1]), View)
+    projection = known.get(command[1]) if len(command) > 1 else None
+    is_view, reacts = isinstance(projection, View), isinstance(projection, Reactor)
     kinds: dict[str, type[Settings]] = {
         "serve": importlib.import_module(f"{service_of(container)}.main").Settings,
         "relay": RelaySettings,
-        "project": ViewProjectorSettings if is_view else ProjectorSettings,
+        "project": ReactorSettings if reacts else ProjectorSettings,
         "provision": ProvisionSettings,
         "migrate": StoreSettings,
-        "verify": ViewSettings if is_view else ProjectionSettings,
-        "rebuild": ViewSettings if is_view else ProjectionSettings,
+        "verify": ProjectionSettings,
+        "rebuild": ReactionSettings if reacts else ProjectionSettings,
     }
+    if is_view:
+        kinds |= {"project": ViewProjectorSettings, "verify": ViewSettings, "rebuild": ViewSettings}
     return kinds[command[0]]
 
 

@@ -19,7 +19,7 @@ from tests.chart.network import (
     peers,
     policies,
 )
-from tests.chart.render import EXPORTERS, SERVERS, STACK, VALUES, Pod, Render, render
+from tests.chart.render import EXPORTERS, SERVERS, STACK, VALUES, Pod, Render, render, template
 from tests.chart.test_code import environment
 from tests.chart.test_pods import references
 from tests.graph import GRAPH, OBSERVED
@@ -307,3 +307,46 @@ def _component(chart: Render, host: str, port: int) -> tuple[str, int]:
     component = service["spec"]["selector"]["app.kubernetes.io/component"]
     (target,) = (each["targetPort"] for each in service["spec"]["ports"] if each["port"] == port)
     return component, chart.pod(component).ports[target]
+
+
+TOY = {"projection": "toy", "queue": "toy", "feed": "order", "reacts": True}
+
+
+def with_reactor(**given: object) -> Render:
+    """The chart with a reactor in the user service, which reads the events of the order service."""
+    return render(given={"services": {"user": {"projectors": {"toy": TOY}}}, **given})
+
+
+@pytest.mark.parametrize("rebuilt", [False, True])
+def test_a_reactor_reaches_what_it_needs_and_nothing_else(rebuilt: bool) -> None:
+    chart = with_reactor(**({"rebuild": {"projections": ["toy"]}} if rebuilt else {}))
+    job = ["mongodb:27017", "order-service:3002", *(["postgres:5432"] if rebuilt else [])]
+    toy = ["postgres:5432", "rabbitmq:5672", "mongodb:27017", "order-service:3002"]
+    graph = {**GRAPH, "toy": toy, "toy-job": job}
+    assert edges(chart, peers(chart), peers(chart)) == declared(graph)
+    needed = {(pod.component, *place) for pod in chart.pods for place in told(chart, pod)}
+    assert needed == declared(graph)
+
+
+def test_a_reactor_has_the_login_of_its_own_services_store_and_a_verification_has_none() -> None:
+    chart = with_reactor(rebuild={"projections": ["toy"]})
+    by_kind = {pod.kind: pod for pod in chart.pods if pod.component in ("toy", "toy-job")}
+    assert set(by_kind) == {"Deployment", "CronJob", "Job"}
+    for kind, pod in by_kind.items():
+        variables = environment(pod.spec["containers"][0])
+        if kind == "CronJob":
+            assert not [each for each in variables if each.startswith("POSTGRES_")]
+            continue
+        assert variables["POSTGRES_DATABASE"] == "user_event_db"
+        assert variables["POSTGRES_USER"] == "user_service"
+        assert variables["POSTGRES_PASSWORD_FILE"] == "/secrets/postgres"
+        keys = {key for *_, named in references(pod) for key in named}
+        assert keys >= {"user_service", "toy", "order"}
+
+
+def test_the_pool_of_a_reactor_counts_among_the_connections() -> None:
+    few = {"external": {"host": "away", "maxConnections": 70}, "enabled": False}
+    toy = {"user": {"projectors": {"toy": TOY}}}
+    done, said = template(given={"services": toy, "postgres": few})
+    assert not done
+    assert "toy 2 pods of 3" in said

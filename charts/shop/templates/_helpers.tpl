@@ -324,7 +324,7 @@ NAME-service, NAME-relay and its projectors; the gateway calls all services.
 {{- $_ := set $all (printf "%s-relay" $service) (dict "service" $service "run" "relay") -}}
 {{- range $name, $projector := $its.projectors -}}
 {{- if not (kindIs "invalid" $projector) -}}
-{{- $process := dict "service" $service "run" (printf "project %s" $projector.projection) "feed" ($projector.feed | default $service) "queue" $projector.queue -}}
+{{- $process := dict "service" $service "run" (printf "project %s" $projector.projection) "feed" ($projector.feed | default $service) "queue" $projector.queue "reacts" ($projector.reacts | default false) -}}
 {{- $_ := set $all $name (merge $process (dict "env" ($projector.env | default dict))) -}}
 {{- end -}}
 {{- end -}}
@@ -418,6 +418,7 @@ Its environment, its mounted passwords and its NetworkPolicy all come from here.
 {{- else -}}
 {{- if not $process.feed }}{{ fail (printf "processes.%s is a projector: say which service owns its events, in processes.%s.feed." $name $name) }}{{ end -}}
 {{- $needs = dict "rabbitmq" $name "mongodb" $name "feed" $process.feed "calls" (splitList " " (printf "%s-service" ($process.feed | replace " " "-service "))) -}}
+{{- if $process.reacts }}{{ $_ := set $needs "postgres" (printf "%s_service" $process.service) }}{{ end -}}
 {{- end -}}
 {{- toJson $needs -}}
 {{- end -}}
@@ -447,7 +448,7 @@ Its environment, its mounted passwords and its NetworkPolicy all come from here.
 
 {{/*
 The jobs of each projector that has any, by component: what they do, and what they need, which is the
-read model and the feed. They are pods of their own, so that no selector takes them for the projector's.
+read model and the feed, and the event store where a reactor is rebuilt, since it reacts. They are pods of their own, so that no selector takes them for the projector's.
 */}}
 {{- define "shop.jobs" -}}
 {{- $jobs := dict -}}
@@ -459,6 +460,7 @@ read model and the feed. They are pods of their own, so that no selector takes t
 {{- if $.Values.verify.enabled }}{{ $do = append $do "verify" }}{{ end -}}
 {{- if has $projection $.Values.rebuild.projections }}{{ $do = append $do "rebuild" }}{{ end -}}
 {{- $needs := omit (fromJson (include "shop.needs" (list $name $process))) "rabbitmq" -}}
+{{- if not (has "rebuild" $do) }}{{ $needs = omit $needs "postgres" }}{{ end -}}
 {{- if $do }}{{ $_ := set $jobs (printf "%s-job" $name) (dict "projector" $name "projection" $projection "do" $do "needs" $needs) }}{{ end -}}
 {{- end -}}
 {{- end -}}
@@ -528,7 +530,7 @@ Deployment while it rolls, and those of setup, the exporter and backups.
 {{- if (fromJson (include "shop.needs" (list $name $process))).postgres -}}
 {{- $pods := $process.replicas -}}
 {{- if $process.autoscaling.enabled }}{{ $pods = $process.autoscaling.maxReplicas }}{{ else if $process.keda.enabled }}{{ $pods = $process.keda.maxReplicas }}{{ end -}}
-{{- $each := 1 -}}
+{{- $each := ternary 3 1 (default false $process.reacts) -}}
 {{- if eq $process.run "serve" -}}
 {{- $threads := get $process.env "THREADS" | default 16 -}}
 {{- range $process.extra.env }}{{ if eq .name "THREADS" }}{{ $threads = .value }}{{ end }}{{ end -}}
@@ -538,6 +540,7 @@ Deployment while it rolls, and those of setup, the exporter and backups.
 {{- $parts = append $parts (printf "%s %d pods of %d" $name (add1 (int $pods)) (int $each)) -}}
 {{- end -}}
 {{- end -}}
+{{- range $name, $job := fromJson (include "shop.jobs" .) }}{{ if $job.needs.postgres }}{{ $sum = add $sum 3 }}{{ end }}{{ end -}}
 {{- if .Values.setup.enabled }}{{ $sum = add $sum (mul 2 (len (fromJson (include "shop.logins" .)).services)) }}{{ end -}}
 {{- if include "shop.exported" (list . "postgres") }}{{ $sum = add $sum 2 }}{{ end -}}
 {{- $sum = add $sum (len (fromJson (include "shop.backups" .))) -}}
