@@ -1,4 +1,4 @@
-"""Identity on real processes: the gateway and both services, with keys in a file."""
+"""Identity on real processes, with the issuer of `make run AUTH=on`."""
 
 import http.client
 import subprocess
@@ -12,7 +12,8 @@ import pytest
 import urllib3
 
 from eventcore.ids import new_id
-from local.identity import identity_settings, token_for
+from local.demo import Demo
+from local.identity import create_own_user, identity_settings, own_user, token_for
 from local.processes import Servers, processes
 from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
 from local.services import SERVED, SERVICES
@@ -27,19 +28,19 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def guarded(
-    databases: Databases, postgres: PostgreSQL, mongodb: MongoDB, data_folder: Path, secrets: Path
-) -> Iterator[Shop]:
-    """The gateway and both services."""
+    databases: Databases, postgres: PostgreSQL, rabbitmq: RabbitMQ, mongodb: MongoDB,
+    data_folder: Path, secrets: Path,
+) -> Iterator[Shop]:  # fmt: skip
+    """All processes; beside those of other tests, relays and projectors are further replicas."""
     readmodels = {service: mongodb.login(f"{service}_read_model") for service in SERVICES}
-    nowhere = RabbitMQ(data_folder / "none", free_port()).address
     every = processes(
-        Servers(postgres.address, nowhere, readmodels),
+        Servers(postgres.address, rabbitmq.address, readmodels),
         data_folder / "secrets",
         ports={name: free_port() for name in SERVED},
         free_port=free_port,
         identity=identity_settings(secrets),
     )
-    shop = Shop([each for each in every if each.name in SERVED], secrets / "logs")
+    shop = Shop(every, secrets / "logs")
     shop.start()
     yield shop
     shop.stop()
@@ -71,6 +72,20 @@ def test_a_user_is_created_and_read_by_its_own_token(guarded: Shop, secrets: Pat
     logs = "".join(map(guarded.log, SERVED))
     assert token not in logs
     assert token_for(secrets, user).split(".")[2] not in logs
+
+
+def test_the_demo_plays_with_a_token_of_its_own(guarded: Shop, secrets: Path) -> None:
+    Demo(guarded.url("gateway"), guarded.url("order-service"), secrets).play()
+
+
+def test_the_user_of_make_run_is_made_once_and_has_a_token_to_paste(
+    guarded: Shop, secrets: Path
+) -> None:
+    gateway = guarded.url("gateway")
+    create_own_user(gateway, secrets)
+    token = create_own_user(gateway, secrets)
+    user = call(f"{gateway}/users/{own_user(secrets)}", token).json()
+    assert user["name"] == "Grace Hopper"
 
 
 def raw(url: str, path: str, headers: list[tuple[str, str]]) -> int:
