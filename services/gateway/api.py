@@ -162,7 +162,7 @@ def merged_calls(*documents: bytes) -> bytes:
 @lru_cache(maxsize=1)
 def merged_secured_calls(*documents: bytes) -> bytes:
     """The OpenAPI document, with the credentials that each call needs."""
-    return secured(openapi.merge("Shop", ABOUT, documents, problems=(401, 403, 502, 504)))
+    return secured(openapi.merge("Shop", ABOUT, documents, problems=(401, 403, 404, 502, 504)))
 
 
 @lru_cache(maxsize=1)
