@@ -1,6 +1,7 @@
 """The order service's declaration. Pure."""
 
 from eventcore.model.service import Projector, Service
+from order import credit_saga
 from order.events import CATALOGUE, ORDER_SAGA
 from order.projections import customers, known_users, orders
 
@@ -26,5 +27,6 @@ SERVICE = Service(
         # sweep interval shorter than KNOWN_USER_WAIT
         Projector("order-user-sync", known_users.PROJECTION, {"SWEEP_INTERVAL": "0.5"}),
         Projector("order-customers", customers.VIEW),
+        Projector("order-saga", credit_saga.REACTOR),
     ),
 )

@@ -187,13 +187,21 @@ def test_the_gateway_reaches_no_server_and_has_no_password() -> None:
     assert [volume["name"] for volume in gateway.spec["volumes"]] == ["tmp"]
 
 
-def test_every_process_has_a_login_of_its_own() -> None:
+def test_every_process_has_a_login_of_its_own_and_a_reactor_its_services_store() -> None:
     chart = render()
+    stores = {
+        each.name: ("POSTGRES", f"{service.name}_service")
+        for service in SERVICES.values()
+        for each in service.projectors
+        if isinstance(each.projection, Reactor)
+    }
     seen: set[tuple[str, str]] = set()
     for name, pod in chart.processes().items():
         told = environment(pod.spec["containers"][0])
         for server in ("POSTGRES", "RABBITMQ", "MONGODB"):
             if user := told.get(f"{server}_USER"):
+                if stores.get(name) == (server, user):
+                    continue
                 assert (server, user) not in seen, name
                 assert user != "admin"
                 seen.add((server, user))

@@ -26,7 +26,8 @@ pytestmark = pytest.mark.timeout(900)
 
 PROCESSES = [
     "credit-projector", "gateway", "order-customers", "order-projector", "order-relay",
-    "order-service", "order-user-sync", "user-projector", "user-relay", "user-service",
+    "order-saga", "order-service", "order-user-sync", "user-projector", "user-relay",
+    "user-service",
 ]  # fmt: skip
 
 

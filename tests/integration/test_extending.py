@@ -38,6 +38,7 @@ LISTS_OF_SERVICES = (
 
 SHIPPED = {
     "user-projector", "credit-projector", "order-projector", "order-user-sync", "order-customers",
+    "order-saga",
 }  # fmt: skip
 
 

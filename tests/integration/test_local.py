@@ -307,6 +307,7 @@ def test_a_process_is_told_only_what_it_needs(tmp_path: Path) -> None:
         "order-projector": {"MONGODB", "RABBITMQ", "order_feed_token"},
         "order-user-sync": {"MONGODB", "RABBITMQ", "user_feed_token"},
         "order-customers": {"MONGODB", "RABBITMQ", "user_feed_token", "order_feed_token"},
+        "order-saga": {"POSTGRES", "MONGODB", "RABBITMQ", "user_feed_token"},
     }
 
 

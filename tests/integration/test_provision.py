@@ -42,6 +42,7 @@ PROJECTORS = {
         "order-projector": "orders",
         "order-user-sync": "known-users",
         "order-customers": "customers",
+        "order-saga": "order-saga",
     },
 }
 QUEUES = {
@@ -50,6 +51,7 @@ QUEUES = {
     "order-projector": Queue("order_read_model_queue", "order.#"),
     "order-user-sync": Queue("order_service_user_sync", "user.#"),
     "order-customers": Queue("order_customers_queue", "#"),
+    "order-saga": Queue("order_saga_queue", "credit.#"),
 }
 LOGINS = {
     "postgres": [
@@ -233,6 +235,7 @@ DECLARE = {
     "order-projector": {"order-relay", "order-projector"},
     "order-user-sync": {"order-user-sync"},
     "order-customers": {"order-relay", "order-customers"},
+    "order-saga": {"order-saga"},
 }
 """Who may declare the queue of each, which for RabbitMQ is to delete it as well."""
 
