@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flask import Flask, g, request
+from flask import Flask, Request, g, request
 
 from eventcore.web.caller import (
     ACTOR_HEADER,
@@ -67,10 +67,11 @@ def require_identity(app: Flask, verify: Callable[[str], Caller]) -> None:
 
     @app.before_request
     def identify() -> None:
-        is_forwarded = (request.endpoint or "").startswith(FORWARDED)
-        if not is_forwarded or request.method == "OPTIONS":
+        asked: Request = request._get_current_object()  # type: ignore[attr-defined]
+        method = asked.method
+        if not (asked.endpoint or "").startswith(FORWARDED) or method == "OPTIONS":
             return
-        given = _BEARER.fullmatch(request.environ.get("HTTP_AUTHORIZATION", ""))
+        given = _BEARER.fullmatch(asked.environ.get("HTTP_AUTHORIZATION", ""))
         if not given:
             refuse(401, "Send a token or an API key in the header Authorization: Bearer ...")
         try:
@@ -78,7 +79,7 @@ def require_identity(app: Flask, verify: Callable[[str], Caller]) -> None:
         except NotVerified as error:
             log.info("Credential refused", extra={"reason": str(error)})
             refuse(401, str(error), error="invalid_token")
-        scope = READ if request.method in SAFE else WRITE
+        scope = READ if method in SAFE else WRITE
         if scope not in caller.scopes:
             detail = f"This call needs the scope {scope}, which the credential does not have."
             refuse(403, detail, error="insufficient_scope", scope=scope)

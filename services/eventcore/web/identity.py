@@ -2,13 +2,19 @@
 
 import hmac
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from typing import NoReturn
 
 from flask import abort, request
 
 from eventcore.web.caller import ACTOR_HEADER, ANYONE, SCOPES_HEADER, USER_HEADER, Caller
 from eventcore.web.problems import problem
+
+_ACTOR, _USER, _SCOPES = (
+    f"HTTP_{header.upper().replace('-', '_')}"
+    for header in (ACTOR_HEADER, USER_HEADER, SCOPES_HEADER)
+)
+"""Keys of the headers in the WSGI environment (PEP 3333)."""
 
 
 def caller_of(token: Callable[[], str] | None) -> Caller:
@@ -20,17 +26,15 @@ def caller_of(token: Callable[[], str] | None) -> Caller:
         return ANYONE
     told = request.environ
     given = told.get("HTTP_AUTHORIZATION", "").encode()
-    actor = told.get(_variable(ACTOR_HEADER), "")
+    actor = told.get(_ACTOR, "")
     if not actor or not hmac.compare_digest(given, f"Bearer {token()}".encode()):
         refuse(401, "Calls of this service come through the gateway, which verifies the caller.")
-    scopes = frozenset(told.get(_variable(SCOPES_HEADER), "").split())
-    return Caller(actor, told.get(_variable(USER_HEADER), ""), scopes)
+    return _caller(actor, told.get(_USER, ""), told.get(_SCOPES, ""))
 
 
-@cache
-def _variable(header: str) -> str:
-    """The key of a header in the WSGI environment (PEP 3333), read as it is."""
-    return f"HTTP_{header.upper().replace('-', '_')}"
+@lru_cache(maxsize=1024)
+def _caller(actor: str, user: str, scopes: str) -> Caller:
+    return Caller(actor, user, frozenset(scopes.split()))
 
 
 def refuse(status: int, detail: str, error: str = "", scope: str = "") -> NoReturn:
