@@ -63,12 +63,21 @@ class StoreCommands:
     ) -> None:
         given = self.store, decider, aggregate_id, command, self.call, lambda _, __: _DONE
         handle = partial(commands.handle, *given, also=also, deadline=deadline)
+        stream = Stream(decider.aggregate_type, aggregate_id)
         try:
             handle()
         except NotFound:
-            if self.store.read_stream(Stream(decider.aggregate_type, aggregate_id), 0, 1):
+            if self._exists(stream):
                 raise
-            handle(creates=True)
+            try:
+                handle(creates=True)
+            except Conflict:
+                if not self._exists(stream):
+                    raise
+                handle()  # another process has begun the stream meanwhile
+
+    def _exists(self, stream: Stream) -> bool:
+        return bool(self.store.read_stream(stream, 0, 1))
 
     def setting(self, name: str) -> str:
         return self.variables.get(name, "")
