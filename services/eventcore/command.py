@@ -103,8 +103,7 @@ def handle(
         except Conflict as conflict:
             CONFLICTS.labels(decider.aggregate_type).inc()
             log.info("conflict, deciding again", extra={"stream": str(stream), "attempt": attempt})
-            is_begun = creates and (not also or 0 in conflict.versions)
-            if is_begun or attempt == ATTEMPTS - 1:
+            if (creates and (not also or 0 in conflict.versions)) or attempt == ATTEMPTS - 1:
                 CONFLICTS_LOST.labels(decider.aggregate_type).inc()
                 raise Conflict(
                     f"{stream} is being changed by others; nothing was written"

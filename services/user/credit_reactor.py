@@ -48,6 +48,6 @@ def _release(commands: Commands, event: Event) -> None:
 REACTOR = Reactor(
     name="user-credit",
     catalogue=ORDER_SAGA,
-    queue="user_credit_saga",
+    queue="user_credit_saga_queue",
     on={"STEP_REQUESTED": _reserve, "COMPENSATION_REQUESTED": _release},
 )

@@ -2,6 +2,7 @@
 
 from eventcore.model.service import Projector, Service
 from user.credit import DECIDER as CREDIT_DECIDER
+from user.credit_reactor import REACTOR
 from user.events import CATALOGUE, CREDIT, EMAIL_CLAIMS
 from user.projections import credit, users
 
@@ -24,5 +25,6 @@ SERVICE = Service(
     projectors=(
         Projector("user-projector", users.PROJECTION),
         Projector("credit-projector", credit.PROJECTION),
+        Projector("user-credit", REACTOR),
     ),
 )

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(900)
 
 PROCESSES = [
     "credit-projector", "gateway", "order-customers", "order-projector", "order-relay",
-    "order-saga", "order-service", "order-user-sync", "user-projector", "user-relay",
+    "order-saga", "order-service", "order-user-sync", "user-credit", "user-projector", "user-relay",
     "user-service",
 ]  # fmt: skip
 

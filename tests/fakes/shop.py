@@ -40,6 +40,7 @@ from tests.fakes.broker import FakeBroker
 from tests.fakes.readmodel import FakeReadModel
 from tests.fakes.store import FakeStore
 from user import api as user_api
+from user import credit_reactor
 from user import service as user_service
 from user.projections import credit, users
 
@@ -163,6 +164,9 @@ class FakeShop:
 
         self.projectors[credit_saga.REACTOR.name] = reactor_projector(
             credit_saga.REACTOR, self.readmodel, self.user_store, self.order_store, self.broker
+        )
+        self.projectors[credit_reactor.REACTOR.name] = reactor_projector(
+            credit_reactor.REACTOR, self.readmodel, self.order_store, self.user_store, self.broker
         )
         feeds = {
             store: StoreFeed(log, store)

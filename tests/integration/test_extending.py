@@ -37,7 +37,8 @@ LISTS_OF_SERVICES = (
 
 
 SHIPPED = {
-    "user-projector", "credit-projector", "order-projector", "order-user-sync", "order-customers",
+    "user-projector", "credit-projector", "user-credit",
+    "order-projector", "order-user-sync", "order-customers",
     "order-saga",
 }  # fmt: skip
 

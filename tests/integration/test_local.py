@@ -304,6 +304,7 @@ def test_a_process_is_told_only_what_it_needs(tmp_path: Path) -> None:
         "order-relay": {"POSTGRES", "RABBITMQ"},
         "user-projector": {"MONGODB", "RABBITMQ", "user_feed_token"},
         "credit-projector": {"MONGODB", "RABBITMQ", "user_feed_token"},
+        "user-credit": {"POSTGRES", "MONGODB", "RABBITMQ", "order_feed_token"},
         "order-projector": {"MONGODB", "RABBITMQ", "order_feed_token"},
         "order-user-sync": {"MONGODB", "RABBITMQ", "user_feed_token"},
         "order-customers": {"MONGODB", "RABBITMQ", "user_feed_token", "order_feed_token"},

@@ -37,7 +37,11 @@ Document = dict[str, object]
 CHART = ROOT / "charts" / "shop"
 
 PROJECTORS = {
-    "user": {"user-projector": "users", "credit-projector": "credit"},
+    "user": {
+        "user-projector": "users",
+        "credit-projector": "credit",
+        "user-credit": "user-credit",
+    },
     "order": {
         "order-projector": "orders",
         "order-user-sync": "known-users",
@@ -48,6 +52,7 @@ PROJECTORS = {
 QUEUES = {
     "user-projector": Queue("user_projection_queue", "user.#"),
     "credit-projector": Queue("user_credit_queue", "credit.#"),
+    "user-credit": Queue("user_credit_saga_queue", "order_saga.#"),
     "order-projector": Queue("order_read_model_queue", "order.#"),
     "order-user-sync": Queue("order_service_user_sync", "user.#"),
     "order-customers": Queue("order_customers_queue", "#"),
@@ -232,6 +237,7 @@ def test_a_login_of_the_broker_may_do_what_its_process_does(
 DECLARE = {
     "user-projector": {"user-relay", "user-projector"},
     "credit-projector": {"user-relay", "credit-projector"},
+    "user-credit": {"user-credit"},
     "order-projector": {"order-relay", "order-projector"},
     "order-user-sync": {"order-user-sync"},
     "order-customers": {"order-relay", "order-customers"},
