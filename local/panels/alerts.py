@@ -60,7 +60,7 @@ release's there. Servers are not bound to it, since they may be in a namespace o
 
 _SELECTOR = re.compile(
     r'"[^"]*"|\b(?:by|on|ignoring|without|group_left|group_right)\s*\([^)]*\)|(?<![\w:.])'
-    r"((?:http|background|eventcore|eventstore|relay|projection|dependency|pool|rate_limit|process"
+    r"((?:http|background|eventcore|eventstore|relay|projection|reactor|deadlines|dependency|pool|rate_limit|process"
     r"|kubelet|kube)_\w+|up)\b(\{)?"
 )
 """Text, labels, or the name of a metric with what begins its matchers."""
@@ -142,6 +142,15 @@ _PROCESSES: Sequence[Alert] = (
         "Deadlines have passed for more than a minute, and no process takes them.",
         "The oldest deadline of {{ $labels.aggregate_type }} passed"
         " {{ $value | humanizeDuration }} ago.",
+        _FLOW,
+    ),
+    Alert(
+        "ShopDeadlinesFail",
+        "warning",
+        "2m",
+        """sum by (namespace, type) (increase(deadlines_total{outcome="failed"}[5m])) > 0""",
+        "Deadlines have passed, and the commands that follow from them fail.",
+        "{{ $value | humanize }} deadlines of {{ $labels.type }} failed in five minutes.",
         _FLOW,
     ),
     Alert(

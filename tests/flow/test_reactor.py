@@ -16,8 +16,10 @@ from eventcore.errors import Conflict, Invalid, Misconfigured, StoreSlow, StoreU
 from eventcore.model.catalogue import Catalogue
 from eventcore.model.decider import Decider
 from eventcore.model.event import Event, NewEvent
+from eventcore.operate.history import find
 from eventcore.operate.parked import parked_skip
 from eventcore.operate.rebuilding import begin, rebuild_stream
+from eventcore.operate.timeline import timeline
 from eventcore.operate.verifying import Verifier
 from eventcore.project.reacting import FIRED_AT_ONCE, HOLD
 from eventcore.project.reactor_projector import ReactorProjector
@@ -579,3 +581,15 @@ def test_a_reactor_that_cannot_be_meant_does_not_start() -> None:
             on={"PARCEL_SENT": lambda _, __: None},
             deadline_type="letter",
         )
+
+
+def test_a_trace_tells_the_reaction_and_all_streams_of_an_id(office: Office) -> None:
+    parcel = office.send()
+    office.settle()
+    given = office.letters, office.readmodel, (office.reactor,)
+    history = find(parcel, "office", *given, types=("desk", "letter"))
+    told = [(each.what, each.text) for each in timeline(history)]
+    cause = office.parcels.log[0].event_id
+    assert ("reaction", f"letters reacted to event {cause}, correlation id c, by Ada") in told
+    assert any(what == "event" and "LETTER_WRITTEN" in text for what, text in told)
+    assert any(what == "document" and text.startswith("letters wrote") for what, text in told)

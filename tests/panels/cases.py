@@ -122,6 +122,19 @@ CASES = (
         labels={"aggregate_type": "order_saga"},
     ),
     Case(
+        "ShopDeadlinesFail",
+        {
+            'deadlines_total{instance="a:1", type="order_saga", outcome="failed"}': (
+                "0x4 0+6x9 54x20"
+            ),
+            'deadlines_total{instance="a:1", type="order_saga", outcome="fired"}': "0+9x40",
+        },
+        fires=10,
+        quiet=(4, 25),
+        description="30 deadlines of order_saga failed in five minutes.",
+        labels={"type": "order_saga"},
+    ),
+    Case(
         "ShopRateLimitsAlone",
         {
             'rate_limit_alone{job="shop", instance="a:1"}': "0x4 1x9 0x10 1x2 0x30",
@@ -535,6 +548,7 @@ _OURS = {
     'eventstore_conflicts_total{aggregate_type="user"}': "0+1x600",
     'eventstore_unsettled_seconds{store="user"}': "0x600",
     'eventstore_deadlines_overdue_seconds{aggregate_type="order_saga"}': "0x60 30x2 0x538",
+    'deadlines_total{type="order_saga", outcome="fired"}': "0+1x600",
     'relay_events_confirmed_total{store="user"}': "0+10x600",
     'relay_events_returned_total{store="user"}': "0x60 3x600",
     'relay_lag_seconds{store="user"}': "0x600",

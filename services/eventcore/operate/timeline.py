@@ -61,7 +61,9 @@ def timeline(history: History, *, with_data: bool = False) -> list[Entry]:
 
 
 def _requests(events: Sequence[Event]) -> list[Placed]:
-    """The requests that caused these events; an id without a time is placed at its event."""
+    """The requests and reactions that caused these events; an id without a time is placed at its
+    event.
+    """
     first: dict[str, Event] = {}
     for event in events:
         if cause := event.metadata.get("causationId"):
@@ -72,11 +74,15 @@ def _requests(events: Sequence[Event]) -> list[Placed]:
         made = made_at(as_uuid(request))
         text = f"request {request} {'began' if made else 'came'}, correlation id {correlation}"
         fields: dict[str, Json] = {"requestId": request, "correlationId": correlation}
+        if reactor := event.metadata.get("reactor"):
+            text = f"{reactor} reacted to event {request}, correlation id {correlation}"
+            fields = {"reactor": reactor, "causationId": request, "correlationId": correlation}
         if actor := event.metadata.get("actor"):
             text += f", by {actor}"
             fields["actor"] = actor
         moment = min(made or event.recorded_at, event.recorded_at)
-        placed.append((moment, Entry("request", made, text, fields)))
+        what = "reaction" if reactor else "request"
+        placed.append((moment, Entry(what, made, text, fields)))
     return placed
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from eventcore.errors import Overloaded, StoreUnavailable, Unavailable
+from eventcore.observe import metrics
 from eventcore.project.projector import Projector
 from eventcore.project.reacting import ReactingApplier, fire_deadlines
 
@@ -25,6 +26,11 @@ class ReactorProjector(Projector):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._fire_at = 0.0
+        reactor = self.applier.projection
+        for outcome in ("done", "delayed", "failed"):
+            metrics.REACTIONS.labels(reactor.name, outcome)  # creates it at 0, see ProjectorLoop
+        for outcome in ("fired", "failed") if reactor.deadlines else ():
+            metrics.DEADLINES.labels(reactor.deadline_type, outcome)
 
     def _prepare(self) -> None:
         self.check_store()
