@@ -60,14 +60,14 @@ def _time_out(commands: Commands, due: Due) -> None:
 
 
 def _move(commands: Commands, order_id: UUID, command: SagaCommand) -> None:
-    """Carries out a command of the saga; when the outcome is decided, the order has it as well."""
+    """Carries out a command of the saga; an outcome ends the order, if that is still pending."""
 
-    def end_order(before: SagaState | None, after: SagaState | None) -> Sequence[Append]:
-        if not after or not after.outcome or (before and before.outcome):
+    def end_order(_: SagaState | None, saga: SagaState | None) -> Sequence[Append]:
+        if not saga or not saga.outcome:
             return []
         late = "The credit could not be checked in time."
-        reason = late if after.outcome == "failed" else after.reason
-        command = EndPending(ENDS[after.outcome], reason)
+        reason = late if saga.outcome == "failed" else saga.reason
+        command = EndPending(ENDS[saga.outcome], reason)
         return commands.append_of(ORDER, order_id, command)
 
     commands.handle(DECIDER, order_id, command, also=end_order, deadline=deadline)

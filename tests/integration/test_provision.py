@@ -49,6 +49,14 @@ PROJECTORS = {
         "order-saga": "order-saga",
     },
 }
+
+
+def read_model_of(login: str) -> str:
+    """The database of a login of MongoDB: that of its service."""
+    own = (service for service, its in PROJECTORS.items() if login in its)
+    return f"{next(own, login.split('-')[0])}_read_model"
+
+
 QUEUES = {
     "user-projector": Queue("user_projection_queue", "user.#"),
     "credit-projector": Queue("user_credit_queue", "credit.#"),
@@ -403,7 +411,7 @@ MANAGE: dict[str, Callable[[Database[Document], str], object]] = {
 def test_a_login_of_the_read_models_manages_nothing(
     provisioned: Mapping[str, Server], mongodb: MongoDB, login: str, act: str
 ) -> None:
-    own = f"{login.split('-')[0]}_read_model"
+    own = read_model_of(login)
     with mongo_client(mongodb, login, own) as client:
         with pytest.raises(OperationFailure) as refusal:
             MANAGE[act](client[own], login)
@@ -452,7 +460,7 @@ def test_the_roles_that_are_made_are_these_and_no_more(
         authSource="admin", retryWrites=False,
     ) as client:  # fmt: skip
         for login in LOGINS["mongodb"]:
-            own = f"{login.split('-')[0]}_read_model"
+            own = read_model_of(login)
             [found] = client[own].command("usersInfo", login)["users"]
             role = "read" if login.endswith("-service") else "readWrite"
             assert [dict(each) for each in found["roles"]] == [{"role": role, "db": own}]
@@ -463,7 +471,7 @@ def test_the_roles_that_are_made_are_these_and_no_more(
 def test_a_login_of_the_read_models_may_do_what_its_process_does(
     provisioned: Mapping[str, Server], mongodb: MongoDB, login: str, database: str
 ) -> None:
-    own = f"{login.split('-')[0]}_read_model"
+    own = read_model_of(login)
     with mongo_client(mongodb, login, own) as client:
         acts: dict[str, Callable[[], object]] = {
             "read": lambda: client[database]["orders"].find_one(),
