@@ -12,10 +12,10 @@ from eventcore.model.event import Event
 from eventcore.reactor import Commands, Reactor
 from eventcore.store.port import Stream
 from order import credit_saga
-from order.events import ORDER_SAGA
 from tests.fakes.shop import FakeShop, reactor_projector
 from tests.fakes.store import FakeStore
 from user import credit
+from user.credit_reactor import REACTOR as CREDIT
 from user.events import CreditReserved
 
 REPLIES = credit_saga.REACTOR.name
@@ -23,35 +23,8 @@ REPLIES = credit_saga.REACTOR.name
 STEP = credit_saga.SAGA.steps[0]
 
 
-def _reserve(commands: Commands, event: Event) -> None:
-    order = event.data["arguments"]
-    if Decimal(order["amount"]) == 666:
-        raise CannotApply("this order is poisoned")
-    command = credit.Reserve(order["orderId"], Decimal(order["amount"]), Decimal(10))
-    commands.handle(credit.DECIDER, UUID(order["userId"]), command)
-
-
-def _release(commands: Commands, event: Event) -> None:
-    order = event.data["arguments"]
-    commands.handle(credit.DECIDER, UUID(order["userId"]), credit.Release(order["orderId"]))
-
-
-CREDIT = Reactor(
-    name="user-credit",
-    catalogue=ORDER_SAGA,
-    queue="user_credit_saga_queue",
-    on={"STEP_REQUESTED": _reserve, "COMPENSATION_REQUESTED": _release},
-)
-
-
 class Shop(FakeShop):
-    """The shop, with the reactor of credit."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.projectors[CREDIT.name] = reactor_projector(
-            CREDIT, self.readmodel, self.order_store, self.user_store, self.broker
-        )
+    """The shop, in which users have credit."""
 
     def create_limited(self, limit: object = 10) -> str:
         """A user who has a credit limit."""
@@ -288,6 +261,16 @@ def test_an_answer_of_an_order_without_a_saga_is_passed_over(shop: Shop) -> None
 
 
 def test_a_poisoned_saga_parks_alone(shop: Shop) -> None:
+    def poisoned(commands: Commands, event: Event) -> None:
+        if event.data["arguments"]["amount"] == 666:
+            raise CannotApply("this order is poisoned")
+        CREDIT.on[event.event_type](commands, event)
+
+    on = {**CREDIT.on, "STEP_REQUESTED": poisoned}
+    reactor = Reactor(name=CREDIT.name, catalogue=CREDIT.catalogue, queue=CREDIT.queue, on=on)
+    shop.projectors[CREDIT.name] = reactor_projector(
+        reactor, shop.readmodel, shop.order_store, shop.user_store, shop.broker
+    )
     user = shop.create_limited()
     orders = [shop.place_order(user, price) for price in (4, 666, 4)]
     assert [shop.status(each) for each in orders] == ["confirmed", "pending", "confirmed"]
