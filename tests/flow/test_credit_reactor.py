@@ -149,6 +149,21 @@ def test_a_reservation_that_lost_a_race_is_decided_again(begun: bool) -> None:
     assert service.credit.refused == {"b"}
 
 
+def test_a_stream_that_begins_between_two_reads_is_gone_on_with() -> None:
+    service = Service(limit=Decimal(10))
+    read, stream = service.store.read_stream, Stream("credit", service.user_id)
+
+    def late(asked: Stream, *given: int) -> list[Event]:
+        found = read(asked, *given)
+        if asked == stream:
+            service.store.read_stream = read  # type: ignore[method-assign]
+            service.reserve("a", 10)
+        return found
+
+    service.store.read_stream = late  # type: ignore[assignment,method-assign]
+    assert service.reserve("b", 10) == ["CREDIT_RESERVED", "CREDIT_REFUSED"]
+
+
 def test_a_limit_that_is_lowered_at_that_moment_counts() -> None:
     service = Service(limit=Decimal(10))
     racing(service, lambda: service.change(ChangeCreditLimit(Decimal(5))))

@@ -66,15 +66,13 @@ class StoreCommands:
         stream = Stream(decider.aggregate_type, aggregate_id)
         try:
             handle()
-        except NotFound:
-            if self._exists(stream):
-                raise
+        except NotFound:  # of the stream, which another process may begin now, or in `also`
             try:
-                handle(creates=True)
+                handle(creates=not self._exists(stream))
             except Conflict:
                 if not self._exists(stream):
                     raise
-                handle()  # another process has begun the stream meanwhile
+                handle()
 
     def _exists(self, stream: Stream) -> bool:
         return bool(self.store.read_stream(stream, 0, 1))
