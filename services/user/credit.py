@@ -52,7 +52,7 @@ def decide(command: CreditCommand, credit: Credit) -> Sequence[CreditEvent]:
     """The new events: none where the order has its answer."""
     match command:
         case Reserve(order_id, amount, limit):
-            if order_id in credit.live or order_id in credit.refused | credit.released:
+            if any(order_id in each for each in (credit.live, credit.refused, credit.released)):
                 return []
             if limit is None or credit.reserved + amount <= limit:
                 return [CreditReserved(order_id, amount)]
@@ -82,18 +82,21 @@ def evolve(credit: Credit, event: CreditEvent) -> Credit:
 
 
 def to_json(credit: Credit) -> Json:
-    """The credit in a snapshot."""
+    """The credit in a snapshot; ids of orders, which have no space, are one text: that is parsed
+    many times faster than a list of thousands.
+    """
     return {
         "live": credit.live,
-        "refused": tuple(credit.refused),
-        "released": tuple(credit.released),
+        "refused": " ".join(credit.refused),
+        "released": " ".join(credit.released),
     }
 
 
 def from_json(snapshot: Any) -> Credit:
     """The credit of a snapshot; an amount without a fraction comes as an integer."""
     live = {order_id: Decimal(amount) for order_id, amount in snapshot["live"].items()}
-    return Credit(live, frozenset(snapshot["refused"]), frozenset(snapshot["released"]))
+    refused, released = (frozenset(snapshot[name].split()) for name in ("refused", "released"))
+    return Credit(live, refused, released)
 
 
 DECIDER: Decider[CreditCommand, Credit, CreditEvent] = Decider(
@@ -101,7 +104,7 @@ DECIDER: Decider[CreditCommand, Credit, CreditEvent] = Decider(
     initial=Credit(),
     decide=decide,
     evolve=evolve,
-    snapshot_every=50,
+    snapshot_every=20,
     state_to_json=to_json,
     state_from_json=from_json,
 )
