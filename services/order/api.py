@@ -7,23 +7,22 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field, WithJsonSchema
 
-from eventcore.command import answered_before, append_of, begin_many, handle
+from eventcore.command import answered_before, begin_many, handle
 from eventcore.errors import Invalid
 from eventcore.ids import new_id
 from eventcore.model.event import Json
 from eventcore.model.projection import Document
-from eventcore.model.saga import Cancel
 from eventcore.query import ViewDocuments, Views
 from eventcore.store.port import Answer, Append, Store
 from eventcore.web.inputs import DIGITS, VISIBLE, Id, Input, Price, QueryInput
 from eventcore.web.queries import SOURCE, add_queries, source_of
 from eventcore.web.request import Incoming
 from eventcore.web.routes import Routes, answer
-from order import credit_saga
 from order.customer_queries import add_customers
 from order.customers import Customers
 from order.order import DECIDER, CancelOrder, Order, PlaceOrder, Status
 from order.ownership import own_list, own_order, own_user
+from order.pending import cancel_saga, saga_of
 from order.projections.orders import shown, stored
 
 OrderStatus: TypeAlias = Literal["pending", "confirmed", "rejected", "cancelled"]
@@ -133,7 +132,7 @@ def _add_placing(route: Routes, store: Store, customers: Customers) -> None:
         command = PlaceOrder(body.userId, body.item, body.price, pending=limited)
 
         def start(_: Order | None, __: Order | None) -> Sequence[Append]:
-            return _saga_of(store, order_id, command)
+            return saga_of(store, order_id, command)
 
         def accept(_: Order | None, __: int) -> Answer:
             return answer({"orderId": str(order_id)})
@@ -154,7 +153,7 @@ def _add_cancelling(route: Routes, store: Store) -> None:
         command = CancelOrder(incoming.body.reason)
 
         def turn_back(order: Order | None, _: Order | None) -> Sequence[Append]:
-            return _cancel_saga(store, incoming.id, command) if order and order.has_saga else []
+            return cancel_saga(store, incoming.id, command) if order and order.has_saga else []
 
         def state(order: Order | None, version: int) -> Answer:
             assert order
@@ -162,22 +161,6 @@ def _add_cancelling(route: Routes, store: Store) -> None:
             return answer(body, 202 if order.status is Status.PENDING else 200)
 
         return handle(store, DECIDER, incoming.id, command, incoming.call, state, also=turn_back)
-
-
-def _saga_of(store: Store, order_id: UUID, command: PlaceOrder) -> Sequence[Append]:
-    """The saga that a pending order waits for, with its first step and deadline."""
-    if not command.pending:
-        return []
-    first = credit_saga.start(order_id, command)
-    saga, deadline = credit_saga.DECIDER, credit_saga.deadline
-    return append_of(store, saga, order_id, first, creates=True, deadline=deadline)
-
-
-def _cancel_saga(store: Store, order_id: UUID, command: CancelOrder) -> Sequence[Append]:
-    """What the cancellation of an order appends to its saga, if that is not cancelled yet."""
-    saga, deadline = credit_saga.DECIDER, credit_saga.deadline
-    cancel = Cancel(command.reason)
-    return [e for e in append_of(store, saga, order_id, cancel, deadline=deadline) if e.events]
 
 
 def _add_batch(route: Routes, store: Store, customers: Customers) -> None:
@@ -199,7 +182,7 @@ def _add_batch(route: Routes, store: Store, customers: Customers) -> None:
         }
 
         def start(order_id: UUID) -> Sequence[Append]:
-            return _saga_of(store, order_id, commands[order_id])
+            return saga_of(store, order_id, commands[order_id])
 
         accepted = answer({"orderIds": [str(order_id) for order_id in commands]})
         return begin_many(store, DECIDER, commands, incoming.call, accepted, also=start)
