@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from eventcore.errors import FeedUnavailable
+from eventcore.errors import FeedUnavailable, Unavailable
 from eventcore.model.event import Event
 from eventcore.model.projection import Document, Projection, version_of
 from eventcore.observe import metrics
@@ -66,6 +66,10 @@ class EventApplier(Folding[Projection]):
             log.warning("Gaps left to the sweep", extra={**log_sample(last), "reason": str(error)})
         return ahead
 
+    def why_behind(self, streams: int) -> Unavailable:
+        """Why so many streams are neither parked nor where the feed is."""
+        return FeedUnavailable(f"{streams} streams cannot be brought to where the feed is")
+
     def reached(self, ids: Collection[str]) -> Mapping[str, int]:
         return self.readmodel.versions(self.generation.collection, ids)
 
@@ -96,7 +100,8 @@ class EventApplier(Folding[Projection]):
             answer = self.feed.streams({s: max(v - 1, 0) for s, v in versions.items()})
             folded = self._advance(answer, documents, entries, is_log=True)
             yield answer, folded
-            done = {s for s, each in folded.items() if each.error or len(answer[s]) < PAGE}
+            ended = {s for s, events in answer.items() if len(events) < PAGE}
+            done = ended | {s for s, each in folded.items() if each.error or each.is_delayed}
             left = [stream for stream in left if stream not in done]
 
     def stopped_events(self, entry: Parked) -> list[Event]:
@@ -121,6 +126,7 @@ class EventApplier(Folding[Projection]):
             try:
                 result.document = step(result.document, event)
             except Later:
+                result.is_delayed = True
                 break
             except Exception as error:  # noqa: BLE001 - whatever a step raises parks its stream
                 result.error, result.failed = f"{type(error).__name__}: {error}", event

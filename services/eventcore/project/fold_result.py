@@ -47,6 +47,8 @@ class FoldResult:
     applied: list[Event] = field(default_factory=list)
     document: Document | None = None
     is_of_many: bool = False
+    is_delayed: bool = False
+    """Whether the event after the document is left to a later sweep, see Later."""
 
     def __post_init__(self) -> None:
         self.document = self.before

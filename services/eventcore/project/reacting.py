@@ -11,7 +11,14 @@ from types import MappingProxyType
 from uuid import UUID
 
 from eventcore import command as commands
-from eventcore.errors import Conflict, NotFound, StoreSlow, Unavailable
+from eventcore.errors import (
+    Conflict,
+    NotFound,
+    ReadModelUnavailable,
+    StoreSlow,
+    StoreUnavailable,
+    Unavailable,
+)
 from eventcore.failpoints import failpoint
 from eventcore.model.decider import Command, Decider, DomainEvent, State
 from eventcore.model.event import Event, ids_of
@@ -103,8 +110,8 @@ class StoreCommands:
 class ReactingApplier(EventApplier):
     """Applies events to a reactor's documents, and carries out its command before each write.
 
-    A stream whose command cannot be carried out now stays where it is; the other streams of the
-    batch go on and are written, and then the reason is raised, as Unavailable.
+    A stream whose command cannot be carried out now stays where it is, and is left to the sweep;
+    the other streams go on. If a server cannot be reached, that is raised once they are written.
     """
 
     projection: Reactor
@@ -128,9 +135,12 @@ class ReactingApplier(EventApplier):
         self._reacted.clear()
         self._delay = None
         folded = super()._advance(streams, documents, entries, is_log)
-        if self._delay:
+        if self._delay and self._delay.unreachable:
             raise self._delay
         return folded
+
+    def why_behind(self, streams: int) -> Unavailable:
+        return self._delay or super().why_behind(streams)
 
     def _must_read(self, stream: str, events: Sequence[Event]) -> bool:
         return True  # the guard would refuse a duplicate, but only after its command
@@ -172,10 +182,17 @@ class ReactingApplier(EventApplier):
             outcome = "delayed"
             fields = {"projection": name, "id": str(event.aggregate_id), **ids_of(event)}
             log.info("Command delayed", extra={**fields, "reason": str(error)})
-            self._delay = error if isinstance(error, Unavailable) else StoreSlow(str(error))
+            self._delay = _to_delay(error)
             raise Later from error
         finally:
             REACTIONS.labels(name, outcome).inc()
+
+
+def _to_delay(error: Conflict | Unavailable) -> Unavailable:
+    """The error if a server cannot be reached; otherwise it is the stream alone that must wait."""
+    if isinstance(error, StoreUnavailable | ReadModelUnavailable) and error.unreachable:
+        return error
+    return StoreSlow(str(error))
 
 
 def fire_deadlines(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
 
-from eventcore.errors import FeedUnavailable, ReadModelUnavailable, StoreRestored
+from eventcore.errors import ReadModelUnavailable, StoreRestored
 from eventcore.failpoints import failpoint
 from eventcore.model.event import Event
 from eventcore.observe import metrics
@@ -227,7 +227,7 @@ class Sweep(LeasedSweep[EventApplier]):
     def _catch_up(self, position: int, page: HeadsPage) -> None:
         """Applies what the streams lack whose document is behind their head on this page.
 
-        Raises FeedUnavailable if one is neither applied nor parked then: the checkpoint must not
+        Raises Unavailable if one is neither applied nor parked then: the checkpoint must not
         pass it.
         """
         behind = self._behind(page.heads)
@@ -246,7 +246,7 @@ class Sweep(LeasedSweep[EventApplier]):
         self._export_lag(page.settled.position, next(iter(events), None))
         self.applier.apply(by_stream(events))
         if still := self._behind(behind):
-            raise FeedUnavailable(f"{len(still)} streams cannot be brought to where the feed is")
+            raise self.applier.why_behind(len(still))
 
     def _behind(self, heads: Mapping[str, int]) -> dict[str, int]:
         """The streams whose document is behind; of those that are parked the entry is renewed."""
