@@ -21,7 +21,7 @@ _FIRST_CURL = """\
 curl -i {gateway}/users -H 'Content-Type: application/json' \\
   -d '{{"name": "Grace Hopper", "email": "grace@example.com"}}'"""
 
-_FIRST_CURL_WITH_TOKEN = """\
+_FIRST_CURL_SIGNED = """\
 TOKEN={token}
 curl -i {gateway}/queries/orders -H "Authorization: Bearer $TOKEN\""""
 
@@ -95,7 +95,7 @@ def _welcome(processes: Sequence[Process], places: Mapping[str, str], token: str
         each.name: f"http://localhost:{each.env['METRICS_PORT']}/metrics" for each in processes
     }
     rows = [f"  {name:<16} {url}" for name, url in {**served, **places}.items()]
-    curl = _FIRST_CURL_WITH_TOKEN if token else _FIRST_CURL
+    curl = _FIRST_CURL_SIGNED if token else _FIRST_CURL
     rows += ["", "Metrics of each process:", "", *(f"  {n:<16} {u}" for n, u in metrics.items())]
     return "\n".join(
         [

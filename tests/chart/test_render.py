@@ -11,6 +11,7 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
+from local.services import PROJECTORS
 from tests.chart.render import (
     CHART,
     HELMS,
@@ -244,7 +245,7 @@ def test_names_fit_and_differ_where_both_parts_are_long() -> None:
     assert len(set(found)) == len(found)
     assert all(len(name) <= (52 if kind == "CronJob" else 63) for kind, name in found)
     assert all(len(text) <= 63 for text in _label_values(chart.objects))
-    assert len(chart.of("CronJob")) == 6
+    assert len(chart.of("CronJob")) == len(PROJECTORS) + 2, "each projector is verified"
     assert len(chart.of("Job")) == 1 + 4, "setup, and a rebuild by each of four projectors"
 
 
