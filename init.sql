@@ -211,7 +211,7 @@ begin
     comment on column public.deadlines.aggregate_type is 'The stream: what it is about.';
     comment on column public.deadlines.aggregate_id is 'The stream: which one.';
     comment on column public.deadlines.version is 'The version of the stream at which the deadline was set.';
-    comment on column public.deadlines.due_at is 'When it is due, by the clock of this server; take_due moves it.';
+    comment on column public.deadlines.due_at is 'When it is due, by the clock of this server; take_due moves it. infinity: never, the stream waits for an operator.';
     comment on index public.deadlines_due is 'Finds what is due.';
     grant select on public.deadlines to event_append, event_read;
 
@@ -385,12 +385,14 @@ begin
         if p_due_in is not null then
             delete from deadlines d
              using unnest(p_aggregate_types, p_aggregate_ids, p_due_in) as w (type, id, due_in)
-             where w.due_in = 'infinity' and d.aggregate_type = w.type and d.aggregate_id = w.id;
+             where w.due_in = '-infinity' and d.aggregate_type = w.type and d.aggregate_id = w.id;
             insert into deadlines as d (aggregate_type, aggregate_id, version, due_at)
-            select w.type, w.id, w.expected + w.added, clock_timestamp() + make_interval(secs => w.due_in)
+            select w.type, w.id, w.expected + w.added,
+                   case when w.due_in = 'infinity' then 'infinity'
+                        else clock_timestamp() + make_interval(secs => w.due_in) end
               from unnest(p_aggregate_types, p_aggregate_ids, p_expected_versions, counts, p_due_in)
                    as w (type, id, expected, added, due_in)
-             where w.due_in <> 'infinity'
+             where w.due_in <> '-infinity'
             on conflict (aggregate_type, aggregate_id) do update
                set version = excluded.version, due_at = excluded.due_at;
         end if;
@@ -408,7 +410,7 @@ begin
          order by e.place;
     end $append$;
     comment on function public.append_many is
-        'Appends events to several streams, all or none, in one transaction. The first three arrays have an entry for each stream, which is given once; the next five have one for each event, and p_streams says to which of the streams (from 1) it belongs. A stream without events must exist: its version is compared, and does not change before the commit. p_due_in has the seconds from now after which each stream is due; infinity: it has no deadline any more; null: its deadline is left as it is. ES001: conflicts; the detail is a JSON object of their places (from 0) and versions. Else as append_events.';
+        'Appends events to several streams, all or none, in one transaction. The first three arrays have an entry for each stream, which is given once; the next five have one for each event, and p_streams says to which of the streams (from 1) it belongs. A stream without events must exist: its version is compared, and does not change before the commit. p_due_in has the seconds from now after which each stream is due; infinity: it waits and is never due; -infinity: it has no deadline any more; null: its deadline is left as it is. ES001: conflicts; the detail is a JSON object of their places (from 0) and versions. Else as append_events.';
     revoke all on function public.append_many from public;
     grant execute on function public.append_many to event_append;
 

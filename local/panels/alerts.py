@@ -60,8 +60,8 @@ release's there. Servers are not bound to it, since they may be in a namespace o
 
 _SELECTOR = re.compile(
     r'"[^"]*"|\b(?:by|on|ignoring|without|group_left|group_right)\s*\([^)]*\)|(?<![\w:.])'
-    r"((?:http|background|eventcore|eventstore|relay|projection|reactor|deadlines|dependency|pool|rate_limit|process"
-    r"|kubelet|kube)_\w+|up)\b(\{)?"
+    r"((?:http|background|eventcore|eventstore|relay|projection|reactor|deadlines|saga"
+    r"|dependency|pool|rate_limit|process|kubelet|kube)_\w+|up)\b(\{)?"
 )
 """Text, labels, or the name of a metric with what begins its matchers."""
 
@@ -151,6 +151,15 @@ _PROCESSES: Sequence[Alert] = (
         """sum by (namespace, type) (increase(deadlines_total{outcome="failed"}[5m])) > 0""",
         "Deadlines have passed, and the commands that follow from them fail.",
         "{{ $value | humanize }} deadlines of {{ $labels.type }} failed in five minutes.",
+        _FLOW,
+    ),
+    Alert(
+        "ShopSagaStuck",
+        "warning",
+        "1m",
+        """max by (namespace, aggregate_type) (saga_stuck) > 0""",
+        "Sagas are stuck, because no attempt of a compensation was answered.",
+        "{{ $value }} sagas of {{ $labels.aggregate_type }} wait for an answer, or for a retry.",
         _FLOW,
     ),
     Alert(

@@ -564,6 +564,104 @@ OVERVIEW = Board(
 _NONE = " or 0 * sum by (aggregate_type) (rate(eventstore_append_duration_seconds_count{*}[*]))"
 """No conflict is 0, not a curve that is missing."""
 
+
+def _or_zero(expr: str, outcome: str) -> str:
+    """The rate of something rare by its outcome, which is 0 before it happens at all."""
+    return f'{expr} or label_replace(vector(0), "outcome", "{outcome}", "", "")'
+
+
+_SAGAS = Row(
+    "Sagas",
+    (
+        Panel(
+            "Sagas started and ended",
+            "Sagas a second that were started, and that ended, by outcome. A saga that ended done "
+            "and is cancelled ends again.",
+            "cps",
+            [
+                Query(
+                    "sum(rate(eventstore_events_appended_total"
+                    '{*, event_type="SAGA_STARTED"}[*])) or vector(0)',
+                    "started",
+                ),
+                _rate("saga_ended_total", "aggregate_type, outcome"),
+            ],
+        ),
+        Panel(
+            "Steps by outcome",
+            "Requests of steps and of compensations a second, their answers, and deadlines that "
+            "passed before an answer.",
+            "cps",
+            [_rate("saga_steps_total", "aggregate_type, step, outcome")],
+        ),
+        Panel(
+            "Sagas stuck",
+            "Sagas whose compensation no attempt has had an answer to: they wait for its answer, "
+            "or for `saga retry`.",
+            "none",
+            [_latest("saga_stuck", "aggregate_type")],
+            thresholds=(1,),
+            runbooks=("ShopSagaStuck",),
+        ),
+        Panel(
+            "Oldest deadline overdue",
+            "Time since the oldest deadline passed that no process has taken; 0: none is due.",
+            "s",
+            [_latest("eventstore_deadlines_overdue_seconds", "aggregate_type")],
+            thresholds=(10, 60),
+            runbooks=("ShopDeadlinesLate",),
+        ),
+        Panel(
+            "Deadlines fired",
+            "Deadlines a second that have passed, and were fired or failed.",
+            "cps",
+            [
+                Query(
+                    _or_zero("sum by (outcome) (rate(deadlines_total{*}[*]))", "fired"),
+                    "{{outcome}}",
+                )
+            ],
+            runbooks=("ShopDeadlinesFail",),
+        ),
+        Panel(
+            "Reactions by outcome",
+            "Commands a second that reactors carried out, that wait for a server or a conflict, "
+            "and that failed and parked a stream.",
+            "cps",
+            [_rate("reactor_commands_total", "projection, outcome")],
+            runbooks=("ShopStreamParked",),
+        ),
+    ),
+)
+
+_SNAPSHOTS = Row(
+    "Snapshots",
+    (
+        Panel(
+            "Snapshots looked for",
+            "Snapshots a second that commands used, did not find, or ignored, and why.",
+            "cps",
+            [_rate("eventstore_snapshot_reads_total", "aggregate_type, outcome")],
+            width=12,
+        ),
+        Panel(
+            "Snapshots written",
+            "Snapshots a second that were written, failed, or were dropped since too many waited.",
+            "cps",
+            [
+                Query(
+                    _or_zero(
+                        "sum by (outcome) (rate(eventstore_snapshot_writes_total{*}[*]))",
+                        "written",
+                    ),
+                    "{{outcome}}",
+                )
+            ],
+            width=12,
+        ),
+    ),
+)
+
 EVENT_FLOW = Board(
     "shop-event-flow",
     "Shop / Event flow",
@@ -762,6 +860,8 @@ EVENT_FLOW = Board(
                 ),
             ),
         ),
+        _SAGAS,
+        _SNAPSHOTS,
     ),
 )
 

@@ -49,12 +49,15 @@ SCRAPE = 5
 """Seconds between two scrapes."""
 
 NOT_HERE = (
+    "Sagas",
+    "Snapshots",
     "Objectives, over thirty days",
     "PostgreSQL, from its exporter",
     "MongoDB, from its exporter",
     "Volumes, from the kubelets",
 )
-"""Rows that have no data beside `make run`, or, as budgets of thirty days, too little to show."""
+"""Rows that have no data beside `make run`, where no user has a credit limit, or too little, as
+budgets of thirty days."""
 
 STOPPED, STOP_TIME = "order-relay", 90
 """Process that stops for one of the pictures, and for how many seconds."""

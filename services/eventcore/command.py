@@ -15,7 +15,7 @@ from eventcore.ids import new_id
 from eventcore.model.decider import Decider, StreamState
 from eventcore.model.event import Data, NewEvent, tag_of
 from eventcore.model.token import SEEN_HEADER, Token, token_of
-from eventcore.observe.metrics import APPENDED, APPENDS, CONFLICTS, CONFLICTS_LOST
+from eventcore.observe.metrics import APPENDS, CONFLICTS, CONFLICTS_LOST, count_appended
 from eventcore.snapshots import WRITER
 from eventcore.state import read_existing, read_state
 from eventcore.store.port import (
@@ -279,7 +279,7 @@ def _require_expected(call: Call, stream: Stream, found: StreamState[Any]) -> No
 
 def _note_appended(stream: Stream, events: Sequence[NewEvent]) -> None:
     for event in events:
-        APPENDED.labels(event.event_type).inc()
+        count_appended(stream.aggregate_type, event.event_type, event.data)
         log.info(
             f"{stream.aggregate_type.title()} Event [{event.event_type}] saved to Postgres",
             extra={"id": str(stream.aggregate_id), "event_id": str(event.event_id)},

@@ -22,6 +22,7 @@ SERVICE = Service(
     ),
     catalogue=CATALOGUE,
     others=(ORDER_SAGA,),
+    sagas=(credit_saga.SAGA,),
     projectors=(
         Projector("order-projector", orders.PROJECTION),
         # sweep interval shorter than KNOWN_USER_WAIT

@@ -1,5 +1,6 @@
 """A store in memory: the Store and RelayStore ports, with the same promises and no server."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -7,8 +8,9 @@ from uuid import UUID
 
 from eventcore import jsontext
 from eventcore.errors import Conflict, KeyReused, StoreRestored, StoreUnavailable
-from eventcore.model.event import Data, Event, Mark, NewEvent
+from eventcore.model.event import Data, Event, Json, Mark, NewEvent
 from eventcore.store.port import (
+    COUNTED_AT_MOST,
     PAGE,
     SPAN,
     Answer,
@@ -22,8 +24,12 @@ from eventcore.store.port import (
     Snapshot,
     Store,
     Stream,
+    Waiting,
 )
 from eventcore.store.rows import relay_halted
+
+_NEVER = datetime.max.replace(tzinfo=UTC)
+"""When the deadline of a stuck stream is due."""
 
 
 @dataclass
@@ -89,7 +95,9 @@ class FakeStore:
         if append.deadline:
             self.deadlines.pop(append.stream, None)
             if append.deadline.seconds is not None:
-                due_at = self.now + timedelta(seconds=append.deadline.seconds)
+                due_at = _NEVER
+                if append.deadline.seconds != math.inf:
+                    due_at = self.now + timedelta(seconds=append.deadline.seconds)
                 self.deadlines[append.stream] = (self._version(append.stream), due_at)
 
     def take_due(self, aggregate_type: str, limit: int, hold: float) -> list[Due]:
@@ -112,6 +120,28 @@ class FakeStore:
             if (kind := stream.aggregate_type) in found:
                 found[kind] = max(found[kind], (self.now - due_at).total_seconds())
         return found
+
+    def read_waiting(
+        self, aggregate_type: str, limit: int = PAGE, *, stuck: bool = False
+    ) -> list[Waiting]:
+        """See Store."""
+        self._check()
+        found = [
+            Waiting(stream, version, None if due_at == _NEVER else due_at)
+            for stream, (version, due_at) in sorted(
+                self.deadlines.items(), key=lambda item: str(item[0].aggregate_id)
+            )
+            if stream.aggregate_type == aggregate_type and due_at >= (_NEVER if stuck else due_at)
+        ]
+        found.sort(key=lambda each: each.due_at or _NEVER, reverse=True)
+        return found[:limit]
+
+    def count_stuck(self, aggregate_types: Sequence[str]) -> dict[str, int]:
+        """See Store."""
+        return {
+            kind: len(self.read_waiting(kind, COUNTED_AT_MOST, stuck=True))
+            for kind in aggregate_types
+        }
 
     def read_snapshot(self, stream: Stream) -> Snapshot | None:
         """See Store."""
@@ -181,7 +211,7 @@ class FakeStore:
         """See Store."""
         self._check()
         between = self.read_feed(after, until, len(self.log))
-        return [e for e in between if e.metadata.get("correlationId") == correlation_id]
+        return [e for e in between if correlation_id in _ids_in(e)]
 
     def read_changes(
         self, aggregate_type: str, after: int, until: int, settled: Mark, marks: Sequence[Mark]
@@ -258,6 +288,11 @@ class FakeStore:
     def _check(self) -> None:
         if self.away:
             raise StoreUnavailable("PostgreSQL cannot be reached: a test said so")
+
+
+def _ids_in(event: Event) -> list[Json]:
+    named = [value for name, value in event.data.items() if name.endswith("Id")]
+    return [event.metadata.get("correlationId"), *named]
 
 
 def _stream_of(event: Event) -> Stream:

@@ -216,9 +216,12 @@ def test_a_stuck_saga_moves_on_when_the_answer_comes(shop: Shop) -> None:
     for _ in range(STEP.attempts):
         shop.late()
     assert story(shop.order_store, order)[-1] == "DEADLINE_PASSED"
-    assert not shop.order_store.deadlines
+    assert shop.order_store.count_stuck(["order_saga"]) == {"order_saga": 1}
+    shop.late()
+    assert story(shop.order_store, order)[-1] == "DEADLINE_PASSED"
     shop.settle()
     assert story(shop.order_store, order)[-2:] == ["STEP_COMPENSATED", "SAGA_ENDED"]
+    assert not shop.order_store.deadlines
     assert shop.reserved(user) == 0
 
 

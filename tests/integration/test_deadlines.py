@@ -137,7 +137,7 @@ def test_a_rolled_back_step_leaves_its_deadline_and_a_committed_one_replaces_it(
     step = (
         f"select append_many('{{{kind}}}', '{{{stream.aggregate_id}}}', '{{1}}', '{{1}}',"
         " array[gen_random_uuid()], '{STEP_DONE}', '{1}', array['{}'], '{}',"
-        " p_due_in => '{infinity}')"
+        " p_due_in => '{-infinity}')"
     )
     with rolled_back(owner) as writer:
         writer.execution_options(no_parameters=True).exec_driver_sql(step)

@@ -111,8 +111,8 @@ class Load:
         """All of it for so long at least; the race until somebody has lost it."""
         self._until = time.monotonic() + seconds
         raced = self.create_user()
-        with ThreadPoolExecutor(15) as pool:
-            runs = [pool.submit(self._orders), pool.submit(self._mistakes)]
+        with ThreadPoolExecutor(16) as pool:
+            runs = [pool.submit(each) for each in (self._orders, self._limited, self._mistakes)]
             runs.append(pool.submit(outrun, raced, self._databases, self._nobody_has_lost))
             runs += [pool.submit(self._race, raced, name) for name in range(12)]
             yield
@@ -125,6 +125,13 @@ class Load:
             order = {"userId": user_id, "item": "Laptop", "price": 19.99}
             if placed := self.send("POST", "/orders", order):
                 self.send("GET", f"/queries/orders/{placed['orderId']}")
+
+    def _limited(self) -> None:
+        user_id = self.create_user()
+        self.send("PUT", f"/users/{user_id}/credit-limit", {"limit": 1000})
+        while time.monotonic() < self._until:
+            self.send("POST", "/orders", {"userId": user_id, "item": "Pen", "price": 1})
+            time.sleep(0.2)
 
     def _mistakes(self) -> None:
         while time.monotonic() < self._until:

@@ -135,6 +135,18 @@ CASES = (
         labels={"type": "order_saga"},
     ),
     Case(
+        "ShopSagaStuck",
+        {
+            'saga_stuck{instance="a:1", aggregate_type="order_saga"}': "0x4 2x9 0x30",
+            'saga_stuck{instance="b:1", aggregate_type="order_saga"}': "0x5 2x9 0x30",
+            'saga_stuck{instance="a:1", aggregate_type="parcel_saga"}': "0x60",
+        },
+        fires=8,
+        quiet=(4, 20),
+        description="2 sagas of order_saga wait for an answer, or for a retry.",
+        labels={"aggregate_type": "order_saga"},
+    ),
+    Case(
         "ShopRateLimitsAlone",
         {
             'rate_limit_alone{job="shop", instance="a:1"}': "0x4 1x9 0x10 1x2 0x30",
@@ -549,6 +561,7 @@ _OURS = {
     'eventstore_unsettled_seconds{store="user"}': "0x600",
     'eventstore_deadlines_overdue_seconds{aggregate_type="order_saga"}': "0x60 30x2 0x538",
     'deadlines_total{type="order_saga", outcome="fired"}': "0+1x600",
+    'saga_stuck{aggregate_type="order_saga"}': "0x600",
     'relay_events_confirmed_total{store="user"}': "0+10x600",
     'relay_events_returned_total{store="user"}': "0x60 3x600",
     'relay_lag_seconds{store="user"}': "0x600",

@@ -177,6 +177,7 @@ class FakePostgres:
             ("select aggregate_id, version, event_id", "read snapshot", self._read_snapshot),
             ("select write_snapshot", "write snapshot", self._write_snapshot),
             ("select t.type, coalesce", "overdue", self._overdue),
+            ("select t.type, (select count", "stuck", self._stuck),
             ("select head, event_id::text, holders", "settle", self._settle),
             ("select s.head", "progress", self._progress),
             ("select l.same, l.settled", "read changes", self._read_changes),
@@ -358,7 +359,7 @@ class FakePostgres:
         if wanted.due_in is None:
             return
         self.deadlines.pop(wanted.stream, None)
-        if wanted.due_in != math.inf:
+        if wanted.due_in != -math.inf:
             version = wanted.expected + wanted.added
             self.deadlines[wanted.stream] = (version, self._world.now + wanted.due_in)
 
@@ -476,6 +477,11 @@ class FakePostgres:
         for stream, (_version, at) in self.deadlines.items():
             due[stream[0]] = min(due.get(stream[0], now), at)
         return [(kind, now - due[kind]) for kind in values[0]]
+
+    def _stuck(self, _: Session, values: tuple[Any, ...]) -> Rows:
+        _limit, kinds = values
+        never = [stream[0] for stream, (_version, at) in self.deadlines.items() if at == math.inf]
+        return [(kind, never.count(kind)) for kind in kinds]
 
     def _read_snapshot(self, _: Session, values: tuple[Any, ...]) -> Rows:
         kind, each = values

@@ -13,6 +13,7 @@ again, and after its last attempt compensated as if it were done. A compensation
 the last attempt leaves the saga stuck, until its answer comes, or `Retry`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -202,9 +203,9 @@ class Saga:
         return Decider(self.catalogue, None, self._decide, evolve)
 
     def deadline(self, saga: SagaState | None) -> float | None:
-        """Seconds until the awaited answer is late; None: nothing is awaited, or it is stuck."""
+        """Seconds until the awaited answer is late; infinity: stuck; None: none is awaited."""
         if saga is None or saga.awaited is None or saga.stuck:
-            return None
+            return math.inf if saga and saga.stuck else None
         return float(self._step(saga.awaited).timeout * 2 ** (saga.awaited.attempt - 1))
 
     def _decide(self, command: SagaCommand, saga: SagaState | None) -> Sequence[SagaEvent]:

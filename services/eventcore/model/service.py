@@ -9,6 +9,7 @@ from typing import Any
 
 from eventcore.model.catalogue import Catalogue
 from eventcore.model.decider import Decider
+from eventcore.model.saga import Saga
 from eventcore.model.view import AnyProjection
 
 STORE_LOGINS = {"owner": None, "service": "event_append", "relay": "event_relay"}
@@ -31,7 +32,8 @@ class Service:
 
     The gateway forwards `paths`, with any method. `{id}` in a path stands for a UUID.
     `catalogue` has the events of its aggregate, `others` those of further aggregates in its store.
-    `deciders` are those whose streams have snapshots, for `verify --snapshots`.
+    `deciders` are those whose streams have snapshots, for `verify --snapshots`. `sagas` are those
+    in its store, for the command `saga` and the metric of stuck ones.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Service:
     projectors: tuple[Projector, ...]
     others: tuple[Catalogue, ...] = ()
     deciders: tuple[Decider[Any, Any, Any], ...] = ()
+    sagas: tuple[Saga, ...] = ()
 
     @property
     def catalogues(self) -> tuple[Catalogue, ...]:

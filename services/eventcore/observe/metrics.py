@@ -1,5 +1,6 @@
 """The metrics of all processes, each declared once."""
 
+from collections.abc import Mapping
 from functools import partial
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
@@ -140,6 +141,24 @@ DEADLINES = Counter(
     "deadlines", "Deadlines that have passed: fired, or failed and due again", ["type", "outcome"]
 )
 
+STEPS = Counter(
+    "saga_steps",
+    "Steps of sagas: requested, done, refused, compensation_requested, compensated, or late (a"
+    " deadline passed)",
+    ["aggregate_type", "step", "outcome"],
+)
+
+ENDED = Counter(
+    "saga_ended", "Sagas that ended: done, refused, cancelled or failed",
+    ["aggregate_type", "outcome"],
+)  # fmt: skip
+
+STUCK = Gauge(
+    "saga_stuck",
+    "Sagas whose compensation no attempt has had an answer to; 10,000 are counted at most",
+    ["aggregate_type"],
+)
+
 PARKED = _projection_gauge("projection_parked_streams", "Parked streams")
 
 POSITION = _projection_gauge(
@@ -205,6 +224,26 @@ BUILD = Gauge(
     "1 for each process",
     ["service", "process", "version", "revision"],
 )
+
+
+_STEPS = {
+    "STEP_REQUESTED": "requested",
+    "STEP_DONE": "done",
+    "STEP_REFUSED": "refused",
+    "COMPENSATION_REQUESTED": "compensation_requested",
+    "STEP_COMPENSATED": "compensated",
+    "DEADLINE_PASSED": "late",
+}
+"""The outcome of a step by the event of a saga; see `eventcore.model.saga`."""
+
+
+def count_appended(aggregate_type: str, event_type: str, data: Mapping[str, object]) -> None:
+    """Counts an event; the step or the end that it tells, if it is a saga's."""
+    APPENDED.labels(event_type).inc()
+    if event_type in _STEPS and "step" in data:
+        STEPS.labels(aggregate_type, data["step"], _STEPS[event_type]).inc()
+    elif event_type == "SAGA_ENDED" and "outcome" in data:
+        ENDED.labels(aggregate_type, data["outcome"]).inc()
 
 
 def render_metrics(accepted: str) -> tuple[bytes, str]:

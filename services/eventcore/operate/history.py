@@ -16,6 +16,7 @@ from eventcore.model.event import Event
 from eventcore.model.projection import Projection
 from eventcore.model.view import AnyProjection, View, positions_of
 from eventcore.query import Serving
+from eventcore.reactor import Reactor
 from eventcore.readmodel.port import ReadModel
 from eventcore.readmodel.records import Generation, Parked, Skip
 from eventcore.store.port import Progress, Store, Stream, read_pages
@@ -104,12 +105,14 @@ def find(
 ) -> History:
     """Finds what one service's stores know of an aggregate's id, or else of a correlation id.
 
-    `types` are the aggregate types in its store, by default the one of its own name; all of them
-    may have a stream of the id. A correlation id is looked for from `since` on, or from the time
-    that it tells itself, or among the newest events; in SEARCHED_AT_MOST positions at most. Raises
-    StoreUnavailable and ReadModelUnavailable.
+    An id that no stream has here, and no projection but a reactor, is looked for as a correlation
+    id, and in the data of events: those of credit name an order. `types` are the aggregate types in
+    its store, by default the one of its own name; all of them may have a stream of the id. A
+    correlation id is looked for from `since` on, or from the time that it tells itself, or among
+    the newest events; in SEARCHED_AT_MOST positions at most. Raises StoreUnavailable and
+    ReadModelUnavailable.
     """
-    projections = tuple(projections)
+    projections, met = tuple(projections), list[Standing]()
     own = tuple(each for each in projections if isinstance(each, Projection))
     views = tuple(each for each in projections if isinstance(each, View))
     if stream_id := as_uuid(wanted):
@@ -122,12 +125,13 @@ def find(
         names = set(map(str, others))
         standings = [each for each in standings if each.is_known or str(each) not in names]
         standings += _in_views(readmodel, views, events, store, str(stream_id))
-        history = History(service, events, standings, progress)
-        if not history.is_empty:
-            return history
+        met = [each for each in standings if each.is_known]
+        reactors = {each.name for each in own if isinstance(each, Reactor)}
+        if events or any(each.projection not in reactors for each in met):
+            return History(service, events, standings, progress)
     events, searched = _search(store, wanted, since)
     streams = {Stream(event.aggregate_type, event.aggregate_id) for event in events}
-    standings = _standings(readmodel, own, streams, events)
+    standings = [*met, *_standings(readmodel, own, streams, events)]
     standings += _in_views(readmodel, views, events, store)
     return History(service, events, standings, store.progress(service), searched)
 

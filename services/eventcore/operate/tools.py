@@ -8,6 +8,7 @@ from eventcore.operate.dead_letters import dead_letters
 from eventcore.operate.inspect import lag, metrics, trace, verify
 from eventcore.operate.parked import parked
 from eventcore.operate.rebuild import rebuild
+from eventcore.operate.sagas import saga
 
-TOOLS = (metrics, trace, lag, parked, dead_letters, rebuild, verify)
+TOOLS = (metrics, trace, lag, parked, saga, dead_letters, rebuild, verify)
 """All of them."""

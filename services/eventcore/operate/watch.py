@@ -12,6 +12,7 @@ from threading import Thread
 
 from eventcore.clock import SYSTEM_CLOCK, Clock
 from eventcore.model.event import Event
+from eventcore.model.service import Service
 from eventcore.model.view import AnyProjection, View
 from eventcore.observe import metrics
 from eventcore.observe.background import log_errors, repeat
@@ -82,6 +83,19 @@ class DeadlineWatch:
         """Sets the metric. Raises StoreUnavailable."""
         for kind, seconds in self.store.overdue(self.aggregate_types).items():
             metrics.OVERDUE.labels(kind).set(seconds)
+
+
+@dataclass(frozen=True)
+class SagaWatch:
+    """The stuck sagas of a store, by aggregate type."""
+
+    store: Store
+    aggregate_types: Sequence[str]
+
+    def update(self) -> None:
+        """Sets the metric. Raises StoreUnavailable."""
+        for kind, count in self.store.count_stuck(self.aggregate_types).items():
+            metrics.STUCK.labels(kind).set(count)
 
 
 @dataclass
@@ -228,18 +242,21 @@ def watch(updates: Iterable[Callable[[], object]], stop: Stop, every: float = IN
 
 
 def watch_service(
-    name: str, store: Store, readmodel: ReadModel, feeds: Mapping[str, Feed],
-    projections: Iterable[AnyProjection], note_epoch: Callable[[str], object],
+    service: Service, store: Store, readmodel: ReadModel, feeds: Mapping[str, Feed],
+    note_epoch: Callable[[str], object],
 ) -> list[Callable[[], object]]:  # fmt: skip
-    """The functions that measure a service's log, relay, deadlines, read models, and their lag.
+    """The functions that measure a service's log, relay, deadlines, sagas, read models, their lag.
 
     `feeds` has a feed for each aggregate type in the store. `note_epoch` gets the epoch of the log
     each time.
     """
-    log_watch = LogWatch(name, store, note_epoch=note_epoch)
+    log_watch = LogWatch(service.name, store, note_epoch=note_epoch)
     deadline_watch = DeadlineWatch(store, [*feeds])
     updates: list[Callable[[], object]] = [log_watch.update, deadline_watch.update]
-    for projection in projections:
+    if service.sagas:
+        kinds = [saga.catalogue.aggregate_type for saga in service.sagas]
+        updates.append(SagaWatch(store, kinds).update)
+    for projection in service.projections:
         updates.append(CheckpointWatch(projection, readmodel).update)
         for each in feeds.keys() & set(projection.stores):
             part = each if isinstance(projection, View) else ""

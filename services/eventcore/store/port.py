@@ -12,6 +12,8 @@ PAGE = 500  # events in one page of a stream or of the feed
 
 SPAN = 1000  # positions that one page of changed streams covers, unless there is a larger gap
 
+COUNTED_AT_MOST = 10_000  # stuck streams of a type that are counted
+
 EXPIRED_AT_ONCE = 1000  # expired idempotency keys that one statement deletes at most
 
 
@@ -45,7 +47,10 @@ class Idempotency:
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """The deadline of a stream: `seconds` from now by the database's clock; None: it has none."""
+    """The deadline of a stream: `seconds` from now by the database's clock; None: it has none.
+
+    `math.inf`: the stream is stuck. It is never due, and counted and listed as one that waits.
+    """
 
     seconds: float | None
 
@@ -56,6 +61,15 @@ class Due:
 
     stream: Stream
     version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A stream that has a deadline, set at `version`; `due_at` is None if it is stuck."""
+
+    stream: Stream
+    version: int
+    due_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +185,17 @@ class Store(Protocol):
     def overdue(self, aggregate_types: Sequence[str]) -> dict[str, float]:
         """Seconds since the oldest deadline of each type passed; 0: none is due."""
 
+    def read_waiting(
+        self, aggregate_type: str, limit: int = PAGE, *, stuck: bool = False
+    ) -> list[Waiting]:
+        """Up to `limit` streams of a type with a deadline: stuck ones, then the latest deadline.
+
+        `stuck`: no others.
+        """
+
+    def count_stuck(self, aggregate_types: Sequence[str]) -> dict[str, int]:
+        """The number of stuck streams of each type, up to COUNTED_AT_MOST."""
+
     def recorded_answer(self, idempotency: Idempotency) -> Answer | None:
         """The answer under a key, if there is one; raises KeyReused for another request's."""
 
@@ -203,7 +228,8 @@ class Store(Protocol):
     def read_correlated(self, correlation_id: str, after: int, until: int) -> list[Event]:
         """The events with a correlation id, by position, above `after` and up to `until`.
 
-        Each event between them is looked at, so they must not be far apart.
+        Also those that name this id in their data, under a name such as `orderId`. Each event
+        between them is looked at, so they must not be far apart.
         """
 
     def read_changes(

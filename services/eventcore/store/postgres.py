@@ -20,6 +20,7 @@ from eventcore.settings import Server
 from eventcore.store.connection import ConnectionPool
 from eventcore.store.migrate import require_schema
 from eventcore.store.port import (
+    COUNTED_AT_MOST,
     PAGE,
     SPAN,
     Answer,
@@ -31,6 +32,7 @@ from eventcore.store.port import (
     Progress,
     Snapshot,
     Stream,
+    Waiting,
 )
 from eventcore.store.rows import (
     APPEND,
@@ -44,7 +46,9 @@ from eventcore.store.rows import (
     READ_SNAPSHOTS,
     SETTLE,
     STREAM,
+    STUCK,
     TAKE_DUE,
+    WAITING,
     WRITE_SNAPSHOT,
     mark_columns,
     observe_log,
@@ -124,6 +128,15 @@ class Postgres:
     def overdue(self, aggregate_types: Sequence[str]) -> dict[str, float]:
         rows = self._rows(OVERDUE, (list(aggregate_types),))
         return {kind: max(0.0, seconds) for kind, seconds in rows}
+
+    def read_waiting(
+        self, aggregate_type: str, limit: int = PAGE, *, stuck: bool = False
+    ) -> list[Waiting]:
+        rows = self._rows(WAITING, (aggregate_type, "infinity" if stuck else "-infinity", limit))
+        return [Waiting(Stream(aggregate_type, stream), *row) for stream, *row in rows]
+
+    def count_stuck(self, aggregate_types: Sequence[str]) -> dict[str, int]:
+        return dict(self._rows(STUCK, (COUNTED_AT_MOST, list(aggregate_types))))
 
     def _append_one(self, values: Values) -> Appended:
         replayed, recorded, version, position = self._write(APPEND, values)[0]
@@ -229,7 +242,8 @@ class Postgres:
         return read_page(self._rows, (), after, until, limit) or []
 
     def read_correlated(self, correlation_id: str, after: int, until: int) -> list[Event]:
-        return [to_event(row) for row in self._rows(CORRELATED, (after, until, correlation_id))]
+        values = (after, until, correlation_id, correlation_id)
+        return [to_event(row) for row in self._rows(CORRELATED, values)]
 
     def read_changes(
         self, aggregate_type: str, after: int, until: int, settled: Mark, marks: Sequence[Mark]

@@ -37,7 +37,9 @@ CHANGES = (
 CORRELATED = (
     f"select {EVENT_COLUMNS} from events"  # nosec B608
     " where position > %s and position <= %s"
-    " and metadata->>'correlationId' = %s order by position"
+    " and (metadata->>'correlationId' = %s or jsonb_path_exists(data,"
+    """ '$.keyvalue() ? (@.key like_regex "Id$" && @.value == $id)',"""
+    " jsonb_build_object('id', %s::text), true)) order by position"
 )
 
 _PREVIOUS = (
@@ -72,7 +74,19 @@ APPEND_MANY = (
 
 OVERDUE = (
     "select t.type, coalesce(extract(epoch from clock_timestamp() - (select min(d.due_at)"
-    " from deadlines d where d.aggregate_type = t.type)), 0)::float8"
+    " from deadlines d where d.aggregate_type = t.type and d.due_at < 'infinity')), 0)::float8"
+    " from unnest(%s::text[]) t (type)"
+)
+
+WAITING = (
+    "select aggregate_id, version, nullif(due_at, 'infinity') from deadlines"
+    " where aggregate_type = %s and due_at >= %s::timestamptz"
+    " order by due_at desc, aggregate_id limit %s"
+)
+
+STUCK = (
+    "select t.type, (select count(*) from (select from deadlines d"
+    " where d.aggregate_type = t.type and d.due_at = 'infinity' limit %s) s)"
     " from unnest(%s::text[]) t (type)"
 )
 
@@ -125,12 +139,12 @@ def to_columns_of_many(
 
 
 def _due_in(appends: Sequence[Append]) -> list[float | None] | None:
-    """The seconds of each deadline; infinity: there is none any more; None: it is left as it is."""
+    """The seconds of each deadline; -infinity: there is none any more; None: it is left."""
     deadlines = [each.deadline for each in appends]
     if not any(deadlines):
         return None
     return [
-        (math.inf if each.seconds is None else float(each.seconds)) if each else None
+        (-math.inf if each.seconds is None else float(each.seconds)) if each else None
         for each in deadlines
     ]
 

@@ -35,7 +35,7 @@ def create_service(
         for each in service.catalogues
     }
     epoch, consumers = Epoch(store, service.name), Consumers(service.catalogues)
-    updates = watch_service(service.name, store, readmodel, feeds, service.projections, epoch.note)
+    updates = watch_service(service, store, readmodel, feeds, epoch.note)
     watch([readiness.missing, consumers.update, *updates], Stop())
     events = asyncapi.build(service.title, "1.0", service.catalogues)
     app = create_app(
