@@ -1,5 +1,6 @@
 """The contract of a store: the same tests in memory and on PostgreSQL."""
 
+import math
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from uuid import UUID, uuid4
@@ -19,6 +20,7 @@ from eventcore.store.port import (
     Snapshot,
     Store,
     Stream,
+    Waiting,
 )
 from eventcore.store.postgres import Postgres
 from tests.fakes.store import FakeStore
@@ -259,6 +261,44 @@ def test_how_long_the_oldest_deadline_is_overdue_is_known_by_type(store: Store, 
     assert found == {early: 0.0, kind: 0.0}
     store.take_due(late, 1, 60.0)
     assert 50 <= store.overdue([late])[late] < 100, "one that is taken is not overdue"
+
+
+def test_streams_with_a_deadline_are_listed_and_stuck_ones_counted(store: Store, kind: str) -> None:
+    sagas = [Stream(kind, uuid4()) for _ in range(4)]
+    for stream, seconds in zip(sagas, (3600.0, math.inf, 7200.0, -1.0), strict=True):
+        store.append_many([Append(stream, 0, [new_event()], Deadline(seconds))], {})
+    stuck, latest, later, late = found = store.read_waiting(kind)
+    assert [each.stream for each in found] == [sagas[n] for n in (1, 2, 0, 3)]
+    assert stuck == Waiting(sagas[1], 1, None)
+    times = [each.due_at for each in (late, later, latest) if each.due_at]
+    assert len(times) == 3
+    assert times == sorted(times)
+    assert store.read_waiting(kind, 2) == [stuck, latest]
+    assert store.read_waiting(kind, stuck=True) == [stuck]
+    assert store.read_waiting(f"{kind}_x") == []
+    assert store.count_stuck([kind, f"{kind}_x"]) == {kind: 1, f"{kind}_x": 0}
+    assert due(store, kind) == [Due(sagas[3], 1)], "a stuck one is never due"
+    store.append_many([Append(sagas[1], 1, [new_event()], Deadline(None))], {})
+    assert store.count_stuck([kind]) == {kind: 0}
+    assert len(store.read_waiting(kind)) == 3
+
+
+def test_a_stuck_stream_alone_is_not_overdue(store: Store, kind: str) -> None:
+    append = Append(Stream(kind, uuid4()), 0, [new_event()], Deadline(math.inf))
+    store.append_many([append], {})
+    assert store.overdue([kind]) == {kind: 0.0}
+
+
+def test_events_are_found_by_an_id_that_they_name(store: Store) -> None:
+    wanted, before = str(uuid4()), store.settled()
+    named: list[dict[str, object]] = [
+        {"orderId": wanted}, {"orderId": str(uuid4())}, {"note": wanted}, {"a": [wanted]},
+        {"n": 1, "userId": wanted},
+    ]  # fmt: skip
+    for data in named:
+        store.append(Stream("user", uuid4()), 0, [new_event(**data)], {})
+    events = store.read_feed(before, store.settled())
+    assert store.read_correlated(wanted, before, store.settled()) == [events[0], events[4]]
 
 
 def test_a_refused_transaction_leaves_deadlines_alone(store: Store, kind: str) -> None:

@@ -1,5 +1,6 @@
 """A service exports the lag of its relay and projections, even if they are stopped."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ from prometheus_client import REGISTRY
 from eventcore.clock import Clock
 from eventcore.errors import Misconfigured, ReadModelUnavailable
 from eventcore.model.event import Data, NewEvent
+from eventcore.model.service import Service
 from eventcore.observe.background import repeat
 from eventcore.observe.health import Health
 from eventcore.operate.watch import (
@@ -20,16 +22,20 @@ from eventcore.operate.watch import (
     DeadlineWatch,
     LagWatch,
     LogWatch,
+    SagaWatch,
     watch,
+    watch_service,
 )
 from eventcore.project.view_applier import ViewApplier
 from eventcore.project.view_projector import PartSweep
 from eventcore.readmodel.records import Lease
 from eventcore.store.feed import StoreFeed
 from eventcore.store.port import Append, Deadline, Progress, Stream
+from order import service as order_service
 from order.projections import customers
 from tests.fakes.shop import FakeShop
 from tests.fakes.store import FakeStore
+from user import service as user_service
 from user.projections import users
 
 NOON = datetime(2026, 1, 16, 12, tzinfo=UTC)
@@ -382,3 +388,23 @@ def test_a_deadline_that_nobody_takes_shows_how_late_it_is() -> None:
     store.take_due("parcel_saga", 10, 60.0)
     watch.update()
     assert REGISTRY.get_sample_value(name, {"aggregate_type": "parcel_saga"}) == 0.0
+
+
+def test_sagas_that_are_stuck_are_counted_until_they_move_on() -> None:
+    store, stream = FakeStore(), Stream("parcel_saga", uuid4())
+    watch = SagaWatch(store, ["parcel_saga"])
+    for version, seconds, stuck in ((0, 5.0, 0), (1, math.inf, 1), (2, 5.0, 0)):
+        event = NewEvent(uuid4(), "STEP_REQUESTED", 1, {})
+        store.append_many([Append(stream, version, [event], Deadline(seconds))], {})
+        watch.update()
+        assert value("saga_stuck", aggregate_type="parcel_saga") == stuck
+
+
+def test_a_service_with_sagas_has_them_watched(shop: FakeShop) -> None:
+    def watched(service: Service, store: FakeStore) -> set[type[object]]:
+        feeds = {"order": StoreFeed(store, "order")}
+        updates = watch_service(service, store, shop.readmodel, feeds, lambda _: None)
+        return {type(each.__self__) for each in updates}  # type: ignore[attr-defined]
+
+    assert SagaWatch in watched(order_service.SERVICE, shop.order_store)
+    assert SagaWatch not in watched(user_service.SERVICE, shop.user_store)

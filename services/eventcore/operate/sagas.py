@@ -69,9 +69,10 @@ _saga_id = click.argument("saga_id", metavar="ID", type=click.UUID)
 @_saga_id
 @as_json
 def saga_show(saga_id: UUID, as_json: bool) -> None:
-    """Show a saga: its arguments, each attempt of each step, and what it waits for.
+    """Show a saga and each attempt of its steps.
 
-    ID is that of its stream; the saga of an order has the order's. Arguments may be personal.
+    Also its arguments, which may be personal, and what it waits for until when. ID is that of its
+    stream; the saga of an order has the order's.
     """
     found = _require(_open("saga show"), saga_id)
     summary, steps = summarized(found), attempts(found)
@@ -92,7 +93,10 @@ def saga_show(saga_id: UUID, as_json: bool) -> None:
 @click.option("--limit", default=LISTED, show_default=True, type=click.IntRange(min=1))
 @as_json
 def saga_list(stuck: bool, limit: int, as_json: bool) -> None:
-    """List the sagas that have not ended: stuck ones, then those with the latest deadline."""
+    """List the sagas that have not ended.
+
+    Stuck ones come first, then those with the latest deadline.
+    """
     store, sagas = opened = _open("saga list")
     found = [
         waiting.stream.aggregate_id
@@ -109,9 +113,10 @@ def saga_list(stuck: bool, limit: int, as_json: bool) -> None:
 @saga.command(name="retry")
 @_saga_id
 def saga_retry(saga_id: UUID) -> None:
-    """Request the compensation of a stuck saga again, with all its attempts.
+    """Request what a stuck saga waits for again.
 
-    Repeating it does no harm: the other service gives one answer to all requests of one step.
+    It gets all its attempts once more, with their deadlines. Repeating it does no harm: the other
+    service gives one answer to all requests of one step.
     """
     opened = store, _ = _open("saga retry")
     before = _require(opened, saga_id)
