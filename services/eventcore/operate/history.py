@@ -120,8 +120,7 @@ def find(
         events = _read_all(store, [Stream(each, stream_id) for each in types or (service,)])
         streams = {Stream(event.aggregate_type, stream_id) for event in events}
         others = {Stream(each.aggregate_type, stream_id) for each in own} - streams
-        streams |= others
-        standings = _standings(readmodel, own, streams, events)
+        standings = _standings(readmodel, own, streams | others, events)
         names = set(map(str, others))
         standings = [each for each in standings if each.is_known or str(each) not in names]
         standings += _in_views(readmodel, views, events, store, str(stream_id))
