@@ -141,6 +141,8 @@ class Truth:
         settled = store.settled()
         while page := store.read_feed(position, settled):
             for event in page:
+                if event.aggregate_type != projection.aggregate_type:
+                    continue
                 streams.setdefault(str(event.aggregate_id), []).append(event)
                 unknown |= {str(event.aggregate_id)} if event.event_type == UNKNOWN else set()
             position = page[-1].position
@@ -161,7 +163,10 @@ class Truth:
     def _view_is_right(self) -> bool:
         """Whether the customers are the fold of both logs."""
         events = [
-            e for store in self.stores.values() for e in store.read_feed(0, store.settled(), 10**6)
+            event
+            for store in self.stores.values()
+            for event in store.read_feed(0, store.settled(), 10**6)
+            if event.aggregate_type in VIEW.on
         ]
         model, wanted = self.models["order"], fold(VIEW, events)
         number = model.generations(VIEW.name).serving
