@@ -508,6 +508,17 @@ def test_an_upgrade_across_a_migration_and_its_rollback_lose_nothing(
     unharmed(release, lambda: release.upgrade("--set=defaults.env.LOG_LEVEL=INFO"), say)
 
 
+RESTORED = {
+    "user-projector": "users",
+    "order-user-sync": "known-users",
+    "order-customers": "customers",
+    "credit-projector": "credit",
+    "order-saga": "order-saga",
+    "user-credit": "user-credit",
+}
+"""What reads the user service's log, or writes to it, by process: rebuilt after its restore."""
+
+
 def test_a_deleted_event_store_comes_back_from_the_dump_of_its_cronjob(
     release: Release, say: Callable[[str], None]
 ) -> None:
@@ -534,11 +545,11 @@ def test_a_deleted_event_store_comes_back_from_the_dump_of_its_cronjob(
     release.upgrade(backed_up, "--set=restore.stores.user=latest", wait=False)
     release.await_jobs("user-backup", "restore")
     release.upgrade(
-        backed_up, "--set=rebuild.projections={users,known-users,customers}",
+        backed_up, f"--set=rebuild.projections={{{','.join(RESTORED.values())}}}",
         "--set=rebuild.acceptDifferences=true", "--set=rebuild.run=restored", wait=False,
     )  # fmt: skip
-    for component in ("user-projector-job", "order-user-sync-job", "order-customers-job"):
-        release.await_jobs(component, "-rebuild-")
+    for process in RESTORED:
+        release.await_jobs(f"{process}-job", "-rebuild-")
     release.await_ready()
     say(f"restored and rebuilt in {time.monotonic() - began:.0f} s")
 
