@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from local.processes import Environment, Process
-from local.services import ROOT
+from local.services import ROOT, SERVICES
 
 _FILE = "environments"
 
@@ -51,6 +51,10 @@ def places_of(arguments: Sequence[str], noted: Mapping[str, Any]) -> list[str]:
         return list(commands)
     if words[:1] == ("trace",):
         return [name for name, each in commands.items() if each[0] == "serve" and name != "gateway"]
+    if words[:1] == ("saga",):
+        having = {each.name for each in SERVICES.values() if each.sagas}
+        serving = [name for name, each in commands.items() if each[0] == "serve"]
+        return [name for name in serving if noted[name]["env"]["SERVICE"] in having]
     if words[:2] == ("parked", "list"):  # it lists all projections of a service
         return list({noted[name]["env"]["SERVICE"]: name for name in projectors.values()}.values())
     if words[:1] in (("lag",), ("verify",)):
@@ -74,10 +78,9 @@ def run_tool(arguments: Sequence[str], noted: Mapping[str, Any]) -> int:
             check=False,
         )
         statuses.append(done.returncode)
-        if traced and (done.returncode == 0 or place == places[-1]):
+        if traced and (done.returncode == 0 or (place == places[-1] and all(statuses))):
             print(done.stderr, end="", file=sys.stderr)
-            break
-    return statuses[-1] if traced else max(statuses)
+    return min(statuses) if traced else max(statuses)
 
 
 @click.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})

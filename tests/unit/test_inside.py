@@ -66,6 +66,7 @@ def test_beside_nothing_it_says_to_start_something(tmp_path: Path) -> None:
         ("parked retry known-users", ["order-user-sync"]),
         ("parked list", ["user-projector", "order-user-sync"]),
         ("dead-letters list users", ["user-projector"]),
+        ("saga list --stuck", ["order-service"]),
         ("trace 0198", ["user-service", "order-service"]),
         ("--help", ["user-projector"]),
     ],
