@@ -173,7 +173,7 @@ def test_an_image_adds_little_to_its_base_and_starts_at_once(
     added = int(release.kubectl(*inside, "du", "-skx", "/app").split()[0]) / 1024
     started = float(release.kubectl(*inside, "python", "-c", START))
     say(f"the order service adds {added:.0f} MB to its base and answers after {started:.1f} s")
-    assert added < 100
+    assert added < 120  # cryptography, for tokens, has 16 of them
     assert started < 2
 
 
