@@ -164,8 +164,15 @@ class Limiter:
             else:
                 metrics.LIMITS_ALONE.set(0)
                 self._retry_at = 0.0
+                self._note(limit, name, lease.left)
                 return
         self._take(self._alone, limit.share(self._replicas), name, lease, cost, now)
+
+    def _note(self, limit: Limit, name: str, leased: int) -> None:
+        """Counts shared leases in memory too: they are part of the share of a later outage."""
+        share = limit.share(self._replicas)
+        if room := min(leased, self._alone.get_window_stats(share, name).remaining):
+            self._alone.hit(share, name, cost=room)
 
     def _take(
         self,

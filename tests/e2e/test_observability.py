@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from local.panels.alerts import alerts
+from local.services import SERVICES
 from tests.chart.render import EXPORTERS, STACK, render
 from tests.e2e.release import ROOT, Release, await_that, run
 from tests.e2e.test_release import PROCESSES
@@ -22,13 +23,7 @@ from tests.integration.prometheus import Prometheus
 pytestmark = pytest.mark.timeout(900)
 
 CRDS = sorted((ROOT / "tests/chart/crds").glob("*.yaml"))
-QUEUES = {
-    "user_projection_queue",
-    "user_credit_queue",
-    "order_read_model_queue",
-    "order_service_user_sync",
-    "order_customers_queue",
-}
+QUEUES = {each.queue for service in SERVICES.values() for each in service.projections}
 
 
 @cache

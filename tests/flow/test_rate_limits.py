@@ -127,6 +127,14 @@ def test_while_the_store_is_away_each_replica_admits_its_share() -> None:
     assert alone() == 1
 
 
+def test_a_share_includes_what_was_leased_before_the_store_went_away() -> None:
+    store = Store()
+    replicas = [Limiter(store, 2) for _ in range(2)]
+    before = admitted(*replicas, requests=600)
+    store.is_away = True
+    assert before + admitted(*replicas, requests=3000) <= 1000 * 1.05
+
+
 def test_a_store_that_is_back_is_used_again_after_its_time() -> None:
     store, clock = Store(), Clock()
     limiter = Limiter(store, clock=clock)
