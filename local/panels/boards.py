@@ -401,7 +401,13 @@ _RED = Row(
             "Refused by a rate limit",
             "Requests a second that the gateway refused with 429, by the class of the limit.",
             "reqps",
-            [_rate("rate_limit_requests_total", "limit", more=', outcome="refused"')],
+            [
+                Query(
+                    'sum by (limit) (rate(rate_limit_requests_total{*, outcome="refused"}[*]))'
+                    " or 0 * max(rate_limit_alone{*})",
+                    "refused {{limit}}",
+                )
+            ],
             runbooks=("ShopRateLimitsAlone",),
         ),
         Panel(
