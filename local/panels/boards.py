@@ -404,8 +404,8 @@ _RED = Row(
             [
                 Query(
                     'sum by (limit) (rate(rate_limit_requests_total{*, outcome="refused"}[*]))'
-                    " or 0 * max(rate_limit_alone{*})",
-                    "refused {{limit}}",
+                    ' or label_replace(0 * max(rate_limit_alone{*}), "limit", "none", "", "")',
+                    "{{limit}}",
                 )
             ],
             runbooks=("ShopRateLimitsAlone",),
