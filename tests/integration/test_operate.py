@@ -113,10 +113,10 @@ def poison(truth: Truth, user_id: str) -> None:
 
 
 def test_lag_says_how_far_everything_is(shop: Shop, client: Client, tool: Tool) -> None:
-    log, users_line = tool.lines("lag")
+    log, users_line, credit_line = tool.lines("lag")
     assert log["relayed"] <= log["settled"] <= log["head"]
-    assert users_line["projection"] == "users"
-    [head, _, titles, row] = tool("lag").splitlines()
+    assert [users_line["projection"], credit_line["projection"]] == ["users", "credit"]
+    [head, _, titles, row, _] = tool("lag").splitlines()
     assert head.split() == ["head", "settled", "relayed", "behind", "halted"]
     assert (titles.split()[0], row.split()[0]) == ("projection", "users")
     assert titles.index("halted") == row.rindex("-"), "columns are aligned"
@@ -126,16 +126,16 @@ def test_lag_says_how_far_everything_is(shop: Shop, client: Client, tool: Tool) 
     assert tool.lines("lag")[1]["seconds"] > 0
     shop.start("user-projector")
     until(lambda: tool.lines("lag")[1]["behind"] == 0)
-    [log, known] = Tool(shop, "order-user-sync").lines("lag")
-    assert known["projection"] == "known-users"
+    log, *known = Tool(shop, "order-user-sync").lines("lag")
+    assert {each["projection"] for each in known} == {"known-users", "order-saga"}
 
 
 def test_verify_finds_an_altered_document_and_a_stream_rebuild_repairs_it(
     truth: Truth, tool: Tool, shop: Shop, user_id: str
 ) -> None:
-    assert tool.lines("verify", "--all")[-1]["wrong"] == 0
+    assert tool.lines("verify", "users", "--all")[-1]["wrong"] == 0
     spoil(truth, user_id)
-    *findings, told = tool.lines("verify", "--all", status=1)
+    *findings, told = tool.lines("verify", "users", "--all", status=1)
     assert told["wrong"] == 1
     assert findings == [
         {
@@ -150,7 +150,7 @@ def test_verify_finds_an_altered_document_and_a_stream_rebuild_repairs_it(
     assert "folded again" in tool("rebuild", "users", "--stream", user_id)
     assert serving(truth, user_id)["name"] == "Eve"
     assert "right already" in tool("rebuild", "users", "--stream", user_id)
-    assert tool.lines("verify", "--sample", "20")[-1]["checked"] > 0
+    assert tool.lines("verify", "users", "--sample", "20")[-1]["checked"] > 0
 
 
 # ── rebuild ───────────────────────────────────────────────────────────────────────────────
@@ -185,7 +185,7 @@ def test_a_rebuild_under_load_keeps_answering_and_comes_out_the_same(
     assert parity["alike"] >= 1
     assert parity["different"] == parity["missing"] == parity["added"] == 0
     assert set(names) == {(200, "Eve")}
-    assert tool.lines("verify", "--all")[-1]["wrong"] == 0
+    assert tool.lines("verify", "users", "--all")[-1]["wrong"] == 0
 
 
 def test_a_rebuild_that_differs_needs_consent_and_can_be_undone(
@@ -232,7 +232,7 @@ def test_a_parked_stream_is_shown_and_goes_on_once_its_event_is_skipped(
     assert serving(truth, user_id)["name"] == "Fay"
     [skip_record] = [s for s in truth.models["user"].skips("users") if s.stream == user_id]
     assert (skip_record.who, skip_record.why, skip_record.version) == ("Ada", "a trial", 3)
-    assert tool.lines("verify", "--all")[-1]["wrong"] == 0
+    assert tool.lines("verify", "users", "--all")[-1]["wrong"] == 0
     assert "not parked" in tool("parked", "show", "users", user_id, status=1)
 
 
