@@ -29,6 +29,7 @@ from eventcore.project.applier import EventApplier
 from eventcore.project.fold_result import FoldResult, Later
 from eventcore.reactor import Reaction, Reactor
 from eventcore.readmodel.records import Parked
+from eventcore.state import read_state
 from eventcore.store.port import (
     Answer,
     Append,
@@ -37,7 +38,6 @@ from eventcore.store.port import (
     Idempotency,
     Store,
     Stream,
-    read_pages,
 )
 
 log = logging.getLogger(__name__)
@@ -100,10 +100,8 @@ class StoreCommands:
     def read(
         self, decider: Decider[Command, State, DomainEvent], aggregate_id: UUID
     ) -> tuple[State, int]:
-        state, version = decider.initial, 0
-        for page in read_pages(self.store, Stream(decider.aggregate_type, aggregate_id)):
-            state, version = decider.fold(state, page), page[-1].version
-        return state, version
+        found = read_state(self.store, decider, Stream(decider.aggregate_type, aggregate_id))
+        return found.state, found.version
 
 
 @dataclass(eq=False)
