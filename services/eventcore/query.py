@@ -246,8 +246,12 @@ class ViewDocuments:
         found = self.find([id]).get(id)
         if found is None:
             require_seen(reached, f"the {self._view.name}")
-            raise NotFound(f"{self._view.name} has no {id}, or its events have not arrived yet.")
+            raise self.missing(id)
         return found
+
+    def missing(self, id: str) -> NotFound:
+        """The refusal of an id that has no document, or one that must not be seen."""
+        return NotFound(f"{self._view.name} has no {id}, or its events have not arrived yet.")
 
     def ranked(self, by: str, after: tuple[Json, str] | None, limit: int) -> list[Document]:
         """Up to `limit` documents, the highest first, after a value and an id."""

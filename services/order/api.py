@@ -19,7 +19,7 @@ from eventcore.web.queries import SOURCE, add_queries, source_of
 from eventcore.web.request import Incoming
 from eventcore.web.routes import Routes, answer
 from order.customer_queries import add_customers
-from order.customers import Customers
+from order.customers import Customers, require_users
 from order.order import DECIDER, CancelOrder, Order, PlaceOrder, Status
 from order.ownership import own_list, own_order, own_user
 from order.pending import cancel_saga, saga_of
@@ -200,15 +200,8 @@ def _require_users(
         try:
             customers.wait_for(user_id, incoming.seen, incoming.wait)
         except Invalid as error:
-            refused[user_id] = str(error)
-    fields = {
-        f"orders.{place}.userId": refused[each.userId]
-        for place, each in enumerate(orders)
-        if each.userId in refused
-    }
-    if fields:
-        detail = f"{len(fields)} of the {len(orders)} orders are of no user: none was placed."
-        raise Invalid(detail, "User unknown", fields)
+            refused[user_id] = error
+    require_users([each.userId for each in orders], refused)
 
 
 def _add_list(route: Routes, orders: Views, known: ViewDocuments) -> None:

@@ -95,7 +95,10 @@ def add_customers(route: Routes, customers: ViewDocuments) -> None:
         }
         return Answer(200, body, {SOURCE: source})
 
-    @route("GET", "/queries/customers/{id}", "A customer", {200: CustomerShown}, guard=own_customer)
+    @route(
+        "GET", "/queries/customers/{id}", "A customer", {200: CustomerShown},
+        guard=own_customer(customers),
+    )  # fmt: skip
     def get_customer(incoming: Incoming[None, None]) -> Answer:
         reached = customers.reached(incoming.seen, incoming.wait)
         document = customers.one(str(incoming.id), reached)

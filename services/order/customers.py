@@ -8,7 +8,7 @@ future: such an order is refused at once.
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -41,6 +41,24 @@ class _Known:
     limited: bool | None
     """Whether a limit was set, or none on purpose; None: never set."""
     loaded_at: float
+
+
+def unknown_user(user_id: str) -> Invalid:
+    """The refusal of an order for a user who does not exist, or is another one's."""
+    detail = f"There is no user {user_id}. Create one with POST /users, then order."
+    return Invalid(detail, "User unknown")
+
+
+def require_users(ordered_for: Sequence[str], refused: Mapping[str, Invalid]) -> None:
+    """Raises Invalid, which names each of several orders whose user is refused."""
+    fields = {
+        f"orders.{place}.userId": str(refused[user_id])
+        for place, user_id in enumerate(ordered_for)
+        if user_id in refused
+    }
+    if fields:
+        detail = f"{len(fields)} of the {len(ordered_for)} orders are of no user: none was placed."
+        raise Invalid(detail, "User unknown", fields)
 
 
 class Customers:
@@ -132,10 +150,7 @@ class Customers:
             require_seen(found, "the order service's users")
             return
         if self._cannot_exist(user_id):
-            raise Invalid(
-                f"There is no user {user_id}. Create one with POST /users, then order.",
-                "User unknown",
-            )
+            raise unknown_user(user_id)
         with self._waits.place() as taken:
             if not taken:
                 raise Overloaded("Too many orders wait for users who are not known yet. Try again.")

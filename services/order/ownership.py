@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from eventcore.errors import Invalid, NotFound
+from eventcore.errors import NotFound
+from eventcore.query import ViewDocuments
 from eventcore.store.port import Store, Stream
 from eventcore.web.request import Incoming
+from order.customers import require_users, unknown_user
 
 Guard = Callable[[Incoming[Any, Any]], None]
 
@@ -13,18 +15,12 @@ Guard = Callable[[Incoming[Any, Any]], None]
 def own_user(incoming: Incoming[Any, Any]) -> None:
     """Orders are placed for the caller's own user. Raises Invalid, as for an unknown user."""
     orders = getattr(incoming.body, "orders", None)
-    refused = {
-        f"orders.{place}.userId" if orders else "userId": (
-            f"There is no user {each.userId}. Create one with POST /users, then order."
-        )
-        for place, each in enumerate(orders or [incoming.body])
-        if not incoming.caller.may(each.userId)
-    }
-    if refused and orders:
-        detail = f"{len(refused)} of the {len(orders)} orders are of no user: none was placed."
-        raise Invalid(detail, "User unknown", refused)
-    if refused:
-        raise Invalid(refused["userId"], "User unknown")
+    users = [each.userId for each in orders or [incoming.body]]
+    refused = {id: unknown_user(id) for id in users if not incoming.caller.may(id)}
+    if orders:
+        require_users(users, refused)
+    elif refused:
+        raise refused[users[0]]
 
 
 def own_order(store: Store) -> Guard:
@@ -47,7 +43,11 @@ def own_list(incoming: Incoming[Any, Any]) -> None:
         raise NotFound("Your token names no user, so there are no orders to list.")
 
 
-def own_customer(incoming: Incoming[Any, Any]) -> None:
-    """A customer is the caller's own user; raises NotFound, as for an unknown one."""
-    if not incoming.caller.may(str(incoming.id)):
-        raise NotFound(f"customers has no {incoming.id}, or its events have not arrived yet.")
+def own_customer(customers: ViewDocuments) -> Guard:
+    """Returns the guard of a query of a customer, who must be the caller's own user."""
+
+    def guard(incoming: Incoming[Any, Any]) -> None:
+        if not incoming.caller.may(str(incoming.id)):
+            raise customers.missing(str(incoming.id))
+
+    return guard
