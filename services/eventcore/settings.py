@@ -50,21 +50,14 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True)
-class FeedToken:
-    """The token that a caller of a service's feed must send."""
+class ServiceToken:
+    """A token by which a service knows that another process of the system calls."""
 
     token: Secret
 
 
 @dataclass(frozen=True, slots=True)
-class IdentityToken:
-    """The token by which a service believes what the gateway says of a caller."""
-
-    token: Secret
-
-
-@dataclass(frozen=True, slots=True)
-class Feed(FeedToken):
+class Feed(ServiceToken):
     """The URL of the service that owns the events, and the token of its feed."""
 
     url: str
@@ -117,9 +110,7 @@ def _variables(prefix: str) -> Any:
 _Postgres = Annotated[Server, _group(port=5432)]
 _RabbitMQ = Annotated[Server, _group(port=5672, vhost="/")]
 _MongoDB = Annotated[Server, BeforeValidator(_anonymous), _group(port=27017)]
-IdentityTokens = Annotated[
-    dict[str, Annotated[IdentityToken, _group()]], BeforeValidator(_by_owner)
-]
+IdentityTokens = Annotated[dict[str, Annotated[ServiceToken, _group()]], BeforeValidator(_by_owner)]
 """The identity token of each service: IDENTITY_USER_TOKEN is that of `user`."""
 AnyMongoDB = _MongoDB | None
 """A server of MongoDB's, or none where no variable is set."""
@@ -210,8 +201,8 @@ class ReadModelSettings(Settings):
 class ServiceSettings(ServeSettings, StoreSettings, ReadModelSettings):
     """The settings of a service with an event store and read models."""
 
-    feed: Annotated[FeedToken, _group(), _variables("feed")]
-    identity: Annotated[IdentityToken, _group()] | None = Field(None, validation_alias="identity")
+    feed: Annotated[ServiceToken, _group(), _variables("feed")]
+    identity: Annotated[ServiceToken, _group()] | None = Field(None, validation_alias="identity")
 
     @model_validator(mode="after")
     def _require_token(self) -> Self:

@@ -10,10 +10,11 @@ from flask import Flask, Response, request
 from werkzeug.routing import BaseConverter
 
 from eventcore.web import asyncapi, openapi
+from eventcore.web.caller import SAFE
 from eventcore.web.correlation import REQUEST_CONTEXT
 from eventcore.web.problems import problem
 from eventcore.web.request import read_body
-from gateway.forward import SAFE, Answer, Upstream, UpstreamUnavailable
+from gateway.forward import Answer, Upstream, UpstreamUnavailable
 from gateway.identity import FORWARDED, identity_headers, secured
 
 log = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from eventcore.errors import Overloaded, Unavailable
 from eventcore.observe.tracing import calling, note_status
 from eventcore.retry import CircuitBreaker
+from eventcore.web.caller import SAFE
 
 CONNECT_TIME = 1.0
 """Seconds within which a connection must be established."""
@@ -26,8 +27,6 @@ its connections for two seconds, so a request does not meet one that is being cl
 
 PATIENCE = 1.0
 """Seconds that a call waits for a permit, while the service answers others."""
-
-SAFE = ("GET", "HEAD", "OPTIONS")
 
 
 class UpstreamUnavailable(Unavailable):

@@ -22,8 +22,8 @@ from limits import RateLimitItem, parse
 from limits.strategies import SlidingWindowCounterRateLimiter
 
 from eventcore.observe import metrics
+from eventcore.web.caller import SAFE
 from eventcore.web.problems import problem
-from gateway.forward import SAFE
 from gateway.limit_store import Counters, MemoryCounters
 
 LEAST_SHARE = 20

@@ -16,6 +16,7 @@ ACTOR_HEADER, SCOPES_HEADER, USER_HEADER = "X-Actor", "X-Actor-Scopes", "X-Actor
 """Headers from the gateway to a service; Authorization then has the service's identity token."""
 
 SAFE = ("GET", "HEAD", "OPTIONS")
+"""Methods that change nothing."""
 
 
 @dataclass(frozen=True, slots=True)
