@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
+from eventcore.model.event import Event
 from eventcore.store.connection import connect
+from eventcore.store.port import PAGE, Stream
 from eventcore.store.postgres import Postgres
 from local.processes import Servers, processes
 from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
@@ -31,6 +33,21 @@ def store(spare_databases: Databases) -> Iterator[Postgres]:
 def owner(spare_databases: Databases) -> Engine:
     """The owner of the same database, who may look behind the functions."""
     return connect(spare_databases("spare", "owner"))
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many events each page has that is read of a stream."""
+    pages: list[int] = []
+    read = Postgres.read_stream
+
+    def counted(self: Postgres, stream: Stream, after: int = 0, limit: int = PAGE) -> list[Event]:
+        page = read(self, stream, after, limit)
+        pages.append(len(page))
+        return page
+
+    monkeypatch.setattr(Postgres, "read_stream", counted)
+    return pages
 
 
 @pytest.fixture

@@ -8,10 +8,9 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import Engine
 
-from eventcore.model.event import Event
 from eventcore.query import Views
 from eventcore.store.connection import connect
-from eventcore.store.port import PAGE, Stream
+from eventcore.store.port import PAGE
 from eventcore.store.postgres import Postgres
 from tests.conftest import Databases
 from tests.fakes.readmodel import FakeReadModel
@@ -57,21 +56,6 @@ def stream(spare_databases: Databases) -> UUID:
                 (str(user), begin, begin + 1, begin + AT_ONCE),
             )
     return user
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many events each page has that is read of a stream."""
-    pages: list[int] = []
-    read = Postgres.read_stream
-
-    def counted(self: Postgres, stream: Stream, after: int = 0, limit: int = PAGE) -> list[Event]:
-        page = read(self, stream, after, limit)
-        pages.append(len(page))
-        return page
-
-    monkeypatch.setattr(Postgres, "read_stream", counted)
-    return pages
 
 
 def test_an_early_version_reads_no_more_events_than_it_is_made_of(

@@ -12,9 +12,8 @@ import pytest
 from sqlalchemy import Engine
 
 from eventcore.command import Call, handle
-from eventcore.model.event import Event
 from eventcore.snapshots import WRITER
-from eventcore.store.port import PAGE, Answer, Stream
+from eventcore.store.port import Answer, Stream
 from eventcore.store.postgres import Postgres
 from tests.conftest import Databases
 from user.credit import DECIDER, Credit, Reserve
@@ -33,21 +32,6 @@ def account(store: Postgres) -> UUID:
     for begin in range(0, EVENTS, 1000):
         store.append(Stream("credit", user), begin, events[begin : begin + 1000], {})
     return user
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many events each page has that is read of a stream."""
-    pages: list[int] = []
-    read = Postgres.read_stream
-
-    def counted(self: Postgres, stream: Stream, after: int = 0, limit: int = PAGE) -> list[Event]:
-        page = read(self, stream, after, limit)
-        pages.append(len(page))
-        return page
-
-    monkeypatch.setattr(Postgres, "read_stream", counted)
-    return pages
 
 
 def reserve(store: Postgres, user: UUID, *, snapshots: bool = True) -> tuple[Decimal, int]:

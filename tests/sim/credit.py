@@ -40,7 +40,7 @@ from tests.sim.people import DECIDER, FIXED
 from tests.sim.postgres import FakePostgres, SimFeed, SimRelaySession, SimStore
 from tests.sim.rabbitmq import FakeRabbit, SimBroker
 from tests.sim.run import DRAIN, LEASE, SWEEP, Result, _at_once, rates
-from tests.sim.world import Process, Stop, World
+from tests.sim.world import Process, World
 from user import credit, credit_reactor
 from user.user import DECIDER as USERS
 from user.user import ChangeCreditLimit, CreateUser
@@ -114,7 +114,6 @@ class Selling:
         self.rabbit = FakeRabbit(world, self.judge, delivery_limit=chance.choice((2, 20)))
         self.placed: list[str] = []
         self._ids = 0
-        self._numbers: dict[str, int] = {}
         self._batch = chance.choice((3, 20))
         self.customers = {f"customer-{n}": Customer(self, chance.randint(6, 12)) for n in range(2)}
         self._programs: dict[str, Callable[[Process], object]] = {
@@ -163,7 +162,7 @@ class Selling:
         return self.judge.logs["order"], self.judge.logs["user"]
 
     def _missing(self) -> str:
-        """What has still to happen; "": all sagas have ended, and no reactor has work left."""
+        """The work that is left; "": all sagas have ended, and no reactor has any."""
         if busy := [name for name, each in self.customers.items() if each.at_work]:
             return f"{busy} are at work"
         if left := unended([*map(str, self.users)], self.logs[0]):
@@ -189,10 +188,7 @@ class Selling:
     # ── processes ─────────────────────────────────────────────────────────────────────────
 
     def _start(self, name: str) -> None:
-        number = self._numbers[name] = self._numbers.get(name, 0) + 1
-        program = self._programs[name]
-        process = Process(name, number, lambda: program(process), Stop(self.world))
-        self.world.start(process)
+        self.world.begin(name, self._programs[name])
 
     def _died(self, process: Process) -> None:
         world = self.world
@@ -363,7 +359,7 @@ def _queue(reactor: Reactor) -> Queue:
 
 @dataclass(frozen=True)
 class Sold:
-    """What became of one seed, and its logs."""
+    """The outcome of one seed, and its logs."""
 
     result: Result
     orders: Log

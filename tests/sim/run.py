@@ -26,7 +26,7 @@ from tests.sim.mongo import FakeMongo, SimMongo, by_stream
 from tests.sim.people import DECIDER, FIXED, OLD, Marry, NumberEmail
 from tests.sim.postgres import FakePostgres, SimFeed, SimRelaySession, SimStore
 from tests.sim.rabbitmq import FakeRabbit, SimBroker, Stored
-from tests.sim.world import Process, Stop, World
+from tests.sim.world import Process, World
 from user.user import ChangeUser, CreateUser
 
 ACTIVE = 3.0
@@ -82,7 +82,6 @@ class System:
         self.judge.documents = self.mongo.folds
         self.judge.parked = lambda: by_stream(self.mongo.of("parked").values())
         self.projection = OLD
-        self._numbers: dict[str, int] = {}
         self._ids = 0
         self._batch, self._prefetch = chance.choice(((3, 5), (20, 40)))
         self._window = chance.choice((2, 500))
@@ -163,10 +162,7 @@ class System:
     # ── processes ─────────────────────────────────────────────────────────────────────────
 
     def _start(self, name: str) -> None:
-        number = self._numbers[name] = self._numbers.get(name, 0) + 1
-        program = self._programs[name]
-        process = Process(name, number, lambda: program(process), Stop(self.world))
-        self.world.start(process)
+        self.world.begin(name, self._programs[name])
 
     def _died(self, process: Process) -> None:
         """Servers notice sooner or later; a new one is started."""

@@ -30,7 +30,7 @@ from tests.sim.mongo import FakeMongo, SimMongo
 from tests.sim.people import DECIDER, FIXED
 from tests.sim.postgres import FakePostgres, SimFeed, SimStore
 from tests.sim.run import ACTIVE, DRAIN, LEASE, SWEEP, Result, rates
-from tests.sim.world import Process, Stop, World
+from tests.sim.world import Process, World
 
 PEOPLE = 3
 """Users; few, so that each has many events in each log."""
@@ -108,7 +108,6 @@ class Viewing:
         self.mongo = FakeMongo(world, self.judge, VIEW.collection)
         self.judge.documents = self.mongo.folds
         self._ids = 0
-        self._numbers: dict[str, int] = {}
         self._left = {f"writer-{number}": world.random.randint(8, 20) for number in range(2)}
         self._programs: dict[str, Callable[[Process], object]] = {
             "writer-0": self._write,
@@ -146,10 +145,7 @@ class Viewing:
     # ── processes ─────────────────────────────────────────────────────────────────────────
 
     def _start(self, name: str) -> None:
-        number = self._numbers[name] = self._numbers.get(name, 0) + 1
-        program = self._programs[name]
-        process = Process(name, number, lambda: program(process), Stop(self.world))
-        self.world.start(process)
+        self.world.begin(name, self._programs[name])
 
     def _died(self, process: Process) -> None:
         world = self.world

@@ -75,6 +75,7 @@ class World:
         self.reached: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.running: Process | None = None
+        self._numbers: dict[str, int] = {}
         self.processes: list[Process] = []
         self.on_death: Callable[[Process], None] = lambda _: None
         self.clock = Clock(lambda: self.now, self.sleep, self.utc, self.random.uniform)
@@ -128,6 +129,12 @@ class World:
         heapq.heappush(self._due, (self.now + delay, self._number, act))
 
     # ── processes ─────────────────────────────────────────────────────────────────────────
+
+    def begin(self, name: str, program: Callable[[Process], object]) -> None:
+        """Start the next process of this name, which runs `program`."""
+        number = self._numbers[name] = self._numbers.get(name, 0) + 1
+        process = Process(name, number, lambda: program(process), Stop(self))
+        self.start(process)
 
     def start(self, process: Process) -> None:
         """Let it begin soon."""
