@@ -20,7 +20,7 @@ def saga_of(store: Store, order_id: UUID, command: PlaceOrder) -> Sequence[Appen
 
 
 def cancel_saga(store: Store, order_id: UUID, command: CancelOrder) -> Sequence[Append]:
-    """What the cancellation of an order appends to its saga, if that is not cancelled yet."""
+    """The appends of a cancelled order to its saga: none if that is cancelled already."""
     saga, deadline = credit_saga.DECIDER, credit_saga.deadline
     cancel = Cancel(command.reason)
     return [e for e in append_of(store, saga, order_id, cancel, deadline=deadline) if e.events]

@@ -1,4 +1,4 @@
-"""What of the user service belongs to whom."""
+"""The guard of the user service's calls: a user is shown to itself alone."""
 
 from typing import Any
 

@@ -516,7 +516,7 @@ RESTORED = {
     "order-saga": "order-saga",
     "user-credit": "user-credit",
 }
-"""What reads the user service's log, or writes to it, by process: rebuilt after its restore."""
+"""Projections and reactors of the user service's log, by process: rebuilt after its restore."""
 
 
 def test_a_deleted_event_store_comes_back_from_the_dump_of_its_cronjob(

@@ -35,7 +35,7 @@ class Shop(FakeShop):
         return user_id
 
     def status(self, order_id: str) -> Any:
-        """What a query shows as the status of an order, once all has come to rest."""
+        """The status of an order in a query, once nothing is left to be done."""
         self.settle()
         return self.orders.get(f"/queries/orders/{order_id}").get_json()["status"]
 

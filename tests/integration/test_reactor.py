@@ -82,7 +82,7 @@ class Toy:
         return bool(self.readmodel.versions(collection, [user_id]))
 
     def tool(self, *arguments: str) -> str:
-        """What a tool prints in the environment of the reactor."""
+        """The output of a tool in the environment of the reactor."""
         done = subprocess.run(
             [sys.executable, "-m", "eventcore", *arguments],
             env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60,

@@ -38,7 +38,7 @@ class Tool:
         }
 
     def __call__(self, *arguments: str, status: int = 0) -> str:
-        """What it prints; an AssertionError for another exit status."""
+        """Its output; raises AssertionError for another exit status."""
         done = subprocess.run(
             [sys.executable, "-m", "eventcore", "saga", *arguments],
             env=self._environment, capture_output=True, text=True, timeout=60, check=False,

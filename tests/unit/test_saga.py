@@ -56,7 +56,7 @@ def after(*events: SagaEvent) -> SagaState | None:
 
 
 def decided(command: SagaCommand, *events: SagaEvent) -> Sequence[SagaEvent]:
-    """What a saga of these events does."""
+    """The events that the saga decides for a command after these."""
     return SAGA.decider.decide(command, after(*events))
 
 
