@@ -6,11 +6,13 @@ checkpoint that is not in the read model belongs to no user, and neither does an
 future: such an order is refused at once.
 """
 
+import logging
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from uuid import UUID
 
 from eventcore.consistency import Waits, lag, require_seen
@@ -22,12 +24,17 @@ from eventcore.query import Serving
 from eventcore.readmodel.port import ReadModel
 from order.projections.known_users import PROJECTION
 
+log = logging.getLogger(__name__)
+
 REMEMBERED_USERS = 10_000
 """User ids kept in memory, so that their orders are accepted while MongoDB is unavailable."""
 
 LIMIT_TTL = 1.0
 """Seconds for which it is remembered whether a user's credit is limited: unlike a user, a limit may
-come and go. While MongoDB is unavailable it is remembered for longer."""
+come and go. While MongoDB is slow or unavailable it is remembered for longer."""
+
+REFRESHED_USERS = 500
+"""Users who are loaded again at once, at most, besides those of the request."""
 
 CLOCK_TOLERANCE = timedelta(days=1)
 """Maximum difference between the clock of an id and this service's clock."""
@@ -86,9 +93,11 @@ class Customers:
         self._waits = waits
         self._limited = limited
         self._remembered: OrderedDict[str, _Known] = OrderedDict()
+        self._asked: dict[str, None] = {}
         self._awaited: Counter[str] = Counter()
         self._loaded_at = 0.0
         self._load_lock = threading.Lock()
+        self._refreshing = threading.Lock()
         self._lock = threading.Lock()
 
     def knows(self, user_id: str, seen: Token | None = None) -> bool:
@@ -117,16 +126,37 @@ class Customers:
         does not have at that version, and ReadModelUnavailable for one who is not remembered.
         """
         wanted = {id: seen.version("user", id) if seen else 0 for id in user_ids}
-        oldest = self._waits.clock.monotonic() - LIMIT_TTL
-        if old := [id for id, at in wanted.items() if not self._is_remembered(id, at, oldest)]:
-            try:
-                self._load_known(old)
-            except ReadModelUnavailable:
-                if not all(self._is_remembered(id, wanted[id]) for id in old):
-                    raise
+        if lacking := [id for id, at in wanted.items() if not self._is_remembered(id, at)]:
+            self._load_known(lacking)
+        self._refresh(wanted)
         with self._lock:
             found = {id: self._remembered.get(id) for id in wanted}
+            self._asked |= dict.fromkeys(id for id, known in found.items() if known)
         return {id for id, at in wanted.items() if self._is_limited(found[id], at)}
+
+    def _refresh(self, user_ids: Collection[str]) -> None:
+        """Loads users again whose answers are older than LIMIT_TTL, and with them others who were
+        asked about since they were loaded: one query for all requests of a second.
+
+        While it runs, other requests go on with answers of up to 2 LIMIT_TTL. While MongoDB is
+        unavailable, all do, with older ones too.
+        """
+        now = self._waits.clock.monotonic()
+        if all(self._is_remembered(id, loaded_at=now - LIMIT_TTL) for id in user_ids):
+            return
+        is_first = self._refreshing.acquire(blocking=False)
+        try:
+            if is_first:
+                with self._lock:
+                    others = list(islice(self._asked, REFRESHED_USERS))
+                self._load_known([*{*user_ids, *others}])
+            elif not all(self._is_remembered(id, loaded_at=now - 2 * LIMIT_TTL) for id in user_ids):
+                self._load_known([*user_ids])
+        except ReadModelUnavailable as error:
+            log.debug("Whether users' credit is limited is not loaded again: %s", error)
+        finally:
+            if is_first:
+                self._refreshing.release()
 
     def _is_limited(self, known: _Known | None, version: int) -> bool:
         if known is None or known.version < version:
@@ -202,12 +232,15 @@ class Customers:
         began = self._waits.clock.monotonic()
         known = self._readmodel.find(self._serving.now().collection, user_ids)
         with self._lock:
+            for user_id in user_ids:
+                self._asked.pop(user_id, None)
             for user_id, document in known.items():
                 limited = document.get("limited")
                 self._remembered[user_id] = _Known(version_of(document), limited, began)
                 self._remembered.move_to_end(user_id)
             while len(self._remembered) > REMEMBERED_USERS:
-                self._remembered.popitem(last=False)
+                evicted, _ = self._remembered.popitem(last=False)
+                self._asked.pop(evicted, None)
 
     def _is_remembered(
         self, user_id: str, version: int = 0, loaded_at: float = float("-inf")

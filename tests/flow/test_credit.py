@@ -206,6 +206,42 @@ def test_a_limit_that_comes_later_counts_within_a_second(shop: FakeShop) -> None
     assert asked.questions == 1
 
 
+def test_one_question_a_second_loads_all_who_ordered_again(shop: FakeShop) -> None:
+    users = [shop.create_user(str(number)) for number in range(5)]
+    asked = Asked(shop)
+    for second in range(3):
+        asked.questions = 0
+        for user_id in users * 4:
+            assert not asked.customers.is_limited(user_id)
+        assert asked.questions == (1 if second else len(users))
+        asked.now += LIMIT_TTL + 0.001
+    for user_id in users:
+        limit(shop, user_id, "1")
+    shop.settle()
+    assert all(asked.customers.is_limited(user_id) for user_id in users)
+
+
+def test_while_one_request_asks_again_others_do_not_wait(shop: FakeShop) -> None:
+    ada, bob = shop.create_user("Ada"), shop.create_user("Bob")
+    asked = Asked(shop)
+    assert not asked.customers.limited_among([ada, bob])
+    limit(shop, bob, "1")
+    shop.settle()
+    find, answers = shop.readmodel.find, []
+
+    def slow(collection: str, ids: Iterable[str]) -> dict[str, Document]:
+        shop.readmodel.find = find  # type: ignore[method-assign]
+        answers.append(asked.customers.is_limited(bob))
+        asked.now += LIMIT_TTL
+        answers.append(asked.customers.is_limited(bob))
+        return find(collection, ids)
+
+    shop.readmodel.find = slow  # type: ignore[method-assign]
+    asked.now += LIMIT_TTL + 0.001
+    asked.customers.is_limited(ada)
+    assert answers == [False, True]  # an answer of two seconds is too old for anybody
+
+
 def test_a_limit_that_was_seen_counts_at_once(shop: FakeShop) -> None:
     ada, asked = shop.create_user(), Asked(shop)
     assert not asked.customers.is_limited(ada)
