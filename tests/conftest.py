@@ -4,6 +4,7 @@ All on private ports, with data in a temporary folder. A test may stop or kill a
 it: what it leaves down is up again before the next test that asks for it.
 """
 
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and not set(SERVERS).isdisjoint(item.fixturenames):
             item.add_marker("servers")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Prints each failure in one line at once: a run that is ended early still tells them."""
+    if report.failed:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        reason = crash.message.splitlines()[0] if crash else "see below"
+        print(f"\n{report.nodeid} ({report.when}): {reason}", file=sys.__stderr__, flush=True)
 
 
 @pytest.fixture(scope="session")
