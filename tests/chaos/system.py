@@ -32,10 +32,12 @@ from local.processes import (
 from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
 from local.services import SERVED, SERVICES
 from local.shop import Shop
+from order import credit_saga
 from order.projections import customers, known_users, orders
 from tests.chaos.link import Link
 from tests.chaos.proxy import Loop, Proxy
-from user.projections import users
+from user import credit_reactor
+from user.projections import credit, users
 
 PROJECTIONS: Sequence[tuple[AnyProjection, str, str]] = (
     (users.PROJECTION, "user", "user-projector"),
@@ -44,6 +46,13 @@ PROJECTIONS: Sequence[tuple[AnyProjection, str, str]] = (
     (customers.VIEW, "order", "order-customers"),
 )
 """Each projection and view, the service of its read model, and the process that runs it."""
+
+CREDIT: Sequence[tuple[AnyProjection, str, str]] = (
+    (credit.PROJECTION, "user", "credit-projector"),
+    (credit_reactor.REACTOR, "user", "user-credit"),
+    (credit_saga.REACTOR, "order", "order-saga"),
+)
+"""Those of limited credit. The load sets no limit, so they apply nothing, but they can halt."""
 
 LINKS = ("postgres", "rabbitmq", "mongodb", "feed", "gateway")
 

@@ -47,6 +47,13 @@ NOISE = 0.05
 that is more: the machine is slow then.
 """
 
+FOLDED_FROM_ORDERS = {
+    "order-projector": "orders",
+    "order-customers": "customers",
+    "user-credit": "user-credit",
+}
+"""The processes that apply the log of the order service, each with its projection."""
+
 PATIENCE = 90
 """Seconds within which something must come about that the machine alone delays."""
 
@@ -321,5 +328,5 @@ def lose_an_order(shop: Shop, caller: Caller, databases: Databases, truth: Truth
 
 def rebuild_views(shop: Shop) -> None:
     """Folds again what was folded from the log before, while clients call."""
-    for process, projection in (("order-projector", "orders"), ("order-customers", "customers")):
+    for process, projection in FOLDED_FROM_ORDERS.items():
         Tool(shop, process)("rebuild", projection, "--yes")

@@ -10,7 +10,7 @@ from eventcore.readmodel.records import parts_of
 from local.processes import prepare_stores, store_login
 from tests.chaos.fault import Scene, Unmet, until
 from tests.chaos.faults.processes import let_pass
-from tests.chaos.system import PROJECTIONS
+from tests.chaos.system import CREDIT, PROJECTIONS
 
 _WRITTEN = (
     "select event_id::text, metadata ->> 'causationId', aggregate_id::text, version from events"
@@ -46,7 +46,7 @@ def _older(scene: Scene) -> Iterator[str]:
     scene.load.known.forget({stream for _, stream, version in gone if version == 1})
     scene.log.events["user"].clear()
     system.shop.start("user-service", "user-relay")
-    concerned = [each for each in PROJECTIONS if "user" in each[0].stores]
+    concerned = [each for each in (*PROJECTIONS, *CREDIT) if "user" in each[0].stores]
     for projection, service, _ in concerned:
         halted = partial(_is_halted, system.models[service], projection)
         until(halted, 30, f"{projection.name} halts")
