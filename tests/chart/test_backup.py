@@ -98,7 +98,7 @@ def test_nothing_appends_to_a_store_or_dumps_it_while_it_is_restored() -> None:
         each["metadata"]["name"]: each["spec"].get("replicas", 1) for each in chart.of("Deployment")
     }
     stopped = {name for name, count in replicas.items() if count == 0}
-    assert stopped == {"shop-user-service", "shop-user-relay"}
+    assert stopped == {"shop-user-service", "shop-user-relay", "shop-user-credit"}
     suspended = {
         each["metadata"]["name"] for each in chart.of("CronJob") if each["spec"].get("suspend")
     }

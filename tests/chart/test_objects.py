@@ -171,7 +171,7 @@ def fewest(chart: Render, deployment: Object) -> int:
 
 def test_the_examples_hold_what_they_are_examples_of() -> None:
     assert len(render("ha").of("HorizontalPodAutoscaler")) == 3
-    assert len(render("ha").of("PodDisruptionBudget")) == 9
+    assert len(render("ha").of("PodDisruptionBudget")) == 12
     assert len(render("keda").of("ScaledObject")) == 3
     assert not render("external").of("StatefulSet")
     assert not render().of("Ingress"), "it would take paths of the cluster's whole default ingress"
@@ -314,7 +314,7 @@ def test_the_charts_schema_is_the_one_at_the_root() -> None:
         ({"rabbitmq": {"resources": {"limits": {"memory": "512e6"}}}}, "write it in Ki, Mi or Gi"),
         (
             {"defaults": {"autoscaling": {"enabled": True}}},
-            "may open 256 connections to PostgreSQL, which takes 200",
+            "may open 298 connections to PostgreSQL, which takes 200",
         ),
         (
             {

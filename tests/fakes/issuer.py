@@ -46,10 +46,10 @@ class Issuer:
         return self.published()
 
     def token(self, subject: str, scope: str = "read write", **claims: Any) -> str:
-        """A token of a subject; a claim that is None is left out."""
+        """A token of a subject, valid for a day; a claim that is None is left out."""
         now = int(time.time())
         every = {
-            "iss": ISSUER, "aud": AUDIENCE, "sub": subject, "exp": now + 300, "iat": now,
+            "iss": ISSUER, "aud": AUDIENCE, "sub": subject, "exp": now + 86_400, "iat": now,
             "scope": scope, **claims,
         }  # fmt: skip
         given = {name: value for name, value in every.items() if value is not None}
