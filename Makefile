@@ -37,7 +37,10 @@ unit: $(VENV)/ready-dev ## Run the tests that need no server: rules, journeys on
 
 test: $(VENV)/ready-dev ## Run all tests but those of the cluster and the benchmarks; RabbitMQ by apt
 	@$(RUN) -m local.packages
-	@$(RUN) -m pytest --ignore=tests/bench --ignore=tests/e2e --maxfail=40 --durations=20
+	@failed=0; try() { $(RUN) -m pytest --maxfail=40 --durations=20 "$$@" || failed=1; }; \
+	try --numprocesses=auto --dist=loadfile --ignore=tests/bench --ignore=tests/e2e --ignore=tests/integration tests; \
+	try tests/integration; \
+	exit $$failed
 
 lint: $(VENV)/ready-dev ## Check style, types, import rules, contracts, workflows and insecure code; shows the problems of all tools
 	@failed=0; try() { "$$@" || failed=1; }; \

@@ -18,12 +18,11 @@ from typing import Any
 
 import pytest
 
-from eventcore.model.view import View
 from local.inside import within
 from local.panels.alerts import alerts
 from local.panels.boards import BOARDS
 from local.servers import RabbitMQ
-from local.services import SERVICES
+from local.services import PROJECTORS
 from local.shop import Shop
 from tests.conftest import Databases
 from tests.integration.prometheus import Prometheus, prometheus
@@ -151,14 +150,6 @@ class Load:
             self.send("PUT", f"/users/{user_id}", {"name": f"Ada {runner}.{count}"})
 
 
-COUNTERS = sum(
-    not isinstance(each.projection, View)
-    for service in SERVICES.values()
-    for each in service.projectors
-)
-"""So many projections count dead letters: a view fetches its events."""
-
-
 @pytest.fixture(scope="module")
 def watched(
     shop: Shop,
@@ -174,8 +165,8 @@ def watched(
         put_aside = "increase(projection_dead_letters_total[1m]) > 0"
         with load.running(LOAD):
             _await(
-                lambda: len(server.query("projection_dead_letters_total")) == COUNTERS,
-                f"{COUNTERS} counters",
+                lambda: len(server.query("projection_dead_letters_total")) == len(PROJECTORS),
+                "a counter of each projector",
             )
             publish(rabbitmq, b"no event")
             append_what_no_code_knows(load.create_user(), databases)

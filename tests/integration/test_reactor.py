@@ -135,7 +135,7 @@ def test_a_reactor_that_is_killed_anywhere_carries_out_each_command_once(
     letters = toy.letters()
     assert {each: letters[each] for each in users} == dict.fromkeys(users, 1)
     assert set(letters.values()) == {1}  # whoever was there before too
-    assert toy.readmodel.count_parked("letters") == 0
+    assert not toy.readmodel.parked("letters", users)
     document = toy.readmodel.find("letters", users[:1])[users[0]]
     assert set(document) == {"_id", "version", "eventId"}
     [letter] = toy.store.read_stream(Stream("letter", document["_id"]))

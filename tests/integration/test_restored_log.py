@@ -128,7 +128,8 @@ def copy_of(primary: PostgreSQL, data: Path) -> None:
     env = {**os.environ, "PGPASSWORD": place.password.read()}
     host = ["-h", place.host, "-p", str(place.port), "-U", place.user]
     program = str(primary.programs / "pg_basebackup")
-    subprocess.run([program, *host, *arguments], env=env, check=True)
+    done = subprocess.run([program, *host, *arguments], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     settings = data / "postgresql.auto.conf"
     said = settings.read_text().replace("passfile=", "ignored_passfile=")
     settings.write_text(re.sub(r"ignored_passfile=\S+ ?", "", said))
