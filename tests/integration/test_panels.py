@@ -29,6 +29,8 @@ from tests.integration.prometheus import Prometheus, prometheus
 from tests.integration.trouble import append_what_no_code_knows, outrun, publish
 from tests.panels.test_boards import plain
 
+pytestmark = pytest.mark.timeout(400)  # the first test starts servers, and watches a load
+
 NOT_HERE = {
     "PostgreSQL answers": "its exporter",
     "Connections of PostgreSQL": "its exporter",
