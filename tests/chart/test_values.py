@@ -83,6 +83,7 @@ CHANGED: list[tuple[str, Any]] = [
     (r"processes\.gateway\.service", "order"),
     (r"processes\.gateway\.run", "relay"),
     (r"services\.\w+\.paths", ["/changed"]),
+    (r"services\.user\.projectors\.user-credit\.feed", "user"),
     (r"services\..*\.feed", "order"),
     (r"auth\.generate", "never"),
     (r".*ttlSecondsAfterFinished", 60),
