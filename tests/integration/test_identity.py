@@ -12,6 +12,7 @@ import pytest
 import urllib3
 
 from eventcore.ids import new_id
+from gateway.journey import play
 from local.demo import Demo
 from local.identity import create_own_user, identity_settings, own_user, token_for
 from local.processes import Servers, processes
@@ -145,6 +146,19 @@ def test_requests_that_no_client_sends_are_refused(guarded: Shop, secrets: Path)
     assert raw(guarded.url("user-service"), f"/users/{user}", spoofed) == 401
     other = f"/users/{new_id()}"
     assert raw(gateway, other, [("Authorization", token), *spoofed]) == 404
+
+
+def test_the_journey_of_helm_test_needs_a_key_and_says_so_without(
+    guarded: Shop, secrets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setenv("AUTH", "on")
+    assert "Nothing else was tried" in play(guarded.url("gateway"), said.append)
+    assert said == ["GET /queries/orders 401\n", "POST /users 401\n"]
+    token = token_for(secrets, str(new_id()), "read write admin")
+    (tmp_path / "key").write_text(f"{token}\n")
+    monkeypatch.setenv("API_KEY_FILE", str(tmp_path / "key"))
+    assert "journey is whole" in play(guarded.url("gateway"), said.append)
 
 
 def test_an_api_key_is_made_used_and_revoked_while_the_gateway_runs(
