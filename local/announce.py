@@ -27,13 +27,12 @@ curl -i {gateway}/orders -H "Authorization: Bearer $TOKEN" \\
   -H 'Content-Type: application/json' -d '{{"userId": "{user}", "item": "Laptop", "price": 1249.9}}'
 curl -i {gateway}/queries/orders -H "Authorization: Bearer $TOKEN\""""
 
-_NO_TOKEN = """\
-Calls to try are at {docs}. A first one to paste:"""
+_NO_TOKEN = "Calls to try are at {docs}. A first one to paste:"
 
 _TOKEN = """\
-Each call needs a token. This one is of the user Grace Hopper, who was made for you, and is good for
-24 hours: it reads and writes what is that user's. At {docs} press Authorize and enter it under
-`token`. First calls to paste, an order and the list of orders:"""
+Calls need a token. This one is of the user {user}. It has the scopes
+read and write, and expires in 24 hours. Calls to try are at {docs}:
+press Authorize and enter the token. First calls to paste, an order and the list of orders:"""
 
 MakeToken = Callable[[], tuple[str, str]]
 """Creates a user through the gateway; returns its id and its token."""
@@ -117,7 +116,7 @@ def _welcome(
             "",
             *rows,
             "",
-            told.format(docs=paint(served["gateway"] + "/docs", 36)),
+            told.format(docs=paint(served["gateway"] + "/docs", 36), user=user),
             "",
             paint(curl.format(gateway=served["gateway"], user=user, token=token), 36),
             "",
