@@ -23,16 +23,17 @@ curl -i {gateway}/users -H 'Content-Type: application/json' \\
 
 _FIRST_CURL_SIGNED = """\
 TOKEN={token}
+curl -i {gateway}/users/{user} -H "Authorization: Bearer $TOKEN"
 curl -i {gateway}/orders -H "Authorization: Bearer $TOKEN" \\
-  -H 'Content-Type: application/json' -d '{{"userId": "{user}", "item": "Laptop", "price": 1249.9}}'
-curl -i {gateway}/queries/orders -H "Authorization: Bearer $TOKEN\""""
+  -H 'Content-Type: application/json' \\
+  -d '{{"userId": "{user}", "item": "Laptop", "price": 1249.9}}'"""
 
 _NO_TOKEN = "Calls to try are at {docs}. A first one to paste:"
 
 _TOKEN = """\
 Calls need a token. This one is of the user {user}. It has the scopes
 read and write, and expires in 24 hours. Calls to try are at {docs}:
-press Authorize and enter the token. First calls to paste, an order and the list of orders:"""
+press Authorize and enter the token. First calls to paste, to read the user and to order:"""
 
 MakeToken = Callable[[], tuple[str, str]]
 """Creates a user through the gateway; returns its id and its token."""
