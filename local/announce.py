@@ -23,10 +23,20 @@ curl -i {gateway}/users -H 'Content-Type: application/json' \\
 
 _FIRST_CURL_SIGNED = """\
 TOKEN={token}
-curl -i {gateway}/queries/orders -H "Authorization: Bearer $TOKEN\""""
+curl -i {gateway}/users/{user} -H "Authorization: Bearer $TOKEN"
+curl -i {gateway}/orders -H "Authorization: Bearer $TOKEN" \\
+  -H 'Content-Type: application/json' \\
+  -d '{{"userId": "{user}", "item": "Laptop", "price": 1249.9}}'"""
 
-MakeToken = Callable[[], str]
-"""Creates a user through the gateway; returns its token."""
+_NO_TOKEN = "Calls to try are at {docs}. A first one to paste:"
+
+_TOKEN = """\
+Calls need a token. This one is of the user {user}. It has the scopes
+read and write, and expires in 24 hours. Calls to try are at {docs}:
+press Authorize and enter the token. First calls to paste, to read the user and to order:"""
+
+MakeToken = Callable[[], tuple[str, str]]
+"""Creates a user through the gateway; returns its id and its token."""
 
 
 def say(text: str) -> None:
@@ -73,7 +83,7 @@ def announce(
         if waiting:
             waiting = [each for each in waiting if not says_ready(each.ready_url)()]
             if not waiting:
-                say(_welcome(processes, places, make_token() if make_token else ""))
+                say(_welcome(processes, places, make_token() if make_token else ("", "")))
             elif not impatient and time.monotonic() - begun > PATIENCE:
                 names = ", ".join(each.name for each in waiting)
                 say(paint(f"Still waiting for {names}: see what they say above.", 33))
@@ -88,14 +98,17 @@ def _ended(server: Child) -> str:
     )
 
 
-def _welcome(processes: Sequence[Process], places: Mapping[str, str], token: str) -> str:
+def _welcome(
+    processes: Sequence[Process], places: Mapping[str, str], known: tuple[str, str]
+) -> str:
+    user, token = known
     urls = {each.name: f"http://localhost:{each.port}" for each in processes}
     served = {name: urls[name] for name in SERVED}
     metrics = {
         each.name: f"http://localhost:{each.env['METRICS_PORT']}/metrics" for each in processes
     }
     rows = [f"  {name:<16} {url}" for name, url in {**served, **places}.items()]
-    curl = _FIRST_CURL_SIGNED if token else _FIRST_CURL
+    told, curl = (_TOKEN, _FIRST_CURL_SIGNED) if token else (_NO_TOKEN, _FIRST_CURL)
     rows += ["", "Metrics of each process:", "", *(f"  {n:<16} {u}" for n, u in metrics.items())]
     return "\n".join(
         [
@@ -104,9 +117,9 @@ def _welcome(processes: Sequence[Process], places: Mapping[str, str], token: str
             "",
             *rows,
             "",
-            f"Calls to try are at {paint(served['gateway'] + '/docs', 36)}. A first one to paste:",
+            told.format(docs=paint(served["gateway"] + "/docs", 36), user=user),
             "",
-            paint(curl.format(gateway=served["gateway"], token=token), 36),
+            paint(curl.format(gateway=served["gateway"], user=user, token=token), 36),
             "",
             "`make demo` in another terminal plays the whole journey. Ctrl-C stops everything.",
             "",

@@ -103,6 +103,8 @@ class Demo:
         except urllib3.exceptions.HTTPError:
             return  # the first call says so
         if answer.status == HTTPStatus.UNAUTHORIZED:
+            say("\nThe gateway asks for a token: here is one of a new user, signed with the key")
+            say(f"of `make run AUTH=on` in {self._secrets}. All calls carry it.")
             token = token_for(self._secrets, str(new_id()))
             self._headers["Authorization"] = f"Bearer {token}"
 
@@ -116,7 +118,8 @@ class Demo:
         events = self._call("GET", self._gateway + path, 200, show=False)["events"]
         for event in events:
             kind = paint(f"{event['eventType']:<18}", _GREEN)
-            say(f"  version {event['version']}  {kind} {event['recordedAt']}")
+            by = f"  by {event['actor']}" if event["actor"] else ""
+            say(f"  version {event['version']}  {kind} {event['recordedAt']}{by}")
             say(_pretty(event["data"], 4))
         stored = [event["eventType"] for event in events]
         if stored != expected:

@@ -53,8 +53,8 @@ def own_user(secrets: Path) -> str:
     return secret_file(secrets, "issuer_user", str(new_id())).read()
 
 
-def create_own_user(gateway: str, secrets: Path) -> str:
-    """Creates that user, unless an earlier run has; returns its token."""
+def create_own_user(gateway: str, secrets: Path) -> tuple[str, str]:
+    """Creates that user, unless an earlier run has; returns its id and its token."""
     user_id = own_user(secrets)
     token = token_for(secrets, user_id)
     answer = urllib3.request(
@@ -67,7 +67,7 @@ def create_own_user(gateway: str, secrets: Path) -> str:
     )
     if answer.status not in (202, 422):
         raise CannotStart(f"The first user was not created: {answer.data.decode()[:300]}")
-    return token
+    return user_id, token
 
 
 def _key(secrets: Path) -> ec.EllipticCurvePrivateKey:

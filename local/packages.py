@@ -61,6 +61,11 @@ def pgbouncer_program() -> Path:
     return _installed("pgbouncer", _find_pgbouncer, "install the package pgbouncer") / "pgbouncer"
 
 
+def chromium_program() -> Path:
+    """The browser `chromium`, or one of its kind; else as for `rabbitmq_programs`."""
+    return _installed("chromium", _find_chromium, "install the package chromium")
+
+
 def install_all() -> None:
     """Installs what the tests need, or says what is missing; raises CannotStart for the first."""
     for find in (
@@ -68,6 +73,7 @@ def install_all() -> None:
         prometheus_programs,
         alertmanager_programs,
         pgbouncer_program,
+        chromium_program,
     ):
         find()
     if not shutil.which("helm"):
@@ -78,6 +84,11 @@ def _find_pgbouncer() -> Path | None:
     """Debian keeps it where only root looks."""
     found = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     return Path(found).parent if found else None
+
+
+def _find_chromium() -> Path | None:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next((Path(found) for name in names if (found := shutil.which(name))), None)
 
 
 def _find_rabbitmq() -> Path | None:

@@ -110,7 +110,10 @@ def _view(
             headers |= identity_headers(token)
         query = quote(request.query_string, safe=_VISIBLE)
         target = f"{request.path}?{query}" if query else request.path
-        response = _response(upstream.call(request.method, target, read_body(), headers))
+        answer = upstream.call(request.method, target, read_body(), headers)
+        if token and answer.status == HTTPStatus.UNAUTHORIZED:  # the caller was verified here
+            raise UpstreamUnavailable("it does not accept the gateway's identity token")
+        response = _response(answer)
         if cookie_seconds:
             _keep_token(response, cookie_seconds)
         return response

@@ -86,12 +86,16 @@ def require_identity(app: Flask, verify: Callable[[str], Caller]) -> None:
 
 
 def identity_headers(token: Callable[[], str]) -> dict[str, str]:
-    """The headers that name the verified caller to the service that has this token."""
+    """The headers that name the verified caller to the service that has this token.
+
+    The first line of the token's file is sent; a service accepts all of them.
+    """
     caller: Caller | None = g.get("caller")
     if caller is None:  # OPTIONS
         return {}
+    first, _, _ = token().partition("\n")
     return {
-        "Authorization": f"Bearer {token()}",
+        "Authorization": f"Bearer {first}",
         ACTOR_HEADER: caller.actor,
         SCOPES_HEADER: " ".join(sorted(caller.scopes)),
         USER_HEADER: caller.user,

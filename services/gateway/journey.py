@@ -92,13 +92,16 @@ class Caller:
         return answer
 
 
-def play(gateway: str, say: Callable[[str], object] = sys.stdout.write) -> None:
-    """Play the journey once; raises Unexpected at the first wrong answer."""
+def play(gateway: str, say: Callable[[str], object] = sys.stdout.write) -> str:
+    """Play the journey once; returns what it has shown. Raises Unexpected at a wrong answer."""
     caller = Caller(gateway, say)
     if os.environ.get("AUTH") == "on" and not caller.seen:
         caller.ask("GET", "/queries/orders", 401)
         caller.ask("POST", "/users", 401, {"name": "Nobody", "email": "nobody@example.com"})
-        return
+        return (
+            "Callers without a credential are refused. Nothing else was tried: the journey needs an"
+            " API key (auth.client.secret of the chart)."
+        )
     person = {"name": "Ada Lovelace", "email": f"ada.{uuid4().hex[:8]}@example.com"}
     user = caller.ask("POST", "/users", 202, person)["userId"]
     caller.expect(f"/users/{user}", userId=user, **person)
@@ -117,11 +120,12 @@ def play(gateway: str, say: Callable[[str], object] = sys.stdout.write) -> None:
     if found != [placed]:
         raise Unexpected(f"GET {listed} answered {found}, not {[placed]}.")
     caller.expect(f"/queries/customers/{user}", "view", name="Ada King", orders=1)
+    return "The journey is whole: written, read back, and shown by the read models."
 
 
 if __name__ == "__main__":
     try:
-        play(sys.argv[1].rstrip("/"))
+        shown = play(sys.argv[1].rstrip("/"))
     except Unexpected as problem:
         sys.exit(f"The journey failed: {problem}")
-    sys.stdout.write("The journey is whole: written, read back, and shown by the read models.\n")
+    sys.stdout.write(f"{shown}\n")

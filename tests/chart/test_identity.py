@@ -3,7 +3,7 @@
 import pytest
 
 from tests.chart.network import Peer, may_send, peer
-from tests.chart.render import Object, render, template
+from tests.chart.render import Object, notes, render, template
 from tests.chart.test_code import environment
 from tests.chart.test_pods import files
 
@@ -66,6 +66,43 @@ def test_the_issuer_may_be_bound_to_peers() -> None:
     gateway = peer(chart.pod("gateway"))
     assert may_send(chart, gateway, Peer("issuer", {"app": "issuer"}, "identity"), 8080)
     assert not may_send(chart, gateway, Peer("another", {"app": "other"}, "identity"), 8080)
+
+
+@pytest.mark.parametrize("component", ["test", "traffic"])
+def test_the_releases_own_clients_read_their_key_from_its_secret(component: str) -> None:
+    client: Object = {"secret": "of-mine", "key": "of-the-test"}
+    pod = render("auth", given={"auth": {"client": client}}).pod(component)
+    (container,), (volume,) = pod.spec["containers"], pod.spec["volumes"]
+    (item,) = volume["secret"]["items"]
+    assert (volume["secret"]["secretName"], item["key"]) == ("of-mine", "of-the-test")
+    assert volume["secret"]["defaultMode"] == 0o440
+    assert pod.spec["securityContext"]["fsGroup"] == pod.spec["securityContext"]["runAsGroup"]
+    (mount,) = container["volumeMounts"]
+    assert (mount["name"], mount["readOnly"]) == (volume["name"], True)
+    file = f"{mount['mountPath']}/{item['path']}"
+    assert environment(container) == {"AUTH": "on", "API_KEY_FILE": file}
+
+
+def test_without_a_key_the_test_only_knows_that_callers_are_asked() -> None:
+    pod = render(given={"auth": ISSUED}).pod("test")
+    assert environment(pod.spec["containers"][0]) == {"AUTH": "on"}
+    assert not pod.spec.get("volumes")
+    off = render(given={"auth": {"client": {"secret": "of-mine"}}}).pod("test")
+    assert environment(off.spec["containers"][0]) == {}
+
+
+def test_the_notes_say_how_to_call() -> None:
+    asked, keyed = notes({"auth": ISSUED}), notes(values="auth")
+    for each in (asked, keyed):
+        assert '-H "Authorization: Bearer $TOKEN"' in each
+        assert "whoever reaches" not in each.lower()
+    assert "TOKEN is a token of https://issuer.example.com/ for shop.\n" in asked
+    assert "or an API key of the Secret shop-api-keys.\n" in keyed
+    assert "auth.client.secret names a Secret" in asked
+    assert "auth.client.secret" not in keyed
+    open_to_all = notes()
+    assert "Authorization" not in open_to_all
+    assert "auth.enabled=true asks callers for a token" in open_to_all
 
 
 @pytest.mark.parametrize(("auth", "more", "said"), [

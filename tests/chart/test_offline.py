@@ -67,7 +67,7 @@ def test_argo_and_flux_name_secrets_for_all_that_has_passwords() -> None:
     *_, release = parse((GITOPS / "flux.yaml").read_text())
     assert release["kind"] == "HelmRelease"
     assert rendered(release["spec"]["values"])[0]
-    assert release["spec"]["values"]["postgres"] == values["postgres"]
+    assert release["spec"]["values"] == values
 
 
 def test_external_secrets_has_every_login_of_the_secrets_that_are_named() -> None:
@@ -77,7 +77,8 @@ def test_external_secrets_has_every_login_of_the_secrets_that_are_named() -> Non
         each["spec"]["target"]["name"]: each
         for each in parse((GITOPS / "external-secrets.yaml").read_text())
     }
-    for place in (*SERVERS, "feed"):
+    logins = LOGINS | {"identity": LOGINS["feed"]}
+    for place in (*SERVERS, "feed", "identity"):
         found = secrets[values[place]["auth"]["existingSecret"]]["spec"]
-        assert {each["secretKey"] for each in found["data"]} >= set(LOGINS[place]), place
+        assert {each["secretKey"] for each in found["data"]} >= set(logins[place]), place
     assert "template" in secrets["shop-rabbitmq-logins"]["spec"]["target"], "monitor.user, for KEDA"

@@ -82,6 +82,13 @@ def patches(kubectl: Kubectl) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
+def restarted(kubectl: Kubectl) -> list[str]:
+    """The deployments that were restarted, in order."""
+    return [
+        arguments[2] for arguments, _ in kubectl.calls if arguments[:2] == ["rollout", "restart"]
+    ]
+
+
 def test_every_password_and_token_is_new(kubectl: Kubectl) -> None:
     assert kubectl.rotate().returncode == 0
     after: dict[str, dict[str, str]] = {}
@@ -116,11 +123,9 @@ def test_servers_learn_of_a_password_before_processes_are_restarted(kubectl: Kub
     last = {act: len(acts) - 1 - acts[::-1].index(act) for act in set(acts)}
     assert last["exec"] < last["patch"] < acts.index("create") < acts.index("wait")
     assert acts.index("wait") < acts.index("restart")
-    restarted = [
-        arguments[2] for arguments, _ in kubectl.calls if arguments[:2] == ["rollout", "restart"]
-    ]
-    assert "deployment/shop-order-service" in restarted
-    assert "deployment/shop-user-relay" in restarted
+    assert "deployment/shop-order-service" in restarted(kubectl)
+    assert "deployment/shop-user-relay" in restarted(kubectl)
+    assert "deployment/shop-gateway" not in restarted(kubectl)
 
 
 def test_what_has_no_password_is_not_restarted(tmp_path: Path) -> None:
@@ -128,20 +133,12 @@ def test_what_has_no_password_is_not_restarted(tmp_path: Path) -> None:
     chart = render(given=observed)
     kubectl = Kubectl(tmp_path, chart)
     kubectl.rotate()
-    [selector] = {
-        each.partition("notin (")[2].rstrip(")")
-        for arguments, _ in kubectl.calls
-        if arguments[:2] == ["get", "deployment"] or arguments[:2] == ["get", "deployments"]
-        for each in arguments
-        if "notin" in each
-    }
     holders = {
         pod.component
         for pod in chart.pods
         if pod.kind == "Deployment" and "secret" in str(pod.spec)
     }
-    all_of_them = {pod.component for pod in chart.pods if pod.kind == "Deployment"}
-    assert set(selector.split(",")) == all_of_them - holders
+    assert {each.removeprefix("deployment/shop-") for each in restarted(kubectl)} == holders
 
 
 def test_the_job_is_a_valid_copy_of_setup_that_the_policies_let_through(kubectl: Kubectl) -> None:
@@ -182,3 +179,35 @@ def test_a_secret_of_yours_is_left_alone(kubectl: Kubectl) -> None:
     assert not patches(kubectl)
     assert kubectl.rotate("--keep-secrets").returncode == 0
     assert not patches(kubectl)
+
+
+def test_services_accept_a_new_identity_token_before_the_gateway_sends_it(tmp_path: Path) -> None:
+    chart = render("auth")
+    kubectl = Kubectl(tmp_path, chart)
+    assert kubectl.rotate().returncode == 0
+    held = chart.named("Secret")["shop-identity"]["data"]
+    changes = [data for name, data in patches(kubectl) if name == "shop-identity"]
+    assert len(changes) == 3
+    for key, old in held.items():
+        states = [base64.b64decode(each).decode() for each in (old, *(c[key] for c in changes))]
+        first, last = states[0], states[-1]
+        assert states == [first, f"{first}\n{last}", f"{last}\n{first}", last]
+        assert (len(last), first == last) == (32, False)
+    acts = [
+        arguments[2]
+        for arguments, _ in kubectl.calls
+        if arguments[0] == "patch" or arguments[:2] == ["rollout", "status"]
+    ]
+    accept, send, forget = (at for at, name in enumerate(acts) if name == "shop-identity")
+    services = [acts.index(f"deployment/shop-{each}-service") for each in ("user", "order")]
+    assert accept < min(services) <= max(services) < send
+    assert send < acts.index("deployment/shop-gateway") < forget == len(acts) - 1
+
+
+def test_identity_tokens_in_a_secret_of_yours_are_left_alone(tmp_path: Path) -> None:
+    chart = render("auth")
+    kubectl = Kubectl(tmp_path, chart)
+    kubectl.hold("secrets", [each for each in chart.of("Secret") if "identity" not in str(each)])
+    done = kubectl.rotate()
+    assert (done.returncode, patches(kubectl)) == (1, [])
+    assert "no Secret for identity; nothing was changed" in done.stderr

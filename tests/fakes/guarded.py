@@ -1,6 +1,6 @@
 """The whole fake shop behind a gateway that verifies callers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.message import Message
 from typing import Any
@@ -47,6 +47,7 @@ class Guarded:
     issuer: Issuer = field(default_factory=Issuer)
     shop: FakeShop = field(default_factory=lambda: FakeShop(identity=lambda: IDENTITY_TOKEN))
     api_keys: dict[str, apikeys.ApiKey] = field(default_factory=dict)
+    identity: Callable[[], str] = lambda: IDENTITY_TOKEN
 
     def __post_init__(self) -> None:
         keys = Keys("keys", fetch=self.issuer.fetch)
@@ -60,7 +61,7 @@ class Guarded:
             self.app,
             {name: each.paths for name, each in SERVICES.items()},
             upstreams,
-            identity_tokens=dict.fromkeys(upstreams, lambda: IDENTITY_TOKEN),
+            identity_tokens=dict.fromkeys(upstreams, self.identity),
         )
         tokens = Tokens(keys, ISSUER, AUDIENCE)
         require_identity(self.app, Verifier(tokens, lambda: self.api_keys))

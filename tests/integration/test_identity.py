@@ -12,12 +12,14 @@ import pytest
 import urllib3
 
 from eventcore.ids import new_id
+from gateway.journey import play
 from local.demo import Demo
 from local.identity import create_own_user, identity_settings, own_user, token_for
 from local.processes import Servers, processes
 from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
 from local.services import SERVED, SERVICES
 from local.shop import Shop
+from tests.browser import browser
 from tests.conftest import Databases
 
 
@@ -83,9 +85,32 @@ def test_the_user_of_make_run_is_made_once_and_has_a_token_to_paste(
 ) -> None:
     gateway = guarded.url("gateway")
     create_own_user(gateway, secrets)
-    token = create_own_user(gateway, secrets)
+    id, token = create_own_user(gateway, secrets)
     user = call(f"{gateway}/users/{own_user(secrets)}", token).json()
+    assert user["userId"] == id
     assert user["name"] == "Grace Hopper"
+
+
+def test_the_page_of_the_calls_takes_a_token_and_calls_with_it(
+    guarded: Shop, secrets: Path, tmp_path: Path
+) -> None:
+    call = '.opblock-get:has([data-path="/queries/orders"])'
+    status = f"{call} .live-responses-table tbody .response-col_status"
+    answered = f"document.querySelector('{status}')?.innerText"
+    with browser(tmp_path) as page:
+        page.open(f"{guarded.url('gateway')}/docs")
+        page.click(f"{call} .opblock-summary-control")
+        page.click(f"{call} .execute")
+        assert page.wait_for(answered).strip() == "401"
+        page.click(f"{call} .btn-clear")
+        page.click(".btn.authorize")
+        page.click("#auth-bearer-value")
+        page.run("document.querySelector('#auth-bearer-value').focus()")
+        page.type(token_for(secrets, str(new_id())))
+        page.click(".auth-container .auth.authorize")
+        page.click(".auth-container .btn-done")
+        page.click(f"{call} .execute")
+        assert page.wait_for(answered).strip() == "200"
 
 
 def raw(url: str, path: str, headers: list[tuple[str, str]]) -> int:
@@ -121,6 +146,19 @@ def test_requests_that_no_client_sends_are_refused(guarded: Shop, secrets: Path)
     assert raw(guarded.url("user-service"), f"/users/{user}", spoofed) == 401
     other = f"/users/{new_id()}"
     assert raw(gateway, other, [("Authorization", token), *spoofed]) == 404
+
+
+def test_the_journey_of_helm_test_needs_a_key_and_says_so_without(
+    guarded: Shop, secrets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setenv("AUTH", "on")
+    assert "Nothing else was tried" in play(guarded.url("gateway"), said.append)
+    assert said == ["GET /queries/orders 401\n", "POST /users 401\n"]
+    token = token_for(secrets, str(new_id()), "read write admin")
+    (tmp_path / "key").write_text(f"{token}\n")
+    monkeypatch.setenv("API_KEY_FILE", str(tmp_path / "key"))
+    assert "journey is whole" in play(guarded.url("gateway"), said.append)
 
 
 def test_an_api_key_is_made_used_and_revoked_while_the_gateway_runs(

@@ -705,7 +705,7 @@ needs a cluster that can be asked for the one it holds, or the data would be kep
 {{- else -}}
 {{- $generate := $root.Values.auth.generate -}}
 {{- if or (eq $generate "never") (and (eq $generate "auto") (not (include "shop.online" $root))) -}}
-{{- fail (printf "There is no password %s for the Secret %s, and this rendering cannot ask the cluster whether it holds one. Argo CD, Flux and `helm template` would make new passwords each time, and lock the data up. Make the Secrets yourself and name them in postgres.auth.existingSecret, rabbitmq.auth.existingSecret, mongodb.auth.existingSecret and feed.auth.existingSecret (k8s/gitops has examples), or give passwords as values. For a rendering to look at: --set auth.generate=always." $key $secret) -}}
+{{- fail (printf "There is no password %s for the Secret %s, and this rendering cannot ask the cluster whether it holds one. Argo CD, Flux and `helm template` would make new passwords each time, and lock the data up. Make the Secrets yourself and name them in postgres.auth.existingSecret, rabbitmq.auth.existingSecret, mongodb.auth.existingSecret, feed.auth.existingSecret and, with auth.enabled, identity.auth.existingSecret (k8s/gitops has examples), or give passwords as values. For a rendering to look at: --set auth.generate=always." $key $secret) -}}
 {{- end -}}
 {{ randAlphaNum 32 | b64enc }}
 {{- end -}}

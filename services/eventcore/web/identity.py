@@ -20,6 +20,7 @@ _ACTOR, _USER, _SCOPES = (
 def caller_of(token: Callable[[], str] | None) -> Caller:
     """The caller of Flask's current request to a service, believed for the token alone.
 
+    Each line of the token's file is accepted, so that it can be replaced while requests come.
     Without a token nobody is asked for an identity, and no header of the request has a meaning.
     """
     if token is None:
@@ -27,7 +28,8 @@ def caller_of(token: Callable[[], str] | None) -> Caller:
     told = request.environ
     given = told.get("HTTP_AUTHORIZATION", "").encode()
     actor = told.get(_ACTOR, "")
-    if not actor or not hmac.compare_digest(given, f"Bearer {token()}".encode()):
+    accepted = [f"Bearer {line}".encode() for line in token().splitlines() if line]
+    if not actor or not any(hmac.compare_digest(given, each) for each in accepted):
         refuse(401, "Calls of this service come through the gateway, which verifies the caller.")
     return _caller(actor, told.get(_USER, ""), told.get(_SCOPES, ""))
 
