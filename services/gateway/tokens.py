@@ -155,8 +155,9 @@ class Tokens:
             raise KeysUnknown("The keys of the token's issuer have not been read yet.")
         claims = self._claims(token, keys)
         caller = self._caller(claims)
-        left = float(claims["exp"]) - self._clock.now().timestamp()
-        self._remember(digest, caller, now + min(CACHE_TIME, left), keys)
+        today = self._clock.now().timestamp()
+        left = min(int(claims["exp"]), today + CACHE_TIME) - today
+        self._remember(digest, caller, now + left, keys)
         return caller
 
     def _remember(self, digest: bytes, caller: Caller, until: float, keys: object) -> None:

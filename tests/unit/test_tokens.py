@@ -210,6 +210,11 @@ def test_another_key_is_known_within_the_fetch_time_and_the_old_one_refused(
     assert not setting.accepts(old)  # though it was verified a moment ago
 
 
+def test_a_token_may_expire_after_more_seconds_than_a_float_holds(setting: Setting) -> None:
+    caller = setting.tokens.verify(signed(setting, {}, exp=10**400))
+    assert caller.actor == f"sub:{SUBJECT}"
+
+
 def test_a_flood_of_unknown_key_ids_fetches_nothing(setting: Setting) -> None:
     for number in range(1000):
         assert not setting.accepts(by_stranger(setting, kid=f"unknown-{number}"))
