@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -109,12 +110,10 @@ def test_killed_between_any_two_steps_a_saga_loses_and_doubles_nothing(
     told = sorted(order for placed in orders.values() for order in placed)
     assert told == sorted(orders_of(orders, log))
     assert kinds_in(log, told) >= {"DEADLINE_PASSED", "STEP_REFUSED", "STEP_COMPENSATED"}
-    for service in SERVICES:
-        for projection in SERVICES[service].projections:
-            if not isinstance(projection, View):
-                until(
-                    lambda at=(projection, service): is_the_fold(truth, *at, {*orders, *told}), 30
-                )
+    for name, service in SERVICES.items():
+        for each in service.projections:
+            if not isinstance(each, View):
+                until(partial(is_the_fold, truth, each, name, {*orders, *told}), PATIENCE)
     truth.converges(PATIENCE)
 
 
