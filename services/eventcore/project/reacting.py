@@ -5,6 +5,7 @@ Deadlines are fired beside that: a due stream is taken, its command is carried o
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
@@ -226,10 +227,10 @@ def fire_deadlines(
 
 def _end(store: Store, due: Due) -> None:
     """Removes a deadline that led to nothing, or it would be due again after each HOLD."""
-    try:
-        store.append_many([Append(due.stream, due.version, [], Deadline(None))], {})
-    except Conflict:
+    if store.read_stream(due.stream, due.version, 1):
         return  # the command moved the stream on, and its deadline with it
+    with suppress(Conflict):  # another command did, since
+        store.append_many([Append(due.stream, due.version, [], Deadline(None))], {})
 
 
 def _call(reactor: str, event: Event, key: Idempotency | None = None) -> commands.Call:
