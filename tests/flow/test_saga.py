@@ -199,7 +199,7 @@ def test_an_order_whose_credit_is_not_answered_is_rejected_and_released_later(sh
 
 
 @pytest.mark.parametrize("sweep", [0.5, 0.7, 3.0])
-def test_without_an_answer_an_order_ends_at_its_deadlines_by_the_next_sweep(
+def test_without_an_answer_an_order_ends_at_its_deadlines_plus_a_sweep(
     shop: Shop, sweep: float
 ) -> None:
     order = shop.place_order(shop.create_limited(), 10)

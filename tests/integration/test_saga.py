@@ -145,7 +145,7 @@ def test_orders_are_confirmed_within_the_limit_and_their_credit_is_released(
 # ── the read model of credit ──────────────────────────────────────────────────────────────
 
 
-def test_credit_is_rebuilt_while_orders_go_on_and_verify_finds_what_was_falsified(
+def test_credit_is_rebuilt_while_orders_go_on_and_verify_finds_a_lie(
     shop: Shop, customer: Customer, truth: Truth
 ) -> None:
     tool, user = Tool(shop, "credit-projector"), customer.create_user()
