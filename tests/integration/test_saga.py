@@ -178,12 +178,16 @@ def test_credit_is_rebuilt_while_orders_go_on_and_verify_finds_a_lie(
 
 @contextmanager
 def ordering(shop: Shop, user_id: str) -> Iterator[list[str]]:
-    """Places orders of a user all the time, and cancels each third one; the list has their ids."""
+    """Places orders of a user, two a second, and cancels each third one; the list has their ids.
+
+    A rebuild compares a document again for some seconds, until both generations have one version
+    of it. A document that is never at rest meanwhile counts as different.
+    """
     placed, stop = list[str](), Event()
 
     def order() -> None:
         with closing(Customer(shop)) as customer:
-            while not stop.is_set():
+            while not stop.wait(0.5):
                 placed.append(customer.place(user_id, 1))
                 if len(placed) % 3 == 0:
                     customer.cancel(placed[-1])
