@@ -7,13 +7,21 @@ it: what it leaves down is up again before the next test that asks for it.
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
 from eventcore.settings import Server
-from local.processes import Servers, prepare_stores, processes, store_login
+from local.processes import (
+    Environment,
+    Process,
+    Servers,
+    prepare_stores,
+    processes,
+    store_login,
+)
 from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
 from local.services import SERVED, SERVICES
 from local.shop import Shop
@@ -103,21 +111,33 @@ def shop(
     data_folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Shop]:
-    """All processes, ready, on stores and read models of their own."""
+    """All processes, ready, on stores and read models of their own; `armed` makes one die."""
     readmodels = {service: mongodb.login(f"{service}_read_model") for service in SERVICES}
     servers = Servers(postgres.address, rabbitmq.address, readmodels)
     ports = {name: free_port() for name in SERVED}
-    running = Shop(
-        processes(
-            servers,
-            data_folder / "secrets",
-            ports=ports,
-            free_port=free_port,
-            settings={"SWEEP_INTERVAL": "0.5"},
-        ),
-        tmp_path_factory.mktemp("logs"),
+    made = processes(
+        servers,
+        data_folder / "secrets",
+        ports=ports,
+        free_port=free_port,
+        settings={"SWEEP_INTERVAL": "0.5"},
     )
-    yield from _running(running)
+    folder = tmp_path_factory.mktemp("failpoints")
+    armable = [replace(each, env={**each.env, **_failpoints(folder, each)}) for each in made]
+    yield from _running(Shop(armable, tmp_path_factory.mktemp("logs")))
+
+
+def _failpoints(folder: Path, process: Process) -> Environment:
+    """The setting by which a process has a folder of failpoints of its own."""
+    (folder / process.name).mkdir()
+    return {"FAILPOINTS": str(folder / process.name)}
+
+
+def armed(shop: Shop, name: str, point: str) -> Path:
+    """The file of a failpoint: there until the process reaches the point and dies by SIGKILL."""
+    file = Path(shop.environment(name)["FAILPOINTS"], point)
+    file.touch()
+    return file
 
 
 @pytest.fixture(autouse=True)

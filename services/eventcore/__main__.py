@@ -113,8 +113,9 @@ def project(name: str) -> None:
 def _settings_of(projection: AnyProjection) -> type[settings.SweepSettings]:
     if isinstance(projection, View):
         return settings.ViewProjectorSettings
-    is_reactor = isinstance(projection, Reactor)
-    return settings.ReactorSettings if is_reactor else settings.ProjectorSettings
+    if isinstance(projection, Reactor):
+        return settings.with_amounts(settings.ReactorSettings, projection.amounts)
+    return settings.ProjectorSettings
 
 
 def _loop(config: settings.SweepSettings, projection: AnyProjection) -> Callable[..., Any]:

@@ -16,8 +16,9 @@ how far each stream has come, `{_id, version, eventId}`.
     verify    compares the documents with the log, and never reacts
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Protocol, TypeAlias
 from uuid import UUID
 
@@ -49,8 +50,8 @@ class Commands(Protocol):
         Conflict and StoreUnavailable; then nothing was written.
         """
 
-    def setting(self, name: str) -> str:
-        """The environment variable of that name of the reactor's process; "" if it has none."""
+    def amount(self, name: str) -> Decimal | None:
+        """The amount that one of the reactor's `amounts` has; None: it is not set."""
 
     def append_of(
         self,
@@ -83,14 +84,17 @@ def _moved_on(_: Document, __: Event) -> Document:
 class Reactor(Projection):
     """A named set of reactions by event type; it passes over the other types of its catalogue.
 
-    `deadlines` is called for each stream of the aggregate type `deadline_type`, in the store of the
-    reactor's own service, whose deadline has passed. An instance that fails is due again later.
+    `amounts` names the environment variables that its reactions read, each an amount of money: a
+    process whose variable is anything else does not start. `deadlines` is called for each stream of
+    the aggregate type `deadline_type`, in the store of the reactor's own service, whose deadline
+    has passed. An instance that fails is due again later.
     """
 
     collection: str = ""
     log_message: str = "Reactor read an event"
     steps: Mapping[str, Step] = field(default_factory=dict)
     on: Mapping[str, Reaction] = field(default_factory=dict)
+    amounts: Collection[str] = ()
     deadlines: Fire | None = None
     deadline_type: str = ""
 

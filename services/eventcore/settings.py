@@ -6,11 +6,13 @@ token may be in a file (`POSTGRES_PASSWORD_FILE`), read at every connect. None h
 
 import os
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
+import pydantic
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -117,7 +119,7 @@ AnyMongoDB = _MongoDB | None
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(gt=0)]
-Amount = Annotated[Decimal, Field(ge=0, decimal_places=2)]
+Amount = Annotated[Decimal, Field(ge=0, max_digits=12, decimal_places=2)]  # as a price
 Seconds = Annotated[float, Field(gt=0, lt=1e6)]
 _AnyCase = BeforeValidator(str.lower)
 Words = BeforeValidator(
@@ -266,6 +268,12 @@ class ProvisionSettings(Settings):
 
 
 Kind = TypeVar("Kind", bound=Settings)
+
+
+def with_amounts(kind: type[Kind], names: Iterable[str]) -> type[Kind]:
+    """The settings of `kind`, and an amount of money for each of these variables; None: not set."""
+    fields: dict[str, Any] = {name.lower(): (Amount | None, None) for name in names}
+    return pydantic.create_model(kind.__name__, __base__=kind, **fields)
 
 
 def read_settings(kind: type[Kind], process: str) -> Kind:

@@ -24,12 +24,12 @@ LIMIT = "CREDIT_LIMIT"
 def _reserve(commands: Commands, event: Event) -> None:
     if event.data["step"] != STEP:
         return
-    asked, default = event.data["arguments"], commands.setting(LIMIT)
+    asked = event.data["arguments"]
     user_id = UUID(asked["userId"])
     user, version = commands.read(USERS, user_id)
     if user is None:
         raise NotFound(f"There is no user {user_id}, whose credit is to be reserved.")
-    limit = user.credit_limit(Decimal(default) if default else None)
+    limit = user.credit_limit(commands.amount(LIMIT))
     unchanged = Append(Stream(USERS.aggregate_type, user_id), version, [])
 
     def compared(before: Credit, after: Credit) -> list[Append]:
@@ -50,4 +50,5 @@ REACTOR = Reactor(
     catalogue=ORDER_SAGA,
     queue="user_credit_saga_queue",
     on={"STEP_REQUESTED": _reserve, "COMPENSATION_REQUESTED": _release},
+    amounts={LIMIT},
 )

@@ -40,7 +40,7 @@ class Service:
 
     def __init__(self, limit: Decimal | None = None, default: str = "") -> None:
         self.store, self.user_id = FakeStore(), uuid4()
-        self.variables = {LIMIT: default} if default else {}
+        self.amounts = {LIMIT: Decimal(default) if default else None}
         self.change(CreateUser("Ada", "ada@example.com"))
         if limit is not None:
             self.change(ChangeCreditLimit(limit))
@@ -52,7 +52,7 @@ class Service:
         """The events that the reactor appends for a request."""
         before = len(self.store.log)
         event = requested(kind, self.user_id, order_id, amount, **more)
-        REACTOR.on[kind](StoreCommands(self.store, Call({}), self.variables), event)
+        REACTOR.on[kind](StoreCommands(self.store, Call({}), self.amounts), event)
         return [event.event_type for event in self.store.log[before:]]
 
     def reserve(self, order_id: str, amount: object, **more: str) -> list[str]:

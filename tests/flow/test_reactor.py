@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from random import Random
 from threading import Event as Stop
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
 import pytest
@@ -526,6 +526,22 @@ def test_a_sweep_fires_what_is_due_each_once(office: Office) -> None:
     cause = str(office.letters.read_stream(streams[0])[0].event_id)
     expected = {"correlationId": "c", "causationId": cause, "reactor": "letters"}
     assert fired.metadata == expected
+
+
+def test_a_deadline_whose_command_moves_the_stream_on_is_one_append(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    office = Office(deadlines=remind)
+    streams, appended = begun(office, 3), list[Stream]()
+    append_many = office.letters.append_many
+
+    def counted(appends: Sequence[Append], *given: Any) -> Any:
+        appended.extend(each.stream for each in appends)
+        return append_many(appends, *given)
+
+    monkeypatch.setattr(office.letters, "append_many", counted)
+    office.sweep()
+    assert sorted(map(str, appended)) == sorted(map(str, streams))
 
 
 def test_a_failing_deadline_delays_no_other_and_is_due_again(

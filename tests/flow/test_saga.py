@@ -198,6 +198,26 @@ def test_an_order_whose_credit_is_not_answered_is_rejected_and_released_later(sh
     assert story(shop.order_store, order).count("STEP_REQUESTED") == STEP.attempts
 
 
+@pytest.mark.parametrize("sweep", [0.5, 0.7, 3.0])
+def test_without_an_answer_an_order_ends_at_its_deadlines_plus_a_sweep(
+    shop: Shop, sweep: float
+) -> None:
+    order = shop.place_order(shop.create_limited(), 10)
+    while story(shop.order_store, order)[-1] != "ORDER_REJECTED":
+        shop.order_store.now += timedelta(seconds=sweep)
+        shop.projectors[REPLIES].sweep()
+    saga = shop.order_store.read_stream(Stream("order_saga", UUID(order)))
+    asked = [each.recorded_at for each in saga if each.event_type == "STEP_REQUESTED"]
+    passed = [each.recorded_at for each in saga if each.event_type == "DEADLINE_PASSED"]
+    took = [(end - begin).total_seconds() for begin, end in zip(asked, passed, strict=True)]
+    deadlines = [STEP.timeout * 2**attempt for attempt in range(STEP.attempts)]
+    late = [seconds - deadline for seconds, deadline in zip(took, deadlines, strict=True)]
+    assert all(0 <= each <= sweep for each in late)
+    assert asked[1:] == passed[:-1]
+    [placed, rejected] = shop.order_store.read_stream(Stream("order", UUID(order)))
+    assert (rejected.recorded_at - placed.recorded_at).total_seconds() == pytest.approx(sum(took))
+
+
 def test_a_late_answer_after_a_repeated_request_confirms_once(shop: Shop) -> None:
     user = shop.create_limited()
     order = shop.place_order(user, 10)

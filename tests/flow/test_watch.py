@@ -22,7 +22,6 @@ from eventcore.operate.watch import (
     DeadlineWatch,
     LagWatch,
     LogWatch,
-    SagaWatch,
     watch,
     watch_service,
 )
@@ -379,12 +378,11 @@ def test_a_deadline_that_nobody_takes_shows_how_late_it_is() -> None:
     event = NewEvent(uuid4(), "STEP_REQUESTED", 1, {})
     append = Append(Stream("parcel_saga", uuid4()), 0, [event], Deadline(60.0))
     store.append_many([append], {})
-    watch = DeadlineWatch(store, ["parcel", "parcel_saga"])
+    watch = DeadlineWatch(store, ["parcel_saga"])
     for passed, late in ((0, 0.0), (60, 0.0), (30, 30.0)):
         store.now += timedelta(seconds=passed)
         watch.update()
         assert REGISTRY.get_sample_value(name, {"aggregate_type": "parcel_saga"}) == late
-        assert REGISTRY.get_sample_value(name, {"aggregate_type": "parcel"}) == 0.0
     store.take_due("parcel_saga", 10, 60.0)
     watch.update()
     assert REGISTRY.get_sample_value(name, {"aggregate_type": "parcel_saga"}) == 0.0
@@ -392,7 +390,7 @@ def test_a_deadline_that_nobody_takes_shows_how_late_it_is() -> None:
 
 def test_sagas_that_are_stuck_are_counted_until_they_move_on() -> None:
     store, stream = FakeStore(), Stream("parcel_saga", uuid4())
-    watch = SagaWatch(store, ["parcel_saga"])
+    watch = DeadlineWatch(store, ["parcel_saga"])
     for version, seconds, stuck in ((0, 5.0, 0), (1, math.inf, 1), (2, 5.0, 0)):
         event = NewEvent(uuid4(), "STEP_REQUESTED", 1, {})
         store.append_many([Append(stream, version, [event], Deadline(seconds))], {})
@@ -400,11 +398,14 @@ def test_sagas_that_are_stuck_are_counted_until_they_move_on() -> None:
         assert value("saga_stuck", aggregate_type="parcel_saga") == stuck
 
 
-def test_a_service_with_sagas_has_them_watched(shop: FakeShop) -> None:
-    def watched(service: Service, store: FakeStore) -> set[type[object]]:
+def test_a_service_whose_reactor_fires_deadlines_has_them_watched(shop: FakeShop) -> None:
+    def watched(service: Service, store: FakeStore) -> list[object]:
         feeds = {"order": StoreFeed(store, "order")}
         updates = watch_service(service, store, shop.readmodel, feeds, lambda _: None)
-        return {type(each.__self__) for each in updates}  # type: ignore[attr-defined]
+        watches = [each.__self__ for each in updates]  # type: ignore[attr-defined]
+        return [each for each in watches if isinstance(each, DeadlineWatch)]
 
-    assert SagaWatch in watched(order_service.SERVICE, shop.order_store)
-    assert SagaWatch not in watched(user_service.SERVICE, shop.user_store)
+    assert watched(order_service.SERVICE, shop.order_store) == [
+        DeadlineWatch(shop.order_store, ["order_saga"])
+    ]
+    assert watched(user_service.SERVICE, shop.user_store) == []

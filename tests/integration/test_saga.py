@@ -1,11 +1,15 @@
-"""The credit saga on the real servers: its journey, and an event of it that no code knows."""
+"""The credit saga on the real servers: its journey, its read model, and an event of it that no code
+knows.
+"""
 
 import shutil
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from threading import Event
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,7 +19,7 @@ import urllib3
 from eventcore import jsontext
 from eventcore.model.event import NewEvent
 from eventcore.reactor import Reactor
-from eventcore.readmodel.records import Parked
+from eventcore.readmodel.records import Parked, Write
 from eventcore.store.port import Stream
 from local.shop import Shop
 from order.credit_saga import REACTOR as SAGA
@@ -25,6 +29,7 @@ from tests.integration.test_operate import Tool
 from tests.integration.test_shop import SERVICES, Truth, truth, until
 from tests.integration.trouble import stopped
 from user.credit_reactor import REACTOR as CREDIT
+from user.projections.credit import PROJECTION as CREDITS
 
 __all__ = ["truth"]
 
@@ -135,6 +140,65 @@ def test_orders_are_confirmed_within_the_limit_and_their_credit_is_released(
     until(lambda: customer.credit(user) == (None, 4, None))
     judge([user], truth)
     truth.converges()
+
+
+# ── the read model of credit ──────────────────────────────────────────────────────────────
+
+
+def test_credit_is_rebuilt_while_orders_go_on_and_verify_finds_a_lie(
+    shop: Shop, customer: Customer, truth: Truth
+) -> None:
+    tool, user = Tool(shop, "credit-projector"), customer.create_user()
+    customer.limit(user, 1000)
+    before = truth.models["user"].generations(CREDITS.name)
+    with ordering(shop, user) as placed:
+        until(lambda: len(placed) >= 3, PATIENCE)
+        *said, last = tool.lines("rebuild", CREDITS.name)
+        enough = len(placed) + 3
+        until(lambda: len(placed) >= enough, PATIENCE)
+    assert last == {"serves": f"credit.{before.newest + 1}"}
+    [parity] = [line for line in said if "alike" in line]
+    assert parity["alike"] >= 1
+    assert parity["different"] == parity["missing"] == parity["added"] == 0
+    judge([user], truth)
+    confirmed = [customer.ended(each) for each in placed].count("confirmed")
+    until(lambda: customer.credit(user) == (1000, confirmed, 1000 - confirmed), PATIENCE)
+    assert tool.lines("verify", CREDITS.name, "--all")[-1]["wrong"] == 0
+
+    document = truth.document(CREDITS, user, "user")
+    assert document
+    false = Write({**document, "reserved": document["reserved"] - 1}, document["version"])
+    assert truth.models["user"].write(truth.serving(CREDITS, "user").collection, [false])
+    [finding, told] = tool.lines("verify", CREDITS.name, "--all", status=1)
+    assert (told["wrong"], finding["stream"]) == (1, user)
+    assert finding["what"] == "the document differs from the log in reserved"
+    assert "folded again" in tool("rebuild", CREDITS.name, "--stream", user)
+    assert truth.document(CREDITS, user, "user") == document
+
+
+@contextmanager
+def ordering(shop: Shop, user_id: str) -> Iterator[list[str]]:
+    """Places orders of a user, two a second, and cancels each third one; the list has their ids.
+
+    A rebuild compares a document again for some seconds, until both generations have one version
+    of it. A document that is never at rest meanwhile counts as different.
+    """
+    placed, stop = list[str](), Event()
+
+    def order() -> None:
+        with closing(Customer(shop)) as customer:
+            while not stop.wait(0.5):
+                placed.append(customer.place(user_id, 1))
+                if len(placed) % 3 == 0:
+                    customer.cancel(placed[-1])
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(order)
+        try:
+            yield placed
+        finally:
+            stop.set()
+        running.result(PATIENCE)
 
 
 # ── an event that no code knows ───────────────────────────────────────────────────────────

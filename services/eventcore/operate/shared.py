@@ -74,16 +74,16 @@ def open_applier(
     if isinstance(projection, Reactor):
         assert isinstance(config, settings.ReactionSettings)
         own = Postgres(config.store, REACTOR_CONNECTIONS)
-        return ReactingApplier(
-            projection, Mongo(config.readmodel), feed, own=own, variables=os.environ
-        )
+        amounts = {name: getattr(config, name.lower()) for name in projection.amounts}
+        return ReactingApplier(projection, Mongo(config.readmodel), feed, own=own, amounts=amounts)
     return EventApplier(projection, Mongo(config.readmodel), feed)
 
 
 def tool_settings(projection: Projection) -> type[settings.ProjectionSettings]:
     """The settings of a tool that applies events to a projection."""
-    is_reactor = isinstance(projection, Reactor)
-    return settings.ReactionSettings if is_reactor else settings.ProjectionSettings
+    if isinstance(projection, Reactor):
+        return settings.with_amounts(settings.ReactionSettings, projection.amounts)
+    return settings.ProjectionSettings
 
 
 def open_view(

@@ -17,6 +17,7 @@ from eventcore.model.view import AnyProjection, View
 from eventcore.observe import metrics
 from eventcore.observe.background import log_errors, repeat
 from eventcore.query import Serving
+from eventcore.reactor import Reactor
 from eventcore.readmodel.port import Bookkeeping, ReadModel
 from eventcore.readmodel.records import Checkpoint, Generation
 from eventcore.store.feed import Feed, read_page
@@ -74,26 +75,15 @@ class LogWatch:
 
 @dataclass(frozen=True)
 class DeadlineWatch:
-    """The deadlines of a store that nobody fires, by aggregate type."""
+    """The deadlines of a store that nobody fires, and its stuck sagas, by aggregate type."""
 
     store: Store
     aggregate_types: Sequence[str]
 
     def update(self) -> None:
-        """Sets the metric. Raises StoreUnavailable."""
+        """Sets the metrics. Raises StoreUnavailable."""
         for kind, seconds in self.store.overdue(self.aggregate_types).items():
             metrics.OVERDUE.labels(kind).set(seconds)
-
-
-@dataclass(frozen=True)
-class SagaWatch:
-    """The stuck sagas of a store, by aggregate type."""
-
-    store: Store
-    aggregate_types: Sequence[str]
-
-    def update(self) -> None:
-        """Sets the metric. Raises StoreUnavailable."""
         for kind, count in self.store.count_stuck(self.aggregate_types).items():
             metrics.STUCK.labels(kind).set(count)
 
@@ -251,11 +241,10 @@ def watch_service(
     each time.
     """
     log_watch = LogWatch(service.name, store, note_epoch=note_epoch)
-    deadline_watch = DeadlineWatch(store, [*feeds])
-    updates: list[Callable[[], object]] = [log_watch.update, deadline_watch.update]
-    if service.sagas:
-        kinds = [saga.catalogue.aggregate_type for saga in service.sagas]
-        updates.append(SagaWatch(store, kinds).update)
+    updates: list[Callable[[], object]] = [log_watch.update]
+    reactors = [each for each in service.projections if isinstance(each, Reactor)]
+    if kinds := [each.deadline_type for each in reactors if each.deadlines]:
+        updates.append(DeadlineWatch(store, kinds).update)
     for projection in service.projections:
         updates.append(CheckpointWatch(projection, readmodel).update)
         for each in feeds.keys() & set(projection.stores):

@@ -5,7 +5,9 @@ Deadlines are fired beside that: a due stream is taken, its command is carried o
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import partial
 from types import MappingProxyType
 from uuid import UUID
@@ -57,7 +59,7 @@ class StoreCommands:
 
     store: Store
     call: commands.Call
-    variables: Mapping[str, str] = MappingProxyType({})
+    amounts: Mapping[str, Decimal | None] = MappingProxyType({})
 
     def handle(
         self,
@@ -84,8 +86,8 @@ class StoreCommands:
     def _exists(self, stream: Stream) -> bool:
         return bool(self.store.read_stream(stream, 0, 1))
 
-    def setting(self, name: str) -> str:
-        return self.variables.get(name, "")
+    def amount(self, name: str) -> Decimal | None:
+        return self.amounts.get(name)
 
     def append_of(
         self,
@@ -115,8 +117,8 @@ class ReactingApplier(EventApplier):
     projection: Reactor
     own: Store = field(kw_only=True)
     """The store of the reactor's service."""
-    variables: Mapping[str, str] = field(default=MappingProxyType({}), kw_only=True)
-    """The environment of the process, for the settings of reactions."""
+    amounts: Mapping[str, Decimal | None] = field(default=MappingProxyType({}), kw_only=True)
+    """The settings of its reactions, by the variable's name."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -174,7 +176,7 @@ class ReactingApplier(EventApplier):
         name, outcome = self.projection.name, "failed"
         key = Idempotency(f"{name} {event.event_id}", str(event.event_id))  # no header has a space
         try:
-            reaction(StoreCommands(self.own, _call(name, event, key), self.variables), event)
+            reaction(StoreCommands(self.own, _call(name, event, key), self.amounts), event)
             outcome = "done"
         except (Conflict, Unavailable) as error:
             outcome = "delayed"
@@ -194,7 +196,7 @@ def _to_delay(error: Conflict | Unavailable) -> Unavailable:
 
 
 def fire_deadlines(
-    reactor: Reactor, store: Store, variables: Mapping[str, str] = MappingProxyType({})
+    reactor: Reactor, store: Store, amounts: Mapping[str, Decimal | None] = MappingProxyType({})
 ) -> bool:
     """Fires deadlines that have passed, FIRED_AT_ONCE at most; True if there may be more.
 
@@ -210,7 +212,7 @@ def fire_deadlines(
         outcome = "failed"
         try:
             [event] = store.read_stream(due.stream, due.version - 1, 1)
-            reactor.deadlines(StoreCommands(store, _call(reactor.name, event), variables), due)
+            reactor.deadlines(StoreCommands(store, _call(reactor.name, event), amounts), due)
             _end(store, due)
             outcome = "fired"
         except Exception as error:
@@ -225,10 +227,10 @@ def fire_deadlines(
 
 def _end(store: Store, due: Due) -> None:
     """Removes a deadline that led to nothing, or it would be due again after each HOLD."""
-    try:
-        store.append_many([Append(due.stream, due.version, [], Deadline(None))], {})
-    except Conflict:
+    if store.read_stream(due.stream, due.version, 1):
         return  # the command moved the stream on, and its deadline with it
+    with suppress(Conflict):  # another command did, since
+        store.append_many([Append(due.stream, due.version, [], Deadline(None))], {})
 
 
 def _call(reactor: str, event: Event, key: Idempotency | None = None) -> commands.Call:

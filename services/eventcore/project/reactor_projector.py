@@ -50,7 +50,7 @@ class ReactorProjector(Projector):
         self._fire_at = self._clock.monotonic() + self.sweep_interval
         try:
             self.check_store()
-            more = fire_deadlines(self.applier.projection, self.applier.own, self.applier.variables)
+            more = fire_deadlines(self.applier.projection, self.applier.own, self.applier.amounts)
         except Unavailable as error:
             self.health.mark_down("store", str(error))
             return None
