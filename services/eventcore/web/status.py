@@ -67,7 +67,10 @@ def _add_streams(routes: Blueprint, service: Service, store: Store, readmodel: R
     def trace(wanted: str) -> Response:
         types = [each.aggregate_type for each in service.catalogues]
         found = find(wanted, service.name, store, readmodel, service.projections, types=types)
-        searched = found.searched and not found.searched.is_whole
+        searched = found.searched and (
+            found.searched.until < found.searched.settled
+            or (found.is_empty and not found.searched.is_whole)
+        )
         entries = () if found.is_empty else timeline(found, with_data=True)
         return json_response(
             {

@@ -201,7 +201,8 @@ def _standing(part: Mapping[str, Any], waiting: int, now: datetime) -> tuple[str
     if found["halted"]:
         return "halted", found["halted"]
     if not found["coveredAt"] or now - moment(found["coveredAt"]) > SWEPT:
-        return "away", f"{part['process']} has not swept since {found['coveredAt'] or 'ever'}."
+        since = f"{found['coveredAt'][11:19]} UTC" if found["coveredAt"] else "ever"
+        return "away", f"{part['process']} has not swept since {since}."
     if found["parkedCount"]:
         return "parked", f"{found['parkedCount']} streams are parked: they wait for a fix."
     if waiting:

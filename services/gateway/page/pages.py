@@ -1,12 +1,12 @@
 """The page for people: what the services say, for browsers. Delete this folder to be without it."""
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from flask import Blueprint, Flask, Response, g, make_response, redirect, render_template, request
 from werkzeug.wrappers import Response as AnyResponse
 
+from eventcore.clock import SYSTEM_CLOCK, Clock
 from gateway.forward import Upstream
 from gateway.page import views
 from gateway.page.flow import Lane, journeys, lanes
@@ -20,10 +20,11 @@ from gateway.page.watch import Rendered, Sample, Watch
 class Site:
     """The page's views, and what they share: the states of the services, rendered fragments."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, clock: Clock = SYSTEM_CLOCK) -> None:
         self.services = services
-        self._watch = Watch(self._states)
-        self._rendered = Rendered()
+        self.now = clock.now
+        self._watch = Watch(self._states, clock.monotonic)
+        self._rendered = Rendered(clock.monotonic)
 
     def _states(self) -> dict[str, Any]:
         replies = {name: self.services.get(name, "/internal/status") for name in self.names}
@@ -41,7 +42,7 @@ class Site:
     def lanes(self) -> list[Lane]:
         """The lanes of the picture; none where the caller may not see them."""
         sample = self.sample()
-        return lanes(sample, datetime.now(UTC)) if sample else []
+        return lanes(sample, self.now()) if sample else []
 
     def fragment(self, name: str, make: Callable[[], Mapping[str, Any]], *key: str) -> Response:
         """A part of a page that is polled: rendered once a second for all, 304 if it is known."""
@@ -58,7 +59,7 @@ class Site:
 
     def lists(self) -> dict[str, Any]:
         orders = self.services.get("order", "/queries/orders?limit=12")
-        return {"orders": orders, "users": self.users()}
+        return {"orders": orders, "users": self.users(), **self.picture()}
 
     def users(self) -> list[Mapping[str, Any]]:
         """The newest users; of a caller who sees one user alone, that one."""
@@ -70,7 +71,7 @@ class Site:
 
     def picture(self) -> dict[str, Any]:
         sample = self.sample()
-        now = datetime.now(UTC)
+        now = self.now()
         shown = {"lanes": lanes(sample, now), "journeys": journeys(sample, now)} if sample else {}
         return {**shown, "sample": sample}
 
@@ -98,6 +99,7 @@ def add_page(
     upstreams: Mapping[str, Upstream],
     tokens: Mapping[str, Callable[[], str]] | None = None,
     verify: Verify | None = None,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> None:
     """Adds the page at /page, and at / for browsers; other clients get there what they had.
 
@@ -108,7 +110,7 @@ def add_page(
         template_folder="templates",
     )  # fmt: skip
     guard(pages, verify)
-    site = Site(Services(upstreams, tokens or {}))
+    site = Site(Services(upstreams, tokens or {}), clock)
     views.add_filters(pages)
     pages.context_processor(lambda: {"signs_in": verify is not None, "sees_all": sees_all()})
 

@@ -34,14 +34,21 @@ class Cause:
     link: str = ""
 
 
-def tell(events: Sequence[Row], documents: Mapping[int, Row], trace: Iterable[Row]) -> list[Told]:
-    """The events of a stream with the differences between the documents of their versions."""
-    written = [each for each in trace if each["what"] == "document"]
+def tell(
+    kind: str, events: Sequence[Row], documents: Mapping[int, Row], trace: Iterable[Row]
+) -> list[Told]:
+    """The events of a stream with the differences between the documents of their versions.
+
+    `kind` is its aggregate type. What an event says itself is no difference.
+    """
+    written = [e for e in trace if e["what"] == "document" and e["aggregateType"] == kind]
     told = []
     for event in events:
         version = event["version"]
         after, before = documents.get(version), documents.get(version - 1, {})
-        changes = [*differences(before, after)] if after is not None else []
+        found = differences(before, after) if after is not None else ()
+        said = event["data"]
+        changes = [e for e in found if e[1] is not None or said.get(e[0]) != e[2]]
         told.append(Told(event, changes, [*_readable(event, written)]))
     return told
 
@@ -61,19 +68,21 @@ def differences(before: Row, after: Row) -> Iterator[tuple[str, Any, Any]]:
 
 
 def merge(traces: Iterable[Sequence[Row]]) -> list[dict[str, Any]]:
-    """The entries of several services in order, each with milliseconds since the first."""
-    placed = [dict(each) for entries in traces for each in entries if each["at"]]
-    placed.sort(key=lambda each: each["at"])
-    unique: list[dict[str, Any]] = []
-    for each in placed:
-        is_known = each["what"] == "request" and any(_same(each, other) for other in unique)
-        if not is_known:
-            unique.append(each)
-    return [*_with_times(unique)]
+    """The entries of several services in order, each with milliseconds since the first.
 
-
-def _same(one: Row, other: Row) -> bool:
-    return bool(other["what"] == "request" and one["requestId"] == other["requestId"])
+    A reaction stands at its first event. Documents that were written before are left out.
+    """
+    entries = [dict(each) for trace in traces for each in trace if each["at"]]
+    events = [each for each in entries if each["what"] == "event"]
+    for each in entries:
+        if each["what"] == "reaction":
+            caused = [e["at"] for e in events if e["causationId"] == each["causationId"]]
+            each["at"] = min(caused, default=each["at"])
+    began = min((e["at"] for e in entries if e["what"] in ("request", "event")), default="")
+    requests = {e["requestId"]: e for e in reversed(entries) if e["what"] == "request"}
+    others = [e for e in entries if e["what"] != "request" and e["at"] >= began]
+    placed = sorted([*requests.values(), *others], key=lambda e: (e["at"], e["what"] == "event"))
+    return [*_with_times(placed)]
 
 
 def _with_times(entries: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

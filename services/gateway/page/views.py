@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -88,12 +88,12 @@ class Streams:
             "id": id,
             "now": now,
             "events": events,
-            "told": tell(listed, self._documents(kind, id, listed), trace),
+            "told": tell(kind.types[0], listed, self._documents(kind, id, listed), trace),
             "last": max([last, *(each["version"] for each in listed)]),
             "after": after,
             "causes": self._causes(kind, id, trace),
             "saga": [e for e in trace if e.get("aggregateType") == "order_saga"],
-            "young": _is_young(listed, now),
+            "young": _is_young(listed, now, self._site.now()),
         }
 
     def _document(self, kind: Kind, id: str, version: int) -> Reply:
@@ -177,11 +177,11 @@ def add_streams(pages: Blueprint, site: "Site") -> dict[str, Again]:
     return {"change": again("users"), "limit": again("users"), "cancel": again("orders")}
 
 
-def _is_young(events: Sequence[Mapping[str, Any]], now: Reply) -> bool:
+def _is_young(events: Sequence[Mapping[str, Any]], document: Reply, now: datetime) -> bool:
     """Whether a stream may still change at any moment, or its document is not there yet."""
-    if now.source != "view" or (now.ok and now.body.get("status") == "pending"):
+    if document.source != "view" or (document.ok and document.body.get("status") == "pending"):
         return True
-    return any(datetime.now(UTC) - moment(each["recordedAt"]) < YOUNG for each in events)
+    return any(now - moment(each["recordedAt"]) < YOUNG for each in events)
 
 
 # ── how values are written ────────────────────────────────────────────────────────────────
@@ -208,7 +208,9 @@ def duration(ms: float | None) -> str:
 
 def rate(value: float | None) -> str:
     """Events a second."""
-    return "–" if value is None else f"{value:.1f}/s" if value < 100 else f"{value:.0f}/s"
+    if value is None:
+        return ""
+    return "0/s" if value < 0.05 else f"{value:.1f}/s" if value < 100 else f"{value:.0f}/s"
 
 
 def short(id: object) -> str:
@@ -223,6 +225,8 @@ def written(value: object) -> str:
         return value
     if isinstance(value, Decimal):
         return f"{value:f}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {written(each)}" for name, each in value.items())
     return jsontext.render(value).decode()
 
 
