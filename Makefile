@@ -21,8 +21,8 @@ run: $(VENV)/ready ## Run servers, services and projectors until Ctrl-C; HOST=0.
 	@$(RUN) -m local.run $(if $(filter command line,$(origin HOST)),--host $(HOST)) \
 	    $(if $(filter on,$(AUTH)),--auth) $(if $(SERVERS),--servers $(SERVERS)) $(if $(filter-out 0,$(OBSERVABILITY)),--observability)
 
-demo: $(VENV)/ready ## Play the journey in six requests, beside `make run`
-	@$(RUN) -m local.demo
+demo: $(VENV)/ready ## Play the journey in six requests, beside `make run`; BROWSER=1 slowly, to watch it on the page
+	@$(RUN) -m local.demo $(if $(filter-out 0,$(BROWSER)),--browser)
 
 shell: $(VENV)/ready ## Open a shell for the operator's tools, beside `make run`; IN=order-service is that process's own
 	@$(RUN) -m local.inside $(IN)

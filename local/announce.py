@@ -100,7 +100,9 @@ def _welcome(processes: Sequence[Process], places: Mapping[str, str], token: str
     return "\n".join(
         [
             "",
-            paint("Everything is ready.", 32),
+            f"{paint('Everything is ready.', 32)} Look at it:",
+            "",
+            paint(f"  {served['gateway']}", 36),
             "",
             *rows,
             "",

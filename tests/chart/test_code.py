@@ -271,6 +271,8 @@ def test_the_ingress_routes_every_path_of_the_gateway() -> None:
         "/docs",
         "/openapi.json",
         "/asyncapi.json",
+        "/page",
+        "/",
     }
 
 

@@ -25,6 +25,7 @@ from eventcore.readmodel.records import Generation, Parked, Verification, genera
 from eventcore.store.port import Store
 from eventcore.web.caller import ADMIN
 from eventcore.web.identity import caller_of, refuse
+from eventcore.web.request import query_values
 from eventcore.web.routes import json_response
 
 RECENT, SPAN = 12, 200
@@ -63,8 +64,9 @@ def status_routes(
 
 
 def _add_streams(routes: Blueprint, service: Service, store: Store, readmodel: ReadModel) -> None:
-    @routes.get("/trace/<wanted>")
-    def trace(wanted: str) -> Response:
+    @routes.get("/trace")
+    def trace() -> Response:
+        wanted = query_values().get("id", "")
         types = [each.aggregate_type for each in service.catalogues]
         found = find(wanted, service.name, store, readmodel, service.projections, types=types)
         searched = found.searched and (

@@ -50,9 +50,10 @@ class Site:
         whose = caller.actor if caller else ""
         template = f"shop/_{name}.html"
         render = lambda: render_template(template, **make())  # noqa: E731
-        response = Response(self._rendered.get((name, whose, *key), render), mimetype="text/html")
-        response.add_etag()
-        response.make_conditional(request)
+        text, tag = self._rendered.get((name, whose, *key), render)
+        known = tag in request.if_none_match
+        response = Response("" if known else text, 304 if known else 200, mimetype="text/html")
+        response.set_etag(tag)
         return response
 
     # ── what each view shows ──────────────────────────────────────────────────────────────
@@ -79,7 +80,7 @@ class Site:
         return {"lanes": self.lanes(), "sample": self.sample()}
 
     def correlation(self, wanted: str) -> dict[str, Any]:
-        path = f"/internal/trace/{segment(wanted)}"
+        path = f"/internal/trace?id={segment(wanted)}"
         replies = {name: self.services.get(name, path) for name in self.names if sees_all()}
         found = [
             [{**entry, "service": name} for entry in reply.body["entries"]]
@@ -140,7 +141,7 @@ def _answer_browsers(app: Flask) -> None:
 
 
 def _add_views(pages: Blueprint, site: Site) -> None:
-    @pages.get("/page/start/live")
+    @pages.get("/page/live/start")
     def start_live() -> Response:
         return site.fragment("lists", site.lists)
 
@@ -148,7 +149,7 @@ def _add_views(pages: Blueprint, site: Site) -> None:
     def flow() -> str:
         return render_template("shop/flow.html", **site.picture())
 
-    @pages.get("/page/flow/live")
+    @pages.get("/page/live/flow")
     def flow_live() -> Response:
         return site.fragment("flow", site.picture)
 
@@ -156,10 +157,10 @@ def _add_views(pages: Blueprint, site: Site) -> None:
     def projections() -> str:
         return render_template("shop/projections.html", **site.projections())
 
-    @pages.get("/page/projections/live")
+    @pages.get("/page/live/projections")
     def projections_live() -> Response:
         return site.fragment("projections", site.projections)
 
-    @pages.get("/page/correlations/<wanted>")
+    @pages.get("/page/correlations/<path:wanted>")
     def correlation(wanted: str) -> str:
         return render_template("shop/correlation.html", **site.correlation(wanted))

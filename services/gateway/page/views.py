@@ -110,7 +110,7 @@ class Streams:
     def _trace(self, kind: Kind, path: str) -> list[Mapping[str, Any]]:
         if not sees_all():
             return []
-        reply = self._get(kind.service, f"/internal/trace/{path}")
+        reply = self._get(kind.service, f"/internal/trace?id={path}")
         return list(reply.body["entries"]) if reply.ok else []
 
     def _causes(self, kind: Kind, id: str, trace: Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -164,7 +164,7 @@ def add_streams(pages: Blueprint, site: "Site") -> dict[str, Again]:
     def stream(kind: str, id: str) -> tuple[str, int]:
         return streams.show(KINDS[kind], id)
 
-    @pages.get("/page/<any(orders, users):kind>/<id>/live")
+    @pages.get("/page/live/<any(orders, users):kind>/<id>")
     def stream_live(kind: str, id: str) -> AnyResponse:
         after = request.args.get("after", "")
         return site.fragment("story", lambda: streams.story(KINDS[kind], id), kind, id, after)

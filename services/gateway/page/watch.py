@@ -1,5 +1,6 @@
 """The states of all services, asked once for all open pages, and the rates between two states."""
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -76,17 +77,18 @@ class Rendered:
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
-        self._kept: dict[tuple[str, ...], tuple[float, str]] = {}
+        self._kept: dict[tuple[str, ...], tuple[float, str, str]] = {}
 
-    def get(self, key: tuple[str, ...], render: Callable[[], str]) -> str:
-        """The fragment under a key, rendered again if it is older."""
-        at, text = self._kept.get(key, (float("-inf"), ""))
+    def get(self, key: tuple[str, ...], render: Callable[[], str]) -> tuple[str, str]:
+        """The fragment under a key and its tag, rendered again if it is older."""
+        at, text, tag = self._kept.get(key, (float("-inf"), "", ""))
         if self._clock() - at >= TTL:
             text = render()
+            tag = hashlib.sha256(text.encode()).hexdigest()[:16]
             if len(self._kept) >= self.MANY:
                 self._kept.clear()
-            self._kept[key] = self._clock(), text
-        return text
+            self._kept[key] = self._clock(), text, tag
+        return text, tag
 
 
 def log_of(states: States, service: str) -> Mapping[str, Any] | None:

@@ -6,7 +6,7 @@ const tags = new Map(); // path → ETag of what is shown
 document.documentElement.classList.add("live");
 
 document.addEventListener("htmx:beforeRequest", (event) => {
-  const polls = event.detail.pathInfo.requestPath.includes("/live");
+  const polls = event.detail.pathInfo.requestPath.startsWith("/page/live/");
   const opened = event.detail.elt.querySelector("details[open]"); // somebody reads it
   if (polls && (document.hidden || opened)) event.preventDefault();
 });
@@ -19,7 +19,7 @@ document.addEventListener("htmx:configRequest", (event) => {
 document.addEventListener("htmx:beforeSwap", (event) => {
   const { xhr, target, pathInfo } = event.detail;
   const tag = xhr.getResponseHeader("ETag");
-  if (tag && pathInfo.requestPath.includes("/live")) tags.set(pathInfo.requestPath, tag);
+  if (tag && pathInfo.requestPath.startsWith("/page/live/")) tags.set(pathInfo.requestPath, tag);
   const focused = document.activeElement;
   if (focused && target.contains(focused) && focused.href) {
     target.addEventListener(
