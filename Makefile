@@ -118,6 +118,7 @@ contracts: $(VENV)/ready ## Write the events' schemas and golden events into con
 
 pictures: $(VENV)/ready-dev ## Draw docs/images, beside `make run`, from SECONDS=300 of calls; with npm and chromium
 	@$(RUN) -m local.picture
+	@$(RUN) -m local.page_pictures
 	@$(RUN) -m local.panels.pictures $(if $(SECONDS),--seconds $(SECONDS))
 
 lock: $(VENV)/ready ## Lock the newest versions within the bounds of the requirements.in files, with hashes

@@ -49,6 +49,7 @@ class Browser:
         self._tabs[session] = tab = Tab(self, session)
         for domain in ("Page", "Runtime", "Network", "Log"):
             tab.call(f"{domain}.enable")
+        tab.call("Emulation.setFocusEmulationEnabled", enabled=True)  # and so never hidden
         tab.resize(width, height)
         tab.emulate(**emulated)
         return tab

@@ -61,6 +61,11 @@ def pgbouncer_program() -> Path:
     return _installed("pgbouncer", _find_pgbouncer, "install the package pgbouncer") / "pgbouncer"
 
 
+def chromium_program() -> Path:
+    """The browser `chromium`; else as for `rabbitmq_programs`."""
+    return _installed("chromium", lambda: _on_path("chromium"), "install the package chromium")
+
+
 def install_all() -> None:
     """Installs what the tests need, or says what is missing; raises CannotStart for the first."""
     for find in (
@@ -68,6 +73,7 @@ def install_all() -> None:
         prometheus_programs,
         alertmanager_programs,
         pgbouncer_program,
+        chromium_program,
     ):
         find()
     if not shutil.which("helm"):

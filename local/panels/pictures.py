@@ -25,6 +25,7 @@ import click
 
 from gateway.traffic import Traffic
 from local.announce import say
+from local.browser import program
 from local.child import CannotStart
 from local.inside import run_tool
 from local.panels.boards import BOARDS
@@ -174,10 +175,7 @@ def top(cells: int) -> int:
 
 def shoot(html: str, picture: Path, tall: int) -> None:
     """Lets Chromium draw a page into a PNG. Raises CannotStart."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    browser = next((found for name in names if (found := shutil.which(name))), None)
-    if browser is None:
-        raise CannotStart("No Chromium is on the PATH: install the package chromium.")
+    browser = program()
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "page.html").write_text(html)
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",

@@ -22,7 +22,7 @@ FIRST_VIEW = 100_000
 
 WIDTHS = (320, 768, 1280, 2560)
 
-NAME = "<img src=x onerror=alert(1)> \u05d0\u05d3\u05d4 \u202elovelace"
+NAME = "<img src=x onerror=alert(1)> \u05d0\u05d3\u05d4 \u05dc\u05d0 Ada"
 """A name of markup and of text that runs from right to left."""
 
 LONG = "A very long name of an item " * 7

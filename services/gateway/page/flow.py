@@ -221,15 +221,23 @@ def journeys(sample: Sample, now: datetime, most: int = 10) -> list[dict[str, An
             for each in (other["projections"] if other else ())
             if each["owner"] == service and each["state"]
         ]
-        for event in state["recent"] if state and log else ():
-            stages = {"relay": event["position"] <= log["relayed"]} if log else {}
+        if not state or not log:
+            continue
+        for event in state["recent"]:
+            stages = {"relay": _stage(event["position"] <= log["relayed"], _is_old(event, now))}
             for part in parts:
                 if event["aggregateType"] in part["types"]:
-                    stages[part["label"]] = is_applied(part, event)
+                    is_late = _is_late(part, event, now)
+                    stages[part["label"]] = _stage(is_applied(part, event), is_late)
             is_fresh = now - moment(event["recordedAt"]) < FRESH
             found.append({**event, "service": service, "stages": stages, "fresh": is_fresh})
     found.sort(key=lambda each: each["recordedAt"], reverse=True)
     return found[:most]
+
+
+def _stage(is_there: bool, is_late: bool) -> str:
+    """How a stage is shown: it may be reached already, where a checkpoint tells it later."""
+    return "there" if is_there else "not-there" if is_late else "soon"
 
 
 def moment(text: str) -> datetime:
