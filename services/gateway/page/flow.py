@@ -10,8 +10,8 @@ from gateway.page.watch import Sample, States, log_of
 SWEPT = timedelta(seconds=5)
 """Age of a checkpoint after which its projector is taken to be away: more than two sweeps."""
 
-FRESH = timedelta(seconds=2.6)
-"""Age of an event up to which it is shown as it travels: a little more than a poll."""
+FRESH = timedelta(seconds=3.4)
+"""Age of an event up to which it is shown as it travels: a poll, and the age of a state."""
 
 SOON = timedelta(seconds=1)
 """Age of an event from which it counts as waiting."""
@@ -32,8 +32,6 @@ class Branch:
     says: str
     waiting: int
     checkpoint: int
-    settled: int
-    rate: float | None
     generation: int
     found: Mapping[str, Any]
     rebuild: "Rebuild | None"
@@ -143,23 +141,19 @@ def _branch(
     waiting = _waiting(part, recent, settled, now) if found else 0
     state, says = _standing(part, waiting, now)
 
-    def checkpoint(states: States) -> int | None:
-        its = (states.get(service) or {"projections": ()})["projections"]
-        known = next((each["state"] for each in its if each["label"] == label), None)
-        return known["checkpoint"] if known else None
-
     def rebuilt(states: States) -> int | None:
         its = (states.get(service) or {"projections": ()})["projections"]
         known = next((each["rebuild"] for each in its if each["label"] == label), None)
         return known["position"] if known else None
 
     begun = part["rebuild"]
+    rebuild = begun and Rebuild(
+        begun["generation"], begun["position"], settled, sample.rate(rebuilt)
+    )
     return Branch(
         label, part["projection"], service, part["process"], part["queue"], part["isReactor"],
-        state, says, waiting, found["checkpoint"] if found else 0, settled,
-        sample.rate(checkpoint), part["generation"], found or {},
-        Rebuild(begun["generation"], begun["position"], settled, sample.rate(rebuilt))
-        if begun else None,
+        state, says, waiting, found["checkpoint"] if found else 0, part["generation"],
+        found or {}, rebuild,
     )  # fmt: skip
 
 
