@@ -72,7 +72,7 @@ def draw(gateway: str, port: int, into: Path) -> None:
             _write(tab, into, view)
         tab.go(f"{gateway}/page/flow")
         calls.order(user, "Moth", 0.01)
-        tab.wait("document.querySelectorAll('.lane-order .wire-5.moves').length > 1")
+        tab.wait("document.querySelectorAll('.lane-order .wire-5.moves').length > 2")
         _write(tab, into, "flow")
         with stopped(port):
             late = calls.order(user, "Patience", 1)

@@ -35,6 +35,8 @@ class Branch:
     generation: int
     found: Mapping[str, Any]
     rebuild: "Rebuild | None"
+    travelling: int
+    """Fresh events that it reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,6 @@ def _lane(sample: Sample, service: str, now: datetime) -> Lane:
     state, log = sample.states[service], log_of(sample.states, service)
     recent = state["recent"] if state else ()
     relay, says, behind = _relay(log, recent, now)
-    fresh = [each for each in recent if now - moment(each["recordedAt"]) < FRESH]
 
     def position(name: str, states: States) -> int | None:
         found = log_of(states, service)
@@ -96,7 +97,7 @@ def _lane(sample: Sample, service: str, now: datetime) -> Lane:
         sample.rate(lambda states: position("head", states)),
         sample.rate(lambda states: position("relayed", states)),
         [*_branches(sample, service, recent, now)],
-        len(fresh),
+        len(_fresh(recent, now)),
         state is not None,
     )
 
@@ -116,6 +117,10 @@ def _relay(
     if late:
         return "behind", f"{behind} positions are not confirmed by the broker.", behind
     return "ok", "Everything is confirmed by the broker.", 0
+
+
+def _fresh(recent: Sequence[Mapping[str, Any]], now: datetime) -> list[Mapping[str, Any]]:
+    return [each for each in recent if not _is_old(each, now, FRESH)]
 
 
 def _is_old(event: Mapping[str, Any], now: datetime, age: timedelta = SOON) -> bool:
@@ -153,7 +158,7 @@ def _branch(
     return Branch(
         label, part["projection"], service, part["process"], part["queue"], part["isReactor"],
         state, says, waiting, found["checkpoint"] if found else 0, part["generation"],
-        found or {}, rebuild,
+        found or {}, rebuild, sum(e["aggregateType"] in part["types"] for e in _fresh(recent, now)),
     )  # fmt: skip
 
 
@@ -223,7 +228,7 @@ def journeys(sample: Sample, now: datetime, most: int = 10) -> list[dict[str, An
                 if event["aggregateType"] in part["types"]:
                     is_late = _is_late(part, event, now)
                     stages[part["label"]] = _stage(is_applied(part, event), is_late)
-            is_fresh = now - moment(event["recordedAt"]) < FRESH
+            is_fresh = not _is_old(event, now, FRESH)
             found.append({**event, "service": service, "stages": stages, "fresh": is_fresh})
     found.sort(key=lambda each: each["recordedAt"], reverse=True)
     return found[:most]
