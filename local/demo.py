@@ -105,7 +105,8 @@ class Demo:
         self._history(f"/users/{user_id}/events", ["USER_CREATED", "USER_NAME_CHANGED"])
         self._history(f"/orders/{order_id}/events", ["ORDER_PLACED"])
 
-        say(f"\nAll answers are right. Next: try calls of your own at {self._gateway}/docs,")
+        say(f"\nAll answers are right. Look at them: {self._gateway}/page/orders/{order_id}")
+        say(f"Next: try calls of your own at {self._gateway}/docs,")
         say("or follow the order from the request to the read model, with the times it took:")
         say(f"  make shell, then: python -m eventcore trace {order_id}")
 

@@ -22,7 +22,7 @@ from eventcore.query import Serving, to_entry
 from eventcore.reactor import Reactor
 from eventcore.readmodel.port import ReadModel
 from eventcore.readmodel.records import Generation, Parked, Verification, generation_of
-from eventcore.store.port import Store
+from eventcore.store.port import Progress, Store
 from eventcore.web.caller import ADMIN
 from eventcore.web.identity import caller_of, refuse
 from eventcore.web.request import query_values
@@ -110,10 +110,11 @@ class Status:
 
     def read(self) -> Data:
         """The state now. A part whose server is away is null."""
-        recent = self._try(self._recent) or ()
+        progress = self._try(partial(self._store.progress, self._service.name))
+        recent = (self._try(partial(self._recent, progress.settled)) if progress else None) or ()
         return {
             "service": self._service.name,
-            "log": self._try(self._log),
+            "log": self._try(partial(self._log, progress)) if progress else None,
             "recent": tuple(self._shown(each) for each in recent),
             "projections": tuple(
                 part for each in self._service.projectors for part in self._parts(each, recent)
@@ -128,22 +129,16 @@ class Status:
         except Unavailable:
             return None
 
-    def _log(self) -> Data:
-        name = self._service.name
-        log = self._store.progress(name)
-        types = [each.aggregate_type for each in self._service.catalogues]
+    def _log(self, log: Progress) -> Data:
         return {
             "head": log.head,
             "settled": log.settled,
             "relayed": log.relayed,
             "relayHalted": log.relay_halted,
-            "isRelayed": self._store.is_relayed(name),
-            "types": tuple(types),
-            "isOverdue": max(self._store.overdue(types).values(), default=0.0) > 0,
+            "isRelayed": self._store.is_relayed(self._service.name),
         }
 
-    def _recent(self) -> Sequence[Event]:
-        settled = self._store.progress(self._service.name).settled
+    def _recent(self, settled: int) -> Sequence[Event]:
         return self._store.read_feed(max(0, settled - SPAN), settled, SPAN)[-RECENT:]
 
     def _shown(self, event: Event) -> Data:

@@ -10,7 +10,7 @@ from gateway.page.watch import Sample, States, log_of
 SWEPT = timedelta(seconds=5)
 """Age of a checkpoint after which its projector is taken to be away: more than two sweeps."""
 
-FRESH = timedelta(seconds=3.4)
+FRESH = timedelta(seconds=3.8)
 """Age of an event up to which it is shown as it travels: a poll, and the age of a state."""
 
 SOON = timedelta(seconds=1)

@@ -45,7 +45,7 @@ class Site:
         return lanes(sample, self.now()) if sample else []
 
     def fragment(self, name: str, make: Callable[[], Mapping[str, Any]], *key: str) -> Response:
-        """A part of a page that is polled: rendered once a second for all, 304 if it is known."""
+        """A part of a page that is polled: rendered once for all who look, 304 if it is known."""
         caller = g.get("caller")
         whose = caller.actor if caller else ""
         template = f"shop/_{name}.html"

@@ -8,7 +8,7 @@ from threading import Lock
 from time import monotonic
 from typing import Any
 
-TTL = 1.0
+TTL = 1.5
 """Seconds for which a state, and what was rendered of it, is used again."""
 
 WINDOW = 10.0
