@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from html import unescape
 from itertools import count
@@ -20,7 +20,7 @@ from eventcore.readmodel.records import Parked
 from eventcore.store.port import Stream
 from eventcore.web.app import create_app
 from gateway.api import add_forwarding
-from gateway.forward import UpstreamUnavailable
+from gateway.forward import Answer, UpstreamUnavailable
 from gateway.page.pages import add_page
 from local.services import SERVICES
 from tests.fakes.guarded import Guarded, Within
@@ -56,6 +56,8 @@ class Page:
     """The fake shop behind a gateway with the page, at the time of the stores' clocks."""
 
     shop: FakeShop
+    monotonic: Callable[[], float] = field(default_factory=lambda: count(step=10.0).__next__)
+    """By which states grow old: at each look, unless a test says otherwise."""
 
     def __post_init__(self) -> None:
         for store in (self.shop.user_store, self.shop.order_store):
@@ -63,7 +65,7 @@ class Page:
         self.upstreams = {"user": Within(self.shop.users), "order": Within(self.shop.orders)}
         app = create_app("Gateway", (), missing=dict, is_ready=lambda: True)
         add_forwarding(app, {name: each.paths for name, each in SERVICES.items()}, self.upstreams)
-        clock = Clock(monotonic=count(step=10.0).__next__, now=lambda: self.shop.order_store.now)
+        clock = Clock(monotonic=self.monotonic, now=lambda: self.shop.order_store.now)
         add_page(app, self.upstreams, clock=clock)
         app.jinja_env.bytecode_cache = COMPILED
         self.client: FlaskClient = app.test_client()
@@ -372,6 +374,30 @@ def test_a_rebuild_is_shown_with_what_is_left(page: Page, order: str) -> None:
     text = page.get("/page/projections").text
     assert "Rebuild of generation 2" in text
     assert re.search(r'<progress id="rebuild-orders" value="1" max="1">', text)
+
+
+def test_a_hundred_open_pages_ask_the_services_once() -> None:
+    now = [0.0]
+    page = Page(FakeShop(), monotonic=lambda: now[0])
+    asked: list[str] = []
+
+    def noted(upstream: Within) -> Callable[..., Answer]:
+        call = upstream.call
+        return lambda method, path, *more: asked.append(path) or call(method, path, *more)  # type: ignore[func-returns-value]
+
+    for upstream in page.upstreams.values():
+        upstream.call = noted(upstream)  # type: ignore[method-assign]
+    for view in ("start", "flow", "projections"):
+        page.get(f"/page/live/{view}")
+    assert asked.count("/internal/status") == 2
+    before = len(asked)
+    for _ in range(100):
+        page.get("/page/live/flow")
+        page.get("/page/live/start")
+    assert len(asked) == before
+    now[0] = 2.0
+    page.get("/page/live/flow")
+    assert len(asked) == before + 2
 
 
 # ── where callers are known ───────────────────────────────────────────────────────────────

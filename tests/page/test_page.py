@@ -227,7 +227,12 @@ def test_a_poll_that_brings_nothing_is_a_304_and_a_hidden_page_asks_nothing(
     shop: Shop, browser: Browser, places: dict[str, str]
 ) -> None:
     tab = at(shop, browser.open(), places["projections"])
-    tab.until(lambda: any(status == 304 for _, status in tab.statuses), "an answer 304")
+    try:
+        tab.until(
+            lambda: any(status == 304 for _, status in tab.statuses), "an answer 304", seconds=30
+        )
+    except TimeoutError:
+        pytest.fail(f"no 304 among {tab.statuses}; {tab.complaints}")
     tab.run("Object.defineProperty(document, 'hidden', {value: true})")
     time.sleep(0.5)  # one that is under way may still end
     tab.requests.clear()
