@@ -19,11 +19,12 @@ from eventcore.model.event import Mark
 from eventcore.readmodel.records import Parked
 from eventcore.store.port import Stream
 from eventcore.web.app import create_app
+from eventcore.web.caller import ACTOR_HEADER, SCOPES_HEADER
 from gateway.api import add_forwarding
 from gateway.forward import Answer, UpstreamUnavailable
 from gateway.page.pages import add_page
 from local.services import SERVICES
-from tests.fakes.guarded import Guarded, Within
+from tests.fakes.guarded import IDENTITY_TOKEN, Guarded, Within
 from tests.fakes.shop import FakeShop
 from tests.fakes.store import _NEVER
 
@@ -447,3 +448,16 @@ def test_a_caller_who_may_only_read_sends_no_command(guarded: Guarded) -> None:
     answer = guarded.client.post("/page/users", data={"name": "Ada", "email": "a@example.com"})
     assert answer.status_code == 403
     assert not guarded.shop.user_store.log
+
+
+@pytest.mark.parametrize("path", ["status", "newest", "trace?id=x", f"event/{NOBODY}"])
+def test_a_service_shows_its_state_to_admins_of_the_gateway_alone(
+    guarded: Guarded, path: str
+) -> None:
+    told = {"Authorization": f"Bearer {IDENTITY_TOKEN}", ACTOR_HEADER: "sub:a"}
+    for scopes, statuses in (("read", {403}), ("read admin", {200, 404})):
+        headers = {**told, SCOPES_HEADER: scopes}
+        answer = guarded.shop.users.get(f"/internal/{path}", headers=headers)
+        assert answer.status_code in statuses
+    assert guarded.shop.users.get(f"/internal/{path}").status_code == 401
+    assert guarded.client.get(f"/internal/{path}").status_code == 404
