@@ -21,8 +21,8 @@ run: $(VENV)/ready ## Run servers, services and projectors until Ctrl-C; HOST=0.
 	@$(RUN) -m local.run $(if $(filter command line,$(origin HOST)),--host $(HOST)) \
 	    $(if $(filter on,$(AUTH)),--auth) $(if $(SERVERS),--servers $(SERVERS)) $(if $(filter-out 0,$(OBSERVABILITY)),--observability)
 
-demo: $(VENV)/ready ## Play the journey in six requests, beside `make run`
-	@$(RUN) -m local.demo
+demo: $(VENV)/ready ## Play the journey in six requests, beside `make run`; BROWSER=1 slowly, to watch it on the page
+	@$(RUN) -m local.demo $(if $(filter-out 0,$(BROWSER)),--browser)
 
 shell: $(VENV)/ready ## Open a shell for the operator's tools, beside `make run`; IN=order-service is that process's own
 	@$(RUN) -m local.inside $(IN)
@@ -121,6 +121,7 @@ contracts: $(VENV)/ready ## Write the events' schemas and golden events into con
 
 pictures: $(VENV)/ready-dev ## Draw docs/images, beside `make run`, from SECONDS=300 of calls; with npm and chromium
 	@$(RUN) -m local.picture
+	@$(RUN) -m local.page_pictures
 	@$(RUN) -m local.panels.pictures $(if $(SECONDS),--seconds $(SECONDS))
 
 lock: $(VENV)/ready ## Lock the newest versions within the bounds of the requirements.in files, with hashes

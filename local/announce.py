@@ -113,7 +113,9 @@ def _welcome(
     return "\n".join(
         [
             "",
-            paint("Everything is ready.", 32),
+            f"{paint('Everything is ready.', 32)} Look at it:",
+            "",
+            paint(f"  {served['gateway']}", 36),
             "",
             *rows,
             "",

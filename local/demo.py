@@ -8,7 +8,9 @@ import json
 import shutil
 import sys
 import textwrap
+import time
 import uuid
+import webbrowser
 from collections.abc import Mapping
 from http import HTTPStatus
 from pathlib import Path
@@ -29,6 +31,10 @@ SECRETS = Path(".data/secrets")
 """The secrets of `make run`, with the key that signs tokens."""
 
 
+PAUSE = 4.0
+"""Seconds before each request that somebody watches on the page."""
+
+
 class Unexpected(Exception):
     """An answer that is not what it should be, or none; the message is one sentence."""
 
@@ -37,10 +43,14 @@ class Unexpected(Exception):
 @click.option("--gateway", default="http://localhost:3000", show_default=True)
 @click.option("--order-service", default="http://localhost:3002", show_default=True)
 @click.option("--data", type=click.Path(path_type=Path), default=".data", show_default=True)
-def main(gateway: str, order_service: str, data: Path) -> None:
+@click.option("--browser", is_flag=True, help="Open the page, and play slowly.")
+def main(gateway: str, order_service: str, data: Path, browser: bool) -> None:
     """Play the six requests beside a running `make run`."""
     try:
-        Demo(gateway, order_service, data / "secrets").play()
+        if browser:
+            say(f"Watch them travel at {gateway}/page/flow")
+            webbrowser.open(f"{gateway}/page/flow")
+        Demo(gateway, order_service, data / "secrets", PAUSE if browser else 0).play()
     except Unexpected as problem:
         sys.exit(f"make demo: {problem}")
 
@@ -48,8 +58,11 @@ def main(gateway: str, order_service: str, data: Path) -> None:
 class Demo:
     """The six requests, to the gateway, and the last to the order service as well."""
 
-    def __init__(self, gateway: str, order_service: str, secrets: Path = SECRETS) -> None:
+    def __init__(
+        self, gateway: str, order_service: str, secrets: Path = SECRETS, pause: float = 0
+    ) -> None:
         self._secrets = secrets
+        self._pause = pause
         self._gateway = gateway
         self._order_service = order_service
         self._http = urllib3.PoolManager(timeout=10, retries=False)
@@ -92,7 +105,8 @@ class Demo:
         self._history(f"/users/{user_id}/events", ["USER_CREATED", "USER_NAME_CHANGED"])
         self._history(f"/orders/{order_id}/events", ["ORDER_PLACED"])
 
-        say(f"\nAll answers are right. Next: try calls of your own at {self._gateway}/docs,")
+        say(f"\nAll answers are right. Look at them: {self._gateway}/page/orders/{order_id}")
+        say(f"Next: try calls of your own at {self._gateway}/docs,")
         say("or follow the order from the request to the read model, with the times it took:")
         say(f"  make shell, then: python -m eventcore trace {order_id}")
 
@@ -129,6 +143,7 @@ class Demo:
         self, method: str, url: str, status: int, body: Json | None = None, *, show: bool = True
     ) -> Json:
         """The answer's JSON; raises Unexpected unless it has this status."""
+        time.sleep(self._pause)
         say(f"  {paint(f'{method} {url}', _CYAN)}")
         if body is not None:
             say(_pretty(body))

@@ -173,7 +173,7 @@ def _supervise(
     announcer.start()
     gateway = f"http://localhost:{processes[0].port}"
     manager = Manager(
-        RemindingPrinter(f"── {gateway}/docs · beside it: make demo, make shell · Ctrl-C stops ──")
+        RemindingPrinter(f"── {gateway} · beside it: make demo, make shell · Ctrl-C stops ──")
     )
     for each in processes:
         command = ["setpriv", "--pdeathsig", "SIGTERM", "--", *each.argv]

@@ -34,6 +34,7 @@ from gateway.forward import Upstream
 from gateway.identity import Verifier, require_identity
 from gateway.limit_store import SharedCounters
 from gateway.limits import Limit, Limiter, Limits, Network, limit_requests
+from gateway.page.pages import add_page
 from gateway.tokens import Keys, Tokens
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ class Settings(ServeSettings):
     port: Port = 3000
     upstreams: Json[dict[str, Place]]
     """The services by name."""
+    page: bool = True
+    """Whether browsers get the page for people, at /page."""
     consistency_cookie: int = Field(0, ge=0, lt=10**6)
     """Seconds for which a browser keeps the Consistency-Token; 0: there is no cookie."""
     auth_issuer: str = ""
@@ -115,6 +118,7 @@ def create_app(settings: Settings) -> Flask:
     places = settings.upstreams
     upstreams = {name: Upstream(each.url, settings.threads) for name, each in places.items()}
     keys = Keys(settings.auth_jwks) if settings.auth and settings.auth_jwks else None
+    verify = _verifier(settings, keys) if settings.auth else None
 
     def missing() -> dict[str, str]:
         return {} if keys is None or keys.known else {"issuer": "its keys have not been read"}
@@ -124,21 +128,19 @@ def create_app(settings: Settings) -> Flask:
         (),
         missing=missing,
         is_ready=lambda: not missing(),
-        document=Description(
-            upstreams, merge=merged_secured_calls if settings.auth else merged_calls
-        ),
+        document=Description(upstreams, merge=merged_secured_calls if verify else merged_calls),
         events=Description(upstreams, "/asyncapi.json", merged_events),
         cors_origins=settings.cors_origins,
     )
     paths = {name: each.paths for name, each in places.items()}
-    tokens = {name: reader(each.token) for name, each in settings.identity.items()}
-    add_forwarding(
-        app, paths, upstreams, settings.consistency_cookie, tokens if settings.auth else None
-    )
-    if settings.auth:
-        require_identity(app, _verifier(settings, keys))
+    tokens = {name: reader(each.token) for name, each in settings.identity.items() if verify}
+    add_forwarding(app, paths, upstreams, settings.consistency_cookie, tokens or None)
+    if verify:
+        require_identity(app, verify)
     else:
         log.warning("AUTH=off: whoever reaches the gateway reads and changes everything")
+    if settings.page:
+        add_page(app, upstreams, tokens, verify)
     _limit(app, settings)
     return app
 

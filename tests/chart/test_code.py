@@ -271,7 +271,21 @@ def test_the_ingress_routes_every_path_of_the_gateway() -> None:
         "/docs",
         "/openapi.json",
         "/asyncapi.json",
+        "/page",
+        "/",
     }
+
+
+def test_without_the_page_no_way_in_leads_to_it() -> None:
+    given = {"ingress": {"enabled": True}, "page": {"enabled": False}}
+    chart = render(given=given)
+    [ingress] = chart.of("Ingress")
+    routed = {each["path"] for rule in ingress["spec"]["rules"] for each in rule["http"]["paths"]}
+    assert routed.isdisjoint({"/", "/page"})
+    [container] = chart.named("Deployment")["shop-gateway"]["spec"]["template"]["spec"][
+        "containers"
+    ]
+    assert {"name": "PAGE", "value": "off"} in container["env"]
 
 
 def test_keda_asks_for_the_queue_that_its_process_reads() -> None:

@@ -115,7 +115,8 @@ def test_every_way_in_leads_to_the_gateway(chart: Render) -> None:
                 backend = path["backend"]["service"]
                 assert services[backend["name"]] == "gateway"
                 assert backend["port"] == {"name": "http"}
-                assert path["path"] not in ("/", "/metrics", "/livez", "/readyz", "/healthz")
+                assert path["path"] not in ("/metrics", "/livez", "/readyz", "/healthz")
+                assert (path["path"] == "/") is (path["pathType"] == "Exact")
     for each in chart.of("HTTPRoute"):
         for rule in each["spec"]["rules"]:
             assert {services[backend["name"]] for backend in rule["backendRefs"]} == {"gateway"}

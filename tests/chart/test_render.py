@@ -199,7 +199,7 @@ def test_the_route_has_the_shape_that_gateways_read() -> None:
     assert all(parent["name"] for parent in spec["parentRefs"])
     (rule,) = spec["rules"]
     assert set(rule) == {"matches", "backendRefs"}
-    assert {match["path"]["type"] for match in rule["matches"]} == {"PathPrefix"}
+    assert {match["path"]["type"] for match in rule["matches"]} == {"PathPrefix", "Exact"}
     assert len(rule["matches"]) <= 64
     (backend,) = rule["backendRefs"]
     service = render("httproute").named("Service")[backend["name"]]

@@ -70,6 +70,15 @@ def test_events_are_found_by_their_correlation_id_between_two_positions(store: S
     assert store.read_correlated("' or true --", before, last.position) == []
 
 
+def test_an_event_is_found_by_its_id(store: Store, stream: Stream) -> None:
+    new = new_event(name="Ada")
+    store.append(stream, 0, [new_event(), new], {})
+    found = store.read_event(new.event_id)
+    assert found
+    assert (found.event_id, found.version, found.data) == (new.event_id, 2, new.data)
+    assert store.read_event(uuid4()) is None
+
+
 def test_several_events_get_consecutive_versions_and_positions(
     store: Store, stream: Stream
 ) -> None:

@@ -52,19 +52,20 @@ class Guarded:
     def __post_init__(self) -> None:
         keys = Keys("keys", fetch=self.issuer.fetch)
         keys.refresh()
-        upstreams = {"user": Within(self.shop.users), "order": Within(self.shop.orders)}
+        self.upstreams = {"user": Within(self.shop.users), "order": Within(self.shop.orders)}
+        self.tokens = dict.fromkeys(self.upstreams, self.identity)
         self.app: Flask = create_app(
             "Gateway", (), missing=dict, is_ready=lambda: True,
-            document=Description(upstreams, merge=merged_secured_calls),
+            document=Description(self.upstreams, merge=merged_secured_calls),
         )  # fmt: skip
         add_forwarding(
             self.app,
             {name: each.paths for name, each in SERVICES.items()},
-            upstreams,
-            identity_tokens=dict.fromkeys(upstreams, self.identity),
+            self.upstreams,
+            identity_tokens=self.tokens,
         )
-        tokens = Tokens(keys, ISSUER, AUDIENCE)
-        require_identity(self.app, Verifier(tokens, lambda: self.api_keys))
+        self.verifier = Verifier(Tokens(keys, ISSUER, AUDIENCE), lambda: self.api_keys)
+        require_identity(self.app, self.verifier)
         self.client = self.app.test_client()
 
     def call(

@@ -30,6 +30,7 @@ from eventcore.store.feed import StoreFeed
 from eventcore.web.app import create_app
 from eventcore.web.internal import feed_routes
 from eventcore.web.routes import Routes
+from eventcore.web.status import status_routes
 from order import api as order_api
 from order import credit_saga
 from order import service as order_service
@@ -53,6 +54,7 @@ def web_app(
     service: Service,
     epoch: Epoch | None = None,
     identity: Callable[[], str] | None = None,
+    readmodel: FakeReadModel | None = None,
 ) -> Flask:
     """A service on fakes."""
     name = service.name
@@ -68,6 +70,7 @@ def web_app(
     )
     feeds = [StoreFeed(store, each.aggregate_type, owner=name) for each in service.catalogues]
     app.register_blueprint(feed_routes(feeds, Secret(TOKEN)))
+    app.register_blueprint(status_routes(service, store, readmodel or FakeReadModel(), identity))
     return app
 
 
@@ -235,4 +238,5 @@ class FakeShop:
 
     def _client(self, routes: Routes, store: FakeStore, service: Service) -> FlaskClient:
         epoch = self.epochs[service.name]
-        return web_app(store, routes, service, epoch, self.identity).test_client()
+        app = web_app(store, routes, service, epoch, self.identity, self.readmodel)
+        return app.test_client()

@@ -47,6 +47,7 @@ class FakeStore:
     deadlines: dict[Stream, tuple[int, datetime]] = field(default_factory=dict)
     """Of each stream: the version at which it was set, and when it is due, by `now`."""
     snapshots: dict[Stream, Snapshot] = field(default_factory=dict)
+    relaying: bool = True
 
     def append(
         self,
@@ -206,6 +207,16 @@ class FakeStore:
         """See Store."""
         self._check()
         return [e for e in self.log if after < e.position <= until][:limit]
+
+    def is_relayed(self, relay: str) -> bool:
+        """See Store; `relaying` says so."""
+        self._check()
+        return self.relaying
+
+    def read_event(self, event_id: UUID) -> Event | None:
+        """See Store."""
+        self._check()
+        return next((each for each in self.log if each.event_id == event_id), None)
 
     def read_correlated(self, correlation_id: str, after: int, until: int) -> list[Event]:
         """See Store."""

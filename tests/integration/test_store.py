@@ -486,3 +486,20 @@ UNCOMMENTED = """
      where relnamespace = 'public'::regnamespace and relkind = 'S'
        and obj_description(c.oid, 'pg_class') is null
 """
+
+
+def test_a_store_tells_whether_a_relay_holds_its_lock(
+    store: Postgres, spare_databases: Databases
+) -> None:
+    name, login = f"relay {uuid4()}", spare_databases("spare", "relay")
+    session, standby = RelaySession(login, name), RelaySession(login, name)
+    assert not store.is_relayed(name)
+    assert session.lock()
+    assert not standby.lock()
+    assert store.is_relayed(name)
+    assert not store.is_relayed("another")
+    session.close()
+    until = time.monotonic() + 10
+    while store.is_relayed(name):  # the server notices that the connection is closed
+        assert time.monotonic() < until
+    standby.close()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from local.page_pictures import VIEWS
 from local.panels.boards import BOARDS
 from local.panels.pictures import (
     DRAWING,
@@ -30,6 +31,9 @@ PICTURES = {f"board-{name}.png": height(here(board.render())) for name, board in
 PICTURES |= dict.fromkeys(("board.png", "board-stopped.png"), top(FIRST_SCREEN))
 """Each picture, and how high it is."""
 
+PAGES = {f"page-{view}.png" for view in VIEWS}
+"""The pictures of the page's views."""
+
 SIZE = 200_000
 """Bytes that a picture may have: it is in every clone."""
 
@@ -43,9 +47,15 @@ def test_a_picture_is_small_and_of_the_board_as_it_is(name: str) -> None:
 
 
 def test_every_picture_is_shown_and_no_other_is_there() -> None:
-    pages = "".join(file.read_text() for file in (ROOT / "README.md", ROOT / "docs/observing.md"))
-    assert {file.name for file in IMAGES.glob("*.png")} == set(PICTURES)
-    assert all(f"images/{name})" in pages for name in PICTURES)
+    files = ("README.md", "docs/observing.md", "docs/page.md")
+    pages = "".join((ROOT / file).read_text() for file in files)
+    assert {file.name for file in IMAGES.glob("*.png")} == set(PICTURES) | PAGES
+    assert all(f"images/{name})" in pages for name in {*PICTURES, *PAGES})
+
+
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_a_picture_of_the_page_is_small(name: str) -> None:
+    assert len((IMAGES / name).read_bytes()) <= SIZE
 
 
 def test_only_the_last_rows_of_a_board_are_left_out() -> None:

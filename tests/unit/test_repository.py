@@ -45,7 +45,7 @@ def test_make_test_says_what_is_missing_before_it_starts(
 def test_without_helm_it_says_that_the_charts_tests_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for program in ("rabbitmq-server", "promtool", "amtool", "pgbouncer"):
+    for program in ("rabbitmq-server", "promtool", "amtool", "pgbouncer", "chromium"):
         (tmp_path / program).touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     packages.install_all()

@@ -393,7 +393,7 @@ variables, its mount and its volume: (list $ NEEDS)
 {{- define "shop.paths" -}}
 {{- $paths := list -}}
 {{- range .Values.services }}{{ range (. | default dict).paths }}{{ $paths = append $paths (regexFind "^/[^/]*" .) }}{{ end }}{{ end -}}
-{{- toJson (dict "paths" (uniq (concat $paths .Values.ingress.paths))) -}}
+{{- toJson (dict "paths" (uniq (concat $paths .Values.ingress.paths (ternary (list "/page") list .Values.page.enabled)))) -}}
 {{- end -}}
 
 {{- define "shop.processNames" -}}

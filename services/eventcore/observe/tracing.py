@@ -41,8 +41,11 @@ STOP_TIME = 2.0
 TRACEPARENT = re.compile("00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 """A context in the form of W3C Trace Context."""
 
-POLLED_ROUTES = ("/healthz", "/livez", "/readyz", "/metrics", "/internal/heads")
-"""Routes that are polled every few seconds: neither traced nor logged."""
+POLLED_ROUTES = (
+    "/healthz", "/livez", "/readyz", "/metrics", "/internal/heads", "/internal/status",
+    "/page/live/",
+)  # fmt: skip
+"""Beginnings of routes that are polled every few seconds: neither traced nor logged."""
 
 _CALLER = "shop.caller"
 """Key of the WSGI environment: the headers of the caller's trace context."""

@@ -222,6 +222,12 @@ class Store(Protocol):
     def progress(self, relay: str) -> Progress:
         """How far the log goes now, and how far `relay` has come; does not wait for writers."""
 
+    def is_relayed(self, relay: str) -> bool:
+        """Whether a relay holds the lock of the store now."""
+
+    def read_event(self, event_id: UUID) -> Event | None:
+        """The event with an id, if the log has it."""
+
     def read_feed(self, after: int, until: int, limit: int = PAGE) -> list[Event]:
         """Events of all streams by position, above `after`, up to the settled `until`."""
 

@@ -39,11 +39,13 @@ from eventcore.store.rows import (
     APPEND_MANY,
     CHANGES,
     CORRELATED,
+    EVENT,
     OVERDUE,
     POSITION,
     PROGRESS,
     READ_SNAPSHOT,
     READ_SNAPSHOTS,
+    RELAYED,
     SETTLE,
     STREAM,
     STUCK,
@@ -237,6 +239,13 @@ class Postgres:
         head, position, event_id, is_there, epoch = found
         halted = "" if is_there else relay_halted(Mark(position, event_id))
         return Progress(head, settled.position, position, epoch, settled.event_id, halted)
+
+    def is_relayed(self, relay: str) -> bool:
+        return bool(self._rows(RELAYED, (relay,))[0][0])
+
+    def read_event(self, event_id: UUID) -> Event | None:
+        rows = self._rows(EVENT, (str(event_id),))
+        return to_event(rows[0]) if rows else None
 
     def read_feed(self, after: int, until: int, limit: int = PAGE) -> list[Event]:
         return read_page(self._rows, (), after, until, limit) or []

@@ -58,6 +58,14 @@ READ_PAGE = (
     " left join lateral read_feed(%s, %s, %s) f on l.same order by f.position"
 )
 
+RELAYED = (
+    "select exists (select from pg_locks where locktype = 'advisory' and granted and objsubid = 2"
+    " and classid = hashtext('relay')::oid and objid = hashtext(%s)::oid and database ="
+    " (select oid from pg_database where datname = current_database()))"
+)
+
+EVENT = f"select {EVENT_COLUMNS} from events where event_id = %s::uuid"  # nosec B608
+
 POSITION = "select position from events where event_id = %s::uuid"
 
 APPEND = (

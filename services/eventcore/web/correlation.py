@@ -110,6 +110,6 @@ def record_answer(method: str, route: str, status: int, began: float) -> None:
     method = method if method in _METHODS else "(other)"
     REQUESTS.labels(method, route, status).observe(seconds, current_exemplar())
     name_request(method, route)
-    if route not in POLLED_ROUTES:
+    if not route.startswith(POLLED_ROUTES):
         answered = {"method": method, "route": route, "status": status}
         log.info("Answered", extra={**answered, "ms": round(seconds * 1000, 1)})

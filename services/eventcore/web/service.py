@@ -21,6 +21,7 @@ from eventcore.web.consumers import Consumers
 from eventcore.web.internal import feed_routes
 from eventcore.web.readiness import Readiness
 from eventcore.web.routes import Routes
+from eventcore.web.status import status_routes
 
 
 def create_service(
@@ -37,6 +38,7 @@ def create_service(
     epoch, consumers = Epoch(store, service.name), Consumers(service.catalogues)
     updates = watch_service(service, store, readmodel, feeds, epoch.note)
     watch([readiness.missing, consumers.update, *updates], Stop())
+    identity = reader(settings.identity.token) if settings.auth and settings.identity else None
     events = asyncapi.build(service.title, "1.0", service.catalogues)
     app = create_app(
         service.title,
@@ -48,7 +50,8 @@ def create_service(
         about=service.about,
         cors_origins=settings.cors_origins,
         events=lambda: events,
-        identity=reader(settings.identity.token) if settings.auth and settings.identity else None,
+        identity=identity,
     )
     app.register_blueprint(feed_routes([*feeds.values()], settings.feed.token, consumers.note))
+    app.register_blueprint(status_routes(service, store, readmodel, identity))
     return app

@@ -1,0 +1,106 @@
+"""The page's forms: each sends one command of the API, with the form's own Idempotency-Key."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from flask import Blueprint, redirect, request
+from werkzeug.wrappers import Response as AnyResponse
+
+from eventcore.ids import new_id
+from gateway.page.services import Reply, Services, segment
+
+_NUMBER = re.compile(r"-?\d{1,15}(\.\d{1,6})?")
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """What was typed into one form, and what is wrong with it, by field."""
+
+    form: str = ""
+    values: Mapping[str, str] = field(default_factory=dict)
+    errors: Mapping[str, str] = field(default_factory=dict)
+    key: str = ""
+
+    def of(self, form: str) -> "Filled":
+        """This one, if it is of the form; else an empty one with a new key."""
+        return self if self.form == form else Filled(form, key=str(new_id()))
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A command: where it goes, its fields, and the page that shows what it has done."""
+
+    name: str
+    service: str
+    method: str
+    path: str
+    fields: tuple[str, ...]
+    numbers: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    done: Callable[[Mapping[str, Any], str], str] = lambda _, id: f"/page/users/{id}"
+
+    def body(self, values: Mapping[str, str]) -> dict[str, object]:
+        """The JSON of what was typed; an empty optional field is null, a number is exact."""
+        typed: dict[str, object] = dict(values)
+        for name in self.numbers:
+            if _NUMBER.fullmatch(values[name]):
+                typed[name] = Decimal(values[name])
+        return {
+            name: None if name in self.optional and not value else value
+            for name, value in typed.items()
+        }
+
+
+FORMS = (
+    Form(
+        "user", "user", "POST", "/users", ("name", "email"),
+        done=lambda body, _: f"/page/users/{body['userId']}",
+    ),
+    Form(
+        "order", "order", "POST", "/orders", ("userId", "item", "price"), numbers=("price",),
+        done=lambda body, _: f"/page/orders/{body['orderId']}",
+    ),
+    Form("change", "user", "PUT", "/users/{id}", ("name", "email")),
+    Form(
+        "limit", "user", "PUT", "/users/{id}/credit-limit", ("limit",), numbers=("limit",),
+        optional=("limit",),
+    ),
+    Form(
+        "cancel", "order", "POST", "/orders/{id}/cancel", ("reason",), optional=("reason",),
+        done=lambda _, id: f"/page/orders/{id}",
+    ),
+)  # fmt: skip
+"""A form for each command of one resource."""
+
+Again = Callable[[Filled, str], Any]
+"""Shows the page with a form once more; the second argument is the id in the path, or ""."""
+
+
+def add_forms(pages: Blueprint, services: Services, again: Mapping[str, Again]) -> None:
+    """Adds the routes of FORMS; one that is refused is shown `again` with its errors."""
+    for form in FORMS:
+        rule = "/page" + form.path.replace("{id}", "<id>")
+        view = _view(form, services, again[form.name])
+        pages.add_url_rule(rule, f"send_{form.name}", view, methods=["POST"])
+
+
+def _view(form: Form, services: Services, again: Again) -> Callable[..., Any]:
+    def send(id: str = "") -> AnyResponse | tuple[str, int]:
+        values = {name: request.form.get(name, "").strip() for name in form.fields}
+        key = request.form.get("key") or str(new_id())
+        path = form.path.replace("{id}", segment(id))
+        reply = services.send(form.service, form.method, path, form.body(values), key)
+        if reply.ok:
+            return redirect(form.done(reply.body, id), 303)
+        filled = Filled(form.name, values, reply.errors(values), _next_key(reply, key))
+        return again(filled, id), reply.status
+
+    return send
+
+
+def _next_key(reply: Reply, key: str) -> str:
+    """The same key while it is not known whether the command was done; else a new one."""
+    return key if reply.status >= 500 else str(new_id())

@@ -1,0 +1,89 @@
+"""The page's calls to the services, made as the caller of the page itself."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+from flask import request
+
+from eventcore import jsontext
+from eventcore.errors import Error
+from eventcore.web.correlation import REQUEST_CONTEXT
+from gateway.forward import Upstream
+from gateway.identity import identity_headers
+
+AWAY = {
+    "title": "Service away",
+    "detail": "The service cannot be reached, or does not answer. Try again.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to one call; `body` is a problem (RFC 9457) unless it is `ok`."""
+
+    status: int
+    body: Any
+    source: str = ""
+    version: int = 0
+    """Of the stream, as the ETag of a document says."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it was done."""
+        return 200 <= self.status < 300
+
+    @property
+    def problem(self) -> str:
+        """What went wrong, in a sentence."""
+        return "" if self.ok else f"{self.body.get('title', '')}. {self.body.get('detail', '')}"
+
+    def errors(self, names: Mapping[str, object]) -> dict[str, str]:
+        """What is wrong with each field of a form; what concerns none of `names` is under ""."""
+        found: dict[str, str] = {}
+        for each in () if self.ok else self.body.get("errors", ()):
+            name = str(each.get("field", "")).split(".")[-1]
+            if name in names:
+                found.setdefault(name, str(each.get("reason", "")))
+        return found or ({} if self.ok else {"": self.problem})
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The services behind the gateway; with `tokens` they are told the verified caller."""
+
+    upstreams: Mapping[str, Upstream]
+    tokens: Mapping[str, Callable[[], str]] = field(default_factory=dict)
+
+    def get(self, service: str, path: str) -> Reply:
+        """A query; 503 while the service is away."""
+        return self._call(service, "GET", path)
+
+    def send(self, service: str, method: str, path: str, body: object, key: str) -> Reply:
+        """A command under an Idempotency-Key."""
+        headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+        return self._call(service, method, path, jsontext.render(body), headers)
+
+    def _call(
+        self, service: str, method: str, path: str, body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:  # fmt: skip
+        ids = request.environ[REQUEST_CONTEXT]
+        told = {"X-Request-ID": ids.request_id, "X-Correlation-ID": ids.correlation_id}
+        if self.tokens:
+            told |= identity_headers(self.tokens[service])
+        try:
+            answer = self.upstreams[service].call(method, path, body, {**told, **(headers or {})})
+            parsed = jsontext.parse(answer.body or b"{}")
+        except (Error, ValueError):
+            return Reply(503, AWAY)
+        version = re.match(r'"(\d+)-', answer.headers.get("ETag") or "")
+        source = answer.headers.get("Answered-From") or ""
+        return Reply(answer.status, parsed, source, int(version[1]) if version else 0)
+
+
+def segment(text: str) -> str:
+    """Text as one segment of a path."""
+    return quote(text, safe="")

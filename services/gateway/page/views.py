@@ -1,0 +1,240 @@
+"""The views of one stream, an order's or a user's; the search; and how values are written."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from flask import Blueprint, redirect, render_template, request, url_for
+from werkzeug.wrappers import Response as AnyResponse
+
+from eventcore import jsontext
+from eventcore.web.caller import user_id_of
+from gateway.page.flow import moment
+from gateway.page.forms import Again, Filled
+from gateway.page.guard import sees_all
+from gateway.page.services import Reply, segment
+from gateway.page.story import causes, tell
+
+if TYPE_CHECKING:
+    from gateway.page.pages import Site
+
+SHOWN = 20
+"""Events of a stream that one page shows: for each, the document is read as it was."""
+
+YOUNG = timedelta(seconds=30)
+"""Age of a stream's last event up to which its page is polled as often as the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of stream that has a view: its service, and where its document and events are."""
+
+    name: str
+    title: str
+    service: str
+    document: str
+    events: str
+    types: tuple[str, ...]
+    """Aggregate types whose streams have its id."""
+
+
+KINDS = {
+    "orders": Kind(
+        "orders", "Order", "order", "/queries/orders/{id}", "/orders/{id}/events",
+        ("order", "order_saga"),
+    ),
+    "users": Kind(
+        "users", "User", "user", "/users/{id}", "/users/{id}/events", ("user", "credit")
+    ),
+}  # fmt: skip
+
+
+class Streams:
+    """The views of single streams."""
+
+    def __init__(self, site: "Site") -> None:
+        self._site = site
+        self._get = site.services.get
+
+    def show(self, kind: Kind, id: str, filled: Filled | None = None) -> tuple[str, int]:
+        """The whole page of a stream; with what was typed into one of its forms, if anything."""
+        version = request.args.get("version", type=int)
+        story = self.story(kind, id)
+        if not story["events"].ok:
+            return render_template(
+                "shop/message.html", title=f"{kind.title} {id}", detail=story["events"].problem
+            ), story["events"].status
+        past = self._document(kind, id, version) if version else None
+        more = self._of_user(id) if kind.name == "users" else {}
+        shown = {**story, **more, "past": past, "version": version}
+        page = render_template("shop/stream.html", filled=filled or Filled(), **shown)
+        return page, 200
+
+    def story(self, kind: Kind, id: str) -> dict[str, Any]:
+        """What is told of a stream: its document, its events, and what is wrong around it."""
+        path = segment(id)
+        now = self._get(kind.service, kind.document.replace("{id}", path))
+        last = now.version
+        after = request.args.get("after", max(0, last - SHOWN), type=int)
+        events = self._get(
+            kind.service, f"{kind.events.replace('{id}', path)}?after={max(0, after)}&limit={SHOWN}"
+        )
+        listed = events.body["events"] if events.ok else []
+        trace = self._trace(kind, path) if events.ok else []
+        return {
+            "kind": kind,
+            "id": id,
+            "now": now,
+            "events": events,
+            "told": tell(kind.types[0], listed, self._documents(kind, id, listed), trace),
+            "last": max([last, *(each["version"] for each in listed)]),
+            "after": after,
+            "causes": self._causes(kind, id, trace),
+            "saga": [e for e in trace if e.get("aggregateType") == "order_saga"],
+            "young": _is_young(listed, now, self._site.now()),
+        }
+
+    def _document(self, kind: Kind, id: str, version: int) -> Reply:
+        path = kind.document.replace("{id}", segment(id))
+        return self._get(kind.service, f"{path}?version={version}")
+
+    def _documents(self, kind: Kind, id: str, events: Sequence[Any]) -> dict[int, Any]:
+        """The document after each of these events, and before the first."""
+        versions = [each["version"] for each in events]
+        wanted = [*([versions[0] - 1] if versions and versions[0] > 1 else []), *versions]
+        replies = {each: self._document(kind, id, each) for each in wanted}
+        return {version: reply.body for version, reply in replies.items() if reply.ok}
+
+    def _trace(self, kind: Kind, path: str) -> list[Mapping[str, Any]]:
+        if not sees_all():
+            return []
+        reply = self._get(kind.service, f"/internal/trace?id={path}")
+        return list(reply.body["entries"]) if reply.ok else []
+
+    def _causes(self, kind: Kind, id: str, trace: Sequence[Mapping[str, Any]]) -> list[Any]:
+        sample = self._site.sample()
+        state = sample.states[kind.service] if sample else None
+        sagas = [e for e in (state or {}).get("sagas") or () if e["stream"] == id]
+        return [*causes(trace, self._site.lanes(), sagas)]
+
+    def _of_user(self, id: str) -> dict[str, Any]:
+        return {
+            "credit": self._get("user", f"/users/{segment(id)}/credit"),
+            "orders": self._get("order", f"/queries/orders?userId={segment(id)}&limit=12"),
+        }
+
+    # ── the search ────────────────────────────────────────────────────────────────────────
+
+    def search(self) -> AnyResponse:
+        """Sends any id to the view that shows it; one that no stream has is a correlation id."""
+        wanted = request.args.get("q", "").strip()
+        if not wanted:
+            return redirect(url_for("page.start"))
+        return redirect(self._place(wanted[:200]))
+
+    def _place(self, wanted: str) -> str:
+        if id := user_id_of(wanted):
+            for kind in KINDS.values():
+                if self._get(kind.service, f"{kind.events.replace('{id}', id)}?limit=1").ok:
+                    return url_for("page.stream", kind=kind.name, id=id)
+            for service in self._site.names if sees_all() else ():
+                if (found := self._get(service, f"/internal/event/{id}")).ok:
+                    return self._of_event(found.body)
+        return url_for("page.correlation", wanted=wanted)
+
+    def _of_event(self, event: Mapping[str, Any]) -> str:
+        for kind in KINDS.values():
+            if event["aggregateType"] == kind.types[0]:
+                after = max(0, event["version"] - SHOWN // 2)
+                return url_for(
+                    "page.stream", kind=kind.name, id=event["stream"], after=after,
+                    _anchor=f"v{event['version']}",
+                )  # fmt: skip
+        wanted = event["correlationId"] or event["stream"]
+        return url_for("page.correlation", wanted=wanted, _anchor=event["eventId"])
+
+
+def add_streams(pages: Blueprint, site: "Site") -> dict[str, Again]:
+    """Adds the views of streams and the search; returns how a refused form is shown again."""
+    streams = Streams(site)
+
+    @pages.get("/page/<any(orders, users):kind>/<id>")
+    def stream(kind: str, id: str) -> tuple[str, int]:
+        return streams.show(KINDS[kind], id)
+
+    @pages.get("/page/live/<any(orders, users):kind>/<id>")
+    def stream_live(kind: str, id: str) -> AnyResponse:
+        after = request.args.get("after", "")
+        return site.fragment("story", lambda: streams.story(KINDS[kind], id), kind, id, after)
+
+    pages.add_url_rule("/page/search", "search", streams.search)
+
+    def again(kind: str) -> Again:
+        return lambda filled, id: streams.show(KINDS[kind], id, filled)[0]
+
+    return {"change": again("users"), "limit": again("users"), "cancel": again("orders")}
+
+
+def _is_young(events: Sequence[Mapping[str, Any]], document: Reply, now: datetime) -> bool:
+    """Whether a stream may still change at any moment, or its document is not there yet."""
+    if document.source != "view" or (document.ok and document.body.get("status") == "pending"):
+        return True
+    return any(now - moment(each["recordedAt"]) < YOUNG for each in events)
+
+
+# ── how values are written ────────────────────────────────────────────────────────────────
+
+
+def clock(text: str | None) -> str:
+    """The time of day of a text of RFC 3339, to the millisecond, in UTC."""
+    return text[11:23] if text else "never"
+
+
+def day(text: str | None) -> str:
+    """Date and time of a text of RFC 3339, in UTC."""
+    return f"{text[:10]} {text[11:19]}" if text else "never"
+
+
+def duration(ms: float | None) -> str:
+    """Milliseconds as people read them."""
+    if ms is None:
+        return "–"
+    if ms < 1000:
+        return f"{ms:.1f} ms" if ms < 100 else f"{ms:.0f} ms"
+    return f"{ms / 1000:.1f} s" if ms < 60_000 else str(timedelta(seconds=round(ms / 1000)))
+
+
+def rate(value: float | None) -> str:
+    """Events a second."""
+    if value is None:
+        return ""
+    return "0/s" if value < 0.05 else f"{value:.1f}/s" if value < 100 else f"{value:.0f}/s"
+
+
+def short(id: object) -> str:
+    """The end of an id, by which people tell two apart: ids that are made together begin alike."""
+    text = str(id)
+    return f"…{text[-8:]}" if len(text) > 12 else text
+
+
+def written(value: object) -> str:
+    """A value of JSON as text."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {written(each)}" for name, each in value.items())
+    return jsontext.render(value).decode()
+
+
+def add_filters(pages: Blueprint) -> None:
+    """Makes them filters of the templates."""
+    filters: Mapping[str, Callable[..., str]] = {
+        "clock": clock, "day": day, "duration": duration, "rate": rate, "short": short,
+        "written": written,
+    }  # fmt: skip
+    for name, function in filters.items():
+        pages.add_app_template_filter(function, name)
