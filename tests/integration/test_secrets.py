@@ -89,5 +89,5 @@ def test_an_image_is_made_of_code_alone() -> None:
     ]
     code = [file for file in (ROOT / "services").rglob("*") if file.is_file()]
     kinds = {file.suffix for file in code if "__pycache__" not in file.parts}
-    pages = {".html", ".css", ".js"}  # of /docs
+    pages = {".html", ".css", ".js", ".svg"}  # of /docs and of the page
     assert kinds <= {".py", ".txt", ".in", ".typed", "", *pages}
