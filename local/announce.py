@@ -28,9 +28,9 @@ curl -i {gateway}/orders -H "Authorization: Bearer $TOKEN" \\
   -H 'Content-Type: application/json' \\
   -d '{{"userId": "{user}", "item": "Laptop", "price": 1249.9}}'"""
 
-_NO_TOKEN = "Calls to try are at {docs}. A first one to paste:"
+_WITHOUT_IDENTITY = "Calls to try are at {docs}. A first one to paste:"
 
-_TOKEN = """\
+_WITH_IDENTITY = """\
 Calls need a token. This one is of the user {user}. It has the scopes
 read and write, and expires in 24 hours. Calls to try are at {docs}:
 press Authorize and enter the token. First calls to paste, to read the user and to order:"""
@@ -108,7 +108,7 @@ def _welcome(
         each.name: f"http://localhost:{each.env['METRICS_PORT']}/metrics" for each in processes
     }
     rows = [f"  {name:<16} {url}" for name, url in {**served, **places}.items()]
-    told, curl = (_TOKEN, _FIRST_CURL_SIGNED) if token else (_NO_TOKEN, _FIRST_CURL)
+    told, curl = (_WITH_IDENTITY, _FIRST_CURL_SIGNED) if token else (_WITHOUT_IDENTITY, _FIRST_CURL)
     rows += ["", "Metrics of each process:", "", *(f"  {n:<16} {u}" for n, u in metrics.items())]
     return "\n".join(
         [
