@@ -166,6 +166,14 @@ class Tab:
                 raise TimeoutError(f"waited {seconds:g} s for {what}")
             self._browser.drain(0.05)
 
+    def click(self, selector: str) -> None:
+        """Clicks the first such element, as soon as there is one that can be clicked."""
+        self.wait(
+            f"(each => each && !each.disabled && (each.click(), true))"
+            f"(document.querySelector({json.dumps(selector)}))",
+            f"{selector} to click",
+        )
+
     def press(self, key: str, text: str = "", times: int = 1) -> None:
         """Presses a key; `text` is what it types."""
         codes = {"Tab": 9, "Enter": 13, "ArrowLeft": 37, "ArrowRight": 39, " ": 32}

@@ -1,19 +1,18 @@
 """`python -m local.page_pictures`: draws the page's views into docs/images, beside `make run`."""
 
 import json
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 import urllib3
 
+from eventcore.model.token import SEEN_HEADER
 from local.announce import say
 from local.browser import Tab, chromium
 from local.child import CannotStart
-from local.panels.pictures import CACHE, IMAGES, install, running, stopped
+from local.panels.pictures import IMAGES, install, running, shrink, stopped
 
 WIDTH, HEIGHT = 1280, 800
 
@@ -23,22 +22,28 @@ VIEWS = ("start", "flow", "order", "user", "correlation", "projections")
 STOPPED = "order-projector"
 """Process that stands still for the picture of an order."""
 
-SEEN_AFTER = 7.0
-"""Seconds until a projector that has stopped is seen by its last sweep."""
+AT_REST = "!document.querySelector('.journeys .fresh, .stage:not(.there)')"
+"""Every event that is listed is older than some seconds, and applied everywhere."""
+
+SEEN = "document.querySelector('.causes')?.innerText.includes('has not swept')"
+"""The order's view says that the projector stands still."""
 
 
 class Gateway:
-    """Calls to the gateway, answered with JSON."""
+    """Calls to the gateway, answered with JSON; each sees what the ones before have done."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._http = urllib3.PoolManager(timeout=10, retries=False)
+        self._seen: dict[str, str] = {}
 
     def call(self, method: str, path: str, body: object = None) -> Any:
         """The JSON of an answer; raises CannotStart for a refusal."""
-        answer = self._http.request(method, self._url + path, json=body)
+        answer = self._http.request(method, self._url + path, json=body, headers=self._seen)
         if answer.status >= 300:
             raise CannotStart(f"{method} {path} answered {answer.status}.")
+        if token := answer.headers.get(SEEN_HEADER):
+            self._seen = {SEEN_HEADER: token}
         return answer.json()
 
     def order(self, user: str, item: str, price: float) -> str:
@@ -54,10 +59,8 @@ def draw(gateway: str, port: int, into: Path) -> None:
     user = calls.call("POST", "/users", person)["userId"]
     calls.call("PUT", f"/users/{user}", {"name": "Grace Brewster Hopper"})
     calls.call("PUT", f"/users/{user}/credit-limit", {"limit": 2000})
-    time.sleep(2)
     order = calls.order(user, "Nanosecond of wire", 29.97)
     calls.order(user, "Compiler", 1952)
-    time.sleep(6)
     event = calls.call("GET", f"/orders/{order}/events")["events"][0]
     places = {
         "start": "/page",
@@ -67,6 +70,8 @@ def draw(gateway: str, port: int, into: Path) -> None:
     }
     with chromium() as browser:
         tab = browser.open(WIDTH, HEIGHT, moves=False)  # then a dot stands on its arrow
+        tab.go(f"{gateway}/page")
+        tab.wait(AT_REST)
         for view, path in places.items():
             tab.go(gateway + path)
             _write(tab, into, view)
@@ -76,15 +81,16 @@ def draw(gateway: str, port: int, into: Path) -> None:
         _write(tab, into, "flow")
         with stopped(port):
             late = calls.order(user, "Patience", 1)
-            time.sleep(SEEN_AFTER)
             tab.go(f"{gateway}/page/orders/{late}")
+            tab.wait(SEEN)
+            tab.go(f"{gateway}/page/orders/{late}")  # the document, too, as it is now
             _write(tab, into, "order")
 
 
 def _write(tab: Tab, into: Path, view: str) -> None:
     file = into / f"page-{view}.png"
     tab.picture(file)
-    subprocess.run(["node", str(CACHE / "small.js"), str(file)], check=True, timeout=120)
+    shrink(file)
     say(str(file))
 
 

@@ -25,9 +25,9 @@ import click
 
 from gateway.traffic import Traffic
 from local.announce import say
+from local.browser import chromium
 from local.child import CannotStart
 from local.inside import run_tool
-from local.packages import chromium_program
 from local.panels.boards import BOARDS
 from local.panels.grafana import Board, Json
 from local.panels.watch import Prometheus, prometheus
@@ -175,15 +175,16 @@ def top(cells: int) -> int:
 
 def shoot(html: str, picture: Path, tall: int) -> None:
     """Lets Chromium draw a page into a PNG. Raises CannotStart."""
-    browser = str(chromium_program())
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         (Path(folder) / "page.html").write_text(html)
-        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-                   f"--user-data-dir={folder}/profile", f"--window-size={WIDTH},{tall}",
-                   f"--screenshot={picture}", f"file://{folder}/page.html"]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        if done.returncode or not picture.is_file():
-            raise CannotStart(f"Chromium took no picture: {done.stderr.strip()[-500:]}")
+        tab = browser.open(WIDTH, tall)
+        tab.go(f"file://{folder}/page.html")
+        tab.picture(picture, whole=False)
+    shrink(picture)
+
+
+def shrink(picture: Path) -> None:
+    """Writes a PNG again, with few colours, so that it is small."""
     subprocess.run(["node", str(CACHE / "small.js"), str(picture)], check=True, timeout=120)
 
 

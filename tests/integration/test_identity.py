@@ -13,13 +13,13 @@ import urllib3
 
 from eventcore.ids import new_id
 from gateway.journey import play
+from local.browser import chromium
 from local.demo import Demo
 from local.identity import create_own_user, identity_settings, own_user, token_for
 from local.processes import Servers, processes
 from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
 from local.services import SERVED, SERVICES
 from local.shop import Shop
-from tests.browser import browser
 from tests.conftest import Databases
 
 
@@ -92,16 +92,17 @@ def test_the_user_of_make_run_is_made_once_and_has_a_token_to_paste(
 
 
 def test_the_page_of_the_calls_takes_a_token_and_calls_with_it(
-    guarded: Shop, secrets: Path, tmp_path: Path
+    guarded: Shop, secrets: Path
 ) -> None:
     call = '.opblock-get:has([data-path="/queries/orders"])'
     status = f"{call} .live-responses-table tbody .response-col_status"
-    answered = f"document.querySelector('{status}')?.innerText"
-    with browser(tmp_path) as page:
-        page.open(f"{guarded.url('gateway')}/docs")
+    answered = f"document.querySelector('{status}')?.innerText.trim()"
+    with chromium() as browser:
+        page = browser.open()
+        page.go(f"{guarded.url('gateway')}/docs")
         page.click(f"{call} .opblock-summary-control")
         page.click(f"{call} .execute")
-        assert page.wait_for(answered).strip() == "401"
+        page.wait(f"{answered} === '401'")
         page.click(f"{call} .btn-clear")
         page.click(".btn.authorize")
         page.click("#auth-bearer-value")
@@ -110,7 +111,7 @@ def test_the_page_of_the_calls_takes_a_token_and_calls_with_it(
         page.click(".auth-container .auth.authorize")
         page.click(".auth-container .btn-done")
         page.click(f"{call} .execute")
-        assert page.wait_for(answered).strip() == "200"
+        page.wait(f"{answered} === '200'")
 
 
 def raw(url: str, path: str, headers: list[tuple[str, str]]) -> int:
