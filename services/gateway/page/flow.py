@@ -132,10 +132,16 @@ def _branches(
 ) -> Iterator[Branch]:
     log = log_of(sample.states, owner)
     settled = log["settled"] if log else 0
+    for service, part in _parts(sample, owner):
+        yield _branch(sample, service, part, settled, recent, now)
+
+
+def _parts(sample: Sample, owner: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The projections of the events of a service, each with the service whose read model it is."""
     for service, state in sample.states.items():
         for part in state["projections"] if state else ():
             if part["owner"] == owner:
-                yield _branch(sample, service, part, settled, recent, now)
+                yield service, part
 
 
 def _branch(
@@ -214,14 +220,9 @@ def journeys(sample: Sample, now: datetime, most: int = 10) -> list[dict[str, An
     found = []
     for service, state in sample.states.items():
         log = log_of(sample.states, service)
-        parts = [
-            each
-            for other in sample.states.values()
-            for each in (other["projections"] if other else ())
-            if each["owner"] == service and each["state"]
-        ]
         if not state or not log:
             continue
+        parts = [part for _, part in _parts(sample, service) if part["state"]]
         for event in state["recent"]:
             stages = {"relay": _stage(event["position"] <= log["relayed"], _is_old(event, now))}
             for part in parts:

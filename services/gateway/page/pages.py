@@ -8,12 +8,13 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from eventcore.clock import SYSTEM_CLOCK, Clock
 from gateway.forward import Upstream
-from gateway.page import views
+from gateway.page.filters import add_filters
 from gateway.page.flow import Lane, journeys, lanes
 from gateway.page.forms import Filled, add_forms
 from gateway.page.guard import Verify, guard, sees_all
 from gateway.page.services import Services, segment
 from gateway.page.story import merge
+from gateway.page.streams import add_streams
 from gateway.page.watch import Rendered, Sample, Watch
 
 
@@ -112,7 +113,7 @@ def add_page(
     )  # fmt: skip
     guard(pages, verify)
     site = Site(Services(upstreams, tokens or {}), clock)
-    views.add_filters(pages)
+    add_filters(pages)
     pages.context_processor(lambda: {"signs_in": verify is not None, "sees_all": sees_all()})
 
     def start(filled: Filled = Filled(), _id: str = "") -> str:  # noqa: B008 - it is frozen
@@ -121,7 +122,7 @@ def add_page(
 
     pages.add_url_rule("/page", "start", start)
     _add_views(pages, site)
-    again = views.add_streams(pages, site)
+    again = add_streams(pages, site)
     add_forms(pages, site.services, {"user": start, "order": start, **again})
     app.register_blueprint(pages)
     _answer_browsers(app)
