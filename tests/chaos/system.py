@@ -52,7 +52,8 @@ CREDIT: Sequence[tuple[AnyProjection, str, str]] = (
     (credit_reactor.REACTOR, "user", "user-credit"),
     (credit_saga.REACTOR, "order", "order-saga"),
 )
-"""Those of limited credit. The load sets no limit, so they apply nothing, but they can halt."""
+"""The projection and reactors of limited credit. The load sets no limit, so they apply nothing;
+but they can halt."""
 
 LINKS = ("postgres", "rabbitmq", "mongodb", "feed", "gateway")
 

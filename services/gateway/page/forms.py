@@ -17,7 +17,7 @@ _NUMBER = re.compile(r"-?\d{1,15}(\.\d{1,6})?")
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """What was typed into one form, and what is wrong with it, by field."""
+    """The values typed into one form, and the errors in them, by field."""
 
     form: str = ""
     values: Mapping[str, str] = field(default_factory=dict)

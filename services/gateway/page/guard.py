@@ -1,4 +1,4 @@
-"""Who may see the page: headers of each answer, and the caller's credential in a cookie."""
+"""Access to the page: security headers, and the caller's credential in a cookie."""
 
 from collections.abc import Callable
 from urllib.parse import urlsplit

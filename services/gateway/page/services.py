@@ -37,11 +37,11 @@ class Reply:
 
     @property
     def problem(self) -> str:
-        """What went wrong, in a sentence."""
+        """The problem in a sentence; "" if there is none."""
         return "" if self.ok else f"{self.body.get('title', '')}. {self.body.get('detail', '')}"
 
     def errors(self, names: Mapping[str, object]) -> dict[str, str]:
-        """What is wrong with each field of a form; what concerns none of `names` is under ""."""
+        """The errors in a form by field; one that concerns none of `names` is under ""."""
         found: dict[str, str] = {}
         for each in () if self.ok else self.body.get("errors", ()):
             name = str(each.get("field", "")).split(".")[-1]
