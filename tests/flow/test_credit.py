@@ -148,14 +148,17 @@ def test_known_users_say_who_is_limited(shop: FakeShop, price: str, limited: boo
 
 
 class Asked:
-    """Customers on a shop's read model, which count how often they ask it."""
+    """Customers on a shop's read model, which count how often they ask it, and for whom last."""
 
     def __init__(self, shop: FakeShop, *, limited: bool = False) -> None:
         self.now, self.questions, find = 1000.0, 0, shop.readmodel.find
 
+        self.ids: set[str] = set()
+
         def counted(collection: str, ids: Iterable[str]) -> dict[str, Document]:
+            self.ids = {*ids}
             self.questions += collection == known_users.PROJECTION.collection
-            return find(collection, ids)
+            return find(collection, self.ids)
 
         shop.readmodel.find = counted  # type: ignore[method-assign]
         waits = Waits(0, 1, Clock(monotonic=lambda: self.now))
@@ -219,6 +222,16 @@ def test_one_question_a_second_loads_all_who_ordered_again(shop: FakeShop) -> No
         limit(shop, user_id, "1")
     shop.settle()
     assert all(asked.customers.is_limited(user_id) for user_id in users)
+
+
+def test_a_user_who_orders_no_more_is_not_loaded_again(shop: FakeShop) -> None:
+    ada, bob = shop.create_user("Ada"), shop.create_user("Bob")
+    asked = Asked(shop)
+    asked.customers.limited_among([ada, bob])
+    for loaded in ({ada, bob}, {ada}):
+        asked.now += LIMIT_TTL + 0.001
+        asked.customers.is_limited(ada)
+        assert asked.ids == loaded
 
 
 def test_while_one_request_asks_again_others_do_not_wait(shop: FakeShop) -> None:
