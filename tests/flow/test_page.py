@@ -27,6 +27,7 @@ from local.services import SERVICES
 from tests.fakes.guarded import IDENTITY_TOKEN, Guarded, Within
 from tests.fakes.shop import FakeShop
 from tests.fakes.store import _NEVER
+from tests.flow.test_metrics import value
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
@@ -344,6 +345,13 @@ def test_from_an_orders_id_to_the_cause_it_is_one_search(
         cause = "order_event_db PostgreSQL: the log \u2715 away"
         answer = page.get(place)
     assert cause in visible(answer)
+
+
+def test_a_call_is_counted_under_its_route_without_the_choices(page: Page, user: str) -> None:
+    labels = {"method": "GET", "route": "/page/{kind}/{id}", "status": "200"}
+    before = value("http_request_duration_seconds_count", **labels)
+    page.get(f"/page/users/{user}")
+    assert value("http_request_duration_seconds_count", **labels) == before + 1
 
 
 def test_a_healthy_order_has_no_cause_and_says_when_it_was_readable(page: Page, order: str) -> None:

@@ -97,7 +97,7 @@ def _route(environ: Mapping[str, Any]) -> str:
 
 @lru_cache
 def _template(rule: str) -> str:
-    return re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule)
+    return re.sub(r"<(?:\w+(?:\([^()]*\))?:)?(\w+)>", r"{\1}", rule)
 
 
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
