@@ -46,7 +46,7 @@ def _older(scene: Scene) -> Iterator[str]:
     scene.load.known.forget({stream for _, stream, version in gone if version == 1})
     scene.log.events["user"].clear()
     system.shop.start("user-service", "user-relay")
-    concerned = [each for each in (*PROJECTIONS, *CREDIT) if "user" in each[0].stores]
+    concerned = [each for each in (*PROJECTIONS, *CREDIT) if "user" in each[0].owners]
     for projection, service, _ in concerned:
         halted = partial(_is_halted, system.models[service], projection)
         until(halted, 30, f"{projection.name} halts")
