@@ -101,6 +101,7 @@ def test_the_page_of_the_calls_takes_a_token_and_calls_with_it(
         page = browser.open()
         page.go(f"{guarded.url('gateway')}/docs")
         page.click(f"{call} .opblock-summary-control")
+        page.wait(f"!!document.querySelector('{call} .highlight-code')")  # it is all resolved
         page.click(f"{call} .execute")
         page.wait(f"{answered} === '401'")
         page.click(f"{call} .btn-clear")
