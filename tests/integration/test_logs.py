@@ -65,6 +65,10 @@ class Said:
                 yield process, line
 
 
+APPLYING = ("user-projector", "order-user-sync", "order-customers")
+"""Processes that apply the event of a new user, each in its own time."""
+
+
 class Callers:
     """Some who go on calling, whatever they are answered."""
 
@@ -137,7 +141,7 @@ def said(
         trail = f"trail-{uuid4()}"
         person = {"name": NAME, "email": f"zebedee@{HOST}"}
         assert callers.call("POST", "/users", person, trail).status == 202
-        for process in ("user-projector", "order-user-sync"):
+        for process in APPLYING:
             until(lambda at=process: trail in shop.log(at))  # type: ignore[misc]
         secrets = {
             file.name: file.read_text().strip() for file in (data_folder / "secrets").iterdir()
@@ -282,7 +286,7 @@ def test_the_routes_of_the_access_log_have_no_ids_in_them(said: Said) -> None:
 def test_one_request_is_found_in_all_processes_by_its_ids(said: Said) -> None:
     trail = [(p, line) for p, line in said.all() if line.get("correlation_id") == said.trail]
     processes = {process for process, _ in trail}
-    assert processes == {"gateway", "user-service", "user-projector", "order-user-sync"}
+    assert processes == {"gateway", "user-service", *APPLYING}
     assert len({line["trace_id"] for _, line in trail}) == 1
     assert len({line["event_id"] for _, line in trail if "event_id" in line}) == 1
 
