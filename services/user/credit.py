@@ -6,7 +6,7 @@ limit takes no reservation away.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal
 from typing import Any, TypeAlias, assert_never
 
@@ -17,11 +17,16 @@ from user.events import CREDIT, CreditEvent, CreditRefused, CreditReleased, Cred
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """The reserved amounts by order; and the orders that were refused, and those released."""
+    """The reserved amounts by order; and the orders that were refused, and those released.
+
+    Orders without a reservation only grow in number, so their ids are one text, each with a space
+    after it: a text of thousands is searched, extended and read from a snapshot much faster than a
+    set of them is built.
+    """
 
     live: Mapping[str, Decimal] = field(default_factory=dict)
-    refused: frozenset[str] = frozenset()
-    released: frozenset[str] = frozenset()
+    refused: str = ""
+    released: str = ""
 
     @property
     def reserved(self) -> Decimal:
@@ -52,7 +57,8 @@ def decide(command: CreditCommand, credit: Credit) -> Sequence[CreditEvent]:
     """The new events: none where the order has its answer."""
     match command:
         case Reserve(order_id, amount, limit):
-            if any(order_id in each for each in (credit.live, credit.refused, credit.released)):
+            ended = f"{order_id} " in credit.refused or f"{order_id} " in credit.released
+            if ended or order_id in credit.live:
                 return []
             if limit is None or credit.reserved + amount <= limit:
                 return [CreditReserved(order_id, amount)]
@@ -60,7 +66,7 @@ def decide(command: CreditCommand, credit: Credit) -> Sequence[CreditEvent]:
             reason = f"The price, {amount:f}, is above the credit that is left: {left:f}."
             return [CreditRefused(order_id, amount, reason)]
         case Release(order_id):
-            is_released = order_id in credit.released
+            is_released = f"{order_id} " in credit.released
             return [] if is_released else [CreditReleased(order_id, credit.live.get(order_id))]
         case _:
             assert_never(command)
@@ -72,31 +78,24 @@ def evolve(credit: Credit, event: CreditEvent) -> Credit:
         case CreditReserved(order_id, amount):
             return replace(credit, live={**credit.live, order_id: amount})
         case CreditRefused(order_id):
-            return replace(credit, refused=credit.refused | {order_id})
+            return replace(credit, refused=f"{credit.refused}{order_id} ")
         case CreditReleased(order_id):
             live = {id: amount for id, amount in credit.live.items() if id != order_id}
-            refused = credit.refused - {order_id}
-            return Credit(live, refused, credit.released | {order_id})
+            refused = credit.refused.replace(f"{order_id} ", "")
+            return Credit(live, refused, f"{credit.released}{order_id} ")
         case _:
             assert_never(event)
 
 
 def to_json(credit: Credit) -> Json:
-    """The credit in a snapshot; ids of orders, which have no space, are one text: that is parsed
-    many times faster than a list of thousands.
-    """
-    return {
-        "live": credit.live,
-        "refused": " ".join(credit.refused),
-        "released": " ".join(credit.released),
-    }
+    """The credit in a snapshot."""
+    return asdict(credit)
 
 
 def from_json(snapshot: Any) -> Credit:
     """The credit of a snapshot; an amount without a fraction comes as an integer."""
     live = {order_id: Decimal(amount) for order_id, amount in snapshot["live"].items()}
-    refused, released = (frozenset(snapshot[name].split()) for name in ("refused", "released"))
-    return Credit(live, refused, released)
+    return Credit(live, snapshot["refused"], snapshot["released"])
 
 
 DECIDER: Decider[CreditCommand, Credit, CreditEvent] = Decider(
