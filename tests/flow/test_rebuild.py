@@ -14,7 +14,7 @@ from eventcore.errors import Conflict, NotFound, ReadModelUnavailable, Refused
 from eventcore.model.event import NewEvent
 from eventcore.model.projection import Document, Projection
 from eventcore.operate import rebuild
-from eventcore.operate.parity import Parity
+from eventcore.operate.parity import Comparison, Parity
 from eventcore.operate.rebuilding import Rebuild, begin, rebuild_stream, rollback
 from eventcore.operate.verifying import Verified, Verifier
 from eventcore.project.applier import EventApplier
@@ -116,6 +116,28 @@ def test_what_happens_during_a_rebuild_is_in_both_before_they_are_compared(
     parity = build.compare()
     assert parity.agrees
     assert documents(shop, 2)[late] == documents(shop)[late]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("Eve", "alike"), ("Mallory", "different")])
+def test_documents_that_never_meet_at_one_version_are_compared_by_the_log(
+    shop: FakeShop, name: str, kind: str
+) -> None:
+    stream = sorted(documents(shop))[0]
+    build = rebuilt(shop)
+    behind = documents(shop)[stream]
+    behind["name"] = behind["name"].replace("Eve", name)
+
+    def go_on(_: float) -> None:
+        shop.users.put(f"/users/{stream}", json={"name": f"Zoe {uuid4()}"})
+        shop.settle()
+        documents(shop)[stream] = behind
+
+    build.wait = go_on
+    go_on(0)
+    build.catch_up()
+    parity = build.compare()
+    assert getattr(parity, kind) == (5 if kind == "alike" else 1)
+    assert parity.agrees == (kind == "alike")
 
 
 def test_a_comparison_names_what_differs_is_missing_and_is_added(shop: FakeShop) -> None:
@@ -446,18 +468,18 @@ def test_yes_means_yes_where_documents_differ(shop: FakeShop, tool: Callable[...
 def test_a_comparison_holds_few_ids_even_where_all_differ(
     shop: FakeShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eventcore.operate.rebuilding.SCANNED", 2)
+    monkeypatch.setattr("eventcore.operate.parity.SCANNED", 2)
     for document in documents(shop).values():
         document["name"] = "Mallory"
     build = rebuilt(shop)
     held: list[int] = []
-    look_again = build._compare_again
+    look_again = Comparison._compare_again
 
-    def noted(serving: Generation, unsure: list[str], parity: Parity) -> None:
+    def noted(comparison: Comparison, unsure: list[str], parity: Parity) -> None:
         held.append(len(unsure))
-        look_again(serving, unsure, parity)
+        look_again(comparison, unsure, parity)
 
-    monkeypatch.setattr(build, "_compare_again", noted)
+    monkeypatch.setattr(Comparison, "_compare_again", noted)
     parity = build.compare()
     assert parity.different == 5
     assert max(held) == 2
@@ -466,7 +488,7 @@ def test_a_comparison_holds_few_ids_even_where_all_differ(
 def test_a_comparison_waits_for_seconds_however_many_documents_are_missing(
     shop: FakeShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eventcore.operate.rebuilding.SCANNED", 1)
+    monkeypatch.setattr("eventcore.operate.parity.SCANNED", 1)
     documents(shop).clear()
     build, waits = rebuilt(shop), list[float]()
     build.wait = waits.append

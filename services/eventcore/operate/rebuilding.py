@@ -11,12 +11,10 @@ the new one brings what it lacks. A reactor reacts to each event again, so that 
 commands change nothing where they were carried out before.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from heapq import merge
-from itertools import groupby, product
-from operator import itemgetter
+from itertools import product
 from time import monotonic
 from typing import TypeVar
 
@@ -25,12 +23,12 @@ from eventcore.failpoints import failpoint
 from eventcore.model.event import Event, Mark
 from eventcore.model.projection import Document, Projection, version_of
 from eventcore.model.view import AnyProjection, View
-from eventcore.operate.parity import Given, Pair, Parity, alike, digest_of, kind_of
+from eventcore.operate.parity import Comparison, Given, Parity, alike, skipped_versions
 from eventcore.project.applier import EventApplier
 from eventcore.project.fold_result import by_stream
 from eventcore.project.parts import Feeds, open_sweeps
 from eventcore.project.reacting import ReactingApplier
-from eventcore.readmodel.port import SCANNED, SLOTS, ReadModel
+from eventcore.readmodel.port import ReadModel
 from eventcore.readmodel.records import Generation, Write, generation_of, parts_of
 from eventcore.retry import retry
 from eventcore.store.feed import SWEEP_RANGE, Feed
@@ -47,12 +45,6 @@ Result = TypeVar("Result")
 
 PATIENCE = 60.0
 """Seconds that a server may be away before a rebuild gives up."""
-
-SLOTS_AT_ONCE = SLOTS // 64
-"""Slots of the parked list that are read at once."""
-
-_WAITS = 20
-"""Waits of 0.2 s in one comparison, while either generation may still catch up."""
 
 _TRIES = 10
 """Tries to replace a document that keeps changing."""
@@ -115,34 +107,10 @@ class Rebuild:
                     self.wait(0.05)
 
     def compare(self) -> Parity:
-        """Compares all documents with those of the generation that serves.
-
-        Documents that change during the comparison are compared again, once both have caught up.
-        """
-        serving = self._serving()
-        parity, self._waits = Parity(), _WAITS
-        pairs = list(zip(parts_of(self.projection, serving.number), self._parts, strict=True))
-        for (was, now), begin in product(pairs, range(0, SLOTS, SLOTS_AT_ONCE)):
-            slots = range(begin, begin + SLOTS_AT_ONCE)
-            parked = self._retrying(self.readmodel.parked_in, now.name, slots)
-            before = self._retrying(self.readmodel.parked, was.name, parked)
-            for stream in parked:
-                parity.note("parked" if stream in before else "newly_parked", stream)
-        unsure: list[str] = []
-        for stream, (old, new) in self._pairs(serving):
-            parity.serving += old is not None
-            parity.new += new is not None
-            parity.serving_digest += digest_of(old)
-            parity.new_digest += digest_of(new)
-            if alike(old, new):
-                parity.alike += 1
-            else:
-                unsure.append(stream)
-            if len(unsure) == SCANNED:
-                self._compare_again(serving, unsure, parity)
-                unsure = []
-        self._compare_again(serving, unsure, parity)
-        return parity
+        """Compares all documents with those of the generation that serves, while both go on."""
+        generations, feed = (self._serving(), self.generation), self._sweeps[0].applier.feed
+        given = self.projection, self.readmodel, *generations, feed
+        return Comparison(*given, self.catch_up, self._retrying, self.wait).run()
 
     def switch(self) -> None:
         """Lets this generation serve; sweeps it until every process has noticed.
@@ -186,47 +154,6 @@ class Rebuild:
     def _serving(self) -> Generation:
         known = self._retrying(self.readmodel.generations, self.projection.name)
         return generation_of(self.projection, known.serving)
-
-    def _pairs(self, serving: Generation) -> Iterator[tuple[str, Pair]]:
-        """The documents of both generations, side by side, by id."""
-        by_id = itemgetter("_id")
-        olds = ((by_id(each), 0, each) for each in self._scan(serving.collection))
-        news = ((by_id(each), 1, each) for each in self._scan(self.generation.collection))
-        for stream, both in groupby(merge(olds, news, key=itemgetter(0)), key=itemgetter(0)):
-            found = {side: document for _, side, document in both}
-            yield stream, (found.get(0), found.get(1))
-
-    def _scan(self, collection: str) -> Iterator[Document]:
-        after = ""
-        while page := self._retrying(self.readmodel.scan, collection, after, SCANNED):
-            yield from page
-            after = str(page[-1]["_id"])
-
-    def _compare_again(self, serving: Generation, unsure: list[str], parity: Parity) -> None:
-        """Notes streams that still differ after both have caught up, except parked ones."""
-        stopped = set[str]()
-        for part in parts_of(self.projection, serving.number):
-            stopped |= self._retrying(self.readmodel.parked, part.name, unsure).keys()
-        left = [stream for stream in unsure if stream not in stopped]
-        while left:
-            self.catch_up()
-            olds, news = (
-                self._retrying(self.readmodel.find, each.collection, left)
-                for each in (serving, self.generation)
-            )
-            still = []
-            for stream in left:
-                old, new = olds.get(stream), news.get(stream)
-                if alike(old, new):
-                    parity.note("alike", stream)
-                elif self._waits and version_of(old) != version_of(new):
-                    still.append(stream)
-                else:
-                    parity.note(kind_of(old, new), stream)
-            left = still
-            if left:
-                self._waits -= 1
-                self.wait(0.2)
 
     def _retrying(
         self, act: Callable[Given, Result], *given: Given.args, **named: Given.kwargs
@@ -279,9 +206,8 @@ def rebuild_stream(
     events = feed.stream(stream, after=0)
     if not events:
         raise NotFound(f"the log has no {projection.aggregate_type} {stream}")
-    skipped = [s.version for s in readmodel.skips(projection.name) if s.stream == stream]
     try:
-        folded = (fold or projection.fold)(events, skipped)
+        folded = (fold or projection.fold)(events, skipped_versions(projection, readmodel, stream))
     except Unavailable:
         raise
     except Exception as error:
