@@ -46,8 +46,9 @@ class Commands(Protocol):
     ) -> None:
         """Carries out a command; begins the stream if there is none.
 
-        `also` and `deadline` as for `eventcore.command.handle`. Raises the refusals of `decide`,
-        Conflict and StoreUnavailable; then nothing was written.
+        `also` and `deadline` as for `eventcore.command.handle`; a deadline that is set where one is
+        fired makes up for the lateness of that. Raises the refusals of `decide`, Conflict and
+        StoreUnavailable; then nothing was written.
         """
 
     def amount(self, name: str) -> Decimal | None:

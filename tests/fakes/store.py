@@ -111,7 +111,10 @@ class FakeStore:
         )[:limit]
         for _, _, stream, version in due:
             self.deadlines[stream] = (version, self.now + timedelta(seconds=hold))
-        return [Due(stream, version) for _, _, stream, version in due]
+        return [
+            Due(stream, version, (self.now - due_at).total_seconds())
+            for due_at, _, stream, version in due
+        ]
 
     def overdue(self, aggregate_types: Sequence[str]) -> dict[str, float]:
         """See Store; the time is `now`."""

@@ -19,7 +19,7 @@ set local client_min_messages = warning;
 
 do $init$
 declare
-    this_version constant int := 6;
+    this_version constant int := 7;
     recorded int := 0;
     role_name text;
 begin
@@ -241,6 +241,12 @@ begin
     insert into public.schema_versions (version) values (6);
     end if;
 
+    -- ── version 7: take_due says how late each deadline is ────────────────────────────────
+    if recorded < 7 then
+    drop function if exists public.take_due;  -- its columns change
+    insert into public.schema_versions (version) values (7);
+    end if;
+
     -- ── functions: replaced by every run, which locks no table ───────────────────────────
 
     create or replace function public.record_answer(p_key text, p_request_hash text, p_answer jsonb)
@@ -417,7 +423,7 @@ begin
     drop function if exists public.begin_streams;
 
     create or replace function public.take_due(p_aggregate_type text, p_limit int, p_hold float8)
-    returns table (aggregate_id uuid, version bigint)
+    returns table (aggregate_id uuid, version bigint, late float8)
     language sql volatile security definer set search_path = pg_catalog, public, pg_temp as $due$
         -- A row that another caller holds is skipped. One that it has moved meanwhile is compared again
         -- after it is locked, and is not due any more.
@@ -429,10 +435,11 @@ begin
             update public.deadlines d set due_at = clock_timestamp() + make_interval(secs => p_hold)
               from due where d.aggregate_type = p_aggregate_type and d.aggregate_id = due.aggregate_id
             returning d.aggregate_id, d.version, due.due_at)
-        select t.aggregate_id, t.version from taken t order by t.due_at;
+        select t.aggregate_id, t.version, extract(epoch from clock_timestamp() - t.due_at)::float8
+          from taken t order by t.due_at;
     $due$;
     comment on function public.take_due is
-        'Takes up to p_limit streams of a type that are due, longest due first, each with the version at which its deadline was set. Each is due again p_hold seconds later, unless an append sets another deadline or removes it: so a caller that dies gives it back. Two callers never get the same stream within that time.';
+        'Takes up to p_limit streams of a type that are due, longest due first, each with the version at which its deadline was set and the seconds since it passed. Each is due again p_hold seconds later, unless an append sets another deadline or removes it: so a caller that dies gives it back. Two callers never get the same stream within that time.';
     revoke all on function public.take_due from public;
     grant execute on function public.take_due to event_append;
 

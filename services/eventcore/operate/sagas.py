@@ -50,7 +50,7 @@ class Instance:
 
     @property
     def due_at(self) -> datetime | None:
-        """The time when the awaited answer is late, or a moment earlier; None: it is stuck."""
+        """The time when the awaited answer is late, to about a sweep; None: it is stuck."""
         seconds = self.saga.deadline(self.state)
         if seconds is None or self.state.stuck:
             return None

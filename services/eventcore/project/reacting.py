@@ -55,11 +55,16 @@ _DONE = Answer(200, {}, {})
 
 @dataclass(frozen=True)
 class StoreCommands:
-    """Commands on a store, all in the context of one call."""
+    """Commands on a store, all in the context of one call.
+
+    If they fire a deadline, `late` is by how many seconds it was passed: the next one is so much
+    sooner, unless nothing would be left. So the lateness of several attempts does not add up.
+    """
 
     store: Store
     call: commands.Call
     amounts: Mapping[str, Decimal | None] = MappingProxyType({})
+    late: float = 0.0
 
     def handle(
         self,
@@ -71,7 +76,8 @@ class StoreCommands:
         deadline: Callable[[State], Deadline] | None = None,
     ) -> None:
         given = self.store, decider, aggregate_id, command, self.call, lambda _, __: _DONE
-        handle = partial(commands.handle, *given, also=also, deadline=deadline)
+        due = deadline and (lambda state: self._sooner(deadline(state)))
+        handle = partial(commands.handle, *given, also=also, deadline=due)
         stream = Stream(decider.aggregate_type, aggregate_id)
         try:
             handle()
@@ -85,6 +91,11 @@ class StoreCommands:
 
     def _exists(self, stream: Stream) -> bool:
         return bool(self.store.read_stream(stream, 0, 1))
+
+    def _sooner(self, deadline: Deadline) -> Deadline:
+        if deadline.seconds is None or deadline.seconds <= self.late:
+            return deadline
+        return Deadline(deadline.seconds - self.late)
 
     def amount(self, name: str) -> Decimal | None:
         return self.amounts.get(name)
@@ -212,7 +223,8 @@ def fire_deadlines(
         outcome = "failed"
         try:
             [event] = store.read_stream(due.stream, due.version - 1, 1)
-            reactor.deadlines(StoreCommands(store, _call(reactor.name, event), amounts), due)
+            call = _call(reactor.name, event)
+            reactor.deadlines(StoreCommands(store, call, amounts, due.late), due)
             _end(store, due)
             outcome = "fired"
         except Exception as error:

@@ -9,7 +9,7 @@ from eventcore.store.connection import connect
 from eventcore.store.rows import Rows
 from eventcore.store.sqlstates import translated
 
-SCHEMA_VERSION = 6  # the least that `init.sql` must have recorded for this code to work
+SCHEMA_VERSION = 7  # the least that `init.sql` must have recorded for this code to work
 
 
 def require_schema(rows: Rows) -> None:

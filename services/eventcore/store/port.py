@@ -1,7 +1,7 @@
 """The ports of the event store, and the values that go through them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 from uuid import UUID
@@ -57,10 +57,11 @@ class Deadline:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A stream whose deadline has passed; `version` is the one at which the deadline was set."""
+    """A stream whose deadline, set at `version`, passed `late` seconds ago by its clock."""
 
     stream: Stream
     version: int
+    late: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,7 @@ class Postgres:
 
     def take_due(self, aggregate_type: str, limit: int, hold: float) -> list[Due]:
         rows = self._write(TAKE_DUE, (aggregate_type, limit, hold))
-        return [Due(Stream(aggregate_type, stream), version) for stream, version in rows]
+        return [Due(Stream(aggregate_type, stream), *row) for stream, *row in rows]
 
     def overdue(self, aggregate_types: Sequence[str]) -> dict[str, float]:
         rows = self._rows(OVERDUE, (list(aggregate_types),))

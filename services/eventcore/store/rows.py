@@ -111,7 +111,7 @@ READ_SNAPSHOTS = (
 
 WRITE_SNAPSHOT = "select write_snapshot(%s, %s::uuid, %s, %s::uuid, %s, %s, %s)"
 
-TAKE_DUE = "select aggregate_id, version from take_due(%s, %s, %s)"
+TAKE_DUE = "select aggregate_id, version, late from take_due(%s, %s, %s)"
 
 
 def to_columns(
