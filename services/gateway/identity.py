@@ -1,4 +1,4 @@
-"""Verifies the caller of each request that is forwarded, and names it to the service."""
+"""Verifies the caller of each request, unless its endpoint is open, and names it to services."""
 
 import json
 import logging
@@ -25,7 +25,17 @@ from gateway.tokens import NotVerified, Tokens
 log = logging.getLogger(__name__)
 
 FORWARDED = "forward to "
-"""Beginning of the names of the endpoints that forward; only they ask for an identity."""
+"""Beginning of the names of the endpoints that forward."""
+
+OPEN = frozenset({
+    "healthz", "readyz", "metrics",
+    "docs.home", "docs.docs", "docs.docs_with_slash", "docs.static",
+    "docs.openapi_json", "docs.asyncapi_json",
+})  # fmt: skip
+"""Endpoints for anybody. Each other one asks for an identity, also one that is added later."""
+
+PAGE = "page"
+"""Blueprint that asks by itself, for the credential in its cookie."""
 
 _BEARER = re.compile("Bearer +([^ ]+) *", re.IGNORECASE)
 
@@ -63,13 +73,15 @@ class Verifier:
 
 
 def require_identity(app: Flask, verify: Callable[[str], Caller]) -> None:
-    """Refuses each request to a service without a credential, or without the scope it needs."""
+    """Refuses each request without a credential, or without the scope it needs, unless it is open.
+
+    Views find the caller in `flask.g.caller`.
+    """
 
     @app.before_request
     def identify() -> None:
         asked: Request = request._get_current_object()  # type: ignore[attr-defined]
-        method = asked.method
-        if not (asked.endpoint or "").startswith(FORWARDED) or method == "OPTIONS":
+        if _is_open(asked):
             return
         given = _BEARER.fullmatch(asked.environ.get("HTTP_AUTHORIZATION", ""))
         if not given:
@@ -79,9 +91,23 @@ def require_identity(app: Flask, verify: Callable[[str], Caller]) -> None:
         except NotVerified as error:
             log.info("Credential refused", extra={"reason": str(error)})
             refuse(401, str(error), error="invalid_token")
-        if scope := lacking_scope(caller, method):
+        if scope := lacking_scope(caller, asked.method):
             detail = f"This call needs the scope {scope}, which the credential does not have."
             refuse(403, detail, error="insufficient_scope", scope=scope)
+
+
+def _is_open(asked: Request) -> bool:
+    """Whether a request needs no identity here: its endpoint is open, or there is none (404).
+
+    OPTIONS needs none where the service answers it, or Flask, without the endpoint's view.
+    """
+    endpoint = asked.endpoint
+    if endpoint is None or endpoint in OPEN or asked.blueprint == PAGE:
+        return True
+    return asked.method == "OPTIONS" and (
+        endpoint.startswith(FORWARDED)
+        or getattr(asked.url_rule, "provide_automatic_options", False)
+    )
 
 
 def lacking_scope(caller: Caller, method: str) -> str:

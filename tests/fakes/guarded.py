@@ -12,7 +12,7 @@ from werkzeug.test import TestResponse
 from eventcore.ids import new_id
 from eventcore.web.app import create_app
 from gateway import apikeys
-from gateway.api import Description, add_forwarding, merged_secured_calls
+from gateway.api import Description, add_forwarding, merged_events, merged_secured_calls
 from gateway.forward import Answer, Upstream
 from gateway.identity import Verifier, require_identity
 from gateway.tokens import Keys, Tokens
@@ -57,6 +57,7 @@ class Guarded:
         self.app: Flask = create_app(
             "Gateway", (), missing=dict, is_ready=lambda: True,
             document=Description(self.upstreams, merge=merged_secured_calls),
+            events=Description(self.upstreams, "/asyncapi.json", merged_events),
         )  # fmt: skip
         add_forwarding(
             self.app,

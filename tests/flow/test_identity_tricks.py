@@ -3,9 +3,11 @@
 import re
 
 import pytest
+from flask import g
+from werkzeug.routing import Rule
 
 from eventcore.web.caller import ACTOR_HEADER, SCOPES_HEADER
-from gateway.identity import FORWARDED
+from gateway.identity import OPEN
 from local.services import SERVICES
 from tests.fakes.guarded import Guarded
 from tests.fakes.shop import FakeShop
@@ -18,12 +20,27 @@ def guarded() -> Guarded:
 
 def test_only_pages_and_probes_ask_for_no_identity(guarded: Guarded) -> None:
     rules = list(guarded.app.url_map.iter_rules())
-    asked = {each.rule for each in rules if each.endpoint.startswith(FORWARDED)}
-    assert len(asked) == sum(len(each.paths) for each in SERVICES.values())
-    assert {each.rule for each in rules} - asked == {
-        "/", "/docs", "/docs/", "/docs/<path:filename>", "/openapi.json",
+    is_open = {each.rule for each in rules if each.endpoint in OPEN}
+    assert is_open == {
+        "/", "/docs", "/docs/", "/docs/<path:filename>", "/openapi.json", "/asyncapi.json",
         "/healthz", "/readyz", "/metrics",
     }  # fmt: skip
+    assert len(rules) - len(is_open) == sum(len(each.paths) for each in SERVICES.values())
+    assert {each.endpoint for each in rules} >= OPEN
+
+
+def test_a_route_that_is_added_needs_a_credential(guarded: Guarded) -> None:
+    said = guarded.app.view_functions["mine"] = lambda: g.caller.actor
+    guarded.app.add_url_rule("/report", view_func=said, methods=["GET", "POST"])
+    guarded.app.url_map.add(Rule("/mine", endpoint="mine"))  # of any method
+    token = guarded.issuer.token("ada", "read")
+    for path in ("/report", "/mine"):
+        for method in ("GET", "HEAD", "POST"):
+            assert guarded.call(method, path).status_code == 401, (method, path)
+        assert guarded.call("GET", path, token).text == "sub:ada"
+        assert guarded.call("POST", path, token).status_code == 403
+    assert guarded.call("OPTIONS", "/mine").status_code == 401
+    assert guarded.call("OPTIONS", "/report").data == b""  # by Flask, without the view
 
 
 def test_a_credential_counts_in_its_header_alone(guarded: Guarded) -> None:

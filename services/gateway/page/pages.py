@@ -8,6 +8,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from eventcore.clock import SYSTEM_CLOCK, Clock
 from gateway.forward import Upstream
+from gateway.identity import PAGE
 from gateway.page.filters import add_filters
 from gateway.page.flow import Lane, journeys, lanes
 from gateway.page.forms import Filled, add_forms
@@ -108,7 +109,7 @@ def add_page(
     With `verify` callers show a credential, and see what it allows.
     """
     pages = Blueprint(
-        "page", __name__, static_folder="static", static_url_path="/page/static",
+        PAGE, __name__, static_folder="static", static_url_path="/page/static",
         template_folder="templates",
     )  # fmt: skip
     guard(pages, verify)
