@@ -55,7 +55,7 @@ SECRETS = {
     # rabbitmq/cluster-operator: internal/resource/default_user_secret.go
     "rabbitmq-default-user": "username password default_user.conf provider type host port",
     # ours: the command at the top of production/mongodb.yaml makes it
-    "shop-mongodb-logins": " ".join(login for login in LOGINS["mongodb"] if login != "admin"),
+    "shop-mongodb-logins": " ".join({*LOGINS["mongodb"], "gateway"} - {"admin"}),
 }
 """The Secrets that the examples speak of, each with all of its keys."""
 
@@ -326,7 +326,8 @@ def test_one_pod_of_a_server_at_a_time_may_be_drained(server: str) -> None:
 
 def test_mongodb_has_each_login_with_the_rights_that_setup_would_give() -> None:
     spec = example("mongodb")["spec"]
-    operated = render("production", given=operators())
+    limited = {"rateLimits": {"read": "6000/minute"}}
+    operated = render("production", given=over(operators(), limited))
     needed = {}
     for name, pod in operated.processes().items():
         told = {each["name"]: each.get("value") for each in variables(pod)}

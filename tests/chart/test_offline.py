@@ -77,7 +77,7 @@ def test_external_secrets_has_every_login_of_the_secrets_that_are_named() -> Non
         each["spec"]["target"]["name"]: each
         for each in parse((GITOPS / "external-secrets.yaml").read_text())
     }
-    logins = LOGINS | {"identity": LOGINS["feed"]}
+    logins = LOGINS | {"identity": LOGINS["feed"], "mongodb": (*LOGINS["mongodb"], "gateway")}
     for place in (*SERVERS, "feed", "identity"):
         found = secrets[values[place]["auth"]["existingSecret"]]["spec"]
         assert {each["secretKey"] for each in found["data"]} >= set(logins[place]), place
