@@ -12,12 +12,12 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import TypeAlias
+from functools import lru_cache, partial
+from typing import NamedTuple, TypeAlias
 
-from flask import Flask, Response, g, request
+from flask import Flask, Request, Response, g, request
 from limits import RateLimitItem, parse
 from limits.strategies import SlidingWindowCounterRateLimiter
 
@@ -84,8 +84,7 @@ class Limits:
     proxies: tuple[Network, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Whether a request is allowed, how many more are, and in how many seconds there are more."""
 
     allowed: bool
@@ -102,6 +101,7 @@ class _Lease:
     until: float = 0.0
     reset_at: float = 0.0
     refused_until: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Limiter:
@@ -124,14 +124,13 @@ class Limiter:
         self._retry_at = 0.0
         self._leases: OrderedDict[tuple[str, str], _Lease] = OrderedDict()
         self._lock = threading.Lock()
-        self._stripes = tuple(threading.Lock() for _ in range(64))
         metrics.LIMITS_ALONE.set(0)
 
     def hit(self, limit: Limit, client: str, cost: int = 1) -> Verdict:
         """Takes `cost` hits of a client; it never raises for a store that is away."""
-        key = limit.name, client
-        with self._stripes[hash(key) % len(self._stripes)]:
-            lease, now = self._lease(key), self._clock()
+        lease = self._lease((limit.name, client))
+        with lease.lock:
+            now = self._clock()
             if now >= lease.until:
                 lease.left = 0
             if lease.left < cost and now >= lease.refused_until:
@@ -202,28 +201,40 @@ def limit_requests(app: Flask, limiter: Limiter, settings: Limits) -> None:
 
     Called after identity is required: a client is its key or subject, else its address.
     """
+    read = _Class(settings.read) if settings.read else None
+    write = _Class(settings.write) if settings.write else None
+    client = _client_of(settings.proxies)
 
     @app.before_request
     def count() -> Response | None:
-        if request.path in UNLIMITED:
+        asked: Request = request._get_current_object()  # type: ignore[attr-defined]
+        limited = read if asked.method in SAFE else write
+        if limited is None or asked.path in UNLIMITED:
             return None
-        limit = settings.read if request.method in SAFE else settings.write
-        if limit is None:
-            return None
-        rule = request.url_rule.rule if request.url_rule else ""
-        verdict = limiter.hit(limit, _client(settings.proxies), settings.costs.get(rule, 1))
-        g.limited = limit, verdict
-        metrics.LIMITED.labels(limit.name, "allowed" if verdict.allowed else "refused").inc()
-        return None if verdict.allowed else _refused(limit, verdict)
+        cost = settings.costs.get(asked.url_rule.rule, 1) if asked.url_rule else 1
+        verdict = limiter.hit(limited.limit, client(asked), cost)
+        g.limited = limited, verdict
+        (limited.allowed if verdict.allowed else limited.refused).inc()
+        return None if verdict.allowed else _refused(limited.limit, verdict)
 
     @app.after_request
     def describe(response: Response) -> Response:
-        if limited := g.get("limited"):
-            limit, verdict = limited
-            response.headers["RateLimit-Policy"] = limit.policy
-            left = f'"{limit.name}";r={verdict.remaining};t={math.ceil(verdict.reset)}'
-            response.headers["RateLimit"] = left
+        if given := g.get("limited"):
+            limited, verdict = given
+            left = f'"{limited.limit.name}";r={verdict.remaining};t={math.ceil(verdict.reset)}'
+            response.headers.add("RateLimit-Policy", limited.policy)
+            response.headers.add("RateLimit", left)
         return response
+
+
+class _Class:
+    """A class of requests: its limit, and the header and the counters that it always has."""
+
+    def __init__(self, limit: Limit) -> None:
+        self.limit = limit
+        self.policy = limit.policy
+        self.allowed = metrics.LIMITED.labels(limit.name, "allowed")
+        self.refused = metrics.LIMITED.labels(limit.name, "refused")
 
 
 def _refused(limit: Limit, verdict: Verdict) -> Response:
@@ -237,26 +248,28 @@ def _refused(limit: Limit, verdict: Verdict) -> Response:
     return response
 
 
-def _client(proxies: tuple[Network, ...]) -> str:
-    """The key or subject of the caller; else the address that the outermost known proxy saw."""
-    if caller := g.get("caller"):
-        return str(caller.actor)
-    hops = [request.remote_addr or ""]
-    if proxies:
-        hops = [*request.headers.get("X-Forwarded-For", "").split(","), *hops]
-    return client_address(tuple(each.strip() for each in hops), proxies)
+def _client_of(proxies: tuple[Network, ...]) -> Callable[[Request], str]:
+    """The key or subject of a caller; else the address that the outermost known proxy saw."""
+    address = lru_cache(maxsize=1024)(partial(client_address, proxies=proxies))
+
+    def client(asked: Request) -> str:
+        if caller := g.get("caller"):
+            return str(caller.actor)
+        claimed = asked.headers.get("X-Forwarded-For", "") if proxies else ""
+        return address(claimed, asked.remote_addr or "")
+
+    return client
 
 
-@lru_cache(maxsize=4096)
-def client_address(hops: tuple[str, ...], proxies: tuple[Network, ...]) -> str:
-    """The last of `hops` that is no proxy; of an IPv6 address its network, a /64.
+def client_address(claimed: str, peer: str, proxies: Sequence[Network]) -> str:
+    """The last address that is no proxy's, of X-Forwarded-For and the peer; of IPv6 its /64.
 
-    `hops` are addresses from the client's claim to the peer; an unreadable one ends the walk.
+    An address that cannot be read ends the walk from the peer to the client.
     """
     found = "unknown"
-    for hop in reversed(hops):
+    for hop in reversed([*claimed.split(","), peer]):
         try:
-            address = ipaddress.ip_address(hop)
+            address = ipaddress.ip_address(hop.strip())
         except ValueError:
             break
         if isinstance(address, ipaddress.IPv6Address):

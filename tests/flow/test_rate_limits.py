@@ -177,7 +177,8 @@ PROXIES = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8"))
     ],
 )
 def test_an_address_is_believed_from_known_proxies_alone(hops: list[str], client: str) -> None:
-    assert client_address(tuple(hops), PROXIES) == client
+    *claimed, peer = hops
+    assert client_address(", ".join(claimed), peer, PROXIES) == client
 
 
 @pytest.fixture
