@@ -113,6 +113,7 @@ class SharedCounters(Counters):
     def __init__(self, server: Server, clock: Callable[[], float] = time.time) -> None:
         super().__init__(clock)
         self._server = server
+        self._lock = Lock()
         self._client: MongoClient[dict[str, Any]] | None = None
 
     @property
@@ -142,20 +143,26 @@ class SharedCounters(Counters):
 
     def close(self) -> None:
         """Closes the connections; the next call reads the password again."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
 
     @property
     def _windows(self) -> Any:
-        if self._client is None:
-            client: MongoClient[dict[str, Any]] = MongoClient(
-                to_url(self._server, self._server.password.read()),
-                serverSelectionTimeoutMS=TIME,
-                connectTimeoutMS=TIME,
-                socketTimeoutMS=TIME,
-                w=1,  # a failover may forget some hits
-            )
-            client[self._server.name]["windows"].create_index("expireAt", expireAfterSeconds=0)
-            self._client = client
-        return self._client[self._server.name]["windows"]
+        with self._lock:
+            known = self._client
+            client = self._client = known or self._connect()
+        windows = client[self._server.name]["windows"]
+        if known is None:
+            windows.create_index("expireAt", expireAfterSeconds=0)
+        return windows
+
+    def _connect(self) -> MongoClient[dict[str, Any]]:
+        return MongoClient(
+            to_url(self._server, self._server.password.read()),
+            serverSelectionTimeoutMS=TIME,
+            connectTimeoutMS=TIME,
+            socketTimeoutMS=TIME,
+            w=1,  # a failover may forget some hits
+        )

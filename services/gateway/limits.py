@@ -121,7 +121,7 @@ class Limiter:
         self._alone = SlidingWindowCounterRateLimiter(MemoryCounters())
         self._replicas = replicas
         self._clock = clock
-        self._retry_at = 0.0
+        self._retry_at = 0.0  # 0: the store has answered
         self._leases: OrderedDict[tuple[str, str], _Lease] = OrderedDict()
         self._lock = threading.Lock()
         metrics.LIMITS_ALONE.set(0)
@@ -135,11 +135,10 @@ class Limiter:
                 lease.left = 0
             if lease.left < cost and now >= lease.refused_until:
                 self._renew(lease, limit, client, cost, now)
-            reset = max(0.0, lease.reset_at - now)
-            if lease.left < cost:
-                return Verdict(False, lease.left + lease.beyond, reset)
-            lease.left -= cost
-            return Verdict(True, lease.left + lease.beyond, reset)
+            is_allowed = lease.left >= cost
+            if is_allowed:
+                lease.left -= cost
+            return Verdict(is_allowed, lease.left + lease.beyond, max(0.0, lease.reset_at - now))
 
     def _lease(self, key: tuple[str, str]) -> _Lease:
         with self._lock:
@@ -152,10 +151,12 @@ class Limiter:
     def _renew(self, lease: _Lease, limit: Limit, client: str, cost: int, now: float) -> None:
         name = hashlib.sha256(f"{limit.name} {client}".encode()).hexdigest()
         if self._shared and now >= self._retry_at:
-            self._retry_at = now + RETRY  # during this try the others count alone
+            if self._retry_at:
+                self._retry_at = now + RETRY  # one tries; meanwhile the others count alone
             try:
-                self._take(self._shared, limit.item, name, lease, cost, now)
+                taken = self._take(self._shared, limit.item, name, lease, cost, now)
             except self._counters.base_exceptions as error:
+                self._retry_at = now + RETRY
                 metrics.LIMITS_ALONE.set(1)
                 reason = str(error)[:300]
                 log.warning("Rate limits are counted alone", extra={"reason": reason})
@@ -163,7 +164,7 @@ class Limiter:
             else:
                 metrics.LIMITS_ALONE.set(0)
                 self._retry_at = 0.0
-                self._note(limit, name, lease.left)
+                self._note(limit, name, taken)
                 return
         self._take(self._alone, limit.share(self._replicas), name, lease, cost, now)
 
@@ -181,19 +182,20 @@ class Limiter:
         lease: _Lease,
         cost: int,
         now: float,
-    ) -> None:
-        """Leases as many hits as are sensible, `cost` at least; none if there are fewer."""
+    ) -> int:
+        """Leases as many hits as are sensible, enough for `cost`; 0 if there are fewer."""
         stats = counter.get_window_stats(item, name)
         most = min(item.amount // LEAST_SHARE, stats.remaining // NEAR) // self._replicas
-        wanted = max(cost - lease.left, most)
-        taken = wanted if counter.hit(item, name, cost=wanted) else 0
-        if not taken and counter.hit(item, name, cost=cost - lease.left):
-            taken = cost - lease.left
+        least, taken = cost - lease.left, 0
+        if least <= stats.remaining:
+            sizes = max(least, most), least
+            taken = next((each for each in sizes if counter.hit(item, name, cost=each)), 0)
         lease.left += taken
         lease.beyond = max(0, stats.remaining - taken)
         lease.reset_at = now + max(0.0, stats.reset_time - time.time())
         lease.until = now + item.get_expiry()
         lease.refused_until = 0.0 if taken else now + REFUSED
+        return taken
 
 
 def limit_requests(app: Flask, limiter: Limiter, settings: Limits) -> None:

@@ -12,7 +12,16 @@ from eventcore.errors import Misconfigured
 from eventcore.settings import read_settings
 from eventcore.web.correlation import Correlation
 from gateway.limit_store import WINDOWS, MemoryCounters
-from gateway.limits import CLIENTS, RETRY, Limit, Limiter, Limits, client_address, limit_requests
+from gateway.limits import (
+    CLIENTS,
+    REFUSED,
+    RETRY,
+    Limit,
+    Limiter,
+    Limits,
+    client_address,
+    limit_requests,
+)
 from gateway.main import Settings, create_app
 
 
@@ -25,6 +34,8 @@ class Store(MemoryCounters):
 
     is_away = False
     calls = 0
+    meanwhile: Callable[[], object] | None = None
+    """Done once, during the next call."""
 
     @property
     def base_exceptions(self) -> type[Exception]:
@@ -40,6 +51,9 @@ class Store(MemoryCounters):
 
     def _called(self) -> None:
         self.calls += 1
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile:
+            meanwhile()
         if self.is_away:
             raise Away
 
@@ -104,6 +118,18 @@ def test_a_client_who_is_refused_costs_no_call_for_a_while() -> None:
     before = store.calls
     assert admitted(limiter, requests=100, of=limit("10/hour")) == 0
     assert store.calls == before
+    clock.now += REFUSED
+    assert admitted(limiter, requests=100, of=limit("10/hour")) == 0
+    assert store.calls == before + 1
+
+
+def test_hits_are_shared_while_another_client_leases_some() -> None:
+    store, found = Store(), []
+    limiter = Limiter(store, 3)
+    admitted(limiter, requests=500)  # more than the share of a replica that counts alone
+    store.meanwhile = lambda: found.append(admitted(limiter, requests=400))
+    limiter.hit(limit(), "bob")
+    assert found == [400]
 
 
 def test_another_client_has_a_limit_of_its_own() -> None:
