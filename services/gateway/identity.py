@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +33,6 @@ OPEN = frozenset({
     "docs.openapi_json", "docs.asyncapi_json",
 })  # fmt: skip
 """Endpoints for anybody. Each other one asks for an identity, also one that is added later."""
-
-PAGE = "page"
-"""Blueprint that asks by itself, for the credential in its cookie."""
 
 _BEARER = re.compile("Bearer +([^ ]+) *", re.IGNORECASE)
 
@@ -72,16 +69,18 @@ class Verifier:
         return self.tokens.verify(credential)
 
 
-def require_identity(app: Flask, verify: Callable[[str], Caller]) -> None:
+def require_identity(
+    app: Flask, verify: Callable[[str], Caller], guarded: Collection[str] = ()
+) -> None:
     """Refuses each request without a credential, or without the scope it needs, unless it is open.
 
-    Views find the caller in `flask.g.caller`.
+    Blueprints that are `guarded` ask by themselves. Views find the caller in `flask.g.caller`.
     """
 
     @app.before_request
     def identify() -> None:
         asked: Request = request._get_current_object()  # type: ignore[attr-defined]
-        if _is_open(asked):
+        if asked.blueprint in guarded or _is_open(asked):
             return
         given = _BEARER.fullmatch(asked.environ.get("HTTP_AUTHORIZATION", ""))
         if not given:
@@ -102,7 +101,7 @@ def _is_open(asked: Request) -> bool:
     OPTIONS needs none where the service answers it, or Flask, without the endpoint's view.
     """
     endpoint = asked.endpoint
-    if endpoint is None or endpoint in OPEN or asked.blueprint == PAGE:
+    if endpoint is None or endpoint in OPEN:
         return True
     return asked.method == "OPTIONS" and (
         endpoint.startswith(FORWARDED)

@@ -34,7 +34,7 @@ from gateway.forward import Upstream
 from gateway.identity import Verifier, require_identity
 from gateway.limit_store import SharedCounters
 from gateway.limits import Limit, Limiter, Limits, Network, limit_requests
-from gateway.page.pages import add_page
+from gateway.page.pages import PAGE, add_page
 from gateway.tokens import Keys, Tokens
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def create_app(settings: Settings) -> Flask:
     tokens = {name: reader(each.token) for name, each in settings.identity.items() if verify}
     add_forwarding(app, paths, upstreams, settings.consistency_cookie, tokens or None)
     if verify:
-        require_identity(app, verify)
+        require_identity(app, verify, guarded=[PAGE] if settings.page else [])
     else:
         log.warning("AUTH=off: whoever reaches the gateway reads and changes everything")
     if settings.page:

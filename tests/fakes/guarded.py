@@ -15,6 +15,7 @@ from gateway import apikeys
 from gateway.api import Description, add_forwarding, merged_events, merged_secured_calls
 from gateway.forward import Answer, Upstream
 from gateway.identity import Verifier, require_identity
+from gateway.page.pages import PAGE
 from gateway.tokens import Keys, Tokens
 from local.services import SERVICES
 from tests.fakes.issuer import AUDIENCE, ISSUER, Issuer
@@ -66,7 +67,7 @@ class Guarded:
             identity_tokens=self.tokens,
         )
         self.verifier = Verifier(Tokens(keys, ISSUER, AUDIENCE), lambda: self.api_keys)
-        require_identity(self.app, self.verifier)
+        require_identity(self.app, self.verifier, guarded=[PAGE])
         self.client = self.app.test_client()
 
     def call(

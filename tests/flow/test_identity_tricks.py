@@ -1,13 +1,17 @@
 """Ways around identity: credentials in odd places, other endpoints, tokens that are replaced."""
 
 import re
+from pathlib import Path
 
 import pytest
-from flask import g
+from flask import Blueprint, g
 from werkzeug.routing import Rule
 
+from eventcore.settings import read_settings
 from eventcore.web.caller import ACTOR_HEADER, SCOPES_HEADER
 from gateway.identity import OPEN
+from gateway.main import Settings, create_app
+from gateway.page.pages import PAGE
 from local.services import SERVICES
 from tests.fakes.guarded import Guarded
 from tests.fakes.shop import FakeShop
@@ -41,6 +45,23 @@ def test_a_route_that_is_added_needs_a_credential(guarded: Guarded) -> None:
         assert guarded.call("POST", path, token).status_code == 403
     assert guarded.call("OPTIONS", "/mine").status_code == 401
     assert guarded.call("OPTIONS", "/report").data == b""  # by Flask, without the view
+
+
+def test_without_the_page_no_blueprint_of_its_name_is_open(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").touch()
+    given = {
+        "SERVICE": "gateway", "UPSTREAMS": "{}", "AUTH": "on", "PAGE": "off",
+        "AUTH_API_KEYS_FILE": str(tmp_path / "keys"),
+    }  # fmt: skip
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    app = create_app(read_settings(Settings, "serve"))
+    mine = Blueprint(PAGE, __name__)
+    mine.add_url_rule("/mine", view_func=lambda: "mine")
+    app.register_blueprint(mine)
+    assert app.test_client().get("/mine").status_code == 401
 
 
 def test_a_credential_counts_in_its_header_alone(guarded: Guarded) -> None:

@@ -8,7 +8,6 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from eventcore.clock import SYSTEM_CLOCK, Clock
 from gateway.forward import Upstream
-from gateway.identity import PAGE
 from gateway.page.filters import add_filters
 from gateway.page.flow import Lane, journeys, lanes
 from gateway.page.forms import Filled, add_forms
@@ -17,6 +16,9 @@ from gateway.page.services import Services, segment
 from gateway.page.story import merge
 from gateway.page.streams import add_streams
 from gateway.page.watch import Rendered, Sample, Watch
+
+PAGE = "page"
+"""Name of the blueprint, which asks for the credential in its cookie."""
 
 
 class Site:
