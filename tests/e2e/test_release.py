@@ -519,6 +519,24 @@ RESTORED = {
 """Projections and reactors of the user service's log, by process: rebuilt after its restore."""
 
 
+def test_every_password_is_replaced_while_requests_go_on(
+    release: Release, say: Callable[[str], None]
+) -> None:
+    before = release.passwords()
+    with steady_load(INGRESS) as record:
+        run(str(ROOT / "local/rotate"), "--release", release.name, "--namespace", release.namespace)
+    say(record.summary())
+    assert [each for each in record.failures if ": 503 " not in each] == []
+    after = release.passwords()
+    for name in (*(f"shop-{server}" for server in SERVERS), "shop-feed"):
+        kept = {key for key, value in before[name].items() if after[name][key] == value}
+        assert kept <= {"monitor.user"}, name
+    with release.stores() as stores:
+        stores.await_converged()
+        assert stores.differences(record) == []
+    assert "Succeeded" in release.test()
+
+
 def test_a_deleted_event_store_comes_back_from_the_dump_of_its_cronjob(
     release: Release, say: Callable[[str], None]
 ) -> None:
