@@ -131,6 +131,7 @@ def test_a_browser_gets_the_page_and_another_client_what_it_had(page: Page) -> N
 
 VIEWS: dict[str, Callable[[str, str], str]] = {
     "start": lambda _, __: "/page",
+    "batch": lambda _, __: "/page/orders/batch",
     "order": lambda _, order: f"/page/orders/{order}",
     "user": lambda user, _: f"/page/users/{user}",
     "flow": lambda _, __: "/page/flow",
@@ -175,6 +176,43 @@ def test_a_refused_form_keeps_what_was_typed_and_says_why_beside_it(page: Page, 
     page.sweep()
     unknown = page.post("/page/orders", 422, userId=NOBODY, item="x", price="1", key="k")
     assert "User unknown" in visible(unknown)
+    assert not page.shop.order_store.log
+
+
+def rows(*orders: tuple[str, str, str]) -> dict[str, str]:
+    """The fields of the form of several orders: user, item and price of each row."""
+    names = ("userId", "item", "price")
+    return {
+        f"orders.{row}.{name}": value
+        for row, order in enumerate(orders)
+        for name, value in zip(names, order, strict=True)
+    }
+
+
+def test_a_batch_is_placed_once_without_its_empty_rows(page: Page, user: str) -> None:
+    page.sweep()
+    empty = ("", " ", "")
+    typed = rows(empty, (user, "Laptop", "0.10"), empty, empty, (user, "Mouse", "2"))
+    places = {page.post("/page/orders/batch", 303, **typed, key="k").location for _ in range(2)}
+    assert len(places) == 1
+    assert [each.data["item"] for each in page.shop.order_store.log] == ["Laptop", "Mouse"]
+    text = page.get(places.pop()).text
+    placed = [str(each.aggregate_id) for each in page.shop.order_store.log]
+    assert [f"/page/orders/{order}" in text for order in placed] == [True, True]
+
+
+def test_each_error_of_a_batch_stands_beside_its_field(page: Page, user: str) -> None:
+    page.sweep()
+    typed = rows((user, "Laptop", "1"), ("", "", ""), (user, "", "cheap"))
+    refused = page.post("/page/orders/batch", 422, **typed, key="k").text
+    wrong = re.findall(r'aria-describedby="batch-([^"]*)-error"', refused)
+    assert wrong == ["orders.1.item", "orders.1.price"]  # the empty row is the last one now
+    assert 'value="Laptop"' in refused
+    typed = rows((user, "Laptop", "1"), (NOBODY, "Mouse", "2"))
+    unknown = page.post("/page/orders/batch", 422, **typed, key="k").text
+    assert re.findall(r'aria-describedby="batch-([^"]*)-error"', unknown) == ["orders.1.userId"]
+    nothing = page.post("/page/orders/batch", 422, **rows(), key="k")
+    assert "orders: must not be empty" in visible(nothing)
     assert not page.shop.order_store.log
 
 

@@ -67,6 +67,7 @@ def places(shop: Shop) -> dict[str, str]:
     event = ask(shop, "GET", f"/orders/{order}/events")["events"][0]
     return {
         "start": "/page",
+        "batch": "/page/orders/batch",
         "order": f"/page/orders/{order}",
         "user": f"/page/users/{user}",
         "flow": "/page/flow",
@@ -84,7 +85,7 @@ def at(shop: Shop, tab: Tab, path: str) -> Tab:
     return tab
 
 
-VIEWS = ("start", "order", "user", "flow", "projections", "correlation", "missing")
+VIEWS = ("start", "batch", "order", "user", "flow", "projections", "correlation", "missing")
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

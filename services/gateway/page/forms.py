@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
+from urllib.parse import urlencode
 
 from flask import Blueprint, redirect, request
 from werkzeug.wrappers import Response as AnyResponse
@@ -13,6 +14,9 @@ from eventcore.ids import new_id
 from gateway.page.services import Reply, Services, segment
 
 _NUMBER = re.compile(r"-?\d{1,15}(\.\d{1,6})?")
+
+ROWS = 5
+"""Rows of a form with rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,10 @@ class Filled:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A command: where it goes, its fields, and the page that shows what it has done."""
+    """A command: where it goes, its fields, and the page that shows what it has done.
+
+    A form with rows sends a list of objects under the name `rows`; its fields are those of a row.
+    """
 
     name: str
     service: str
@@ -40,10 +47,29 @@ class Form:
     fields: tuple[str, ...]
     numbers: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    rows: str = ""
     done: Callable[[Mapping[str, Any], str], str] = lambda _, id: f"/page/users/{id}"
 
+    def values(self, typed: Mapping[str, str]) -> dict[str, str]:
+        """What was typed, by the names that the API's errors have; empty rows are left out."""
+        if not self.rows:
+            return self._of(typed)
+        rows = [self._of(typed, f"{self.rows}.{place}.") for place in range(ROWS)]
+        filled = enumerate(row for row in rows if any(row.values()))
+        return {f"{self.rows}.{n}.{name}": row[name] for n, row in filled for name in row}
+
+    def _of(self, typed: Mapping[str, str], prefix: str = "") -> dict[str, str]:
+        return {name: typed.get(prefix + name, "").strip() for name in self.fields}
+
     def body(self, values: Mapping[str, str]) -> dict[str, object]:
-        """The JSON of what was typed; an empty optional field is null, a number is exact."""
+        """The JSON of these values; an empty optional field is null, a number is exact."""
+        if not self.rows:
+            return self._object(values)
+        count = len(values) // len(self.fields)
+        rows = (self._of(values, f"{self.rows}.{place}.") for place in range(count))
+        return {self.rows: [*map(self._object, rows)]}
+
+    def _object(self, values: Mapping[str, str]) -> dict[str, object]:
         typed: dict[str, object] = dict(values)
         for name in self.numbers:
             if _NUMBER.fullmatch(values[name]):
@@ -63,6 +89,11 @@ FORMS = (
         "order", "order", "POST", "/orders", ("userId", "item", "price"), numbers=("price",),
         done=lambda body, _: f"/page/orders/{body['orderId']}",
     ),
+    Form(
+        "batch", "order", "POST", "/orders/batch", ("userId", "item", "price"),
+        numbers=("price",), rows="orders",
+        done=lambda body, _: f"/page?{urlencode({'placed': body['orderIds']}, doseq=True)}",
+    ),
     Form("change", "user", "PUT", "/users/{id}", ("name", "email")),
     Form(
         "limit", "user", "PUT", "/users/{id}/credit-limit", ("limit",), numbers=("limit",),
@@ -73,7 +104,7 @@ FORMS = (
         done=lambda _, id: f"/page/orders/{id}",
     ),
 )  # fmt: skip
-"""A form for each command of one resource."""
+"""A form for each command."""
 
 Again = Callable[[Filled, str], Any]
 """Shows the page with a form once more; the second argument is the id in the path, or ""."""
@@ -89,7 +120,7 @@ def add_forms(pages: Blueprint, services: Services, again: Mapping[str, Again]) 
 
 def _view(form: Form, services: Services, again: Again) -> Callable[..., Any]:
     def send(id: str = "") -> AnyResponse | tuple[str, int]:
-        values = {name: request.form.get(name, "").strip() for name in form.fields}
+        values = form.values(request.form)
         key = request.form.get("key") or str(new_id())
         path = form.path.replace("{id}", segment(id))
         reply = services.send(form.service, form.method, path, form.body(values), key)

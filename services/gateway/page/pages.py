@@ -10,7 +10,7 @@ from eventcore.clock import SYSTEM_CLOCK, Clock
 from gateway.forward import Upstream
 from gateway.page.filters import add_filters
 from gateway.page.flow import Lane, journeys, lanes
-from gateway.page.forms import Filled, add_forms
+from gateway.page.forms import ROWS, Filled, add_forms
 from gateway.page.guard import Verify, guard, sees_all
 from gateway.page.services import Services, segment
 from gateway.page.story import merge
@@ -120,13 +120,17 @@ def add_page(
     pages.context_processor(lambda: {"signs_in": verify is not None, "sees_all": sees_all()})
 
     def start(filled: Filled = Filled(), _id: str = "") -> str:  # noqa: B008 - it is frozen
-        chosen = request.args.get("user", "")
-        return render_template("shop/start.html", filled=filled, chosen=chosen, **site.lists())
+        shown = {"chosen": request.args.get("user", ""), "placed": request.args.getlist("placed")}
+        return render_template("shop/start.html", filled=filled, **shown, **site.lists())
+
+    def batch(filled: Filled = Filled(), _id: str = "") -> str:  # noqa: B008 - it is frozen
+        return render_template("shop/batch.html", filled=filled, rows=ROWS, users=site.users())
 
     pages.add_url_rule("/page", "start", start)
+    pages.add_url_rule("/page/orders/batch", "batch", batch)
     _add_views(pages, site)
     again = add_streams(pages, site)
-    add_forms(pages, site.services, {"user": start, "order": start, **again})
+    add_forms(pages, site.services, {"user": start, "order": start, "batch": batch, **again})
     app.register_blueprint(pages)
     _answer_browsers(app)
 

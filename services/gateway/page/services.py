@@ -44,9 +44,9 @@ class Reply:
         """The errors in a form by field; one that concerns none of `names` is under ""."""
         found: dict[str, str] = {}
         for each in () if self.ok else self.body.get("errors", ()):
-            name = str(each.get("field", "")).split(".")[-1]
-            if name in names:
-                found.setdefault(name, str(each.get("reason", "")))
+            name, reason = str(each.get("field", "")), str(each.get("reason", ""))
+            place, says = (name, reason) if name in names else ("", f"{name}: {reason}")
+            found.setdefault(place, says)
         return found or ({} if self.ok else {"": self.problem})
 
 
