@@ -5,9 +5,11 @@ answered write is never a 404.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
-from time import monotonic
+from itertools import chain
+from typing import TypeVar
 from uuid import UUID
 
 from eventcore.consistency import Lag, Waits, lag, require_seen, view_lag
@@ -15,48 +17,15 @@ from eventcore.errors import CannotApply, NotFound, NotYet, ReadModelUnavailable
 from eventcore.model.event import Data, Event, Json, to_timestamp
 from eventcore.model.projection import Document, Projection, version_of
 from eventcore.model.token import Token
-from eventcore.model.view import AnyProjection, View
-from eventcore.readmodel.port import Bookkeeping, ReadModel
-from eventcore.readmodel.records import Checkpoint, Generation, generation_of, parts_of
+from eventcore.model.view import View
+from eventcore.readmodel.port import ReadModel
+from eventcore.readmodel.records import Checkpoint
+from eventcore.readmodel.serving import Serving
 from eventcore.store.port import Store, Stream, read_pages
 
-GENERATION_TTL = 1.0
-"""Seconds for which a process caches which generation serves."""
+Folded = TypeVar("Folded")
 
 log = logging.getLogger(__name__)
-
-
-class Serving:
-    """Which generation of a projection serves; asked once a second at most."""
-
-    def __init__(self, projection: AnyProjection, readmodel: Bookkeeping) -> None:
-        self._projection = projection
-        self._readmodel = readmodel
-        self._known = generation_of(projection)
-        self._asked_at = float("-inf")
-        self._epochs: dict[str, str] = {}
-
-    def now(self) -> Generation:
-        """The generation; raises ReadModelUnavailable."""
-        if monotonic() - self._asked_at > GENERATION_TTL:
-            number = self._readmodel.generations(self._projection.name).serving
-            self._known = generation_of(self._projection, number)
-            self._asked_at = monotonic()
-        return self._known
-
-    def epoch(self) -> str:
-        """The epoch of the log that a projection's generation is folded from; "": not known yet.
-
-        It never changes, so it is read once. Raises ReadModelUnavailable.
-        """
-        name = self.now().name
-        if not self._epochs.get(name):
-            self._epochs[name] = self._readmodel.checkpoint(name).store_epoch
-        return self._epochs[name]
-
-    def parts(self) -> list[Generation]:
-        """The generation, or its part for each store; raises ReadModelUnavailable."""
-        return parts_of(self._projection, self.now().number)
 
 
 class Views:
@@ -143,7 +112,7 @@ class Views:
                         return
                     yield event
 
-        document = self._fold(aggregate_id, past)
+        document = self._fold(aggregate_id, lambda skipped: self.projection.fold(past(), skipped))
         reached = version_of(document)
         if version is not None and at is None and 0 < reached < version:
             raise NotFound(f"{stream} has no version {version}: it is at {reached}.")
@@ -161,31 +130,71 @@ class Views:
         collection = self._serving.now().collection
         return self._readmodel.page(collection, where, before, limit + 1)
 
-    def history(self, aggregate_id: UUID, after: int, limit: int) -> Data:
-        """A page of the stream, oldest first; `next` is the `after` of the next page, if any."""
+    def history(
+        self,
+        aggregate_id: UUID,
+        after: int,
+        limit: int,
+        shown: Callable[[Document], Data] | None = None,
+    ) -> Data:
+        """A page of the stream, oldest first; `next` is the `after` of the next page, if any.
+
+        With `shown` each entry has the document after its event; None: it cannot be shown.
+        """
         stream = self._stream(aggregate_id)
         events = self._store.read_stream(stream, after, limit + 1)
         if not events and not self._store.read_stream(stream, 0, 1):
             raise NotFound(f"There is no {stream}.")
-        shown = events[:limit]
-        after_it = shown[-1].version if len(events) > limit else None
-        return {"events": tuple(map(to_entry, shown)), "next": after_it}
+        listed = events[:limit]
+        entries = [*map(to_entry, listed)]
+        if shown:
+            documents = self._documents(aggregate_id, after, listed)
+            for event, entry in zip(listed, entries, strict=True):
+                document = documents.get(event.version)
+                entry["document"] = shown(document) if document else None
+        after_it = listed[-1].version if len(events) > limit else None
+        return {"events": tuple(entries), "next": after_it}
 
-    def _fold(self, aggregate_id: UUID, read: Callable[[], Iterable[Event]]) -> Document | None:
-        """The document after the events of `read`; reads the skips if an event does not apply."""
+    def _documents(
+        self, aggregate_id: UUID, after: int, listed: Sequence[Event]
+    ) -> dict[int, Document]:
+        """The documents after these events, which follow version `after`, by version.
+
+        There is none from an event on that cannot be applied.
+        """
+        found = dict[int, Document]()
+
+        def fold(skipped: Collection[int]) -> None:
+            before = read_pages(self._store, self._stream(aggregate_id), until=after)
+            events = chain(chain.from_iterable(before), listed)
+            for document in self.projection.states(events, skipped):
+                if version_of(document) > after and "removed" not in document:
+                    found[version_of(document)] = document
+
+        with suppress(CannotApply, ReadModelUnavailable):
+            self._fold(aggregate_id, fold)
+        return found
+
+    def _fold(self, aggregate_id: UUID, fold: Callable[[Collection[int]], Folded]) -> Folded:
+        """The result of `fold`, which gets the skipped versions if an event does not apply."""
         try:
-            return self.projection.fold(read())
+            try:
+                return fold(())
+            except Unavailable:
+                raise
+            except Exception:
+                skips = self._readmodel.skips(self.projection.name)
+                skipped = [s.version for s in skips if s.stream == str(aggregate_id)]
+                if not skipped:
+                    raise
+                return fold(skipped)
         except Unavailable:
             raise
         except Exception as error:
-            skips = self._readmodel.skips(self.projection.name)
-            skipped = [s.version for s in skips if s.stream == str(aggregate_id)]
-            if not skipped:
-                raise CannotApply(
-                    f"{self._stream(aggregate_id)} has an event that cannot be shown yet: {error}."
-                    " Nothing is lost; its history can be read."
-                ) from error
-            return self.projection.fold(read(), skipped)
+            raise CannotApply(
+                f"{self._stream(aggregate_id)} has an event that cannot be shown yet: {error}."
+                " Nothing is lost; its history can be read."
+            ) from error
 
     def _require_shown(self, aggregate_id: UUID, document: Document) -> None:
         """Raises NotFound for a document that is removed."""

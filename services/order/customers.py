@@ -20,8 +20,8 @@ from eventcore.errors import Invalid, NotYet, Overloaded, ReadModelUnavailable
 from eventcore.ids import made_at
 from eventcore.model.projection import version_of
 from eventcore.model.token import Token
-from eventcore.query import Serving
 from eventcore.readmodel.port import ReadModel
+from eventcore.readmodel.serving import Serving
 from order.projections.known_users import PROJECTION
 
 log = logging.getLogger(__name__)

@@ -46,6 +46,7 @@ PARTS = (
     ("eventcore/web/overload.py", "admission (ours)"),
     ("eventcore/web/", "web (ours)"),
     ("eventcore/query.py", "query (ours)"),
+    ("eventcore/readmodel/serving.py", "query (ours)"),
     ("eventcore/store/", "store (ours)"),
     ("eventcore/retry.py", "store (ours)"),
     ("eventcore/command.py", "commands (ours)"),

@@ -14,8 +14,10 @@ from eventcore.clock import Clock
 from eventcore.consistency import Waits
 from eventcore.errors import NotYet
 from eventcore.ids import new_id
+from eventcore.model.event import NewEvent
 from eventcore.model.projection import Document
-from eventcore.readmodel.records import Write
+from eventcore.readmodel.records import Skip, Write
+from eventcore.store.port import Stream
 from order.customers import Customers
 from order.projections import known_users
 from tests.fakes.readmodel import FakeReadModel
@@ -207,6 +209,40 @@ def test_the_history_is_paged_oldest_first_with_ids(shop: FakeShop) -> None:
     second = shop.users.get(f"{path}/events?limit=1&after={first['next']}").get_json()
     assert second["next"] is None
     assert [e["version"] for e in second["events"]] == [2]
+
+
+def test_a_history_has_the_document_after_each_event_if_asked(shop: FakeShop) -> None:
+    user_id = shop.create_user("Ada")
+    for name in ("Eve", "Zoe"):
+        shop.users.put(f"/users/{user_id}", json={"name": name})
+    path = f"/users/{user_id}/events?include=documents"
+    events = shop.users.get(path).get_json()["events"]
+    past = [shop.users.get(f"/users/{user_id}?version={n}").get_json() for n in (1, 2, 3)]
+    assert [each["document"] for each in events] == past
+    assert shop.users.get(f"{path}&after=1&limit=1").get_json()["events"] == events[1:2]
+    assert "document" not in shop.users.get(f"/users/{user_id}/events").get_json()["events"][0]
+    assert shop.users.get(f"/users/{user_id}/events?include=all").status_code == 422
+    renamed = [NewEvent(uuid4(), "USER_NAME_CHANGED", 1, {"name": "Bea"}) for _ in range(100)]
+    shop.user_store.append(Stream("user", UUID(user_id)), 3, renamed, {})
+    page = shop.users.get(f"{path}&limit=500").get_json()
+    assert (len(page["events"]), page["next"]) == (100, 100)
+    assert len(shop.users.get(f"/users/{user_id}/events?limit=500").get_json()["events"]) == 103
+
+
+def test_a_history_has_documents_up_to_an_event_that_does_not_apply(shop: FakeShop) -> None:
+    user_id = shop.create_user("Ada")
+    unknown = NewEvent(uuid4(), "USER_MARRIED", 1, {})
+    renamed = NewEvent(uuid4(), "USER_NAME_CHANGED", 1, {"name": "Eve"})
+    shop.user_store.append(Stream("user", UUID(user_id)), 1, [unknown, renamed], {})
+
+    def names() -> list[str | None]:
+        listed = shop.users.get(f"/users/{user_id}/events?include=documents").get_json()["events"]
+        return [each["document"] and each["document"]["name"] for each in listed]
+
+    assert names() == ["Ada", None, None]
+    skip = Skip("users", user_id, 2, str(unknown.event_id), "Ada", "why", shop.user_store.now)
+    shop.readmodel.skip(skip)
+    assert names() == ["Ada", "Ada", "Eve"]
 
 
 def test_ids_are_made_where_they_are_missing_and_always_returned(shop: FakeShop) -> None:

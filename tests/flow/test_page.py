@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from html import unescape
-from itertools import count
+from itertools import count, pairwise
 from uuid import UUID
 
 import pytest
@@ -85,6 +85,18 @@ class Page:
     def find(self, wanted: str) -> str:
         """The path of the view that the search box leads to."""
         return self.get(f"/page/search?q={wanted}", 302).location
+
+    def asked(self) -> list[str]:
+        """The paths that the services are asked for from now on."""
+        asked: list[str] = []
+
+        def noted(upstream: Within) -> Callable[..., Answer]:
+            call = upstream.call
+            return lambda method, path, *more: asked.append(path) or call(method, path, *more)  # type: ignore[func-returns-value]
+
+        for upstream in self.upstreams.values():
+            upstream.call = noted(upstream)  # type: ignore[method-assign]
+        return asked
 
     def later(self, seconds: float) -> None:
         """Both stores' clocks go on."""
@@ -264,6 +276,23 @@ def test_an_event_says_what_it_changed(page: Page, user: str) -> None:
     assert "As it was at version 1 of 2" in then
 
 
+def test_a_long_stream_is_shown_by_pages_each_read_at_once(page: Page, user: str) -> None:
+    names = [f"Ada {number}" for number in range(2, 31)]
+    for name in names:
+        page.shop.users.put(f"/users/{user}", json={"name": name})
+    page.sweep()
+    asked = page.asked()
+    text = page.get(f"/page/users/{user}").text
+    of_stream = [each for each in asked if each.startswith(f"/users/{user}")]
+    events = f"/users/{user}/events?after=9&limit=21&include=documents"
+    assert of_stream == [f"/users/{user}", events, f"/users/{user}/credit"]
+    changes = re.findall(r"<del><bdi>(.*?)</bdi></del>.*?<ins><bdi>(.*?)</bdi></ins>", text)
+    assert changes == [*pairwise(names[8:])]
+    earlier = page.get(f"/page/users/{user}?after=0").text
+    assert re.findall(r'<li id="v(\d+)"', earlier) == [str(version) for version in range(1, 21)]
+    assert f"/page/users/{user}?after=20" in earlier
+
+
 def test_the_search_finds_the_view_of_any_id(page: Page, user: str, order: str) -> None:
     placed = page.shop.order_store.log[0]
     assert page.find(user) == f"/page/users/{user}"
@@ -426,14 +455,7 @@ def test_a_rebuild_is_shown_with_what_is_left(page: Page, order: str) -> None:
 def test_a_hundred_open_pages_ask_the_services_once() -> None:
     now = [0.0]
     page = Page(FakeShop(), monotonic=lambda: now[0])
-    asked: list[str] = []
-
-    def noted(upstream: Within) -> Callable[..., Answer]:
-        call = upstream.call
-        return lambda method, path, *more: asked.append(path) or call(method, path, *more)  # type: ignore[func-returns-value]
-
-    for upstream in page.upstreams.values():
-        upstream.call = noted(upstream)  # type: ignore[method-assign]
+    asked = page.asked()
     for view in ("start", "flow", "projections"):
         page.get(f"/page/live/{view}")
     assert asked.count("/internal/status") == 2

@@ -4,7 +4,7 @@ A document belongs to one stream. Its `_id` is the aggregate's id, its `version`
 those of the last event folded into it; a step sets none of them.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -133,10 +133,17 @@ class Projection:
         The versions in `skipped` are passed over.
         """
         document = None
+        for document in self.states(events, skipped):  # noqa: B007 - the last one is wanted
+            pass
+        return document
+
+    def states(self, events: Iterable[Event], skipped: Collection[int] = ()) -> Iterator[Document]:
+        """The document after each of these events, as `fold` folds them."""
+        document = None
         for event in events:
             step = self.skip if event.version in skipped else self.apply
             document = step(document, event)
-        return document
+            yield document
 
     def _known(self, event: Event) -> Event:
         """The event in the schema version that the steps take; raises CannotApply."""

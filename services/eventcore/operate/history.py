@@ -15,10 +15,10 @@ from eventcore.ids import made_at
 from eventcore.model.event import Event
 from eventcore.model.projection import Projection
 from eventcore.model.view import AnyProjection, View, positions_of
-from eventcore.query import Serving
 from eventcore.reactor import Reactor
 from eventcore.readmodel.port import ReadModel
 from eventcore.readmodel.records import Generation, Parked, Skip
+from eventcore.readmodel.serving import Serving
 from eventcore.store.port import Progress, Store, Stream, read_pages
 
 SEARCHED_AT_MOST = 1_000_000

@@ -29,9 +29,9 @@ from eventcore.operate.verifying_snapshots import compare_snapshots
 from eventcore.operate.verifying_view import ViewVerifier
 from eventcore.operate.watch import Backlog
 from eventcore.project.parts import open_parts
-from eventcore.query import Serving
 from eventcore.readmodel.mongo import Mongo
 from eventcore.readmodel.records import Generation, Verification
+from eventcore.readmodel.serving import Serving
 from eventcore.store.feed import Feed
 from eventcore.store.postgres import Postgres
 

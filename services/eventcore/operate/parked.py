@@ -22,10 +22,10 @@ from eventcore.operate.shared import (
     yes,
 )
 from eventcore.project.folding import Folding
-from eventcore.query import Serving
 from eventcore.reactor import Reactor
 from eventcore.readmodel.mongo import Mongo
 from eventcore.readmodel.records import Generation, Parked, Skip
+from eventcore.readmodel.serving import Serving
 
 
 @click.group()

@@ -16,10 +16,10 @@ from eventcore.model.service import Service
 from eventcore.model.view import AnyProjection, View
 from eventcore.observe import metrics
 from eventcore.observe.background import log_errors, repeat
-from eventcore.query import Serving
 from eventcore.reactor import Reactor
 from eventcore.readmodel.port import Bookkeeping, ReadModel
 from eventcore.readmodel.records import Checkpoint, Generation
+from eventcore.readmodel.serving import Serving
 from eventcore.store.feed import Feed, read_page
 from eventcore.store.port import Store
 

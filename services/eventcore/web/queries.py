@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -18,6 +18,9 @@ from eventcore.web.routes import Routes, in_handler
 
 SOURCE = "Answered-From"
 """Header of a query's answer: view, live (folded from the stream), or stale, with the reason."""
+
+MOST_DOCUMENTS = 100
+"""Events of a page of a history that has documents."""
 
 _MOST = 2**53
 """Bound of versions: every reader of JSON has exact integers up to here."""
@@ -49,6 +52,11 @@ class Page(QueryInput):
     limit: Annotated[int, Field(ge=1, le=500), DIGITS] = Field(
         100, description="How many events at most."
     )
+    include: Literal["documents"] | None = Field(
+        None,
+        description="Adds the document after each event to it; then a page has"
+        f" {MOST_DOCUMENTS} events at most.",
+    )
 
 
 class HistoryEntry(BaseModel):
@@ -62,6 +70,10 @@ class HistoryEntry(BaseModel):
     causationId: str | None
     actor: str | None = Field(description="null: nobody was asked for an identity.")
     data: dict[str, Any]
+    document: dict[str, Any] | None = Field(
+        None,
+        description="As it was after this event, if it is asked for; null: it cannot be shown.",
+    )
 
 
 class History(BaseModel):
@@ -102,7 +114,9 @@ def add_queries(
         guard=own,
     )  # fmt: skip
     def history(incoming: Incoming[None, Page]) -> Answer:
-        found = views.history(incoming.id, incoming.query.after, incoming.query.limit)
+        page = incoming.query
+        limit = min(page.limit, MOST_DOCUMENTS) if page.include else page.limit
+        found = views.history(incoming.id, page.after, limit, shown if page.include else None)
         return Answer(200, found, {SOURCE: "live"})
 
 

@@ -18,10 +18,11 @@ from eventcore.model.service import Projector, Service
 from eventcore.model.view import AnyProjection, View
 from eventcore.operate.history import as_uuid, find
 from eventcore.operate.timeline import timeline
-from eventcore.query import Serving, to_entry
+from eventcore.query import to_entry
 from eventcore.reactor import Reactor
 from eventcore.readmodel.port import ReadModel
 from eventcore.readmodel.records import Generation, Parked, Verification, generation_of
+from eventcore.readmodel.serving import Serving
 from eventcore.store.port import Progress, Store
 from eventcore.web.caller import ADMIN
 from eventcore.web.identity import caller_of, refuse

@@ -79,7 +79,7 @@ class Services:
             parsed = jsontext.parse(answer.body or b"{}")
         except (Error, ValueError):
             return Reply(503, AWAY)
-        version = re.match(r'"(\d+)-', answer.headers.get("ETag") or "")
+        version = re.match(r'"(\d+)[.-]', answer.headers.get("ETag") or "")
         source = answer.headers.get("Answered-From") or ""
         return Reply(answer.status, parsed, source, int(version[1]) if version else 0)
 

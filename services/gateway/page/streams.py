@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gateway.page.pages import Site
 
 SHOWN = 20
-"""Events of a stream that one page shows: for each, the document is read as it was."""
+"""Events of a stream that one page shows."""
 
 YOUNG = timedelta(seconds=30)
 """Age of a stream's last event up to which its page is polled as often as the others."""
@@ -64,7 +64,8 @@ class Streams:
             return render_template(
                 "shop/message.html", title=f"{kind.title} {id}", detail=story["events"].problem
             ), story["events"].status
-        past = self._document(kind, id, version) if version else None
+        document = kind.document.replace("{id}", segment(id))
+        past = self._get(kind.service, f"{document}?version={version}") if version else None
         more = self._of_user(id) if kind.name == "users" else {}
         shown = {**story, **more, "past": past, "version": version}
         page = render_template("shop/stream.html", filled=filled or Filled(), **shown)
@@ -75,18 +76,18 @@ class Streams:
         path = segment(id)
         now = self._get(kind.service, kind.document.replace("{id}", path))
         last = now.version
-        after = request.args.get("after", max(0, last - SHOWN), type=int)
-        events = self._get(
-            kind.service, f"{kind.events.replace('{id}', path)}?after={max(0, after)}&limit={SHOWN}"
-        )
-        listed = events.body["events"] if events.ok else []
+        after = max(0, request.args.get("after", last - SHOWN, type=int))
+        events = self._events(kind, path, after)
+        read = events.body["events"] if events.ok else []
+        documents = {e["version"]: e["document"] for e in read if e["document"]}
+        listed = [each for each in read if each["version"] > after]
         trace = self._trace(kind, path) if events.ok else []
         return {
             "kind": kind,
             "id": id,
             "now": now,
             "events": events,
-            "told": tell(kind.types[0], listed, self._documents(kind, id, listed), trace),
+            "told": tell(kind.types[0], listed, documents, trace),
             "last": max([last, *(each["version"] for each in listed)]),
             "after": after,
             "causes": self._causes(kind, id, trace),
@@ -94,16 +95,11 @@ class Streams:
             "young": _is_young(listed, now, self._site.now()),
         }
 
-    def _document(self, kind: Kind, id: str, version: int) -> Reply:
-        path = kind.document.replace("{id}", segment(id))
-        return self._get(kind.service, f"{path}?version={version}")
-
-    def _documents(self, kind: Kind, id: str, events: Sequence[Any]) -> dict[int, Any]:
-        """The document after each of these events, and before the first."""
-        versions = [each["version"] for each in events]
-        wanted = [*([versions[0] - 1] if versions and versions[0] > 1 else []), *versions]
-        replies = {each: self._document(kind, id, each) for each in wanted}
-        return {version: reply.body for version, reply in replies.items() if reply.ok}
+    def _events(self, kind: Kind, path: str, after: int) -> Reply:
+        """The events of a page with their documents, and the one before it, to compare with."""
+        before = min(after, 1)
+        asked = f"after={after - before}&limit={SHOWN + before}&include=documents"
+        return self._get(kind.service, f"{kind.events.replace('{id}', path)}?{asked}")
 
     def _trace(self, kind: Kind, path: str) -> list[Mapping[str, Any]]:
         if not sees_all():
