@@ -131,6 +131,7 @@ def create_app(settings: Settings) -> Flask:
         document=Description(upstreams, merge=merged_secured_calls if verify else merged_calls),
         events=Description(upstreams, "/asyncapi.json", merged_events),
         cors_origins=settings.cors_origins,
+        front="page" if settings.page else "docs",
     )
     paths = {name: each.paths for name, each in places.items()}
     tokens = {name: reader(each.token) for name, each in settings.identity.items() if verify}

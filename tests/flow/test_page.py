@@ -22,8 +22,11 @@ from eventcore.web.app import create_app
 from eventcore.web.caller import ACTOR_HEADER, SCOPES_HEADER
 from gateway.api import add_forwarding
 from gateway.forward import Answer, UpstreamUnavailable
+from gateway.main import Settings
+from gateway.main import create_app as create_gateway
 from gateway.page.pages import add_page
 from local.services import SERVICES
+from tests.environment import settings_from
 from tests.fakes.guarded import IDENTITY_TOKEN, Guarded, Within
 from tests.fakes.shop import FakeShop
 from tests.fakes.store import _NEVER
@@ -65,7 +68,7 @@ class Page:
         for store in (self.shop.user_store, self.shop.order_store):
             store.now = datetime.now(UTC)  # ids tell the time as well
         self.upstreams = {"user": Within(self.shop.users), "order": Within(self.shop.orders)}
-        app = create_app("Gateway", (), missing=dict, is_ready=lambda: True)
+        app = create_app("Gateway", (), missing=dict, is_ready=lambda: True, front="page")
         add_forwarding(app, {name: each.paths for name, each in SERVICES.items()}, self.upstreams)
         clock = Clock(monotonic=self.monotonic, now=lambda: self.shop.order_store.now)
         add_page(app, self.upstreams, clock=clock)
@@ -139,6 +142,14 @@ def test_a_browser_gets_the_page_and_another_client_what_it_had(page: Page) -> N
         answer = page.client.get("/", headers={"Accept": accept})
         assert (answer.status_code, answer.location) == (302, "docs")
         assert answer.headers["Vary"] == "Accept"
+
+
+@pytest.mark.parametrize(("page", "place", "status"), [("on", "page", 200), ("off", "docs", 404)])
+def test_the_gateway_serves_the_page_unless_it_is_off(page: str, place: str, status: int) -> None:
+    told = {"SERVICE": "gateway", "UPSTREAMS": "{}", "PAGE": page}
+    client = create_gateway(settings_from(told, Settings)).test_client()
+    assert client.get("/", headers=HTML).location == place
+    assert client.get("/page/static/page.css", buffered=True).status_code == status
 
 
 VIEWS: dict[str, Callable[[str, str], str]] = {

@@ -36,14 +36,15 @@ def create_app(
     document: Callable[[], bytes] | None = None,
     events: Callable[[], bytes] | None = None,
     identity: Callable[[], str] | None = None,
+    front: str = "docs",
 ) -> Flask:
     """Builds a Flask application that serves `routes`, probes, metrics and its own description.
 
     `store` is asked for answers under an Idempotency-Key; `epoch` is that of its log. `document`
     makes the OpenAPI document; without one it is built here from the routes. `events` makes the
     AsyncAPI document, if there are events. Browser applications of `cors_origins` may call every
-    route. With `identity`, a token, the gateway says who calls. Nothing connects before the first
-    request.
+    route. With `identity`, a token, the gateway says who calls. Browsers are led from / to `front`.
+    Nothing connects before the first request.
     """
     app = Flask(title, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT + 1  # one more byte than a view accepts
@@ -52,7 +53,7 @@ def create_app(
     if document is None:
         built = openapi.build(title, "1.0", about, [operation for operation, _ in routes])
         document = lambda: built  # noqa: E731
-    app.register_blueprint(description_pages(title, document, events))
+    app.register_blueprint(description_pages(title, document, events, front))
     _add_probes(app, missing, is_ready)
     add_error_handlers(app)
     if cors_origins:

@@ -11,11 +11,15 @@ _PAGE_POLICY = (
 
 
 def description_pages(
-    title: str, document: Callable[[], bytes], events: Callable[[], bytes] | None = None
+    title: str,
+    document: Callable[[], bytes],
+    events: Callable[[], bytes] | None = None,
+    front: str = "docs",
 ) -> Blueprint:
     """/openapi.json, and /docs: a page to try the calls, which loads nothing from elsewhere.
 
-    With `events` also /asyncapi.json, to which the page has a link.
+    With `events` also /asyncapi.json, to which the page has a link. / leads to /docs, and a browser
+    to `front`.
     """
     pages = Blueprint(
         "docs", __name__, static_folder="docs", static_url_path="/docs", template_folder="docs"
@@ -35,15 +39,21 @@ def description_pages(
         response.headers["Content-Security-Policy"] = _PAGE_POLICY
         return response
 
+    _add_redirects(pages, front)
+    return pages
+
+
+def _add_redirects(pages: Blueprint, front: str) -> None:
     @pages.get("/")
     def home() -> AnyResponse:
-        return redirect("docs")
+        best = request.accept_mimetypes.best_match(["application/json", "text/html"])
+        answer = redirect(front if best == "text/html" else "docs")
+        answer.vary.add("Accept")
+        return answer
 
     @pages.get("/docs/")
     def docs_with_slash() -> AnyResponse:
         return redirect("../docs")
-
-    return pages
 
 
 def _json(document: bytes) -> Response:

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flask import Blueprint, Flask, Response, g, make_response, redirect, render_template, request
-from werkzeug.wrappers import Response as AnyResponse
+from flask import Blueprint, Flask, Response, g, render_template, request
 
 from eventcore.clock import SYSTEM_CLOCK, Clock
 from gateway.forward import Upstream
@@ -106,7 +105,7 @@ def add_page(
     verify: Verify | None = None,
     clock: Clock = SYSTEM_CLOCK,
 ) -> None:
-    """Adds the page at /page, and at / for browsers; other clients get there what they had.
+    """Adds the page at /page, to which the app sends browsers.
 
     With `verify` callers show a credential, and see what it allows.
     """
@@ -132,20 +131,6 @@ def add_page(
     again = add_streams(pages, site)
     add_forms(pages, site.services, {"user": start, "order": start, "batch": batch, **again})
     app.register_blueprint(pages)
-    _answer_browsers(app)
-
-
-def _answer_browsers(app: Flask) -> None:
-    """Sends who wants HTML rather than JSON from / to the page; all others as without it."""
-    others = app.view_functions["docs.home"]
-
-    def home() -> AnyResponse:
-        best = request.accept_mimetypes.best_match(["application/json", "text/html"])
-        answer = redirect("page") if best == "text/html" else make_response(others())
-        answer.vary.add("Accept")
-        return answer
-
-    app.view_functions["docs.home"] = home
 
 
 def _add_views(pages: Blueprint, site: Site) -> None:
