@@ -452,6 +452,20 @@ def test_an_event_that_waits_is_seen_in_the_picture_where_it_waits(page: Page, u
     assert "1 waiting" not in page.get("/page/flow").text
 
 
+def test_the_state_tells_where_why_and_when_a_stream_was_parked(page: Page, order: str) -> None:
+    when = page.shop.order_store.now.replace(microsecond=0)
+    entry = Parked("orders", order, 1, 3, "KeyError: 'price'", when)
+    page.shop.readmodel.park([entry])
+    state = page.shop.orders.get("/internal/status").get_json()
+    [orders] = [each for each in state["projections"] if each["label"] == "orders"]
+    assert orders["state"]["parked"] == [
+        {
+            "stream": order, "version": 1, "highest": 3, "error": "KeyError: 'price'",
+            "when": f"{when:%Y-%m-%dT%H:%M:%S}.000000Z",
+        }
+    ]  # fmt: skip
+
+
 def test_a_rebuild_is_shown_with_what_is_left(page: Page, order: str) -> None:
     readmodel = page.shop.readmodel
     number = readmodel.begin_generation("orders")

@@ -10,6 +10,7 @@ import click
 
 from eventcore import settings
 from eventcore.errors import Refused
+from eventcore.model.event import to_timestamp
 from eventcore.operate.shared import (
     Row,
     as_json,
@@ -40,7 +41,7 @@ def parked_list(as_json: bool) -> None:
     config = command_settings(settings.ReadModelSettings, "parked list")
     readmodel = Mongo(config.readmodel)
     rows = [
-        _parked(part, each)
+        _row(part, each)
         for projection in declared().projections
         for part in Serving(projection, readmodel).parts()
         for each in readmodel.parked(part.name).values()
@@ -57,7 +58,7 @@ def parked_show(projection_name: str, stream: str, data: bool, as_json: bool) ->
     """Show a parked stream, and its events since it stopped."""
     applier = open_at(projection_name, "parked show")
     found = _require_parked(applier, stream)
-    show([_parked(applier.generation, found)], as_json)
+    show([_row(applier.generation, found)], as_json)
     rows: list[Row] = [
         {
             "version": event.version,
@@ -65,7 +66,7 @@ def parked_show(projection_name: str, stream: str, data: bool, as_json: bool) ->
             "schemaVersion": event.schema_version,
             "id": event.event_id,
             "position": event.position,
-            "recordedAt": event.recorded_at.isoformat(),
+            "recordedAt": to_timestamp(event.recorded_at),
             **({"data": event.data} if data else {}),
         }
         for event in applier.stopped_events(found)
@@ -130,12 +131,5 @@ def _require_parked(applier: Folding[Any], stream: str) -> Parked:
     return found
 
 
-def _parked(generation: Generation, parked: Parked) -> Row:
-    return {
-        "projection": generation.label,
-        "stream": parked.stream,
-        "version": parked.version,
-        "highest": parked.highest,
-        "when": parked.when.isoformat(),
-        "error": parked.error,
-    }
+def _row(generation: Generation, parked: Parked) -> Row:
+    return {"projection": generation.label, **parked.as_json()}

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
-from eventcore.model.event import START, Mark
+from eventcore.model.event import START, Data, Mark, to_timestamp
 from eventcore.model.projection import Document
 from eventcore.model.view import AnyProjection
 
@@ -102,6 +102,16 @@ class Parked:
     highest: int
     error: str
     when: datetime
+
+    def as_json(self) -> Data:
+        """The stream, and where, why and when it was parked; without the generation."""
+        return {
+            "stream": self.stream,
+            "version": self.version,
+            "highest": self.highest,
+            "when": to_timestamp(self.when),
+            "error": self.error,
+        }
 
 
 @dataclass(frozen=True, slots=True)

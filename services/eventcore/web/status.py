@@ -7,6 +7,7 @@ identity, they need the scope `admin`, since they show the streams of all users.
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
+from itertools import islice
 from typing import TypeVar
 
 from flask import Blueprint, Response
@@ -21,7 +22,7 @@ from eventcore.operate.timeline import timeline
 from eventcore.query import to_entry
 from eventcore.reactor import Reactor
 from eventcore.readmodel.port import ReadModel
-from eventcore.readmodel.records import Generation, Parked, Verification, generation_of
+from eventcore.readmodel.records import Generation, Verification, generation_of
 from eventcore.readmodel.serving import Serving
 from eventcore.store.port import Progress, Store
 from eventcore.web.caller import ADMIN
@@ -189,7 +190,7 @@ class Status:
             "coveredAt": to_timestamp(checkpoint.covered_at) if checkpoint.covered_at else None,
             "halted": checkpoint.halted,
             "parkedCount": parked,
-            "parked": tuple(map(_parked, [*listed.values()][:LISTED])),
+            "parked": tuple(e.as_json() for e in islice(listed.values(), LISTED)),
             "versions": self._versions(projection, serving, recent),
             "verified": _verified(verified) if verified else None,
         }
@@ -215,16 +216,6 @@ class Status:
             for saga in self._service.sagas
             for each in self._store.read_waiting(saga.catalogue.aggregate_type, LISTED)
         )  # fmt: skip
-
-
-def _parked(entry: Parked) -> Data:
-    return {
-        "stream": entry.stream,
-        "version": entry.version,
-        "highest": entry.highest,
-        "error": entry.error,
-        "when": to_timestamp(entry.when),
-    }
 
 
 def _verified(found: Verification) -> Data:
