@@ -14,6 +14,7 @@ from typing import TypeVar
 import pytest
 
 from eventcore.settings import Server
+from local.identity import identity_settings
 from local.processes import (
     Environment,
     Process,
@@ -125,6 +126,35 @@ def shop(
     folder = tmp_path_factory.mktemp("failpoints")
     armable = [replace(each, env={**each.env, **_failpoints(folder, each)}) for each in made]
     yield from _running(Shop(armable, tmp_path_factory.mktemp("logs")))
+
+
+@pytest.fixture(scope="module")
+def issuer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the keys of the issuer that `guarded_shop` believes."""
+    return tmp_path_factory.mktemp("issuer")
+
+
+@pytest.fixture(scope="module")
+def guarded_shop(
+    databases: Databases,
+    postgres: PostgreSQL,
+    rabbitmq: RabbitMQ,
+    mongodb: MongoDB,
+    data_folder: Path,
+    issuer: Path,
+) -> Iterator[Shop]:
+    """All processes, which ask callers for an identity; beside those of `shop`, relays and
+    projectors are further replicas.
+    """
+    readmodels = {service: mongodb.login(f"{service}_read_model") for service in SERVICES}
+    every = processes(
+        Servers(postgres.address, rabbitmq.address, readmodels),
+        data_folder / "secrets",
+        ports={name: free_port() for name in SERVED},
+        free_port=free_port,
+        identity=identity_settings(issuer),
+    )
+    yield from _running(Shop(every, issuer / "logs"))
 
 
 def _failpoints(folder: Path, process: Process) -> Environment:

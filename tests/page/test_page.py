@@ -1,21 +1,15 @@
 """The page in a real browser, on the running system."""
 
 import json
-import shutil
-import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from local.browser import Browser, Tab, chromium
+from local.browser import Browser, Tab
 from local.shop import Shop
-
-AXE = Path(__file__).parent / "axe"
 
 FIRST_VIEW = 100_000
 """Bytes of the first view, as they are before any compression."""
@@ -26,23 +20,6 @@ NAME = "<img src=x onerror=alert(1)> \u05d0\u05d3\u05d4 \u05dc\u05d0 Ada"
 """A name of markup and of text that runs from right to left."""
 
 LONG = "A very long name of an item " * 7
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The text of axe-core, which npm brings in the version of the lock."""
-    folder = tmp_path_factory.mktemp("axe")
-    for name in ("package.json", "package-lock.json"):
-        shutil.copy(AXE / name, folder / name)
-    npm = ["npm", "ci", "--silent", "--ignore-scripts", "--prefer-offline"]
-    subprocess.run(npm, cwd=folder, check=True, timeout=120)
-    return (folder / "node_modules/axe-core/axe.min.js").read_text()
 
 
 def ask(shop: Shop, method: str, path: str, body: object = None) -> Any:
