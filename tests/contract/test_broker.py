@@ -549,6 +549,17 @@ def test_dead_letters_are_no_deliveries(
     assert consumer.take(10, wait=0.1) == []
 
 
+def test_the_depths_of_a_queue_and_its_dead_letters_are_asked_for_without_waiting(
+    site: Site, publisher: Publisher, opened: Opener
+) -> None:
+    consumer = opened(site.broker.consumer(site.queue, prefetch=2))
+    publish(publisher, messages(site.queue, 5))
+    taken = take(consumer, 1)
+    consumer.dead_letter(taken[0], "no event")
+    consumer.pause()
+    assert_soon(lambda: consumer.depths() == (4, 1))
+
+
 # ── what only a real broker does ──────────────────────────────────────────────────────────
 
 

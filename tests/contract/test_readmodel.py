@@ -24,6 +24,7 @@ from eventcore.readmodel.mongo import Mongo
 from eventcore.readmodel.port import SLOTS, ReadModel
 from eventcore.readmodel.records import (
     Checkpoint,
+    Depth,
     Generation,
     Generations,
     Parked,
@@ -340,6 +341,14 @@ def test_what_the_last_verification_found_is_kept(readmodel: ReadModel) -> None:
     found = Verification("p", NOW, 9, 0)
     readmodel.note_verification(found)
     assert readmodel.verification("p") == found
+
+
+def test_the_depths_of_queues_are_kept_as_they_were_noted_last(readmodel: ReadModel) -> None:
+    assert readmodel.depth("p") is None
+    readmodel.note_depth(Depth("p", NOW, 5, 1))
+    readmodel.note_depth(found := Depth("p", NOW, 0, 2))
+    assert readmodel.depth("p") == found
+    assert readmodel.depth("another") is None
 
 
 @pytest.mark.parametrize("_time", range(5))

@@ -178,6 +178,12 @@ class FakeConsumer:
         self._broker.declare([self.queue])
         self._broker.queues[self.queue.dead_letters].append((dead, False))
 
+    def depths(self) -> tuple[int, int] | None:
+        """See Consumer; None where a queue is lost."""
+        names = (self.queue.name, self.queue.dead_letters)
+        found = [len(self._broker.queues[name]) for name in names if name in self._broker.queues]
+        return (found[0], found[1]) if len(found) == 2 else None
+
     def pause(self) -> None:
         """See Consumer."""
         self._check()

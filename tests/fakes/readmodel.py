@@ -14,6 +14,7 @@ from eventcore.model.projection import Document, version_of
 from eventcore.readmodel.port import SLOTS, ReadModel
 from eventcore.readmodel.records import (
     Checkpoint,
+    Depth,
     Generation,
     Generations,
     Lease,
@@ -35,6 +36,7 @@ class FakeReadModel:
     generation_numbers: dict[str, Generations] = field(default_factory=dict)
     skip_list: dict[tuple[str, str], Skip] = field(default_factory=dict)
     verifications: dict[str, Verification] = field(default_factory=dict)
+    depths: dict[str, Depth] = field(default_factory=dict)
     written: dict[tuple[str, str], datetime] = field(default_factory=dict)
     away: bool = False
 
@@ -257,6 +259,16 @@ class FakeReadModel:
         """See ReadModel."""
         self._check()
         return self.verifications.get(projection)
+
+    def note_depth(self, found: Depth) -> None:
+        """See ReadModel."""
+        self._check()
+        self.depths[found.projection] = found
+
+    def depth(self, projection: str) -> Depth | None:
+        """See ReadModel."""
+        self._check()
+        return self.depths.get(projection)
 
     def ping(self) -> None:
         """See ReadModel."""

@@ -16,7 +16,7 @@ from werkzeug.test import TestResponse
 from eventcore.clock import Clock
 from eventcore.ids import new_id
 from eventcore.model.event import Mark
-from eventcore.readmodel.records import Parked
+from eventcore.readmodel.records import Depth, Parked
 from eventcore.store.port import Stream
 from eventcore.web.app import create_app
 from eventcore.web.caller import ACTOR_HEADER, SCOPES_HEADER
@@ -464,6 +464,16 @@ def test_the_state_tells_where_why_and_when_a_stream_was_parked(page: Page, orde
             "when": f"{when:%Y-%m-%dT%H:%M:%S}.000000Z",
         }
     ]  # fmt: skip
+
+
+def test_dead_letters_are_counted_where_a_projector_has_noted_them(page: Page, order: str) -> None:
+    assert "dead letters: 0" in visible(page.get("/page/projections"))
+    page.shop.readmodel.note_depth(Depth("orders", page.shop.order_store.now, 3, 2))
+    listed = visible(page.get("/page/projections"))
+    assert "Messages in its queue: 3, dead letters: 2" in listed
+    assert "python -m eventcore dead-letters list orders" in listed
+    picture = visible(page.get("/page/flow"))
+    assert "RabbitMQ queue, 3 in it dead letters: 2" in picture
 
 
 def test_a_rebuild_is_shown_with_what_is_left(page: Page, order: str) -> None:

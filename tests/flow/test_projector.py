@@ -273,6 +273,20 @@ def test_what_is_no_event_goes_to_the_dead_letters_whole_and_nothing_stops(
     assert_converged(shop)
 
 
+def test_a_sweep_notes_how_many_messages_and_dead_letters_there_are(shop: FakeShop) -> None:
+    shop.create_user()
+    shop.broker.route(Message("x", "user.created", b"{", {}))
+    shop.settle()
+    for body in (b"1", b"2"):
+        shop.broker.route(Message("x", "user.created", body, {}))
+    users = shop.projectors["users"]
+    assert shop.readmodel.depth("users") is None
+    users.sweep()
+    noted = shop.readmodel.depth("users")
+    assert noted
+    assert (noted.waiting, noted.dead_letters) == (2, 1)
+
+
 def test_an_event_that_the_log_does_not_have_is_a_dead_letter(
     shop: FakeShop, caplog: pytest.LogCaptureFixture
 ) -> None:

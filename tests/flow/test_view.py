@@ -557,7 +557,7 @@ class Hints:
     def does_nothing(self, *_: object) -> None:
         return None
 
-    acknowledge = resume = pause = close = release = does_nothing
+    acknowledge = resume = pause = close = release = depths = does_nothing
 
 
 def test_a_hint_is_folded_soon_and_a_stream_of_hints_costs_few_folds() -> None:

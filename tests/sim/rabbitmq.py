@@ -364,6 +364,31 @@ class Channel:
             self._unconfirmed[tag] = (stored, bool(queues))
 
 
+class SecondChannel:
+    """A channel on which a consumer asks how many messages there are."""
+
+    def __init__(self, server: FakeRabbit) -> None:
+        self._queues = server.queues
+        self._on_close: Any = None
+
+    def add_on_close_callback(self, callback: Any) -> None:
+        """Say when it is closed."""
+        self._on_close = callback
+
+    def queue_declare(self, name: str, passive: bool, callback: Any) -> None:
+        """Count what is ready in a queue; one that is not there ends the channel."""
+        assert passive
+        if name not in self._queues:
+            self.close()
+        else:
+            counted = SimpleNamespace(message_count=len(self._queues[name]))
+            callback(SimpleNamespace(method=counted))
+
+    def close(self) -> None:
+        """Close it, from either side."""
+        self._on_close()
+
+
 class SimConnection(BrokerConnection):
     """The real connection, whose I/O is a simulated channel."""
 
@@ -380,6 +405,9 @@ class SimConnection(BrokerConnection):
             raise BrokerUnavailable("RabbitMQ cannot be reached")
         self._channel = Channel(server, self, self._world.running, parameters.may_publish)
         server.channels.append(self._channel)
+        self._connection = SimpleNamespace(
+            channel=lambda on_open_callback: on_open_callback(SecondChannel(server))
+        )
         self._in_turn(self._opening())
 
     def close(self) -> None:

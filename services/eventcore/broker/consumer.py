@@ -13,6 +13,9 @@ from eventcore.broker.topology import ADDED, DEAD_LETTERS, ChannelOperation, Top
 from eventcore.errors import BrokerUnavailable
 from eventcore.model.message import Message
 
+COUNT_INTERVAL = 2.0
+"""Seconds from one answer about the depths of the queues to the next question."""
+
 
 class BatchConsumer(BrokerConnection):
     """A Consumer."""
@@ -26,6 +29,7 @@ class BatchConsumer(BrokerConnection):
         self._delivered: deque[Delivery] = deque()
         self._paused = False
         self._tag = ""
+        self._counted: tuple[int, int] | None = None
         self._published = 0
         self._confirmed = 0
         super().__init__(parameters, topology)
@@ -47,6 +51,10 @@ class BatchConsumer(BrokerConnection):
         if not self._await(lambda: self._confirmed >= wanted, self._patience):
             self._check()
             raise BrokerUnavailable("RabbitMQ did not confirm a dead letter in time")
+
+    def depths(self) -> tuple[int, int] | None:
+        counted, self._counted = self._counted, None
+        return counted
 
     def pause(self) -> None:
         """See Consumer; a second time changes nothing."""
@@ -71,6 +79,7 @@ class BatchConsumer(BrokerConnection):
         )
         yield partial(self._channel.basic_qos, prefetch_count=self._prefetch)
         yield self._consume
+        self._ask()
 
     def _consume(self, callback: ChannelOperation | None = None) -> None:
         name = self._queue.name
@@ -88,6 +97,23 @@ class BatchConsumer(BrokerConnection):
             self._delivered.clear()
         for delivery in untaken:
             self._channel.basic_nack(delivery.tag, requeue=True)
+
+    def _ask(self) -> None:
+        self._connection.channel(on_open_callback=self._count)
+
+    def _count(self, channel: Any) -> None:
+        """Asks by passive declarations, on a channel of its own: a refusal ends that one alone."""
+        names, counted = (self._queue.name, self._queue.dead_letters), list[int]()
+
+        def note(frame: Any) -> None:
+            counted.append(frame.method.message_count)
+            if len(counted) == len(names):
+                self._counted = (counted[0], counted[1])
+                channel.close()
+
+        channel.add_on_close_callback(lambda *_: self._later(COUNT_INTERVAL, self._ask))
+        for name in names:
+            channel.queue_declare(name, passive=True, callback=note)
 
     def _on_delivery(self, _channel: Any, method: Any, properties: Any, body: bytes) -> None:
         self._delivered.append(to_delivery(method, properties, body))

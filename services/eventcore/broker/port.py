@@ -74,6 +74,11 @@ class Consumer(Protocol):
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
         """Publishes it unchanged to the dead-letter queue; returns once that is confirmed."""
 
+    def depths(self) -> tuple[int, int] | None:
+        """Messages ready in the queue and among its dead letters; None: the broker has not said so
+        since the last call. It is asked every few seconds; this does not wait.
+        """
+
     def pause(self) -> None:
         """Stops deliveries; those that were not taken yet go back to the queue."""
 

@@ -41,6 +41,7 @@ from eventcore.observe.tracing import processing
 from eventcore.project.applier import EventApplier
 from eventcore.project.fold_result import by_stream
 from eventcore.project.sweep import Applier, Sweep, Sweeping
+from eventcore.readmodel.records import Depth
 from eventcore.retry import backoff
 
 SWEEP_INTERVAL_WITHOUT_BROKER = 0.5
@@ -106,12 +107,8 @@ class ProjectorLoop(ABC, Generic[Applier]):
         self._stalled_sweeps = 0
         self._sweep_at = 0.0
         self._halted = False
-        for counter in (
-            metrics.APPLIED,
-            metrics.DUPLICATES,
-            metrics.CAUGHT_UP,
-            metrics.DEAD_LETTERS,
-        ):
+        named = (metrics.APPLIED, metrics.DUPLICATES, metrics.CAUGHT_UP, metrics.DEAD_LETTERS)
+        for counter in named:
             counter.labels(self._name)  # creates it at 0, so that `rate()` sees the first increment
 
     def run(self, stop: Stop) -> None:
@@ -227,6 +224,9 @@ class ProjectorLoop(ABC, Generic[Applier]):
         try:
             more = self.sweeping.run()
             self._halted = False
+            if self._consumer and (counted := self._consumer.depths()):
+                depth = Depth(self.applier.projection.name, self._clock.now(), *counted)
+                self.applier.readmodel.note_depth(depth)
         except StoreRestored as restored:
             if not self._halted:
                 log.error("Projection halted", extra={"reason": str(restored)})

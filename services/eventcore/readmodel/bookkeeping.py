@@ -23,6 +23,7 @@ from eventcore.readmodel.conversion import (
 )
 from eventcore.readmodel.records import (
     Checkpoint,
+    Depth,
     Generation,
     Generations,
     Lease,
@@ -193,6 +194,16 @@ class MongoBookkeeping(Connection):
         with self.operation():
             found = self.of("verifications").find_one({"_id": projection})
         return to_record(Verification, found) if found else None
+
+    def note_depth(self, found: Depth) -> None:
+        with self.operation():
+            which = {"_id": found.projection}
+            self.of("depths").replace_one(which, record_to_document(found), upsert=True)
+
+    def depth(self, projection: str) -> Depth | None:
+        with self.operation():
+            found = self.of("depths").find_one({"_id": projection})
+        return to_record(Depth, found) if found else None
 
 
 def _lease_update(holder: str, seconds: float, furthest: Mark) -> dict[str, object]:

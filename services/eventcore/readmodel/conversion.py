@@ -19,6 +19,7 @@ from eventcore.model.projection import Document
 from eventcore.readmodel.port import SLOTS
 from eventcore.readmodel.records import (
     Checkpoint,
+    Depth,
     Generations,
     Parked,
     Record,
@@ -111,7 +112,9 @@ def _camel(name: str) -> str:
     return re.sub("_([a-z])", lambda m: m[1].upper(), name)
 
 
-def record_to_document(record: Generations | Mark | Parked | Skip | Verification) -> Document:
+def record_to_document(
+    record: Depth | Generations | Mark | Parked | Skip | Verification,
+) -> Document:
     return {_camel(name): value for name, value in asdict(record).items()}
 
 

@@ -11,6 +11,7 @@ Prices are kept as Decimal128, exactly. A majority acknowledges every write, in 
     parked         for each stream that a generation has parked: version and error, no payload
     skips          for each event that all generations of a projection pass over
     verifications  for each projection: the time and the result of the last comparison with the log
+    depths         for each projection: the messages in its queue and its dead letters, and when
 """
 
 from eventcore.readmodel.bookkeeping import MongoBookkeeping

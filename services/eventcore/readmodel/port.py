@@ -8,6 +8,7 @@ from eventcore.model.event import START, Json, Mark
 from eventcore.model.projection import Document
 from eventcore.readmodel.records import (
     Checkpoint,
+    Depth,
     Generation,
     Generations,
     Lease,
@@ -65,7 +66,8 @@ class Documents(Protocol):
 
 
 class Bookkeeping(Protocol):
-    """The port of generations, checkpoints with their lease, the parked list, skips, verifications.
+    """The port of generations, checkpoints with their lease, parked streams, skips, verifications,
+    and depths of queues.
 
     Every method may raise ReadModelUnavailable.
     """
@@ -140,6 +142,12 @@ class Bookkeeping(Protocol):
 
     def verification(self, projection: str) -> Verification | None:
         """The result of the last comparison; None: there was none."""
+
+    def note_depth(self, found: Depth) -> None:
+        """Keep how many messages wait for a projection, in place of what was kept before."""
+
+    def depth(self, projection: str) -> Depth | None:
+        """How many messages waited for a projection; None: no projector has noted it."""
 
 
 class ReadModel(Documents, Bookkeeping, Protocol):

@@ -137,5 +137,15 @@ class Verification:
     wrong: int
 
 
-Record = TypeVar("Record", Generations, Parked, Skip, Verification)
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """The messages that a projection's queue and its dead-letter queue had ready at a time."""
+
+    projection: str
+    when: datetime
+    waiting: int
+    dead_letters: int
+
+
+Record = TypeVar("Record", Depth, Generations, Parked, Skip, Verification)
 """A record that is kept beside the documents, field by field."""

@@ -22,7 +22,7 @@ from eventcore.operate.timeline import timeline
 from eventcore.query import to_entry
 from eventcore.reactor import Reactor
 from eventcore.readmodel.port import ReadModel
-from eventcore.readmodel.records import Generation, Verification, generation_of
+from eventcore.readmodel.records import Depth, Generation, Verification, generation_of
 from eventcore.readmodel.serving import Serving
 from eventcore.store.port import Progress, Store
 from eventcore.web.caller import ADMIN
@@ -185,6 +185,7 @@ class Status:
         parked = self._readmodel.count_parked(serving.name)
         listed = self._readmodel.parked(serving.name) if 0 < parked <= 1000 else {}
         verified = self._readmodel.verification(projection.name)
+        depth = self._readmodel.depth(projection.name)
         return {
             "checkpoint": checkpoint.position,
             "coveredAt": to_timestamp(checkpoint.covered_at) if checkpoint.covered_at else None,
@@ -193,6 +194,7 @@ class Status:
             "parked": tuple(e.as_json() for e in islice(listed.values(), LISTED)),
             "versions": self._versions(projection, serving, recent),
             "verified": _verified(verified) if verified else None,
+            "depth": _depth(depth) if depth else None,
         }
 
     def _versions(
@@ -220,6 +222,11 @@ class Status:
 
 def _verified(found: Verification) -> Data:
     return {"when": to_timestamp(found.when), "checked": found.checked, "wrong": found.wrong}
+
+
+def _depth(found: Depth) -> Data:
+    when = to_timestamp(found.when)
+    return {"when": when, "waiting": found.waiting, "deadLetters": found.dead_letters}
 
 
 def _stream(event: Event) -> Data:
