@@ -473,7 +473,7 @@ def test_dead_letters_are_counted_where_a_projector_has_noted_them(page: Page, o
     assert "Messages in its queue: 3, dead letters: 2" in listed
     assert "python -m eventcore dead-letters list orders" in listed
     picture = visible(page.get("/page/flow"))
-    assert "RabbitMQ queue, 3 in it dead letters: 2" in picture
+    assert "RabbitMQ: 3 ready dead letters: 2" in picture
 
 
 def test_a_rebuild_is_shown_with_what_is_left(page: Page, order: str) -> None:

@@ -119,8 +119,7 @@ def add_page(
     pages.context_processor(lambda: {"signs_in": verify is not None, "sees_all": sees_all()})
 
     def start(filled: Filled = Filled(), _id: str = "") -> str:  # noqa: B008 - it is frozen
-        shown = {"chosen": request.args.get("user", ""), "placed": request.args.getlist("placed")}
-        return render_template("shop/start.html", filled=filled, **shown, **site.lists())
+        return render_template("shop/start.html", filled=filled, **site.lists())
 
     def batch(filled: Filled = Filled(), _id: str = "") -> str:  # noqa: B008 - it is frozen
         return render_template("shop/batch.html", filled=filled, rows=ROWS, users=site.users())
