@@ -470,10 +470,12 @@ def test_dead_letters_are_counted_where_a_projector_has_noted_them(page: Page, o
     assert "dead letters: 0" in visible(page.get("/page/projections"))
     page.shop.readmodel.note_depth(Depth("orders", page.shop.order_store.now, 3, 2))
     listed = visible(page.get("/page/projections"))
-    assert "Messages in its queue: 3, dead letters: 2" in listed
+    assert "Messages in its queue: 3, dead letters: 2 ." in listed
     assert "python -m eventcore dead-letters list orders" in listed
     picture = visible(page.get("/page/flow"))
     assert "RabbitMQ: 3 ready dead letters: 2" in picture
+    stop_projector(page, order)
+    assert re.search(r"dead letters: 2 , at \d\d:", visible(page.get("/page/projections")))
 
 
 def test_a_rebuild_is_shown_with_what_is_left(page: Page, order: str) -> None:
