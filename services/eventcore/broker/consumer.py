@@ -13,7 +13,7 @@ from eventcore.broker.topology import ADDED, DEAD_LETTERS, ChannelOperation, Top
 from eventcore.errors import BrokerUnavailable
 from eventcore.model.message import Message
 
-COUNT_INTERVAL = 2.0
+COUNT_INTERVAL = 5.0
 """Seconds from one answer about the depths of the queues to the next question."""
 
 

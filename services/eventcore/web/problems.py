@@ -63,8 +63,7 @@ def _known(error: errors.Error) -> Response:
     if found is None:
         return _unknown(error)
     _, status, title, detail = found
-    is_query = request.method in ("GET", "HEAD")
-    then = "Try again." if is_query else "Nothing was written; try again."
+    then = "Try again." if request.method in ("GET", "HEAD") else "Nothing was written; try again."
     detail = detail.format(error=error, then=then) or str(error)
     fields = error.fields if isinstance(error, errors.Invalid) else {}
     listed = [{"field": name, "reason": reason} for name, reason in fields.items()]
@@ -110,9 +109,8 @@ def _unknown(error: BaseException) -> Response:
 
 def problem(status: int, title: str, detail: str, code: str, **more: Any) -> Response:
     """Makes a problem details answer (RFC 9457)."""
-    ids: RequestContext | None = (
-        request.environ.get(REQUEST_CONTEXT) if has_request_context() else None
-    )
+    environ = request.environ if has_request_context() else {}
+    ids: RequestContext | None = environ.get(REQUEST_CONTEXT)
     body = to_body(status, title, detail, code, ids.request_id if ids else "", **more)
     return Response(body, status, mimetype="application/problem+json")
 
