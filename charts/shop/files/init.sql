@@ -241,9 +241,10 @@ begin
     insert into public.schema_versions (version) values (6);
     end if;
 
-    -- ── version 7: take_due says how late each deadline is ────────────────────────────────
+    -- ── version 7: take_due says how late a deadline is; snapshots are not compressed ─────────
     if recorded < 7 then
     drop function if exists public.take_due;  -- its columns change
+    alter table public.snapshots alter column state set storage external;  -- read often: not compressed
     insert into public.schema_versions (version) values (7);
     end if;
 
