@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from math import floor
-from threading import Lock
+from threading import Lock, local
 from typing import Any
 
 from limits.storage import SlidingWindowCounterSupport, Storage
@@ -37,6 +37,7 @@ class Counters(Storage, SlidingWindowCounterSupport, TimestampedSlidingWindow):
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         super().__init__()
         self._clock = clock
+        self._ended = local()
 
     @abstractmethod
     def counts(self, *windows: str) -> Mapping[str, int]:
@@ -55,7 +56,7 @@ class Counters(Storage, SlidingWindowCounterSupport, TimestampedSlidingWindow):
         """Counts `amount` hits, unless the two windows would then have more than `limit`."""
         now = self._clock()
         previous, current = self.sliding_window_keys(key, expiry, now)
-        before = self.counts(previous).get(previous, 0)
+        before = self._count_of_ended(previous)
         room = floor(limit - before * (1 - now % expiry / expiry)) - amount
         return room >= 0 and self.add(current, room, amount, now + 2 * expiry)
 
@@ -64,8 +65,17 @@ class Counters(Storage, SlidingWindowCounterSupport, TimestampedSlidingWindow):
         now = self._clock()
         previous, current = self.sliding_window_keys(key, expiry, now)
         counts = self.counts(previous, current)
+        self._ended.window, self._ended.count = previous, counts.get(previous, 0)
         left = expiry - now % expiry
-        return counts.get(previous, 0), left, counts.get(current, 0), left + expiry
+        return self._ended.count, left, counts.get(current, 0), left + expiry
+
+    def _count_of_ended(self, window: str) -> int:
+        """The hits of a window that has ended, which does not change: this thread may have just
+        read them.
+        """
+        if getattr(self._ended, "window", "") == window:
+            return int(self._ended.count)
+        return self.counts(window).get(window, 0)
 
     def close(self) -> None:
         """Closes connections, if there are any; the next call makes others."""
