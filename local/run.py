@@ -1,14 +1,12 @@
 """`make run`: the whole system on one machine, until Ctrl-C.
 
 Starts PostgreSQL, RabbitMQ and MongoDB, each unless its URL is given, or all in containers.
-Prepares the event stores, starts the processes under honcho, waits until all are ready and
-prints their addresses. Stops in the opposite order: processes, then servers. Data stays for the
-next run.
+Prepares the event stores, starts the processes and keeps them running, waits until all are
+ready and prints their addresses. Stops in the opposite order: processes, then servers. Data stays
+for the next run.
 """
 
-import ctypes
 import itertools
-import multiprocessing
 import os
 import shlex
 import signal
@@ -19,18 +17,19 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import click
-from honcho.manager import Manager
 
 from eventcore.errors import Error
 from eventcore.settings import Server
-from local.announce import MakeToken, RemindingPrinter, announce, say
+from local.announce import MakeCredentials, RemindingPrinter, announce, say
 from local.child import CannotStart, Child, is_free
 from local.compose import containers
 from local.given import given_mongodb, given_postgres, given_rabbitmq
 from local.identity import create_own_user, identity_settings
 from local.inside import forget_environments, note_environments
+from local.keeper import Keeper
 from local.lock import sole_use
 from local.processes import (
     Environment,
@@ -69,7 +68,7 @@ def main(data: Path, port: int, host: str, servers: str, observability: bool, au
     except (CannotStart, Error) as problem:
         sys.exit(f"make run: {problem}")
     except KeyboardInterrupt:
-        pass  # before the processes ran; afterwards honcho handles it
+        pass  # before the processes ran; afterwards the keeper handles it
     say("Stopped.")
 
 
@@ -99,8 +98,10 @@ def run(data: Path, port: int, host: str, auth: bool = False) -> None:
         )
         note_environments(all_of_them, data / "secrets")
         try:
-            make_token = partial(create_own_user, f"http://localhost:{port}", data / "secrets")
-            _supervise(all_of_them, places, started, make_token if auth else None)
+            make_credentials = partial(
+                create_own_user, f"http://localhost:{port}", data / "secrets"
+            )
+            _supervise(all_of_them, places, started, make_credentials if auth else None)
         finally:
             forget_environments(data / "secrets")
 
@@ -160,47 +161,22 @@ def _supervise(
     processes: Sequence[Process],
     places: Environment,
     started: Sequence[Child],
-    make_token: MakeToken | None,
+    make_credentials: MakeCredentials | None,
 ) -> None:
     """Runs the processes until Ctrl-C or SIGTERM; then ends all.
 
-    Raises CannotStart if one of them ends by itself.
+    Raises CannotStart if one of them ends with an error at its first start.
     """
-    multiprocessing.set_start_method("fork")
-    os.register_at_fork(after_in_child=_die_with_parent)
-    told = processes, places, started, make_token
-    announcer = multiprocessing.Process(target=_announce, args=told, daemon=True)
-    announcer.start()
     gateway = f"http://localhost:{processes[0].port}"
-    manager = Manager(
+    keeper = Keeper(
         RemindingPrinter(f"── {gateway} · beside it: make demo, make shell · Ctrl-C stops ──")
     )
     for each in processes:
         command = ["setpriv", "--pdeathsig", "SIGTERM", "--", *each.argv]
-        manager.add_process(each.name, f"exec {shlex.join(command)}", env=dict(each.env))
-    manager.loop()
-    announcer.terminate()
-    if manager.returncode not in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        raise CannotStart("A process ended by itself, so all were stopped: it says why above.")
-
-
-def _announce(
-    processes: Sequence[Process],
-    places: Environment,
-    started: Sequence[Child],
-    make_token: MakeToken | None,
-) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-    announce(processes, places, started, make_token)
-
-
-def _die_with_parent() -> None:
-    """Lets the kernel kill this process when the one that forked it dies, see prctl(2).
-
-    Its children get SIGTERM in the same way, so a SIGKILL leaves no process behind.
-    """
-    ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))
+        keeper.add(each.name, f"exec {shlex.join(command)}", each.env)
+    told = processes, places, started, make_credentials
+    Thread(target=announce, args=told, daemon=True).start()
+    keeper.run()
 
 
 def _hang_up(_number: int, _frame: object) -> None:

@@ -109,6 +109,14 @@ def test_it_runs_stops_without_a_trace_and_runs_again_on_the_same_data(
     with pytest.raises(CannotStart, match="is running already"):
         clean(make_run.data)
 
+    # A process that is killed is started again, and the others go on.
+    begun = re.findall(r"order-relay started \(pid (\d+)\)", make_run.said())
+    os.kill(int(begun[0]), signal.SIGKILL)
+    again = "order-relay was ended by SIGKILL; it starts again in 1 s"
+    _until(lambda: make_run.said().count("order-relay started") == 2, 10)
+    assert again in make_run.said()
+    Demo(make_run.url(), make_run.url(2)).play()
+
     # A server that dies is missed at once.
     os.kill(
         int((make_run.data / "postgres/data/postmaster.pid").read_text().split()[0]), signal.SIGINT
