@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from honcho.printer import Message, Printer
 
 from local.child import Child, is_alive
+from local.identity import Credentials
 from local.processes import Process
 from local.services import SERVED
 from local.shop import says_ready
@@ -35,8 +36,14 @@ Calls need a token. This one is of the user {user}. It has the scopes
 read and write, and expires in 24 hours. Calls to try are at {docs}:
 press Authorize and enter the token. First calls to paste, to read the user and to order:"""
 
-MakeToken = Callable[[], tuple[str, str]]
-"""Creates a user through the gateway; returns its id and its token."""
+_FOR_ADMIN = """\
+An operator sees everything, also Flow and Projections on the page, which that user may not
+see. This token has the scope admin as well:
+
+{token}"""
+
+MakeCredentials = Callable[[], Credentials]
+"""Creates a user through the gateway."""
 
 
 def say(text: str) -> None:
@@ -70,7 +77,7 @@ def announce(
     processes: Sequence[Process],
     places: Mapping[str, str],
     servers: Sequence[Child],
-    make_token: MakeToken | None = None,
+    make_credentials: MakeCredentials | None = None,
 ) -> None:
     """Says when all processes are ready, and when a server has ended by itself; never returns."""
     begun = time.monotonic()
@@ -83,7 +90,7 @@ def announce(
         if waiting:
             waiting = [each for each in waiting if not says_ready(each.ready_url)()]
             if not waiting:
-                say(_welcome(processes, places, make_token() if make_token else ("", "")))
+                say(_welcome(processes, places, make_credentials() if make_credentials else None))
             elif not impatient and time.monotonic() - begun > PATIENCE:
                 names = ", ".join(each.name for each in waiting)
                 say(paint(f"Still waiting for {names}: see what they say above.", 33))
@@ -99,16 +106,17 @@ def _ended(server: Child) -> str:
 
 
 def _welcome(
-    processes: Sequence[Process], places: Mapping[str, str], known: tuple[str, str]
+    processes: Sequence[Process], places: Mapping[str, str], known: Credentials | None
 ) -> str:
-    user, token = known
     urls = {each.name: f"http://localhost:{each.port}" for each in processes}
     served = {name: urls[name] for name in SERVED}
     metrics = {
         each.name: f"http://localhost:{each.env['METRICS_PORT']}/metrics" for each in processes
     }
     rows = [f"  {name:<16} {url}" for name, url in {**served, **places}.items()]
-    told, curl = (_WITH_IDENTITY, _FIRST_CURL_SIGNED) if token else (_WITHOUT_IDENTITY, _FIRST_CURL)
+    told, curl = (_WITH_IDENTITY, _FIRST_CURL_SIGNED) if known else (_WITHOUT_IDENTITY, _FIRST_CURL)
+    fields = {"gateway": served["gateway"], **(known._asdict() if known else {})}
+    admin = paint(f"ADMIN_TOKEN={known.admin}", 36) if known else ""
     rows += ["", "Metrics of each process:", "", *(f"  {n:<16} {u}" for n, u in metrics.items())]
     return "\n".join(
         [
@@ -119,10 +127,11 @@ def _welcome(
             "",
             *rows,
             "",
-            told.format(docs=paint(served["gateway"] + "/docs", 36), user=user),
+            told.format(docs=paint(served["gateway"] + "/docs", 36), **fields),
             "",
-            paint(curl.format(gateway=served["gateway"], user=user, token=token), 36),
+            paint(curl.format(**fields), 36),
             "",
+            *([_FOR_ADMIN.format(token=admin), ""] if known else []),
             "`make demo` in another terminal plays the whole journey. Ctrl-C stops everything.",
             "",
         ]

@@ -106,6 +106,11 @@ class Demo:
         self._history(f"/orders/{order_id}/events", ["ORDER_PLACED"])
 
         say(f"\nAll answers are right. Look at them: {self._gateway}/page/orders/{order_id}")
+        if bearer := self._headers.get("Authorization"):
+            say(
+                "The page shows them to this user and to operators. Sign in with this user's token:"
+            )
+            say(f"  {bearer.removeprefix('Bearer ')}")
         say(f"Next: try calls of your own at {self._gateway}/docs,")
         say("or follow the order from the request to the read model, with the times it took:")
         say(f"  make shell, then: python -m eventcore trace {order_id}")

@@ -6,6 +6,7 @@ The private key stays among the secrets of the data folder, for `make demo` to s
 import json
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jwt
 import urllib3
@@ -20,6 +21,9 @@ from local.processes import Environment
 from local.secretfiles import secret_file
 
 ISSUER, AUDIENCE, KEY_ID = "make-run", "shop", "make-run"
+
+OPERATOR = "operator"
+"""The subject of the token that sees everything."""
 
 TOKEN_TIME = 24 * 3600
 """Seconds until a token expires."""
@@ -53,8 +57,16 @@ def own_user(secrets: Path) -> str:
     return secret_file(secrets, "issuer_user", str(new_id())).read()
 
 
-def create_own_user(gateway: str, secrets: Path) -> tuple[str, str]:
-    """Creates that user, unless an earlier run has; returns its id and its token."""
+class Credentials(NamedTuple):
+    """A user, its token, and an operator's token, which has the scope admin as well."""
+
+    user: str
+    token: str
+    admin: str
+
+
+def create_own_user(gateway: str, secrets: Path) -> Credentials:
+    """Creates that user, unless an earlier run has."""
     user_id = own_user(secrets)
     token = token_for(secrets, user_id)
     answer = urllib3.request(
@@ -67,7 +79,7 @@ def create_own_user(gateway: str, secrets: Path) -> tuple[str, str]:
     )
     if answer.status not in (202, 422):
         raise CannotStart(f"The first user was not created: {answer.data.decode()[:300]}")
-    return user_id, token
+    return Credentials(user_id, token, token_for(secrets, OPERATOR, "read write admin"))
 
 
 def _key(secrets: Path) -> ec.EllipticCurvePrivateKey:

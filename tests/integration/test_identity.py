@@ -1,6 +1,7 @@
 """Identity on real processes, with the issuer of `make run AUTH=on`."""
 
 import http.client
+import re
 import subprocess
 import sys
 import time
@@ -47,8 +48,15 @@ def test_a_user_is_created_and_read_by_its_own_token(guarded_shop: Shop, issuer:
     assert token_for(issuer, user).split(".")[2] not in logs
 
 
-def test_the_demo_plays_with_a_token_of_its_own(guarded_shop: Shop, issuer: Path) -> None:
+def test_the_demo_prints_a_token_that_opens_the_page_it_names(
+    guarded_shop: Shop, issuer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Demo(guarded_shop.url("gateway"), guarded_shop.url("order-service"), issuer).play()
+    said = capsys.readouterr().out
+    [order] = re.findall(r"/page/orders/([0-9a-f-]+)", said)
+    [token] = re.findall(r"^  (ey\S+)$", said, re.M)
+    answer = call(f"{guarded_shop.url('gateway')}/queries/orders/{order}", token)
+    assert answer.status == 200
 
 
 def test_the_user_of_make_run_is_made_once_and_has_a_token_to_paste(
@@ -56,7 +64,12 @@ def test_the_user_of_make_run_is_made_once_and_has_a_token_to_paste(
 ) -> None:
     gateway = guarded_shop.url("gateway")
     create_own_user(gateway, issuer)
-    id, token = create_own_user(gateway, issuer)
+    id, token, admin = create_own_user(gateway, issuer)
+    other = str(new_id())
+    body = {"name": "Ada", "email": f"{other}@example.com"}
+    assert call(f"{gateway}/users", token_for(issuer, other), "POST", body).status == 202
+    assert call(f"{gateway}/users/{other}", token).status == 404
+    assert call(f"{gateway}/users/{other}", admin).status == 200
     user = call(f"{gateway}/users/{own_user(issuer)}", token).json()
     assert user["userId"] == id
     assert user["name"] == "Grace Hopper"
