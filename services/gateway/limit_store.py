@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from math import floor
 from threading import Lock, local
-from typing import Any
+from typing import Any, NamedTuple
 
 from limits.storage import SlidingWindowCounterSupport, Storage
 from limits.storage.base import TimestampedSlidingWindow
@@ -27,6 +27,36 @@ TIME = 250
 
 WINDOWS = 20_000
 """Counters that are kept in memory; the one that was used least lately goes first."""
+
+
+MARGIN = 0.001
+"""Seconds that are added to a wait, for the rounding of floating-point numbers."""
+
+
+class Window(NamedTuple):
+    """The hits of the previous and the current window of `expiry` seconds, and what is left of it.
+
+    Of those of the previous window, as large a part counts as is left of the current one.
+    """
+
+    previous: int
+    current: int
+    left: float
+    expiry: float
+
+    def remaining(self, limit: int) -> int:
+        """How many hits are admitted now."""
+        return max(0, floor(limit - self.previous * self.left / self.expiry) - self.current)
+
+    def wait(self, limit: int, cost: int) -> float:
+        """Seconds until `cost` hits are admitted, if there are no others meanwhile."""
+        free = limit - cost - self.current
+        if free >= self.previous * self.left / self.expiry:
+            return 0.0
+        if free > 0:
+            return self.left - self.expiry * free / self.previous + MARGIN
+        over = 1 - (limit - cost) / self.current if self.current else 0.0
+        return self.left + self.expiry * min(1.0, max(0.0, over)) + MARGIN
 
 
 class Counters(Storage, SlidingWindowCounterSupport, TimestampedSlidingWindow):
@@ -76,6 +106,11 @@ class Counters(Storage, SlidingWindowCounterSupport, TimestampedSlidingWindow):
         if getattr(self._ended, "window", "") == window:
             return int(self._ended.count)
         return self.counts(window).get(window, 0)
+
+    def window(self, key: str, expiry: int) -> Window:
+        """The hits of a key that count now, and later."""
+        previous, left, current, _ = self.get_sliding_window(key, expiry)
+        return Window(previous, current, left, expiry)
 
     def close(self) -> None:
         """Closes connections, if there are any; the next call makes others."""

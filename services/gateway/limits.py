@@ -85,7 +85,10 @@ class Limits:
 
 
 class Verdict(NamedTuple):
-    """Whether a request is allowed, how many more are, and in how many seconds there are more."""
+    """Whether a request is allowed, how many more are, and in how many seconds one more is.
+
+    Of one that is refused: in how many seconds it is allowed, if no other is sent meanwhile.
+    """
 
     allowed: bool
     remaining: int
@@ -116,9 +119,8 @@ class Limiter:
         replicas: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._counters = shared or MemoryCounters()
-        self._shared = SlidingWindowCounterRateLimiter(shared) if shared else None
-        self._alone = SlidingWindowCounterRateLimiter(MemoryCounters())
+        self._shared = shared
+        self._alone = MemoryCounters()
         self._replicas = replicas
         self._clock = clock
         self._retry_at = 0.0  # 0: the store has answered
@@ -138,7 +140,8 @@ class Limiter:
             is_allowed = lease.left >= cost
             if is_allowed:
                 lease.left -= cost
-            return Verdict(is_allowed, lease.left + lease.beyond, max(0.0, lease.reset_at - now))
+            remaining = lease.left + lease.beyond if is_allowed else 0
+            return Verdict(is_allowed, remaining, max(0.0, lease.reset_at - now))
 
     def _lease(self, key: tuple[str, str]) -> _Lease:
         with self._lock:
@@ -155,12 +158,12 @@ class Limiter:
                 self._retry_at = now + RETRY  # one tries; meanwhile the others count alone
             try:
                 taken = self._take(self._shared, limit.item, name, lease, cost, now)
-            except self._counters.base_exceptions as error:
+            except self._shared.base_exceptions as error:
                 self._retry_at = now + RETRY
                 metrics.LIMITS_ALONE.set(1)
                 reason = str(error)[:300]
                 log.warning("Rate limits are counted alone", extra={"reason": reason})
-                self._counters.close()  # the next try makes connections of its own
+                self._shared.close()  # the next try makes connections of its own
             else:
                 metrics.LIMITS_ALONE.set(0)
                 self._retry_at = 0.0
@@ -171,28 +174,26 @@ class Limiter:
     def _note(self, limit: Limit, name: str, leased: int) -> None:
         """Counts shared leases in memory too: they are part of the share of a later outage."""
         share = limit.share(self._replicas)
-        if room := min(leased, self._alone.get_window_stats(share, name).remaining):
-            self._alone.hit(share, name, cost=room)
+        window = self._alone.window(share.key_for(name), share.get_expiry())
+        if room := min(leased, window.remaining(share.amount)):
+            SlidingWindowCounterRateLimiter(self._alone).hit(share, name, cost=room)
 
     def _take(
-        self,
-        counter: SlidingWindowCounterRateLimiter,
-        item: RateLimitItem,
-        name: str,
-        lease: _Lease,
-        cost: int,
+        self, counters: Counters, item: RateLimitItem, name: str, lease: _Lease, cost: int,
         now: float,
-    ) -> int:
+    ) -> int:  # fmt: skip
         """Leases as many hits as are sensible, enough for `cost`; 0 if there are fewer."""
-        stats = counter.get_window_stats(item, name)
-        most = min(item.amount // LEAST_SHARE, stats.remaining // NEAR) // self._replicas
+        window = counters.window(item.key_for(name), item.get_expiry())
+        remaining = window.remaining(item.amount)
+        most = min(item.amount // LEAST_SHARE, remaining // NEAR) // self._replicas
         least, taken = cost - lease.left, 0
-        if least <= stats.remaining:
-            sizes = max(least, most), least
-            taken = next((each for each in sizes if counter.hit(item, name, cost=each)), 0)
+        if least <= remaining:
+            sizes, hit = (max(least, most), least), SlidingWindowCounterRateLimiter(counters).hit
+            taken = next((each for each in sizes if hit(item, name, cost=each)), 0)
+        window = window._replace(current=window.current + taken)
         lease.left += taken
-        lease.beyond = max(0, stats.remaining - taken)
-        lease.reset_at = now + max(0.0, stats.reset_time - time.time())
+        lease.beyond = max(0, remaining - taken)
+        lease.reset_at = now + window.wait(item.amount, lease.beyond + 1 if taken else least)
         lease.until = now + item.get_expiry()
         lease.refused_until = 0.0 if taken else now + REFUSED
         return taken

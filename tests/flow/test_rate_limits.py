@@ -145,6 +145,35 @@ def test_a_request_takes_its_cost_at_once_or_not_at_all() -> None:
     assert limiter.hit(limit("10/hour"), "bob").remaining == 9
 
 
+@pytest.mark.parametrize("cost", [1, 3])
+@pytest.mark.parametrize("begin", [1000.0, 1020.0, 1021.0, 1037.5, 1079.9])
+def test_a_refused_request_is_allowed_after_the_time_it_was_told(begin: float, cost: int) -> None:
+    clock, of = Clock(), limit("5/minute")
+    clock.now = begin
+    limiter = Limiter(Store(clock), clock=clock)
+    for _ in range(30):
+        verdict = limiter.hit(of, "ada", cost)
+        while verdict.allowed:
+            verdict = limiter.hit(of, "ada", cost)
+        assert verdict.remaining == 0
+        tries = int(verdict.reset) // 2
+        for _ in range(tries):  # refused requests do not count
+            clock.now += 1
+            assert not limiter.hit(of, "ada", cost).allowed
+        clock.now += verdict.reset - tries
+        assert limiter.hit(of, "ada", cost).allowed
+
+
+def test_a_refused_request_is_not_told_to_wait_longer_than_it_must() -> None:
+    clock, of = Clock(), limit("5/minute")
+    clock.now = 1020.0  # a window begins
+    limiter = Limiter(Store(clock), clock=clock)
+    admitted(limiter, requests=5, of=of)
+    assert limiter.hit(of, "ada").reset == pytest.approx(60 + 12, abs=0.01)
+    clock.now += 71.5
+    assert not limiter.hit(of, "ada").allowed
+
+
 def test_while_the_store_is_away_each_replica_admits_its_share() -> None:
     store = Store()
     store.is_away = True
