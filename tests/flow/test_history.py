@@ -101,6 +101,27 @@ def test_a_document_that_is_behind_says_of_what(shop: FakeShop) -> None:
     assert f"users is at version 1 of 2: user {user_id}" in text
 
 
+def test_a_write_of_a_later_request_is_no_step_of_this_one(shop: FakeShop) -> None:
+    headers = {"X-Correlation-ID": str(new_id())}
+    person = {"name": "Ada", "email": "ada@example.com"}
+    user_id = shop.users.post("/users", json=person, headers=headers).json["userId"]
+    shop.settle()
+    assert "document" in told(user_history(shop, headers["X-Correlation-ID"]))
+    order_id = shop.place_order(user_id)
+    shop.users.put(f"/users/{user_id}", json={"name": "Eve"})
+    shop.order_store.now = datetime.now(UTC)
+    shop.settle()
+    found = user_history(shop, headers["X-Correlation-ID"])
+    assert told(found) == ["request", "event", "standing", "relay"]
+    says = rf"users is at version 2: user {user_id}; it had version 1 by \S+Z at the latest"
+    assert re.search(says, "\n".join(map(tell, timeline(found))))
+    of_order = as_json(order_history(shop, order_id))
+    by = {each["projection"]: each for each in of_order if "projection" in each}
+    assert by["orders"]["what"] == "document"
+    assert (by["known-users"]["what"], by["known-users"]["at"]) == ("standing", None)
+    assert (by["known-users"]["version"], by["known-users"]["stream"]) == (2, user_id)
+
+
 def park(shop: FakeShop, user_id: str) -> None:
     event = NewEvent(uuid4(), "USER_MARRIED", 1, {"to": "bob@example.com"})
     shop.user_store.append(Stream("user", UUID(user_id)), 1, [event], {})

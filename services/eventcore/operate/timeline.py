@@ -49,10 +49,12 @@ def timeline(history: History, *, with_data: bool = False) -> list[Entry]:
         *((each.recorded_at, _appended(each, progress, with_data)) for each in events),
     ]
     now = []
+    newest = max((each.recorded_at for each in events), default=None)
     for standing in history.standings:
-        placed += _projected(standing, with_data)
         last = max((version for version, _ in standing.events), default=0)
-        if standing.written_at is None or standing.version < last:
+        later = _is_of_later_events(standing, last, newest)
+        placed += _projected(replace(standing, written_at=None) if later else standing, with_data)
+        if later or standing.written_at is None or standing.version < last:
             now.append(_standing(standing, last))
     if events:
         now.append(_relay(history.service, progress))
@@ -145,8 +147,27 @@ def _place(standing: Standing) -> dict[str, Json]:
     }
 
 
+def _is_of_later_events(standing: Standing, last: int, newest: datetime | None) -> bool:
+    """Whether the last write of a document came of events that the history does not have.
+
+    A document shows its newest version alone: its earlier writes left no time.
+    """
+    if standing.written_at is None or newest is None:
+        return False
+    if standing.events:
+        return standing.version > last
+    return standing.version > 1 and standing.written_at > newest
+
+
 def _standing(standing: Standing, last: int) -> Entry:
-    """The state of a projection that is behind, or whose document has no write time."""
+    """The state of a projection that is behind or further, or whose document has no write time."""
+    if standing.version > last and (at := standing.written_at):
+        text = f"{standing.projection} is at {standing.unit} {standing.version}: {standing};"
+        if last:
+            text += f" it had {standing.unit} {last} by {to_timestamp(at)} at the latest"
+        else:
+            text += f" written {to_timestamp(at)}"
+        return Entry("standing", None, text, {**_place(standing), "writtenAt": to_timestamp(at)})
     has = f"is at {standing.unit} {standing.version}" if standing.version else "has no document"
     of = f" of {last}" if last > standing.version > 0 else ""
     text = f"{standing.projection} {has}{of}: {standing}"
