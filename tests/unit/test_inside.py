@@ -5,12 +5,13 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from local.inside import forget_environments, note_environments, places_of
+from local.inside import _tell_of_trace, forget_environments, note_environments, runs_of
 from local.processes import Process
-from local.services import ROOT
+from local.services import ROOT, SERVICES
 
 
 def relay() -> Process:
@@ -58,33 +59,77 @@ def test_beside_nothing_it_says_to_start_something(tmp_path: Path) -> None:
     assert "start it with `make run`" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("tool", "places"),
-    [
-        ("lag --json", ["user-projector", "order-projector", "order-user-sync"]),
-        ("verify orders --all", ["order-projector"]),
-        ("parked retry known-users", ["order-user-sync"]),
-        ("parked list", ["user-projector", "order-user-sync"]),
-        ("dead-letters list users", ["user-projector"]),
-        ("saga list --stuck", ["order-service"]),
-        ("trace 0198", ["user-service", "order-service"]),
-        ("--help", ["user-projector"]),
-    ],
-)
-def test_a_tool_runs_at_the_process_that_it_is_about(tool: str, places: list[str]) -> None:
+def whole() -> dict[str, Any]:
+    """All processes, as `make run` notes them."""
     run = {
         "gateway": "serve", "user-service": "serve", "order-service": "serve",
         "order-relay": "relay", "user-projector": "project users",
-        "order-projector": "project orders", "order-user-sync": "project known-users",
+        "credit-projector": "project credit", "order-projector": "project orders",
+        "order-user-sync": "project known-users", "order-customers": "project customers",
     }  # fmt: skip
-    noted = {
+    of = {"credit-projector": "user"}
+    return {
         name: {
             "argv": ["python", "-m", "eventcore", *command.split()],
-            "env": {"SERVICE": name.partition("-")[0]},
+            "env": {"SERVICE": of.get(name, name.partition("-")[0])},
         }
         for name, command in run.items()
     }
-    assert places_of(tool.split(), noted) == places
+
+
+@pytest.mark.parametrize(
+    ("tool", "places"),
+    [
+        ("verify orders --all", ["order-projector"]),
+        ("parked retry known-users", ["order-user-sync"]),
+        ("parked show customers/order 0198", ["order-customers"]),
+        ("rebuild --stream 0198 credit", ["credit-projector"]),
+        ("parked list", ["credit-projector", "order-customers"]),
+        ("dead-letters list users", ["user-projector"]),
+        ("saga list --stuck", ["order-service"]),
+        ("verify --snapshots", ["user-service"]),
+        ("trace 0198", ["user-service", "order-service"]),
+        ("--help", ["user-projector"]),
+        ("", ["user-projector"]),
+    ],
+)
+def test_a_tool_runs_at_the_process_that_it_is_about(tool: str, places: list[str]) -> None:
+    assert runs_of(tool.split(), whole()) == [(each, tool.split()) for each in places]
+
+
+@pytest.mark.parametrize("tool", ["lag --json", "verify --sample 50"])
+def test_each_projection_is_told_once(tool: str) -> None:
+    assert [(place, " ".join(told)) for place, told in runs_of(tool.split(), whole())] == [
+        ("user-projector", tool),  # and credit, of the same log
+        ("order-projector", tool),
+        ("order-user-sync", f"{tool} known-users"),
+        ("order-customers", f"{tool} customers"),
+    ]
+
+
+def test_several_names_are_verified_each_at_its_process() -> None:
+    assert runs_of(["verify", "orders", "--all", "users"], whole()) == [
+        ("order-projector", ["verify", "--all", "orders"]),
+        ("user-projector", ["verify", "--all", "users"]),
+    ]
+
+
+def test_a_projection_that_nobody_has_is_answered_once_with_all_names(tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "environments").write_text(json.dumps(whole()))
+    done = inside(tmp_path, "--tool", "rebuild", "nope")
+    names = "users, credit, orders, known-users, customers"
+    assert done.stderr == f"eventcore: there is no projection 'nope', only {names}\n"
+    assert done.returncode == 1
+
+
+def test_an_id_that_no_service_knows_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    none = [f"eventcore: nothing is known of 0198 in the service {each}" for each in SERVICES]
+    _tell_of_trace([none[0], "eventcore: MongoDB is away"], found=True)
+    assert capsys.readouterr().err == "eventcore: MongoDB is away\n"
+    _tell_of_trace(none, found=False)
+    told = "eventcore: nothing is known of 0198 in the services user, order\n"
+    assert capsys.readouterr().err == told
 
 
 def test_the_shell_of_all_runs_a_tool_with_the_settings_of_its_process(tmp_path: Path) -> None:

@@ -31,6 +31,6 @@ def test_a_list_of_commands_has_a_whole_sentence_for_each(group: list[str]) -> N
 def test_a_command_without_settings_says_whose_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FEED_URL", raising=False)
     with pytest.raises(
-        Misconfigured, match=r"FEED_URL is not set.* pod of the process.*make shell"
+        Misconfigured, match=r"FEED_URL is not set.* pod of the projector.*shell` without IN"
     ):
         command_settings(ProjectionSettings, "lag")

@@ -88,15 +88,16 @@ def trace(wanted: str, as_json: bool, with_data: bool, since: datetime | None) -
 
 
 @click.command()
+@click.argument("projection_names", metavar="[PROJECTION]...", nargs=-1)
 @as_json
-def lag(as_json: bool) -> None:
+def lag(projection_names: Sequence[str], as_json: bool) -> None:
     """Print how far the relay and the projections are behind.
 
-    The log is that of the feed's service; a view has a log, and a row, for each store. Lags are in
-    positions, unused ones included, and seconds.
+    The log is that of the feed's service; a view has a log, and a row, for each store. With names,
+    prints those projections and no log. Lags are in positions, unused ones included, and seconds.
     """
-    readmodel, feeds, logs, projections = open_projections("lag")
-    for feed in logs.values():
+    readmodel, feeds, logs, projections = open_projections("lag", projection_names)
+    for feed in () if projection_names else logs.values():
         log = feed.progress()
         behind = max(0, log.settled - log.relayed)
         of_log: Row = {"head": log.head, "settled": log.settled, "relayed": log.relayed}

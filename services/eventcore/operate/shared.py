@@ -190,5 +190,7 @@ def command_settings(kind: type[Kind], command: str) -> Kind:
     try:
         return settings.read_settings(kind, command)
     except Misconfigured as error:
-        where = "Run it in the pod of the process that it is about, or in `make shell`"
+        is_fold = issubclass(kind, settings.ProjectionSettings | settings.ViewSettings)
+        place = "projector" if is_fold else "process that it is about"
+        where = f"Run it in the pod of the {place}, or in `make shell` without IN"
         raise Misconfigured(f"{error}. {where}") from error
