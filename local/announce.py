@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from threading import Event
 
 from honcho.printer import Message, Printer
 
@@ -77,13 +78,14 @@ def announce(
     processes: Sequence[Process],
     places: Mapping[str, str],
     servers: Sequence[Child],
-    make_credentials: MakeCredentials | None = None,
+    make_credentials: MakeCredentials | None,
+    stop: Event,
 ) -> None:
-    """Says when all processes are ready, and when a server has ended by itself; never returns."""
+    """Says when all processes are ready, and when a server has ended by itself, until `stop`."""
     begun = time.monotonic()
     waiting, running = list(processes), list(servers)
     impatient = False
-    while True:
+    while not stop.wait(0.1 if waiting else 1):
         for server in [each for each in running if not is_alive(each.pid)]:
             running.remove(server)
             say(paint(_ended(server), 31))
@@ -95,7 +97,6 @@ def announce(
                 names = ", ".join(each.name for each in waiting)
                 say(paint(f"Still waiting for {names}: see what they say above.", 33))
                 impatient = True
-        time.sleep(0.1 if waiting else 1)
 
 
 def _ended(server: Child) -> str:

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import click
 
@@ -174,9 +174,13 @@ def _supervise(
     for each in processes:
         command = ["setpriv", "--pdeathsig", "SIGTERM", "--", *each.argv]
         keeper.add(each.name, f"exec {shlex.join(command)}", each.env)
-    told = processes, places, started, make_credentials
+    stop = Event()
+    told = processes, places, started, make_credentials, stop
     Thread(target=announce, args=told, daemon=True).start()
-    keeper.run()
+    try:
+        keeper.run()
+    finally:
+        stop.set()  # the servers end next, as they should
 
 
 def _hang_up(_number: int, _frame: object) -> None:

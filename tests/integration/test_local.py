@@ -101,6 +101,7 @@ def test_it_runs_stops_without_a_trace_and_runs_again_on_the_same_data(
 
     assert make_run.send(signal.SIGINT) == 0
     assert make_run.said().rstrip().endswith("Stopped.")
+    assert "has ended" not in make_run.said()
     assert make_run.left_running() == []
 
     # Again, with a broker that is given this time, and that it must leave alone.
