@@ -254,6 +254,46 @@ def test_every_command_has_a_form(page: Page) -> None:
     assert "unlimited" in visible(page.get(created))
 
 
+def form_in(text: str, form: str) -> dict[str, str]:
+    """The fields of a form, as a browser would send them unchanged."""
+    [its] = re.findall(rf'<form[^>]* action="{form}">(.*?)</form>', text, re.DOTALL)
+    found = re.findall(r'<input[^>]* name="([^"]*)"[^>]* value="([^"]*)"', its)
+    return {name: unescape(value) for name, value in found}
+
+
+def test_a_form_sends_only_what_was_changed_in_it(page: Page, user: str) -> None:
+    path = f"/page/users/{user}"
+    sent = form_in(page.get(path).text, path)
+    page.post(path, **{**sent, "email": "ada@example.org"})
+    assert [each.event_type for each in page.shop.user_store.log[1:]] == ["USER_EMAIL_CHANGED"]
+    page.shop.settle()
+    asked: list[bytes] = []
+    call = page.upstreams["user"].call
+    page.upstreams["user"].call = lambda m, p, b=b"", h=None: asked.append(b) or call(m, p, b, h)  # type: ignore[method-assign,func-returns-value]
+    page.post(path, **{**form_in(page.get(path).text, path), "name": "Ada King"})
+    assert asked[-1] == b'{"name":"Ada King"}'
+
+
+@pytest.mark.parametrize(
+    ("form", "typed"), [("", {"email": "ada@example.org"}), ("/credit-limit", {"limit": "12.50"})]
+)
+def test_a_form_of_a_version_that_is_past_changes_nothing(
+    page: Page, user: str, form: str, typed: dict[str, str]
+) -> None:
+    path = f"/page/users/{user}"
+    old = form_in(page.get(path).text, path + form)
+    page.shop.users.put(f"/users/{user}", json={"name": "Ada King"})
+    page.shop.settle()
+    refused = page.post(path + form, 412, **{**old, **typed})
+    assert "changed meanwhile by somebody (USER_NAME_CHANGED)" in visible(refused)
+    assert 'name="name" type="text" value="Ada King"' in refused.text
+    assert [f'value="{each}"' in refused.text for each in typed.values()] == [True]
+    assert len(page.shop.user_store.log) == 2
+    page.post(path + form, 303, **form_in(refused.text, path + form))
+    assert len(page.shop.user_store.log) == 3
+    assert page.shop.users.get(f"/users/{user}").get_json()["name"] == "Ada King"
+
+
 @pytest.mark.parametrize(
     "headers", [{"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://evil.example"}]
 )

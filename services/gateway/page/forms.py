@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode
 
@@ -27,6 +28,12 @@ class Filled:
     values: Mapping[str, str] = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)
     key: str = ""
+    was: Mapping[str, str] = field(default_factory=dict)
+    """The values that the form was rendered with, and its tag; empty: those of now."""
+    tag: str = ""
+    """The ETag of the document that the form was rendered with."""
+    is_stale: bool = False
+    """Whether the document was changed since; then `values` are those that were typed anew."""
 
     def of(self, form: str) -> "Filled":
         """This one, if it is of the form; else an empty one with a new key."""
@@ -72,7 +79,7 @@ class Form:
     def _object(self, values: Mapping[str, str]) -> dict[str, object]:
         typed: dict[str, object] = dict(values)
         for name in self.numbers:
-            if _NUMBER.fullmatch(values[name]):
+            if _NUMBER.fullmatch(values.get(name, "")):
                 typed[name] = Decimal(values[name])
         return {
             name: None if name in self.optional and not value else value
@@ -120,16 +127,26 @@ def add_forms(pages: Blueprint, services: Services, again: Mapping[str, Again]) 
 
 def _view(form: Form, services: Services, again: Again) -> Callable[..., Any]:
     def send(id: str = "") -> AnyResponse | tuple[str, int]:
-        values = form.values(request.form)
-        key = request.form.get("key") or str(new_id())
-        path = form.path.replace("{id}", segment(id))
-        reply = services.send(form.service, form.method, path, form.body(values), key)
+        typed = _typed(form)
+        changed = {n: v for n, v in typed.values.items() if typed.was.get(n) != v}
+        path, body = form.path.replace("{id}", segment(id)), form.body(changed)
+        reply = services.send(form.service, form.method, path, body, typed.key, typed.tag)
         if reply.ok:
             return redirect(form.done(reply.body, id), 303)
-        filled = Filled(form.name, values, reply.errors(values), _next_key(reply, key))
-        return again(filled, id), reply.status
+        key = _next_key(reply, typed.key)
+        if reply.status == HTTPStatus.PRECONDITION_FAILED:
+            return again(Filled(form.name, changed, key=key, is_stale=True), id), reply.status
+        return again(replace(typed, errors=reply.errors(typed.values), key=key), id), reply.status
 
     return send
+
+
+def _typed(form: Form) -> Filled:
+    """What was sent: the values, and those that the form was rendered with."""
+    sent = request.form
+    was = {n: sent[f"was.{n}"].strip() for n in form.fields if f"was.{n}" in sent}
+    key = sent.get("key") or str(new_id())
+    return Filled(form.name, form.values(sent), {}, key, was, sent.get("tag", ""))
 
 
 def _next_key(reply: Reply, key: str) -> str:

@@ -27,8 +27,14 @@ class Reply:
     status: int
     body: Any
     source: str = ""
-    version: int = 0
-    """Of the stream, as the ETag of a document says."""
+    tag: str = ""
+    """The ETag of a document."""
+
+    @property
+    def version(self) -> int:
+        """Version of the stream, as the ETag of a document says."""
+        found = re.match(r'"(\d+)[.-]', self.tag)
+        return int(found[1]) if found else 0
 
     @property
     def ok(self) -> bool:
@@ -61,9 +67,13 @@ class Services:
         """A query; 503 while the service is away."""
         return self._call(service, "GET", path)
 
-    def send(self, service: str, method: str, path: str, body: object, key: str) -> Reply:
-        """A command under an Idempotency-Key."""
+    def send(
+        self, service: str, method: str, path: str, body: object, key: str, tag: str = ""
+    ) -> Reply:
+        """A command under an Idempotency-Key; with `tag` at the version that it names alone."""
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+        if tag:
+            headers["If-Match"] = tag
         return self._call(service, method, path, jsontext.render(body), headers)
 
     def _call(
@@ -79,9 +89,8 @@ class Services:
             parsed = jsontext.parse(answer.body or b"{}")
         except (Error, ValueError):
             return Reply(503, AWAY)
-        version = re.match(r'"(\d+)[.-]', answer.headers.get("ETag") or "")
         source = answer.headers.get("Answered-From") or ""
-        return Reply(answer.status, parsed, source, int(version[1]) if version else 0)
+        return Reply(answer.status, parsed, source, answer.headers.get("ETag") or "")
 
 
 def segment(text: str) -> str:
