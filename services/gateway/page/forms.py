@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode
 
-from flask import Blueprint, redirect, request
+from flask import Blueprint, g, redirect, request
 from werkzeug.wrappers import Response as AnyResponse
 
 from eventcore.ids import new_id
@@ -132,13 +132,20 @@ def _view(form: Form, services: Services, again: Again) -> Callable[..., Any]:
         path, body = form.path.replace("{id}", segment(id)), form.body(changed)
         reply = services.send(form.service, form.method, path, body, typed.key, typed.tag)
         if reply.ok:
-            return redirect(form.done(reply.body, id), 303)
+            return redirect(_with(form.done(reply.body, id), seen=reply.seen), 303)
+        g.seen = reply.seen
         key = _next_key(reply, typed.key)
         if reply.status == HTTPStatus.PRECONDITION_FAILED:
             return again(Filled(form.name, changed, key=key, is_stale=True), id), reply.status
         return again(replace(typed, errors=reply.errors(typed.values), key=key), id), reply.status
 
     return send
+
+
+def _with(place: str, **parameters: str) -> str:
+    """A path with more parameters, without those that are empty."""
+    more = urlencode({name: value for name, value in parameters.items() if value})
+    return f"{place}{'&' if '?' in place else '?'}{more}" if more else place
 
 
 def _typed(form: Form) -> Filled:

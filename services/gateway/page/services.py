@@ -3,16 +3,20 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from flask import request
+from flask import g, request
 
 from eventcore import jsontext
 from eventcore.errors import Error
+from eventcore.model.token import SEEN_HEADER
 from eventcore.web.correlation import REQUEST_CONTEXT
 from gateway.forward import Upstream
 from gateway.identity import identity_headers
+
+_NOTED = ("Answered-From", "ETag", SEEN_HEADER)
 
 AWAY = {
     "title": "Service away",
@@ -29,6 +33,8 @@ class Reply:
     source: str = ""
     tag: str = ""
     """The ETag of a document."""
+    seen: str = ""
+    """The Consistency-Token of a command's answer, or of a refusal of its version."""
 
     @property
     def version(self) -> int:
@@ -64,8 +70,12 @@ class Services:
     tokens: Mapping[str, Callable[[], str]] = field(default_factory=dict)
 
     def get(self, service: str, path: str) -> Reply:
-        """A query; 503 while the service is away."""
-        return self._call(service, "GET", path)
+        """A query, that shows what the page's own address has seen; 503 while it is away."""
+        seen = g.get("seen") or request.args.get("seen", "")
+        reply = self._call(service, "GET", path, headers={SEEN_HEADER: seen} if seen else {})
+        if seen and reply.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT):
+            return self._call(service, "GET", path)  # an address that is broken, or of another log
+        return reply
 
     def send(
         self, service: str, method: str, path: str, body: object, key: str, tag: str = ""
@@ -89,8 +99,8 @@ class Services:
             parsed = jsontext.parse(answer.body or b"{}")
         except (Error, ValueError):
             return Reply(503, AWAY)
-        source = answer.headers.get("Answered-From") or ""
-        return Reply(answer.status, parsed, source, answer.headers.get("ETag") or "")
+        source, tag, seen = (answer.headers.get(name) or "" for name in _NOTED)
+        return Reply(answer.status, parsed, source, tag, seen)
 
 
 def segment(text: str) -> str:

@@ -160,8 +160,8 @@ def add_streams(pages: Blueprint, site: "Site") -> dict[str, Again]:
 
     @pages.get("/page/live/<any(orders, users):kind>/<id>")
     def stream_live(kind: str, id: str) -> AnyResponse:
-        after = request.args.get("after", "")
-        return site.fragment("story", lambda: streams.story(KINDS[kind], id), kind, id, after)
+        asked = (request.args.get(name, "") for name in ("after", "seen"))
+        return site.fragment("story", lambda: streams.story(KINDS[kind], id), kind, id, *asked)
 
     pages.add_url_rule("/page/search", "search", streams.search)
 
