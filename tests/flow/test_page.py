@@ -1,6 +1,7 @@
 """The page for people, on fakes: what each view shows, what a form does, and who may see it."""
 
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -383,6 +384,13 @@ def test_the_story_of_a_request_goes_across_services(page: Page, user: str) -> N
     assert [step for step in steps if step not in text] == []
     assert "2 services" in text
     assert "reserve-credit" in visible(page.get(order))
+
+
+def test_a_command_to_copy_quotes_what_a_link_puts_into_it(page: Page) -> None:
+    text = page.get("/page/correlations/x;touch%20pwned%20'$(id)").text
+    [command] = re.findall(r'data-copy="([^"]*)"', text)
+    arguments = ["python", "-m", "eventcore", "trace", "x;touch pwned '$(id)"]
+    assert shlex.split(unescape(command)) == arguments
 
 
 # ── from a complaint to the cause ─────────────────────────────────────────────────────────

@@ -1,6 +1,7 @@
 """Filters of the templates: values as people read them. Pure."""
 
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from decimal import Decimal
 
@@ -52,11 +53,16 @@ def written(value: object) -> str:
     return jsontext.render(value).decode()
 
 
+def shell(arguments: Sequence[str]) -> str:
+    """The command of `python -m eventcore` with these arguments, quoted for a shell."""
+    return f"python -m eventcore {shlex.join(arguments)}"
+
+
 def add_filters(pages: Blueprint) -> None:
     """Makes them filters of the templates."""
     filters: Mapping[str, Callable[..., str]] = {
         "clock": clock, "day": day, "duration": duration, "rate": rate, "short": short,
-        "written": written,
+        "written": written, "shell": shell,
     }  # fmt: skip
     for name, function in filters.items():
         pages.add_app_template_filter(function, name)

@@ -25,11 +25,14 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Something that is not as it should be: where, what, and the command that helps."""
+    """Something that is not as it should be: where, what, and the command that helps.
+
+    `command` has the arguments of `python -m eventcore`.
+    """
 
     place: str
     says: str
-    command: str = ""
+    command: Sequence[str] = ()
     process: str = ""
     link: str = ""
 
@@ -111,7 +114,7 @@ def causes(
             name, stream = each["projection"], each["stream"]
             at = each.get("version", each.get("position"))
             says = f"{name} parked it at {at}: {each['error']}"
-            command = f"python -m eventcore parked show {name.split('/')[0]} {stream}"
+            command = ("parked", "show", name.split("/")[0], stream)
             yield Cause("parked", says, command, _process(lanes, name), f"/page/projections#{name}")
         elif each["what"] == "skipped":
             yield Cause("skipped", _skipped(each))
@@ -136,7 +139,7 @@ def _process(lanes: Iterable[Lane], label: str) -> str:
 
 def _of_saga(saga: Row) -> Iterator[Cause]:
     if saga["dueAt"] is None:
-        command = f"python -m eventcore saga show {saga['stream']}"
+        command = ("saga", "show", saga["stream"])
         says = "Its saga is stuck: no attempt of a compensation was answered."
         yield Cause("saga", says, command, f"{saga['aggregateType'].split('_')[0]}-service")
     else:
@@ -149,11 +152,11 @@ def _of_lane(lane: Lane) -> Iterator[Cause]:
         yield Cause("service", f"{service} does not answer.", link="/page/flow")
     elif lane.state != "ok":
         says = f"PostgreSQL of {service} is away: nothing can be written."
-        yield Cause("store", says, "python -m eventcore lag", service, "/page/flow")
+        yield Cause("store", says, ("lag",), service, "/page/flow")
     elif lane.relay != "ok":
         relay = f"{lane.service}-relay"
         says = f"{relay}: {lane.relay_says}"
-        yield Cause("relay", says, "python -m eventcore lag", relay, "/page/flow")
+        yield Cause("relay", says, ("lag",), relay, "/page/flow")
 
 
 def _of_branch(branch: Branch) -> Cause:
@@ -161,4 +164,4 @@ def _of_branch(branch: Branch) -> Cause:
     if branch.waiting and branch.state == "away":
         says += f" {branch.waiting} events wait."
     link = f"/page/projections#{branch.label}"
-    return Cause(branch.state, says, "python -m eventcore lag", branch.process, link)
+    return Cause(branch.state, says, ("lag",), branch.process, link)
