@@ -113,6 +113,20 @@ FORMS = (
 )  # fmt: skip
 """A form for each command."""
 
+_REPEATED = {
+    "user": "This user had been created before: no new one was created now.",
+    "order": "This order had been placed before: no new one was placed now.",
+    "batch": "These orders had been placed before: no new ones were placed now.",
+}
+
+
+def repeated() -> str:
+    """A sentence about the form that led here, if it had been sent before; else ""."""
+    form = request.args.get("repeated", "")
+    known = any(each.name == form for each in FORMS)
+    return _REPEATED.get(form, "This form had been sent before: nothing was done now.") * known
+
+
 Again = Callable[[Filled, str], Any]
 """Shows the page with a form once more; the second argument is the id in the path, or ""."""
 
@@ -132,7 +146,9 @@ def _view(form: Form, services: Services, again: Again) -> Callable[..., Any]:
         path, body = form.path.replace("{id}", segment(id)), form.body(changed)
         reply = services.send(form.service, form.method, path, body, typed.key, typed.tag)
         if reply.ok:
-            return redirect(_with(form.done(reply.body, id), seen=reply.seen), 303)
+            repeated = form.name if reply.is_replayed else ""
+            place = _with(form.done(reply.body, id), seen=reply.seen, repeated=repeated)
+            return redirect(place, 303)
         g.seen = reply.seen
         key = _next_key(reply, typed.key)
         if reply.status == HTTPStatus.PRECONDITION_FAILED:

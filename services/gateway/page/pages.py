@@ -9,7 +9,7 @@ from eventcore.clock import SYSTEM_CLOCK, Clock
 from gateway.forward import Upstream
 from gateway.page.filters import add_filters
 from gateway.page.flow import Lane, journeys, lanes
-from gateway.page.forms import ROWS, Filled, add_forms
+from gateway.page.forms import ROWS, Filled, add_forms, repeated
 from gateway.page.guard import Verify, guard, sees_all
 from gateway.page.services import Services, segment
 from gateway.page.story import merge
@@ -116,7 +116,9 @@ def add_page(
     guard(pages, verify)
     site = Site(Services(upstreams, tokens or {}), clock)
     add_filters(pages)
-    pages.context_processor(lambda: {"signs_in": verify is not None, "sees_all": sees_all()})
+    pages.context_processor(
+        lambda: {"signs_in": verify is not None, "sees_all": sees_all(), "repeated": repeated()}
+    )
 
     def start(filled: Filled = Filled(), _id: str = "") -> str:  # noqa: B008 - it is frozen
         return render_template("shop/start.html", filled=filled, **site.lists())

@@ -10,13 +10,20 @@ from urllib.parse import quote
 from flask import g, request
 
 from eventcore import jsontext
-from eventcore.errors import Error
+from eventcore.errors import Error, KeyReused
 from eventcore.model.token import SEEN_HEADER
 from eventcore.web.correlation import REQUEST_CONTEXT
 from gateway.forward import Upstream
 from gateway.identity import identity_headers
 
 _NOTED = ("Answered-From", "ETag", SEEN_HEADER)
+
+_REUSED = f"urn:problem:{KeyReused.code}"
+
+_SENT_BEFORE = (
+    "This form was sent before with other values. Nothing was done now: press again to send it"
+    " as a new one."
+)
 
 AWAY = {
     "title": "Service away",
@@ -35,6 +42,8 @@ class Reply:
     """The ETag of a document."""
     seen: str = ""
     """The Consistency-Token of a command's answer, or of a refusal of its version."""
+    is_replayed: bool = False
+    """Whether the command had been done before, under the same Idempotency-Key."""
 
     @property
     def version(self) -> int:
@@ -54,6 +63,8 @@ class Reply:
 
     def errors(self, names: Mapping[str, object]) -> dict[str, str]:
         """The errors in a form by field; one that concerns none of `names` is under ""."""
+        if not self.ok and self.body.get("type") == _REUSED:
+            return {"": _SENT_BEFORE}
         found: dict[str, str] = {}
         for each in () if self.ok else self.body.get("errors", ()):
             name, reason = str(each.get("field", "")), str(each.get("reason", ""))
@@ -100,7 +111,8 @@ class Services:
         except (Error, ValueError):
             return Reply(503, AWAY)
         source, tag, seen = (answer.headers.get(name) or "" for name in _NOTED)
-        return Reply(answer.status, parsed, source, tag, seen)
+        is_replayed = "Idempotency-Replayed" in answer.headers
+        return Reply(answer.status, parsed, source, tag, seen, is_replayed)
 
 
 def segment(text: str) -> str:
