@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from html import unescape
 from itertools import count, pairwise
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -526,6 +527,42 @@ def test_an_event_that_waits_is_seen_in_the_picture_where_it_waits(page: Page, u
     assert "1 waiting" not in page.get("/page/flow").text
 
 
+def test_an_event_that_was_not_published_waits_for_the_relay_alone(page: Page, user: str) -> None:
+    page.sweep()
+    order = page.shop.place_order(user)
+    page.shop.order_store.relaying = False
+    page.later(1.5)
+    shown = visible(page.get("/page/flow"))
+    assert shown.count("1 waiting") == 1
+    assert "behind" not in shown
+    assert "orders:" not in visible(page.get(f"/page/orders/{order}"))
+
+
+def test_a_document_that_is_readable_is_not_said_to_be_missing(
+    page: Page, user: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page.sweep()
+    call = page.upstreams["user"].call
+
+    def raced(method: str, path: str, *more: Any) -> Answer:
+        answer = call(method, path, *more)
+        if path == f"/users/{user}":  # it was asked for just before the projector wrote it
+            answer.headers.replace_header("Answered-From", "live")
+        return answer
+
+    monkeypatch.setattr(page.upstreams["user"], "call", raced)
+    shown = visible(page.get(f"/page/users/{user}"))
+    assert "answered from the log" in shown
+    assert "does not have it yet" not in shown
+
+
+@pytest.mark.parametrize("path", ["/page/nope", "/page/", "/page/live/nope"])
+def test_a_path_of_the_page_that_is_none_is_a_page(page: Page, path: str) -> None:
+    answer = page.get(path, 404)
+    assert "<h1>Not found</h1>" in answer.text
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+
+
 def test_the_state_tells_where_why_and_when_a_stream_was_parked(page: Page, order: str) -> None:
     when = page.shop.order_store.now.replace(microsecond=0)
     entry = Parked("orders", order, 1, 3, "KeyError: 'price'", when)
@@ -593,11 +630,30 @@ def guarded() -> Guarded:
 
 def test_without_a_credential_every_view_asks_for_one(guarded: Guarded) -> None:
     for place in VIEWS.values():
-        answer = guarded.client.get(place(str(new_id()), str(new_id())), headers=HTML)
-        assert (answer.status_code, answer.location) == (303, "/page/sign-in")
+        path = place(str(new_id()), str(new_id()))
+        answer = guarded.client.get(path, headers=HTML)
+        to = f"?to={path}" if path != "/page" else ""
+        assert (answer.status_code, answer.location) == (303, f"/page/sign-in{to}")
     wrong = guarded.client.post("/page/sign-in", data={"credential": "nonsense"})
     assert wrong.status_code == 401
     assert "Set-Cookie" not in wrong.headers
+
+
+@pytest.mark.parametrize(
+    ("to", "place"),
+    [
+        ("/page/flow?a=b", "/page/flow?a=b"), ("", "/page"), ("//evil.example", "/page"),
+        ("/pages", "/page"), ("https://evil.example/page", "/page"), ("/page/\\evil", "/page"),
+    ],
+)  # fmt: skip
+def test_a_sign_in_leads_to_the_view_asked_for(guarded: Guarded, to: str, place: str) -> None:
+    token = guarded.issuer.token(str(new_id()), scope="read")
+    fields = {"credential": f" bearer  {token} "}
+    answer = guarded.client.post("/page/sign-in", query_string={"to": to}, data=fields)
+    assert (answer.status_code, answer.location) == (303, place)
+    shown = visible(guarded.client.get("/page/flow"))
+    assert "needs the scope admin" in shown
+    assert "No events yet" not in shown
 
 
 def test_a_caller_sees_its_own_and_an_admin_sees_all(guarded: Guarded) -> None:

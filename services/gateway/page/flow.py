@@ -131,9 +131,10 @@ def _branches(
     sample: Sample, owner: str, recent: Sequence[Mapping[str, Any]], now: datetime
 ) -> Iterator[Branch]:
     log = log_of(sample.states, owner)
-    settled = log["settled"] if log else 0
+    published = min(log["settled"], log["relayed"]) if log else 0
+    its = [each for each in recent if each["position"] <= published]
     for service, part in _parts(sample, owner):
-        yield _branch(sample, service, part, settled, recent, now)
+        yield _branch(sample, service, part, published, its, now)
 
 
 def _parts(sample: Sample, owner: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -145,11 +146,11 @@ def _parts(sample: Sample, owner: str) -> Iterator[tuple[str, Mapping[str, Any]]
 
 
 def _branch(
-    sample: Sample, service: str, part: Mapping[str, Any], settled: int,
+    sample: Sample, service: str, part: Mapping[str, Any], published: int,
     recent: Sequence[Mapping[str, Any]], now: datetime,
 ) -> Branch:  # fmt: skip
     found, label = part["state"], part["label"]
-    waiting = _waiting(part, recent, settled, now) if found else 0
+    waiting = _waiting(part, recent, published, now) if found else 0
     state, says = _standing(part, waiting, now)
 
     def rebuilt(states: States) -> int | None:
@@ -159,7 +160,7 @@ def _branch(
 
     begun = part["rebuild"]
     rebuild = begun and Rebuild(
-        begun["generation"], begun["position"], settled, sample.rate(rebuilt)
+        begun["generation"], begun["position"], published, sample.rate(rebuilt)
     )
     return Branch(
         label, part["projection"], service, part["process"], part["queue"], part["isReactor"],
@@ -169,7 +170,7 @@ def _branch(
 
 
 def _waiting(
-    part: Mapping[str, Any], recent: Sequence[Mapping[str, Any]], settled: int, now: datetime
+    part: Mapping[str, Any], recent: Sequence[Mapping[str, Any]], published: int, now: datetime
 ) -> int:
     """How many events it has not applied that it should have: exactly, if they are few."""
     found = part["state"]
@@ -177,7 +178,7 @@ def _waiting(
     its = [each for each in recent if each["aggregateType"] in part["types"]]
     is_swept = bool(found["coveredAt"]) and now - moment(found["coveredAt"]) < SWEPT
     if late and not is_swept and len(late) == len(its):
-        return max(len(late), settled - int(found["checkpoint"]))
+        return max(len(late), published - int(found["checkpoint"]))
     return len(late)
 
 
@@ -227,7 +228,7 @@ def journeys(sample: Sample, now: datetime, most: int = 10) -> list[dict[str, An
             stages = {"relay": _stage(event["position"] <= log["relayed"], _is_old(event, now))}
             for part in parts:
                 if event["aggregateType"] in part["types"]:
-                    is_late = _is_late(part, event, now)
+                    is_late = event["position"] <= log["relayed"] and _is_late(part, event, now)
                     stages[part["label"]] = _stage(is_applied(part, event), is_late)
             is_fresh = not _is_old(event, now, FRESH)
             found.append({**event, "service": service, "stages": stages, "fresh": is_fresh})

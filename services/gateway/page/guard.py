@@ -1,9 +1,10 @@
 """Access to the page: security headers, and the caller's credential in a cookie."""
 
+import re
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from flask import Blueprint, Response, g, redirect, render_template, request
+from flask import Blueprint, Response, g, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
 from eventcore.errors import Error
@@ -18,6 +19,11 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
     " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+
+_BEARER = re.compile(r"^\s*Bearer\s+", re.IGNORECASE)
+
+_LOCAL = re.compile(r"/page(?:[/?][\x21-\x5b\x5d-\x7e]*)?", re.ASCII)
+"""A path of the page, which leads to no other site."""
 
 Verify = Callable[[str], Caller]
 
@@ -54,12 +60,19 @@ def identify(verify: Verify) -> AnyResponse | tuple[str, int] | None:
     try:
         g.caller = caller = verify(request.cookies.get(COOKIE, ""))
     except NotVerified:
-        return redirect("/page/sign-in", 303)
+        return redirect(url_for("page.sign_in", to=_asked_for()), 303)
     except Error as error:
         return _message(503, "Nobody can be verified now", str(error))
     if scope := lacking_scope(caller, request.method):
         return _message(403, "Not allowed", f"Your credential does not have the scope {scope}.")
     return None
+
+
+def _asked_for() -> str | None:
+    """The path to return to after the sign-in; None: the start."""
+    is_shown = request.method == "GET" and not request.path.startswith("/page/live/")
+    path = request.full_path.rstrip("?")
+    return path if is_shown and path != "/page" else None
 
 
 def _is_own_form() -> bool:
@@ -80,12 +93,13 @@ def _add_signing(pages: Blueprint, verify: Verify) -> None:
     def sign_in() -> AnyResponse | tuple[str, int]:
         if request.method == "GET":
             return render_template("shop/sign_in.html"), 200
-        credential = request.form.get("credential", "").strip()
+        credential = _BEARER.sub("", request.form.get("credential", "")).strip()
         try:
             verify(credential)
         except (Error, NotVerified) as error:
             return render_template("shop/sign_in.html", error=str(error)), 401
-        answer = redirect("/page", 303)
+        to = request.args.get("to", "")
+        answer = redirect(to if _LOCAL.fullmatch(to) else "/page", 303)
         is_secure = "https" in (request.scheme, request.headers.get("X-Forwarded-Proto"))
         answer.set_cookie(COOKIE, credential, httponly=True, samesite="Strict", secure=is_secure)
         return answer

@@ -155,6 +155,12 @@ def _add_views(pages: Blueprint, site: Site) -> None:
     def projections_live() -> Response:
         return site.fragment("projections", site.projections)
 
+    @pages.get("/page/")
+    @pages.get("/page/<path:path>")
+    def missing(path: str = "") -> tuple[str, int]:
+        detail = f"The page has nothing at /page/{path[:200]}."
+        return render_template("shop/message.html", title="Not found", detail=detail), 404
+
     @pages.get("/page/correlations/<path:wanted>")
     def correlation(wanted: str) -> str:
         return render_template("shop/correlation.html", **site.correlation(wanted))

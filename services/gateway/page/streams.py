@@ -82,12 +82,14 @@ class Streams:
         documents = {e["version"]: e["document"] for e in read if e["document"]}
         listed = [each for each in read if each["version"] > after]
         trace = self._trace(kind, path) if events.ok else []
+        told = tell(kind.types[0], listed, documents, trace)
         return {
             "kind": kind,
             "id": id,
             "now": now,
             "events": events,
-            "told": tell(kind.types[0], listed, documents, trace),
+            "told": told,
+            "arrived": bool(told) and kind.name in dict(told[-1].readable),
             "last": max([last, *(each["version"] for each in listed)]),
             "after": after,
             "causes": self._causes(kind, id, trace),
