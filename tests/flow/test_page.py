@@ -251,13 +251,17 @@ def test_each_error_of_a_batch_stands_beside_its_field(page: Page, user: str) ->
 
 
 def test_every_command_has_a_form(page: Page) -> None:
-    created = page.post("/page/users", name="Ada", email="ada@example.com").location.partition("?")[0]
+    created = page.post("/page/users", name="Ada", email="ada@example.com").location.partition("?")[
+        0
+    ]
     user = created.rsplit("/", 1)[1]
     page.post(f"/page/users/{user}", name="Ada King", email="ada@example.com")
     page.post(f"/page/users/{user}/credit-limit", limit="12.50")
     page.post(f"/page/users/{user}/credit-limit", limit="")
     page.shop.settle()
-    placed = page.post("/page/orders", userId=user, item="Laptop", price="1").location.partition("?")[0]
+    placed = page.post("/page/orders", userId=user, item="Laptop", price="1").location.partition(
+        "?"
+    )[0]
     assert page.post(f"{placed}/cancel", reason="too late").location.startswith(f"{placed}?seen=")
     shown = visible(page.get(placed))
     assert "cancelled" in shown
@@ -512,6 +516,9 @@ def test_a_healthy_order_has_no_cause_and_says_when_it_was_readable(page: Page, 
     assert "Not as it should be" not in text
     assert "answered from the read model" in text
     assert "later in orders" in text
+    assert "1 of 1 event, in the order of the log, times in UTC" in text
+    assert "Laptop 1.00" in text
+    assert "of Ada , placed" in text
 
 
 def test_an_event_that_waits_is_seen_in_the_picture_where_it_waits(page: Page, user: str) -> None:

@@ -53,6 +53,16 @@ def written(value: object) -> str:
     return jsontext.render(value).decode()
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things, with the plural of its noun."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def money(value: object) -> str:
+    """A price with two decimals."""
+    return f"{Decimal(str(value)):.2f}"
+
+
 def shell(arguments: Sequence[str]) -> str:
     """The command of `python -m eventcore` with these arguments, quoted for a shell."""
     return f"python -m eventcore {shlex.join(arguments)}"
@@ -62,7 +72,7 @@ def add_filters(pages: Blueprint) -> None:
     """Makes them filters of the templates."""
     filters: Mapping[str, Callable[..., str]] = {
         "clock": clock, "day": day, "duration": duration, "rate": rate, "short": short,
-        "written": written, "shell": shell,
+        "written": written, "shell": shell, "counted": counted, "money": money,
     }  # fmt: skip
     for name, function in filters.items():
         pages.add_app_template_filter(function, name)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from gateway.page.filters import counted
 from gateway.page.watch import Sample, States, log_of
 
 SWEPT = timedelta(seconds=5)
@@ -115,7 +116,7 @@ def _relay(
         return "away", "No relay holds the lock of the store: it does not run.", behind
     late = [e for e in recent if e["position"] > log["relayed"] and _is_old(e, now)]
     if late:
-        return "behind", f"{behind} positions are not confirmed by the broker.", behind
+        return "behind", f"Not confirmed by the broker yet: {counted(behind, 'position')}.", behind
     return "ok", "Everything is confirmed by the broker.", 0
 
 
@@ -210,9 +211,9 @@ def _standing(part: Mapping[str, Any], waiting: int, now: datetime) -> tuple[str
         since = f"{found['coveredAt'][11:19]} UTC" if found["coveredAt"] else "ever"
         return "away", f"{part['process']} has not swept since {since}."
     if found["parkedCount"]:
-        return "parked", f"{found['parkedCount']} streams are parked: they wait for a fix."
+        return "parked", f"Parked until it is fixed: {counted(found['parkedCount'], 'stream')}."
     if waiting:
-        return "behind", f"{waiting} events wait to be applied."
+        return "behind", f"Not applied yet: {counted(waiting, 'event')}."
     return "ok", "Everything is applied."
 
 

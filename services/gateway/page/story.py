@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from gateway.page.filters import counted
 from gateway.page.flow import Branch, Lane, moment
 
 Row = Mapping[str, Any]
@@ -162,6 +163,6 @@ def _of_lane(lane: Lane) -> Iterator[Cause]:
 def _of_branch(branch: Branch) -> Cause:
     says = f"{branch.label}: {branch.says}"
     if branch.waiting and branch.state == "away":
-        says += f" {branch.waiting} events wait."
+        says += f" Not applied yet: {counted(branch.waiting, 'event')}."
     link = f"/page/projections#{branch.label}"
     return Cause(branch.state, says, ("lag",), branch.process, link)

@@ -83,7 +83,9 @@ class Streams:
         listed = [each for each in read if each["version"] > after]
         trace = self._trace(kind, path) if events.ok else []
         told = tell(kind.types[0], listed, documents, trace)
+        owner = now.body["userId"] if now.ok and kind.name == "orders" else ""
         return {
+            "owner": self._get("user", f"/users/{segment(owner)}") if owner else None,
             "kind": kind,
             "id": id,
             "now": now,
