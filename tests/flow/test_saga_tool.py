@@ -202,7 +202,8 @@ def test_an_order_is_traced_with_its_saga_and_in_the_user_service_with_its_credi
     assert {each.data["orderId"] for each in there.events} == {order}
     assert [each.event_type for each in of_users(shop, other).events] == ["CREDIT_RESERVED"]
     text = "\n".join(each.text for each in timeline(there))
-    assert f"user-credit wrote order_saga {order}" in text
+    assert "user-credit reacted to event" in text
+    assert f"user-credit is at version 8: order_saga {order}" in text
     assert f"credit {user}: CREDIT_RESERVED appended" in text
 
 

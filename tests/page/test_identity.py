@@ -78,7 +78,8 @@ def test_a_caller_signs_in_sees_its_own_alone_and_signs_out(
     tab.wait("!!document.querySelector('#credential-error')?.innerText")
     assert tab.run("location.pathname") == "/page/sign-in"
     sign_in(tab, own.token)
-    tab.wait("location.pathname === '/page'")
+    tab.wait(f"location.pathname === '/page/users/{own.id}'", "the page that was asked for")
+    tab.go(f"{gateway}/page")
     tab.wait(f"document.querySelector('.lists')?.innerText.includes('{own.item}')")
     shown = tab.run("document.documentElement.outerHTML")
     assert own.id in shown
