@@ -173,7 +173,7 @@ class FakePostgres:
         for begin, name, act in (
             ("select replayed, answer from append_many", "append", self._append_many),
             ("select replayed", "append", self._append_one),
-            ("select aggregate_id, version from take_due", "take due", self._take_due),
+            ("select aggregate_id, version, late from take_due", "take due", self._take_due),
             ("select aggregate_id, version, event_id", "read snapshot", self._read_snapshot),
             ("select write_snapshot", "write snapshot", self._write_snapshot),
             ("select t.type, coalesce", "overdue", self._overdue),
@@ -372,7 +372,7 @@ class FakePostgres:
             due = stream[0] == kind and due_at <= self._world.now and len(rows) < limit
             if due and stream not in self._held:  # else it is skipped: an append may move it
                 self.deadlines[stream] = (version, self._world.now + hold)
-                rows.append((UUID(stream[1]), version))
+                rows.append((UUID(stream[1]), version, self._world.now - due_at))
         return rows
 
     def _roll_back(self, own: Transaction) -> None:
