@@ -128,7 +128,7 @@ def test_an_id_that_no_service_knows_is_told_once(capsys: pytest.CaptureFixture[
     _tell_of_trace([none[0], "eventcore: MongoDB is away"], found=True)
     assert capsys.readouterr().err == "eventcore: MongoDB is away\n"
     _tell_of_trace(none, found=False)
-    told = "eventcore: nothing is known of 0198 in the services user, order\n"
+    told = f"eventcore: nothing is known of 0198 in the services {', '.join(SERVICES)}\n"
     assert capsys.readouterr().err == told
 
 
