@@ -45,7 +45,7 @@ class Kubectl:
 
     def hold(self, plural: str, objects: list[Object]) -> None:
         dated = [
-            each | {"metadata": each["metadata"] | {"creationTimestamp": "2026-01-01"}}
+            each | {"metadata": each["metadata"] | {"creationTimestamp": "2026-01-01", "uid": "7"}}
             for each in objects
         ]
         (self.folder / f"{plural}.json").write_text(json.dumps({"items": dated}))
@@ -123,6 +123,8 @@ def test_servers_learn_of_a_password_before_processes_are_restarted(kubectl: Kub
     last = {act: len(acts) - 1 - acts[::-1].index(act) for act in set(acts)}
     assert last["exec"] < last["patch"] < acts.index("create") < acts.index("wait")
     assert acts.index("wait") < acts.index("restart")
+    [job] = [json.loads(given) for arguments, given in kubectl.calls if arguments[0] == "create"]
+    assert job["metadata"]["ownerReferences"][0]["uid"] == "7", "it goes with the release"
     assert "deployment/shop-order-service" in restarted(kubectl)
     assert "deployment/shop-user-relay" in restarted(kubectl)
     assert "deployment/shop-gateway" not in restarted(kubectl)
