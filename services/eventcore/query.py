@@ -19,7 +19,7 @@ from eventcore.model.projection import Document, Projection, version_of
 from eventcore.model.token import Token
 from eventcore.model.view import View
 from eventcore.readmodel.port import ReadModel
-from eventcore.readmodel.records import Checkpoint
+from eventcore.readmodel.records import Checkpoint, skipped_versions
 from eventcore.readmodel.serving import Serving
 from eventcore.store.port import Store, Stream, read_pages
 
@@ -184,7 +184,7 @@ class Views:
                 raise
             except Exception:
                 skips = self._readmodel.skips(self.projection.name)
-                skipped = [s.version for s in skips if s.stream == str(aggregate_id)]
+                skipped = skipped_versions(skips, str(aggregate_id))
                 if not skipped:
                     raise
                 return fold(skipped)

@@ -10,10 +10,10 @@ from itertools import groupby, product
 from operator import itemgetter
 from typing import Any, ParamSpec
 
-from eventcore.model.projection import Document, Projection, event_id_of, version_of
+from eventcore.model.projection import Document, event_id_of, version_of
 from eventcore.model.view import AnyProjection, View
 from eventcore.readmodel.port import SCANNED, SLOTS, ReadModel
-from eventcore.readmodel.records import Generation, parts_of
+from eventcore.readmodel.records import Generation, parts_of, skipped_versions
 from eventcore.store.feed import Feed, read_whole_streams
 
 Given = ParamSpec("Given")
@@ -86,11 +86,6 @@ def kind_of(old: Document | None, new: Document | None) -> str:
     if new is None:
         return "missing"
     return "different" if old is not None else "added"
-
-
-def skipped_versions(projection: Projection, readmodel: ReadModel, stream: str) -> list[int]:
-    """The versions of a stream's events that the projection passes over."""
-    return [skip.version for skip in readmodel.skips(projection.name) if skip.stream == stream]
 
 
 @dataclass(eq=False)
@@ -190,7 +185,7 @@ class Comparison:
         stream = str(old["_id"])
         events = self.retrying(read_whole_streams, self.feed, [stream])[stream][:version]
         try:
-            skipped = skipped_versions(self.projection, self.readmodel, stream)
-            return self.projection.fold(events, skipped)
+            skips = self.readmodel.skips(self.projection.name)
+            return self.projection.fold(events, skipped_versions(skips, stream))
         except Exception:  # noqa: BLE001 - whatever a step raises: this code cannot fold it
             return new

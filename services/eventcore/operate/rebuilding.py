@@ -23,13 +23,19 @@ from eventcore.failpoints import failpoint
 from eventcore.model.event import Event, Mark
 from eventcore.model.projection import Document, Projection, version_of
 from eventcore.model.view import AnyProjection, View
-from eventcore.operate.parity import Comparison, Given, Parity, alike, skipped_versions
+from eventcore.operate.parity import Comparison, Given, Parity, alike
 from eventcore.project.applier import EventApplier
 from eventcore.project.fold_result import by_stream
 from eventcore.project.parts import Feeds, open_sweeps
 from eventcore.project.reacting import ReactingApplier
 from eventcore.readmodel.port import ReadModel
-from eventcore.readmodel.records import Generation, Write, generation_of, parts_of
+from eventcore.readmodel.records import (
+    Generation,
+    Write,
+    generation_of,
+    parts_of,
+    skipped_versions,
+)
 from eventcore.retry import retry
 from eventcore.store.feed import SWEEP_RANGE, Feed
 
@@ -207,7 +213,8 @@ def rebuild_stream(
     if not events:
         raise NotFound(f"the log has no {projection.aggregate_type} {stream}")
     try:
-        folded = (fold or projection.fold)(events, skipped_versions(projection, readmodel, stream))
+        skips = readmodel.skips(projection.name)
+        folded = (fold or projection.fold)(events, skipped_versions(skips, stream))
     except Unavailable:
         raise
     except Exception as error:

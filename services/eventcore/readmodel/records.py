@@ -1,5 +1,6 @@
 """The records that a projector keeps beside its documents."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
@@ -125,6 +126,11 @@ class Skip:
     who: str
     why: str
     when: datetime
+
+
+def skipped_versions(skips: Iterable[Skip], stream: str) -> list[int]:
+    """The versions of a stream's events that are passed over."""
+    return [skip.version for skip in skips if skip.stream == stream]
 
 
 @dataclass(frozen=True, slots=True)

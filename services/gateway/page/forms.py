@@ -58,7 +58,7 @@ class Form:
     done: Callable[[Mapping[str, Any], str], str] = lambda _, id: f"/page/users/{id}"
 
     def values(self, typed: Mapping[str, str]) -> dict[str, str]:
-        """What was typed, by the names that the API's errors have; empty rows are left out."""
+        """The typed values, by the names that the API's errors have; empty rows are left out."""
         if not self.rows:
             return self._of(typed)
         rows = [self._of(typed, f"{self.rows}.{place}.") for place in range(ROWS)]
@@ -165,7 +165,7 @@ def _with(place: str, **parameters: str) -> str:
 
 
 def _typed(form: Form) -> Filled:
-    """What was sent: the values, and those that the form was rendered with."""
+    """The values that were sent, and those that the form was rendered with."""
     sent = request.form
     was = {n: sent[f"was.{n}"].strip() for n in form.fields if f"was.{n}" in sent}
     key = sent.get("key") or str(new_id())
