@@ -71,17 +71,22 @@ def test_of_three_readers_only_the_settled_feed_is_complete_and_in_order(
     begin = session.settled_event()
     stop = threading.Event()
     streams = [uuid4() for _ in range(3)]
+    naive = Reader()
     with ThreadPoolExecutor(10) as pool:
         readers = [
-            pool.submit(read_naively, owner, begin.position, stop),
+            pool.submit(read_naively, naive, owner, begin.position, stop),
             pool.submit(read_by_xid, owner, stop),
             pool.submit(read_settled, session, begin, stop),
         ]
         writers = [pool.submit(write_out_of_order, owner, streams, seed) for seed in range(6)]
-        for writer in writers:
-            writer.result()
-        stop.set()
-        naive, by_xid, settled = [reader.result() for reader in readers]
+        try:
+            for writer in writers:
+                writer.result()
+            commit_late(owner, naive)
+            overtake(owner)
+        finally:
+            stop.set()
+        _, by_xid, settled = [reader.result() for reader in readers]
     with owner.connect() as connection:
         log = connection.exec_driver_sql(
             "select position from events where position > %s", (begin.position,)
@@ -118,6 +123,29 @@ def write_out_of_order(owner: Engine, streams: list[UUID], seed: int) -> None:
                 begun.rollback()
 
 
+def commit_late(owner: Engine, naive: Reader) -> None:
+    """Draws a position and commits it when the reader has seen the position above it."""
+    deadline = time.monotonic() + 30
+    with transaction(owner) as slow:
+        append_to_end(slow, str(uuid4()))
+        other = uuid4()
+        with transaction(owner) as fast:
+            append_to_end(fast, str(other))
+        while naive.seen[-1:] == [] or naive.seen[-1][1] != other:
+            assert time.monotonic() < deadline, "the reader has not seen a committed event"
+            time.sleep(0.005)
+
+
+def overtake(owner: Engine) -> None:
+    """The transaction that has the lower id writes the later version of a stream."""
+    stream = str(uuid4())
+    with transaction(owner) as early:
+        early.exec_driver_sql("select pg_current_xact_id()")
+        with transaction(owner) as late:
+            append_to_end(late, stream)
+        append_to_end(early, stream)
+
+
 def append_to_end(connection: Any, stream: str) -> None:
     """One event on top of the version that is there now."""
     version = "select max(version) from streams where aggregate_id = %s::uuid"
@@ -130,8 +158,8 @@ def append_to_end(connection: Any, stream: str) -> None:
     )
 
 
-def read_naively(owner: Engine, begin: int, stop: threading.Event) -> Reader:
-    reader, last = Reader(), begin
+def read_naively(reader: Reader, owner: Engine, begin: int, stop: threading.Event) -> None:
+    last = begin
     with owner.connect() as connection:
         while True:
             finished = stop.is_set()
@@ -143,7 +171,7 @@ def read_naively(owner: Engine, begin: int, stop: threading.Event) -> Reader:
             reader.seen += [tuple(row) for row in rows]
             last = rows[-1][0] if rows else last
             if finished:
-                return reader
+                return
 
 
 def read_by_xid(owner: Engine, stop: threading.Event) -> Reader:
