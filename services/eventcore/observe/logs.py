@@ -4,16 +4,17 @@ import atexit
 import logging
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from io import TextIOWrapper
 from logging.handlers import QueueHandler, QueueListener
-from queue import Queue
+from queue import Empty, Queue
 from types import MappingProxyType
-from typing import TextIO
+from typing import Any, TextIO
 
 from eventcore import jsontext
 from eventcore.observe.metrics import BUILD
@@ -65,17 +66,43 @@ def start_logging(
 WAITING_LINES = 10_000
 """Maximum lines that wait to be written; then a thread that logs waits, too."""
 
+GATHER = 0.01
+"""Seconds for which lines are gathered, to be written at once."""
+
 
 class _Queued(QueueHandler):
     """Formats a line in the thread that logs it, and hands it to the thread that writes."""
 
-    def __init__(self, lines: Queue[logging.LogRecord]) -> None:
+    def __init__(self, lines: Queue[str | None]) -> None:
         super().__init__(lines)
         self._lines = lines
 
-    def enqueue(self, record: logging.LogRecord) -> None:
+    def prepare(self, record: logging.LogRecord) -> str:
+        return self.format(record)
+
+    def enqueue(self, record: Any) -> None:
         """Waits while the queue is full."""
         self._lines.put(record)
+
+
+class _Gathered(QueueListener):
+    """Writes lines in batches, each as one record of its handler."""
+
+    def __init__(self, lines: Queue[str | None], handler: logging.Handler) -> None:
+        super().__init__(lines, handler)
+        self._lines = lines
+
+    def dequeue(self, block: bool) -> Any:
+        """Returns the lines that have gathered, or None, which is put when the process ends."""
+        if (line := self._lines.get(block)) is None:
+            return None
+        time.sleep(GATHER)
+        lines = [line]
+        with suppress(Empty):
+            while (line := self._lines.get_nowait()) is not None:
+                lines.append(line)
+            self._lines.put(None)  # it is met again, after the lines before it
+        return logging.makeLogRecord({"msg": "\n".join(lines)})
 
 
 def write_lines_in_background() -> None:
@@ -86,13 +113,13 @@ def write_lines_in_background() -> None:
     """
     root = logging.getLogger()
     [stream] = root.handlers
-    lines = Queue[logging.LogRecord](WAITING_LINES)
+    lines = Queue[str | None](WAITING_LINES)
     queued = _Queued(lines)
     queued.setFormatter(stream.formatter)
-    stream.setFormatter(None)  # the record that it gets is a whole line
+    stream.setFormatter(None)  # the record that it gets is whole lines
     root.addHandler(queued)
     root.removeHandler(stream)
-    listener = QueueListener(lines, stream)
+    listener = _Gathered(lines, stream)
     listener.start()
     atexit.register(listener.stop)
 
