@@ -8,14 +8,15 @@ in memory starts threads and keeps any number of clients.
 import time
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
-from math import floor
-from threading import Lock, local
+from math import floor, inf
+from threading import Lock
 from typing import Any, NamedTuple
 
 from limits.storage import SlidingWindowCounterSupport, Storage
 from limits.storage.base import TimestampedSlidingWindow
+from limits.strategies import SlidingWindowCounterRateLimiter
 from pymongo import MongoClient
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
@@ -28,6 +29,9 @@ TIME = 250
 WINDOWS = 20_000
 """Counters that are kept in memory; the one that was used least lately goes first."""
 
+
+FRESH = 1.0
+"""Seconds for which a read of a counter serves; meanwhile other processes may have added hits."""
 
 MARGIN = 0.001
 """Seconds that are added to a wait, for the rounding of floating-point numbers."""
@@ -59,6 +63,18 @@ class Window(NamedTuple):
         return self.left + self.expiry * min(1.0, max(0.0, over)) + MARGIN
 
 
+class _Seen(NamedTuple):
+    """The hits of a key, read at a time; those that this process has added since are among them.
+
+    The previous window has ended, so its hits do not change.
+    """
+
+    window: str
+    previous: int
+    current: int
+    read_at: float
+
+
 class Counters(Storage, SlidingWindowCounterSupport, TimestampedSlidingWindow):
     """Counts the hits of each key in the current and the previous window."""
 
@@ -67,7 +83,9 @@ class Counters(Storage, SlidingWindowCounterSupport, TimestampedSlidingWindow):
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         super().__init__()
         self._clock = clock
-        self._ended = local()
+        self._seen: OrderedDict[str, _Seen] = OrderedDict()
+        self._seen_lock = Lock()
+        self.strategy = SlidingWindowCounterRateLimiter(self)
 
     @abstractmethod
     def counts(self, *windows: str) -> Mapping[str, int]:
@@ -86,26 +104,40 @@ class Counters(Storage, SlidingWindowCounterSupport, TimestampedSlidingWindow):
         """Counts `amount` hits, unless the two windows would then have more than `limit`."""
         now = self._clock()
         previous, current = self.sliding_window_keys(key, expiry, now)
-        before = self._count_of_ended(previous)
-        room = floor(limit - before * (1 - now % expiry / expiry)) - amount
-        return room >= 0 and self.add(current, room, amount, now + 2 * expiry)
+        seen = self._seen.get(key)
+        if not seen or seen.window != current:
+            seen = _Seen(current, self.counts(previous).get(previous, 0), 0, -inf)
+        room = floor(limit - seen.previous * (1 - now % expiry / expiry)) - amount
+        is_added = room >= 0 and self.add(current, room, amount, now + 2 * expiry)
+        if is_added:
+            self._see(key, seen._replace(current=seen.current + amount))
+        return is_added
 
     def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
         """Hits of the previous window and how long they count (s), then those of the current."""
         now = self._clock()
         previous, current = self.sliding_window_keys(key, expiry, now)
         counts = self.counts(previous, current)
-        self._ended.window, self._ended.count = previous, counts.get(previous, 0)
+        seen = _Seen(current, counts.get(previous, 0), counts.get(current, 0), now)
+        self._see(key, seen)
         left = expiry - now % expiry
-        return self._ended.count, left, counts.get(current, 0), left + expiry
+        return seen.previous, left, seen.current, left + expiry
 
-    def _count_of_ended(self, window: str) -> int:
-        """The hits of a window that has ended, which does not change: this thread may have just
-        read them.
-        """
-        if getattr(self._ended, "window", "") == window:
-            return int(self._ended.count)
-        return self.counts(window).get(window, 0)
+    def _see(self, key: str, seen: _Seen) -> None:
+        with self._seen_lock:
+            self._seen[key] = seen
+            self._seen.move_to_end(key)
+            if len(self._seen) > WINDOWS:
+                self._seen.popitem(last=False)
+
+    def windows(self, key: str, expiry: int) -> Iterator[Window]:
+        """The hits of a key: as seen less than FRESH seconds ago, if they were; then as read."""
+        now = self._clock()
+        seen = self._seen.get(key)
+        window = self.sliding_window_keys(key, expiry, now)[1]
+        if seen and seen.window == window and now - seen.read_at < FRESH:
+            yield Window(seen.previous, seen.current, expiry - now % expiry, expiry)
+        yield self.window(key, expiry)
 
     def window(self, key: str, expiry: int) -> Window:
         """The hits of a key that count now, and later."""

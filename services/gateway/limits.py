@@ -11,7 +11,6 @@ import logging
 import math
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -19,7 +18,6 @@ from typing import NamedTuple, TypeAlias
 
 from flask import Flask, Request, Response, g, request
 from limits import RateLimitItem, parse
-from limits.strategies import SlidingWindowCounterRateLimiter
 
 from eventcore.observe import metrics
 from eventcore.web.caller import SAFE
@@ -33,7 +31,7 @@ NEAR = 4
 """A replica leases at most 1/4 of its share of what is left."""
 
 CLIENTS = 10_000
-"""Clients whose leases a process remembers."""
+"""Clients whose leases a process remembers; the one that came first goes first."""
 
 RETRY = 5.0
 """Seconds after which a store that was away is tried again."""
@@ -124,7 +122,7 @@ class Limiter:
         self._replicas = replicas
         self._clock = clock
         self._retry_at = 0.0  # 0: the store has answered
-        self._leases: OrderedDict[tuple[str, str], _Lease] = OrderedDict()
+        self._leases: dict[tuple[str, str], _Lease] = {}
         self._lock = threading.Lock()
         metrics.LIMITS_ALONE.set(0)
 
@@ -144,11 +142,12 @@ class Limiter:
             return Verdict(is_allowed, remaining, max(0.0, lease.reset_at - now))
 
     def _lease(self, key: tuple[str, str]) -> _Lease:
+        if lease := self._leases.get(key):
+            return lease
         with self._lock:
-            lease = self._leases.pop(key, None) or _Lease()
-            self._leases[key] = lease
+            lease = self._leases.setdefault(key, _Lease())
             if len(self._leases) > CLIENTS:
-                self._leases.popitem(last=False)
+                del self._leases[next(iter(self._leases))]
         return lease
 
     def _renew(self, lease: _Lease, limit: Limit, client: str, cost: int, now: float) -> None:
@@ -176,23 +175,24 @@ class Limiter:
         share = limit.share(self._replicas)
         window = self._alone.window(share.key_for(name), share.get_expiry())
         if room := min(leased, window.remaining(share.amount)):
-            SlidingWindowCounterRateLimiter(self._alone).hit(share, name, cost=room)
+            self._alone.strategy.hit(share, name, cost=room)
 
     def _take(
         self, counters: Counters, item: RateLimitItem, name: str, lease: _Lease, cost: int,
         now: float,
     ) -> int:  # fmt: skip
         """Leases as many hits as are sensible, enough for `cost`; 0 if there are fewer."""
-        window = counters.window(item.key_for(name), item.get_expiry())
-        remaining = window.remaining(item.amount)
-        most = min(item.amount // LEAST_SHARE, remaining // NEAR) // self._replicas
-        least, taken = cost - lease.left, 0
-        if least <= remaining:
-            sizes, hit = (max(least, most), least), SlidingWindowCounterRateLimiter(counters).hit
-            taken = next((each for each in sizes if hit(item, name, cost=each)), 0)
-        window = window._replace(current=window.current + taken)
+        key, expiry, least, taken = item.key_for(name), item.get_expiry(), cost - lease.left, 0
+        for window in counters.windows(key, expiry):
+            remaining = window.remaining(item.amount)
+            most = min(item.amount // LEAST_SHARE, remaining // NEAR) // self._replicas
+            sizes = (max(least, most), least) if least <= remaining else ()
+            taken = next((n for n in sizes if counters.strategy.hit(item, name, cost=n)), 0)
+            if taken:
+                window = window._replace(current=window.current + taken)
+                break
         lease.left += taken
-        lease.beyond = max(0, remaining - taken)
+        lease.beyond = window.remaining(item.amount)
         lease.reset_at = now + window.wait(item.amount, lease.beyond + 1 if taken else least)
         lease.until = now + item.get_expiry()
         lease.refused_until = 0.0 if taken else now + REFUSED
