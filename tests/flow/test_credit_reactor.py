@@ -146,7 +146,7 @@ def test_a_reservation_that_lost_a_race_is_decided_again(begun: bool) -> None:
     racing(service, lambda: service.reserve("a", 10))
     assert service.reserve("b", 10) == ["CREDIT_RESERVED", "CREDIT_REFUSED"]
     assert service.credit.live == {"a": 10}
-    assert service.credit.refused == "b "
+    assert service.credit.refused == " b "
 
 
 def test_a_stream_that_begins_between_two_reads_is_gone_on_with() -> None:
