@@ -27,8 +27,8 @@ class Credit:
     """
 
     live: Mapping[str, Decimal] = field(default_factory=dict)
-    refused: str = " "
-    released: str = " "
+    refused: str = ""
+    released: str = ""
 
     @property
     def reserved(self) -> Decimal:
@@ -59,8 +59,8 @@ def decide(command: CreditCommand, credit: Credit) -> Sequence[CreditEvent]:
     """The new events: none where the order has its answer."""
     match command:
         case Reserve(order_id, amount, limit):
-            ended = _has(credit.refused, order_id) or _has(credit.released, order_id)
-            if ended or order_id in credit.live:
+            mark = _mark(order_id)
+            if order_id in credit.live or mark in credit.refused or mark in credit.released:
                 return []
             if limit is None or credit.reserved + amount <= limit:
                 return [CreditReserved(order_id, amount)]
@@ -68,7 +68,7 @@ def decide(command: CreditCommand, credit: Credit) -> Sequence[CreditEvent]:
             reason = f"The price, {amount:f}, is above the credit that is left: {left:f}."
             return [CreditRefused(order_id, amount, reason)]
         case Release(order_id):
-            is_released = _has(credit.released, order_id)
+            is_released = _mark(order_id) in credit.released
             return [] if is_released else [CreditReleased(order_id, credit.live.get(order_id))]
         case _:
             assert_never(command)
@@ -80,33 +80,21 @@ def evolve(credit: Credit, event: CreditEvent) -> Credit:
         case CreditReserved(order_id, amount):
             return replace(credit, live={**credit.live, order_id: amount})
         case CreditRefused(order_id):
-            return replace(credit, refused=_with(credit.refused, order_id))
+            return replace(credit, refused=credit.refused + _mark(order_id))
         case CreditReleased(order_id):
             live = {id: amount for id, amount in credit.live.items() if id != order_id}
-            refused = _without(credit.refused, order_id)
-            return Credit(live, refused, _with(credit.released, order_id))
+            mark = _mark(order_id)
+            return Credit(live, credit.refused.replace(mark, ""), credit.released + mark)
         case _:
             assert_never(event)
 
 
-def _shorten(order_id: str) -> str:
-    """Returns the 22 characters of a UUID in base64 instead of 36; any other id as it is."""
+def _mark(order_id: str) -> str:
+    """The id between spaces; of a UUID, 22 characters of base64 instead of 36."""
     try:
-        return urlsafe_b64encode(UUID(order_id).bytes)[:22].decode()
+        return f" {urlsafe_b64encode(UUID(order_id).bytes)[:22].decode()} "
     except ValueError:
-        return order_id
-
-
-def _has(ids: str, order_id: str) -> bool:
-    return f" {_shorten(order_id)} " in ids
-
-
-def _with(ids: str, order_id: str) -> str:
-    return f"{ids}{_shorten(order_id)} "
-
-
-def _without(ids: str, order_id: str) -> str:
-    return ids.replace(f" {_shorten(order_id)} ", " ")
+        return f" {order_id} "
 
 
 def to_json(credit: Credit) -> Json:
