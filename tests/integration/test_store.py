@@ -73,8 +73,8 @@ def test_of_three_readers_only_the_settled_feed_is_complete_and_in_order(
     streams = [uuid4() for _ in range(3)]
     naive = Reader()
     with ThreadPoolExecutor(10) as pool:
+        following = pool.submit(read_naively, naive, owner, begin.position, stop)
         readers = [
-            pool.submit(read_naively, naive, owner, begin.position, stop),
             pool.submit(read_by_xid, owner, stop),
             pool.submit(read_settled, session, begin, stop),
         ]
@@ -86,7 +86,8 @@ def test_of_three_readers_only_the_settled_feed_is_complete_and_in_order(
             overtake(owner)
         finally:
             stop.set()
-        _, by_xid, settled = [reader.result() for reader in readers]
+        following.result()
+        by_xid, settled = [reader.result() for reader in readers]
     with owner.connect() as connection:
         log = connection.exec_driver_sql(
             "select position from events where position > %s", (begin.position,)
