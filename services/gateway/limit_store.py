@@ -135,7 +135,7 @@ class Counters(Storage, SlidingWindowCounterSupport, TimestampedSlidingWindow):
         now = self._clock()
         seen = self._seen.get(key)
         window = self.sliding_window_keys(key, expiry, now)[1]
-        if seen and seen.window == window and now - seen.read_at < FRESH:
+        if seen and seen.window == window and 0 <= now - seen.read_at < FRESH:
             yield Window(seen.previous, seen.current, expiry - now % expiry, expiry)
         yield self.window(key, expiry)
 

@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY
 from eventcore.errors import Misconfigured
 from eventcore.settings import read_settings
 from eventcore.web.correlation import Correlation
-from gateway.limit_store import WINDOWS, MemoryCounters
+from gateway.limit_store import FRESH, MemoryCounters
 from gateway.limits import (
     CLIENTS,
     REFUSED,
@@ -109,6 +109,26 @@ def test_most_requests_cost_no_call_to_the_store() -> None:
     store = Store()
     admitted(Limiter(store, 3), requests=3000, of=limit("6000/hour"))
     assert store.calls <= 3000 / 10
+
+
+def test_a_lease_costs_one_call_if_counts_were_read_a_moment_ago() -> None:
+    clock = Clock()
+    store = Store(clock)
+    limiter = Limiter(store, clock=clock)
+    admitted(limiter, requests=600, of=limit("6000/hour"))
+    assert store.calls == 3, "a read and two leases"
+    clock.now += FRESH
+    admitted(limiter, requests=300, of=limit("6000/hour"))
+    assert store.calls == 5, "another read and a lease"
+
+
+def test_a_lease_on_counts_that_others_have_changed_is_within_the_limit() -> None:
+    clock = Clock()
+    ours, others = Store(clock), Store(clock)
+    others._counts = ours._counts
+    one, another = Limiter(ours, clock=clock), Limiter(others, clock=clock)
+    first = admitted(one, requests=50)
+    assert first + admitted(another, requests=1000) + admitted(one, requests=1000) == 1000
 
 
 def test_a_client_who_is_refused_costs_no_call_for_a_while() -> None:
