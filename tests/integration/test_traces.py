@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -196,10 +197,21 @@ def test_one_post_is_one_trace_from_the_gateway_to_the_document(
         roots = [s for s in collector.spans if not s.parent and s.kind == "client"]
         assert roots == []  # no poll of a server is a trace
 
-        lines = [json.loads(line) for line in shop.log("user-service").splitlines()]
-        answered = [line for line in lines if line.get("trace_id") == spans[0].trace]
+        answered = [line for line in created(shop, 2) if line["trace_id"] == spans[0].trace]
         assert answered
         assert answered[-1]["span_id"] == one(spans, "user-service", "POST /users").id
+
+
+def created(shop: Shop, users: int) -> list[dict[str, Any]]:
+    """The lines of so many users' requests; a line is written a moment after the answer."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        lines = [json.loads(line) for line in shop.log("user-service").splitlines()]
+        found = [line for line in lines if line.get("route") == "/users"]
+        if len(found) >= users:
+            return found
+        assert time.monotonic() < deadline, f"{len(found)} lines of {users}"
+        time.sleep(0.05)
 
 
 def test_a_request_is_traced_by_ratio_whole_or_not_at_all(
@@ -209,9 +221,8 @@ def test_a_request_is_traced_by_ratio_whole_or_not_at_all(
         headers = [new_context() for _ in range(40)]
         for header in headers:
             post(shop, "/users", USER, header)
-        lines = [json.loads(line) for line in shop.log("user-service").splitlines()]
-        created = [line["trace_id"] for line in lines if line.get("route") == "/users"]
-        assert len(created) == len(set(created)) == 40  # each has an id in the log
+        logged = [line["trace_id"] for line in created(shop, 40)]
+        assert len(logged) == len(set(logged)) == 40  # each has an id in the log
         kept = [header for header in headers if trace_of(collector, header)]
         for header in kept:
             spans = await_spans(collector, DELIVERED, header)
@@ -225,7 +236,7 @@ def test_a_request_is_traced_by_ratio_whole_or_not_at_all(
             assert time.monotonic() < deadline, "a trace without the gateway's span"
             time.sleep(0.05)
         assert 5 <= len(traces()) <= 35
-        assert traces() <= set(created)
+        assert traces() <= set(logged)
 
 
 def test_a_callers_trace_context_counts_inside_and_not_at_the_gateway(
