@@ -638,6 +638,7 @@ The exporters and the bundled stack that there are, with what each needs: a serv
 {{- define "shop.serverPort" -}}
 {{- $server := index (index . 0).Values (index . 1) -}}
 {{- $ports := dict "postgres" 5432 "rabbitmq" 5672 "mongodb" 27017 "management" 15672 -}}
+{{- if include "shop.serversTls" (index . 0) }}{{ $ports = merge (dict "rabbitmq" 5671 "management" 15671) $ports }}{{ end -}}
 {{- $management := and (eq (index . 1) "rabbitmq") (eq (index . 2) "admin") -}}
 {{- if $server.enabled -}}
 {{ index $ports (ternary "management" (index . 1) $management) }}
@@ -680,9 +681,10 @@ password is told in another way.
 {{- with $options }}
 - {name: {{ $prefix }}_OPTIONS, value: {{ . | quote }}}
 {{- end }}
-{{- if and (not $server.enabled) $external.tls.enabled }}
+{{- $tls := fromJson (include "shop.server.tls" (list $root $name)) }}
+{{- if $tls.enabled }}
 - {name: {{ $prefix }}_TLS, value: "on"}
-{{- if $external.tls.caSecret }}
+{{- if $tls.caSecret }}
 - {name: {{ $prefix }}_CA_FILE, value: /tls/{{ $name }}/ca.crt}
 {{- end }}
 {{- end }}
@@ -734,14 +736,36 @@ made belongs to a user who may read `default`.
     {{- end }}
 {{- end -}}
 
+{{/* Whether the bundled servers take TLS alone. In `global`, since their own charts must know it as well. */}}
+{{- define "shop.serversTls" -}}
+{{- if ((.Values.global).serversTls).enabled }}yes{{ end -}}
+{{- end -}}
+
+{{/* The Secret with the certificate of all bundled servers. */}}
+{{- define "shop.serversTls.secret" -}}
+{{- ((.Values.global).serversTls).secretName | default (printf "%s-servers-tls" (include "shop.short" .Release.Name)) -}}
+{{- end -}}
+
+{{/* The values `tls` of a server, bundled or external: `enabled`, and `caSecret` and `caKey`, by which clients verify it. (list $ "postgres") */}}
+{{- define "shop.server.tls" -}}
+{{- $root := index . 0 -}}{{- $server := index $root.Values (index . 1) -}}
+{{- if not $server.enabled -}}
+{{- toJson $server.external.tls -}}
+{{- else if include "shop.serversTls" $root -}}
+{{- toJson (dict "enabled" true "caSecret" (include "shop.serversTls.secret" $root) "caKey" "ca.crt") -}}
+{{- else -}}
+{}
+{{- end -}}
+{{- end -}}
+
 {{/* The CA certificates of these servers, as volumes and their mounts: (list $ (list "postgres")) */}}
 {{- define "shop.tlsVolumes" -}}
 {{- $root := index . 0 -}}
 {{- range index . 1 }}
-{{- $server := index $root.Values . }}
-{{- if and (not $server.enabled) $server.external.tls.enabled $server.external.tls.caSecret }}
+{{- $tls := fromJson (include "shop.server.tls" (list $root .)) }}
+{{- if and $tls.enabled $tls.caSecret }}
 - name: tls-{{ . }}
-  secret: {secretName: {{ $server.external.tls.caSecret }}, items: [{key: {{ $server.external.tls.caKey }}, path: ca.crt}]}
+  secret: {secretName: {{ $tls.caSecret }}, items: [{key: {{ $tls.caKey }}, path: ca.crt}]}
 {{- end }}
 {{- end }}
 {{- end -}}
@@ -749,8 +773,8 @@ made belongs to a user who may read `default`.
 {{- define "shop.tlsMounts" -}}
 {{- $root := index . 0 -}}
 {{- range index . 1 }}
-{{- $server := index $root.Values . }}
-{{- if and (not $server.enabled) $server.external.tls.enabled $server.external.tls.caSecret }}
+{{- $tls := fromJson (include "shop.server.tls" (list $root .)) }}
+{{- if and $tls.enabled $tls.caSecret }}
 - {name: tls-{{ . }}, mountPath: /tls/{{ . }}, readOnly: true}
 {{- end }}
 {{- end }}
@@ -848,7 +872,20 @@ envFrom:
 {{- end }}
 {{- end -}}
 
-{{/* The volumes that hold data and the administrator's password, as the file `admin`. */}}
+{{/*
+Lines of a script of bash that open a TLS connection, read at descriptor 3 and written at 4: (list $ ADDRESS). With an
+argument the script verifies as clients do. Liveness does not: a certificate that expires must end no open connection.
+It waits for openssl, since a server as process 1 waits for no child that it did not start.
+*/}}
+{{- define "shop.bundled.openssl" -}}
+[ $# = 0 ] || verify=(-CAfile /tls/ca.crt -verify_return_error -verify_hostname {{ include "shop.bundled.name" (index . 0) }})
+trap '' PIPE
+trap 'kill $! 2>/dev/null; wait' EXIT
+coproc tls { exec openssl s_client -quiet -no_ign_eof "${verify[@]}" -connect "{{ index . 1 }}" 2>/dev/null; }
+exec 3<&"${tls[0]}" 4>&"${tls[1]}"
+{{- end -}}
+
+{{/* The volumes that hold data, the administrator's password, as the file `admin`, and with TLS the certificate. */}}
 {{- define "shop.bundled.volumes" -}}
 - name: admin
   secret:
@@ -858,5 +895,12 @@ envFrom:
 {{- with .Values.persistence.existingClaim }}
 - name: data
   persistentVolumeClaim: {claimName: {{ . }}}
+{{- end }}
+{{- if include "shop.serversTls" . }}
+- name: tls
+  secret:
+    secretName: {{ include "shop.serversTls.secret" . }}
+    defaultMode: 0440
+    items: [{key: tls.crt, path: tls.crt}, {key: tls.key, path: tls.key}, {key: ca.crt, path: ca.crt}]
 {{- end }}
 {{- end -}}
