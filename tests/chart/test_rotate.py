@@ -173,6 +173,36 @@ def test_an_administrators_new_password_is_kept_before_its_server_has_it(kubectl
     assert told == [base64.b64decode(data["admin.next"]).decode() + "\n"]
 
 
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_mongodbs_password_is_changed_by_tls_where_it_takes_nothing_else(
+    encrypted: bool, kubectl: Kubectl, tmp_path: Path
+) -> None:
+    kubectl.rotate()
+    (script,) = (
+        arguments[-1] for arguments, _ in kubectl.calls if "statefulset/shop-mongodb" in arguments
+    )
+    (tmp_path / "admin").write_text("old")
+    if encrypted:
+        (tmp_path / "ca.crt").write_text("")
+    program = tmp_path / "mongosh"
+    program.write_text('#!/bin/sh\necho "$@"\n')
+    program.chmod(0o755)
+    done = subprocess.run(
+        [
+            "bash",
+            "-c",
+            script.replace("/secrets/", f"{tmp_path}/").replace("/tls/", f"{tmp_path}/"),
+        ],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        input="new\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    tls = f"--tls --tlsCAFile {tmp_path}/ca.crt --tlsAllowInvalidHostnames " if encrypted else ""
+    assert done.stdout.startswith(f"--quiet {tls}--username admin --password old admin")
+
+
 def test_a_secret_of_yours_is_left_alone(kubectl: Kubectl) -> None:
     kubectl.hold("secrets", [each for each in render().of("Secret") if "feed" not in str(each)])
     done = kubectl.rotate()

@@ -3,11 +3,24 @@
 import re
 import subprocess
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from tests.chart.network import edges, peers
-from tests.chart.render import EXPORTERS, SERVERS, Object, Pod, Render, notes, over, render
+from tests.chart.render import (
+    EXPORTERS,
+    NAMESPACE,
+    ROOT,
+    SERVERS,
+    Object,
+    Pod,
+    Render,
+    notes,
+    over,
+    parse,
+    render,
+)
 from tests.chart.test_code import environment
 from tests.graph import GRAPH
 
@@ -216,6 +229,21 @@ def test_the_secret_may_have_another_name() -> None:
         if name == "tls" or name.startswith("tls-")
     }
     assert named == {"mine"}
+
+
+def test_the_example_has_a_certificate_for_every_name_that_is_verified(encrypted: Render) -> None:
+    made = parse((ROOT / "k8s/production/tls/certificates.yaml").read_text())
+    (certificate,) = (each["spec"] for each in made if each["spec"].get("secretName", "") == SECRET)
+    names = {name.replace("NAMESPACE", NAMESPACE) for name in certificate["dnsNames"]}
+    (scaler,) = encrypted.of("ScaledObject")
+    told = {
+        environment(container).get(f"{server.upper()}_HOST")
+        for pod in encrypted.pods
+        for container in pod.containers
+        for server in SERVERS
+    }
+    url = urlsplit(scaler["spec"]["triggers"][0]["metadata"]["host"])
+    assert names == told - {None} | {url.hostname}
 
 
 def test_the_notes_name_the_secret_that_the_pods_wait_for() -> None:

@@ -190,6 +190,7 @@ WITHIN: list[tuple[str, Object]] = [
     (r"ingress\.tls\.enabled", {"ingress": {"enabled": True}}),
     (r"ingress\..*", ENCRYPTED_INGRESS),
     (r"tls\.secretName", {"tls": {"enabled": True}}),
+    (r"global\.serversTls\.secretName", {"global": {"serversTls": {"enabled": True}}}),
     (r"rebuild\.(?!projections).*", {"rebuild": {"projections": ["orders"]}}),
     (r"backup\.enabled|restore\.stores", {}),
     (r"backup\.upload\.(?!to).*", UPLOADED),

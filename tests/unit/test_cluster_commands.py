@@ -211,6 +211,26 @@ def test_each_page_of_the_release_and_no_other_has_a_local_port(
     ]
 
 
+@pytest.mark.parametrize(("port", "scheme"), [("", "http"), ("5671", "https")])
+def test_the_page_of_rabbitmq_is_called_as_it_listens(
+    port: str, scheme: str, machine: Path
+) -> None:
+    log = machine / "log"
+    for name in ("xargs", "cat"):
+        (machine / name).symlink_to(shutil.which(name) or "")
+    answers = f'case "$*" in *jsonpath*) echo "{port}" ;; *get*) echo service/shop-rabbitmq ;;'
+    put(machine, "kubectl", f'{answers} *) echo "$*" >> {log} ;; esac')
+    done = subprocess.run(
+        [str(ROOT / "local/ui")],
+        env={"PATH": str(machine)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f" {scheme}://localhost:15672/" in done.stdout
+    assert "port-forward service/shop-rabbitmq 15672:management" in log.read_text()
+
+
 def test_without_a_release_it_is_said_how_to_get_one(machine: Path) -> None:
     put(machine, "kubectl", "exit 0")
     assert said(machine, "local/ui").startswith("No release `shop` is in the namespace shop")
