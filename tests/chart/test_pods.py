@@ -326,7 +326,7 @@ def _claims(chart: Render, pod: Pod) -> list[Object]:
 
 def _given(values: Any) -> set[str]:
     """The names of Secrets and claims that values say are there already."""
-    names = {"existingSecret", "existingClaim", "secret", "caSecret"}
+    names = {"existingSecret", "existingClaim", "secret", "caSecret", "secretName"}
     found = set()
     if isinstance(values, dict):
         for key, value in values.items():

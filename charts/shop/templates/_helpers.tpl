@@ -879,7 +879,6 @@ It waits for openssl, since a server as process 1 waits for no child that it did
 */}}
 {{- define "shop.bundled.openssl" -}}
 [ $# = 0 ] || verify=(-CAfile /tls/ca.crt -verify_return_error -verify_hostname {{ include "shop.bundled.name" (index . 0) }})
-trap '' PIPE
 trap 'kill $! 2>/dev/null; wait' EXIT
 coproc tls { exec openssl s_client -quiet -no_ign_eof "${verify[@]}" -connect "{{ index . 1 }}" 2>/dev/null; }
 exec 3<&"${tls[0]}" 4>&"${tls[1]}"
