@@ -16,7 +16,7 @@ import pytest
 from local.panels.alerts import alerts
 from local.services import SERVICES
 from tests.chart.render import EXPORTERS, STACK, render
-from tests.e2e.release import ROOT, Release, await_that, run
+from tests.e2e.release import ROOT, SERVERS, Release, await_that, run
 from tests.e2e.test_release import PROCESSES
 from tests.integration.prometheus import Prometheus
 
@@ -58,18 +58,42 @@ def settings() -> list[str]:
         for part in left_out()
     ]
     told = ["observability.enabled=true", "traffic.enabled=true", "ingress.enabled=false"]
+    told += ["global.serversTls.enabled=true"]
     told += ["observability.prometheus.interval=2s", *(f"{each}.enabled=false" for each in off)]
     return [f"--set={each}" for each in told]
 
 
+def give_certificate(release: Release, folder: Path) -> None:
+    """Makes the Secret with a certificate of the bundled servers, by a CA of its own."""
+
+    def openssl(*arguments: str) -> None:
+        run("openssl", *arguments, cwd=folder)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1")
+    uses = ("-addext", "keyUsage=critical,keyCertSign,cRLSign", "-subj", "/CN=test-ca")
+    openssl("req", "-x509", *key, *uses, "-keyout", "ca.key", "-out", "ca.crt")
+    names = ",".join(f"DNS:{release.name}-{server}" for server in SERVERS)
+    openssl(
+        "req", "-x509", *key, "-CA", "ca.crt", "-CAkey", "ca.key", "-subj", "/CN=servers",
+        "-addext", f"subjectAltName={names}", "-addext", "basicConstraints=critical,CA:FALSE",
+        "-addext", "authorityKeyIdentifier=keyid", "-keyout", "tls.key", "-out", "tls.crt",
+    )  # fmt: skip
+    files = [f"--from-file={folder / name}" for name in ("tls.crt", "tls.key", "ca.crt")]
+    release.kubectl("create", "secret", "generic", f"{release.name}-servers-tls", *files)
+
+
 @pytest.fixture(scope="module")
-def watched() -> Iterator[Release]:
-    """A release with the stack, in a namespace of its own that admits only restricted pods."""
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
+    """A release with the stack, in a namespace of its own that admits only restricted pods.
+
+    Its servers take TLS alone, so whoever is measured there has verified a certificate.
+    """
     release = Release("shop", "shop-watched")
     run("kubectl", "delete", "namespace", release.namespace, "--ignore-not-found", "--wait")
     run("kubectl", "create", "namespace", release.namespace)
     label = "pod-security.kubernetes.io/enforce=restricted"
     run("kubectl", "label", "namespace", release.namespace, label)
+    give_certificate(release, tmp_path_factory.mktemp("certificates"))
     try:
         release.install(*settings())
         yield release
