@@ -13,6 +13,7 @@ import pytest
 
 from local.child import Child
 from local.servers import RabbitMQ, free_port
+from tests.certificates import make_ca, sign
 from tests.chart.render import render
 from tests.chart.test_servers_tls import ON
 
@@ -31,17 +32,8 @@ def configured(server: str, key: str) -> str:
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the Secret has."""
     folder = tmp_path_factory.mktemp("tls")
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    uses = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")
-    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=ca", *uses)
-    openssl("req", *key, "-keyout", "tls.key", "-out", "tls.csr", "-subj", "/CN=servers")
-    (folder / "names").write_text("subjectAltName=DNS:shop-rabbitmq,DNS:shop-mongodb\n")
-    signed = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names")
-    openssl("x509", "-req", "-in", "tls.csr", *signed, "-out", "tls.crt")
+    make_ca(folder, "ca")
+    sign(folder, "ca", "tls", "DNS:shop-rabbitmq,DNS:shop-mongodb")
     return folder
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from local.panels.alerts import alerts
 from local.services import SERVICES
+from tests.certificates import make_ca, sign
 from tests.chart.render import EXPORTERS, STACK, render
 from tests.e2e.release import ROOT, SERVERS, Release, await_that, run
 from tests.e2e.test_release import PROCESSES
@@ -65,19 +66,8 @@ def settings() -> list[str]:
 
 def give_certificate(release: Release, folder: Path) -> None:
     """Makes the Secret with a certificate of the bundled servers, by a CA of its own."""
-
-    def openssl(*arguments: str) -> None:
-        run("openssl", *arguments, cwd=folder)
-
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1")
-    uses = ("-addext", "keyUsage=critical,keyCertSign,cRLSign", "-subj", "/CN=test-ca")
-    openssl("req", "-x509", *key, *uses, "-keyout", "ca.key", "-out", "ca.crt")
-    names = ",".join(f"DNS:{release.name}-{server}" for server in SERVERS)
-    openssl(
-        "req", "-x509", *key, "-CA", "ca.crt", "-CAkey", "ca.key", "-subj", "/CN=servers",
-        "-addext", f"subjectAltName={names}", "-addext", "basicConstraints=critical,CA:FALSE",
-        "-addext", "authorityKeyIdentifier=keyid", "-keyout", "tls.key", "-out", "tls.crt",
-    )  # fmt: skip
+    make_ca(folder, "ca")
+    sign(folder, "ca", "tls", ",".join(f"DNS:{release.name}-{server}" for server in SERVERS))
     files = [f"--from-file={folder / name}" for name in ("tls.crt", "tls.key", "ca.crt")]
     release.kubectl("create", "secret", "generic", f"{release.name}-servers-tls", *files)
 

@@ -8,7 +8,6 @@ passes on all else: who verifies is the client.
 
 import socket
 import ssl
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -49,6 +48,7 @@ from local.processes import Process, Servers, processes
 from local.servers import MongoDB, PostgreSQL, RabbitMQ, free_port
 from local.services import SERVED, SERVICES
 from local.shop import Shop
+from tests.certificates import make_ca, sign
 from tests.conftest import Databases
 from tests.environment import settings_from
 
@@ -79,25 +79,10 @@ class Certificates:
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     folder = tmp_path_factory.mktemp("certificates")
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(
-            ["openssl", *arguments], cwd=folder, check=True, capture_output=True, timeout=60
-        )
-
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
     for ca in ("ours", "strangers"):
-        out = ("-keyout", f"{ca}.key", "-out", f"{ca}.crt", "-subj", f"/CN={ca}")
-        uses = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")
-        openssl("req", "-x509", *key, *out, *uses, "-days", "1")
+        make_ca(folder, ca)
     for name, alternative in (("here", f"IP:{HOST},DNS:localhost"), ("elsewhere", "DNS:elsewhere")):
-        (folder / f"{name}.ext").write_text(f"subjectAltName={alternative}\n")
-        openssl(
-            "req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}"
-        )
-        signed_by = ("-CA", "ours.crt", "-CAkey", "ours.key", "-CAcreateserial")
-        out = ("-out", f"{name}.crt", "-days", "1", "-extfile", f"{name}.ext")
-        openssl("x509", "-req", "-in", f"{name}.csr", *signed_by, *out)
+        sign(folder, "ours", name, alternative)
     return Certificates(folder)
 
 
