@@ -29,7 +29,6 @@ TIME = 250
 WINDOWS = 20_000
 """Counters that are kept in memory; the one that was used least lately goes first."""
 
-
 FRESH = 1.0
 """Seconds for which a read of a counter serves; meanwhile other processes may have added hits."""
 
